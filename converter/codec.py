@@ -1,0 +1,94 @@
+"""What a codec is: one GGUF tensor type, and how values become its bytes.
+
+Float codecs take float32 rows; ternary codecs take CodedRows and give them back unchanged:
+`unpack(pack(rows)) == rows` whenever the scales are fp16 values.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from gguf import GGMLQuantizationType, LlamaFileType
+
+from tritgguf.converter.errors import TensorError, UnsupportedError
+from tritgguf.converter.registry import offered
+from tritgguf.converter.tensors import ByteArray, CodedRows, Float32Array
+
+
+class Codec(ABC):
+    """One GGUF tensor type: `block` values of a row become `block_bytes` bytes."""
+
+    name: str
+    ggml_type: GGMLQuantizationType
+    file_type: LlamaFileType
+    block: int
+    block_bytes: int
+    for_linear: bool = True
+
+    def row_bytes(self, n_columns: int) -> int:
+        """Return the bytes of a row of `n_columns` values, which must be a multiple of the block."""
+        return n_columns // self.block * self.block_bytes
+
+
+class FloatCodec(Codec):
+    """A type that stores each value by itself."""
+
+    @abstractmethod
+    def encode(self, values: Float32Array) -> ByteArray:
+        """Return the bytes of float32 rows, shape (n_rows, row bytes)."""
+
+    @abstractmethod
+    def decode(self, stored: ByteArray) -> Float32Array:
+        """Return the float32 rows that those bytes stand for."""
+
+
+class TernaryCodec(Codec):
+    """A type that stores ternary codes with one fp16 scale per block."""
+
+    @abstractmethod
+    def pack(self, rows: CodedRows) -> ByteArray:
+        """Return the bytes of ternary rows, shape (n_rows, row bytes); the scales are rounded to fp16."""
+
+    @abstractmethod
+    def unpack(self, stored: ByteArray) -> CodedRows:
+        """Return codes and scales of packed rows, shape (n_rows, row bytes); raise TensorError on invalid codes."""
+
+
+def codecs() -> dict[str, Codec]:
+    """Return every codec by its name."""
+    return {codec.name: codec for codec in offered("tritgguf.converter.codecs", "CODEC", Codec)}
+
+
+def codec_named(name: str) -> Codec:
+    """Return the codec of that name; raise UnsupportedError listing the names there are."""
+    known = codecs()
+    if name not in known:
+        raise UnsupportedError(f"unknown tensor type {name!r}; expected one of {', '.join(known)}")
+    return known[name]
+
+
+def fp16(values: Float32Array) -> Float32Array:
+    """Round to fp16 and back: the value a scale has once stored."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16).astype(np.float32)
+
+
+def block_scales(rows: CodedRows, block: int) -> ByteArray:
+    """Return one fp16 scale per block as bytes, shape (n_rows, n_blocks, 2); raise TensorError where one overflows."""
+    n_rows, n_columns = rows.codes.shape
+    if rows.group % block:
+        raise ValueError(f"groups of {rows.group} columns don't share one scale in blocks of {block}")
+    scales = np.repeat(rows.scales, rows.group // block, axis=1)
+    with np.errstate(over="ignore"):
+        halves = np.ascontiguousarray(scales.astype("<f2"))
+    if not np.isfinite(halves).all():
+        raise TensorError(
+            f"a block's scale is {scales.max():g}, but fp16 ends at 65504: store this tensor as f16 or f32"
+        )
+    return halves.view(np.uint8).reshape(n_rows, n_columns // block, 2)
+
+
+def stored_scales(stored: ByteArray) -> Float32Array:
+    """Return the fp16 scales, shape (n_rows, n_blocks), of their bytes, shape (n_rows, n_blocks, 2)."""
+    return np.ascontiguousarray(stored).view("<f2")[..., 0].astype(np.float32)

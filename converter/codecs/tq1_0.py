@@ -1,0 +1,58 @@
+"""TQ1_0: 256 ternary values in 52 bytes of base-3 digits, then one fp16 scale (1.6875 bits per weight).
+
+A byte holds five digits as the fraction 0.d1d2d3d4d5 in base 3, scaled to 256 and rounded up, so that the next
+digit is the carry of a multiplication by 3. Values 0..159 fill bytes 0..31 (value m + 32n is digit n of byte m),
+160..239 fill bytes 32..47 (m + 16n), 240..255 fill bytes 48..51 with four digits each (m + 4n).
+The layout is that of ggml's `quantize_row_tq1_0_ref`.
+"""
+
+import numpy as np
+from gguf import GGMLQuantizationType, LlamaFileType
+
+from tritgguf.converter.codec import TernaryCodec, block_scales, stored_scales
+from tritgguf.converter.tensors import ByteArray, CodedRows
+
+CODE_BYTES = 52
+SECTIONS = ((0, 5, 32), (160, 5, 16), (240, 4, 4))  # first value, digits per byte, bytes
+FRACTIONS = np.array([(number * 256 + 242) // 243 for number in range(243)], np.uint8)
+
+
+class TQ10(TernaryCodec):
+    name = "tq1_0"
+    ggml_type = GGMLQuantizationType.TQ1_0
+    file_type = LlamaFileType.MOSTLY_TQ1_0
+    block = 256
+    block_bytes = 54
+
+    def pack(self, rows: CodedRows) -> ByteArray:
+        n_rows, n_columns = rows.codes.shape
+        digits = (rows.codes.view(np.uint8) + np.uint8(1)).reshape(n_rows, n_columns // self.block, self.block)
+        stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
+        position = 0
+        for first, n_digits, n_bytes in SECTIONS:
+            section = digits[..., first : first + n_digits * n_bytes].reshape(*digits.shape[:2], n_digits, n_bytes)
+            number = np.zeros((*digits.shape[:2], n_bytes), np.uint8)
+            for digit in range(n_digits):
+                number += section[..., digit, :] * np.uint8(3 ** (4 - digit))
+            stored[..., position : position + n_bytes] = FRACTIONS[number]
+            position += n_bytes
+        stored[..., CODE_BYTES:] = block_scales(rows, self.block)
+        return stored.reshape(n_rows, -1)
+
+    def unpack(self, stored: ByteArray) -> CodedRows:
+        n_rows = len(stored)
+        blocks = stored.reshape(n_rows, -1, self.block_bytes)
+        codes = np.empty((n_rows, blocks.shape[1], self.block), np.int8)
+        position = 0
+        for first, n_digits, n_bytes in SECTIONS:
+            fraction = blocks[..., position : position + n_bytes].copy()
+            for digit in range(n_digits):
+                tripled = fraction.astype(np.uint16) * 3
+                start = first + digit * n_bytes
+                codes[..., start : start + n_bytes] = (tripled >> 8).astype(np.int8) - 1
+                fraction = tripled.astype(np.uint8)  # keeps the low byte: the digits still to come
+            position += n_bytes
+        return CodedRows(codes.reshape(n_rows, -1), stored_scales(blocks[..., CODE_BYTES:]), self.block)
+
+
+CODEC = TQ10()

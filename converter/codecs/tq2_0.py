@@ -1,0 +1,45 @@
+"""TQ2_0: 256 ternary values in 64 bytes of 2-bit codes, then one fp16 scale (2.0625 bits per weight).
+
+Two halves of 128 values; in each, byte m (0..31) holds values m, m+32, m+64 and m+96 at bits 0, 2, 4 and 6 as
+trit + 1. The layout is that of ggml's `quantize_row_tq2_0_ref`.
+"""
+
+import numpy as np
+from gguf import GGMLQuantizationType, LlamaFileType
+
+from tritgguf.converter.codec import TernaryCodec, block_scales, stored_scales
+from tritgguf.converter.errors import TensorError
+from tritgguf.converter.tensors import ByteArray, CodedRows
+
+CODE_BYTES = 64
+
+
+class TQ20(TernaryCodec):
+    name = "tq2_0"
+    ggml_type = GGMLQuantizationType.TQ2_0
+    file_type = LlamaFileType.MOSTLY_TQ2_0
+    block = 256
+    block_bytes = 66
+
+    def pack(self, rows: CodedRows) -> ByteArray:
+        n_rows, n_columns = rows.codes.shape
+        # (row, block, half, bit pair, byte in the half)
+        digits = (rows.codes.view(np.uint8) + np.uint8(1)).reshape(n_rows, n_columns // self.block, 2, 4, 32)
+        packed = digits[..., 0, :] | digits[..., 1, :] << 2 | digits[..., 2, :] << 4 | digits[..., 3, :] << 6
+        stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
+        stored[..., :CODE_BYTES] = packed.reshape(n_rows, -1, CODE_BYTES)
+        stored[..., CODE_BYTES:] = block_scales(rows, self.block)
+        return stored.reshape(n_rows, -1)
+
+    def unpack(self, stored: ByteArray) -> CodedRows:
+        n_rows = len(stored)
+        blocks = stored.reshape(n_rows, -1, self.block_bytes)
+        packed = blocks[..., :CODE_BYTES].reshape(n_rows, -1, 2, 1, 32)
+        digits = packed >> np.array([0, 2, 4, 6], np.uint8).reshape(4, 1) & 3
+        if (digits == 3).any():
+            raise TensorError("TQ2_0 data holds the code 3, which stands for no ternary value: the file is damaged")
+        codes = (digits.reshape(n_rows, -1) - np.uint8(1)).view(np.int8)
+        return CodedRows(codes, stored_scales(blocks[..., CODE_BYTES:]), self.block)
+
+
+CODEC = TQ20()

@@ -1,0 +1,42 @@
+"""Every error that tritgguf raises on purpose.
+
+    TritggufError                 base: the command line prints it in one line and exits with 1
+    ├── SourceError               the model folder or one of its files can't be read as it claims to be
+    ├── UnsupportedError          the model is understood, but no exact conversion of it exists here
+    ├── TensorError               a tensor's values or shape don't fit what was asked for
+    ├── TokenizerError            the tokenizer can't be carried over so that token ids stay the same
+    ├── OutputError               the target file can't be written
+    └── EngineError               the native runtime can't load or run a file
+
+A message names the file or tensor, what was found, what was expected, and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class TritggufError(Exception):
+    """Base of all errors below; `str(error)` is one line meant for the user."""
+
+
+class SourceError(TritggufError):
+    """The model folder or a file in it is missing, damaged or inconsistent."""
+
+
+class UnsupportedError(TritggufError):
+    """The model asks for something that no tensor type or graph here represents."""
+
+
+class TensorError(TritggufError):
+    """A tensor's values or shape don't fit the request."""
+
+
+class TokenizerError(TritggufError):
+    """The tokenizer can't be written so that the runtime gives the same token ids."""
+
+
+class OutputError(TritggufError):
+    """The target can't be written."""
+
+
+class EngineError(TritggufError):
+    """The native runtime can't load or run the file."""

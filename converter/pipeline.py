@@ -1,0 +1,176 @@
+"""convert(): open the checkpoint, plan the file, check the tokenizer, write."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf import GGML_QUANT_VERSION, Keys
+
+from tritgguf.converter.architecture import architecture_for, context_length
+from tritgguf.converter.codec import TernaryCodec
+from tritgguf.converter.errors import SourceError, UnsupportedError
+from tritgguf.converter.metadata import Metadata, string, uint32
+from tritgguf.converter.method import method_named
+from tritgguf.converter.model_config import DecoderConfig
+from tritgguf.converter.plan import FilePlan, TensorPlan, TypeChoice, match_tensors, plan_tensors, with_metadata
+from tritgguf.converter.sources.checkpoint import Checkpoint, open_checkpoint
+from tritgguf.converter.survey import survey
+from tritgguf.converter.tokenizer import SourceTokenizer, check_token_ids, has_tokenizer, read_tokenizer
+from tritgguf.converter.writer import header_bytes, require_writable, whole_file, write_tensors
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished conversion; `strings_checked` is how many strings its tokenizer was compared on."""
+
+    out: Path
+    plan: FilePlan
+    seconds: float
+    strings_checked: int
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    checkpoint: Checkpoint
+    tokenizer: SourceTokenizer | None
+    plan: FilePlan
+
+
+def plan(
+    model: str | os.PathLike[str],
+    type: str = "tq2_0",
+    method: str = "mse",
+    *,
+    fallback: str | None = None,
+    threads: int | None = None,
+) -> FilePlan:
+    """Return the whole file as it would be written, without writing it.
+
+    A folder with config.json alone can be planned too: then `exact` is unknown and a missing tokenizer isn't counted.
+    """
+    return _prepare(Path(model), type, method, fallback, threads).plan
+
+
+def convert(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    type: str = "tq2_0",
+    method: str = "mse",
+    *,
+    fallback: str | None = None,
+    force: bool = False,
+    check: bool = True,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    planned: Callable[[FilePlan], None] | None = None,
+) -> Conversion:
+    """Convert a Hugging Face checkpoint folder to a GGUF file.
+
+    `type` is the tensor type of the linear layers ("tq2_0", "tq1_0" or "f16"), `method` how those that aren't ternary
+    are made so ("mse" or "absmean"), `fallback` the type ("f16") of tensors whose rows don't fit `type`. `check` runs
+    the file's vocabulary in the runtime and compares token ids with the source's tokenizer. `progress` is called with
+    bytes written and bytes in all, `planned` once before anything is written. Raises TritggufError, leaving no file.
+    """
+    started = time.monotonic()
+    target = Path(out)
+    require_writable(target, force)
+    prepared = _prepare(Path(model), type, method, fallback, threads)
+    if prepared.checkpoint.tensors is None:
+        raise SourceError(
+            f"{model} holds no weights (model.safetensors or its index); it can only be planned: --dry-run"
+        )
+    if planned:
+        planned(prepared.plan)
+    strings_checked = 0
+    with whole_file(target, prepared.plan.file_bytes) as (partial, file):
+        file.write(prepared.plan.header)
+        file.flush()
+        if check and prepared.tokenizer is not None:
+            strings_checked = check_token_ids(prepared.tokenizer, partial)
+        done = 0
+
+        def advance(n_bytes: int) -> None:
+            nonlocal done
+            done += n_bytes
+            if progress:
+                progress(done, sum(tensor.n_bytes for tensor in prepared.plan.tensors))
+
+        write_tensors(
+            file, prepared.plan, prepared.checkpoint.tensors, method_named(method), _threads(threads), advance
+        )
+    return Conversion(target, prepared.plan, time.monotonic() - started, strings_checked)
+
+
+def _prepare(model: Path, type_name: str, method_name: str, fallback: str | None, threads: int | None) -> _Prepared:
+    choice, method = TypeChoice.named(type_name, fallback), method_named(method_name)
+    checkpoint = open_checkpoint(model)
+    architecture = architecture_for(checkpoint.config)
+    config = architecture.read_config(checkpoint.config)
+    specs = architecture.tensors(config)
+    tensors = plan_tensors(specs, choice)
+    notes = _context_notes(config)
+    tokenizer = None
+    if checkpoint.tensors is not None or has_tokenizer(model):
+        tokenizer = read_tokenizer(model, n_vocab=config.vocab_size, config=checkpoint.config)
+    else:
+        notes.append("no tokenizer here: its bytes aren't counted")
+    if checkpoint.tensors is None:
+        notes.append("no weights here: which tensors the type holds exactly isn't known")
+    else:
+        notes += match_tensors(specs, checkpoint.tensors, config)
+        tensors = survey(tensors, checkpoint.tensors, method, _threads(threads))
+    notes += _quality_notes(tensors)
+    metadata = with_metadata(
+        architecture.metadata(config),
+        _general_metadata(model, choice),
+        tokenizer.metadata if tokenizer else {},
+    )
+    return _Prepared(checkpoint, tokenizer, FilePlan(header_bytes(metadata, tensors), tensors, tuple(notes)))
+
+
+def _general_metadata(model: Path, choice: TypeChoice) -> Metadata:
+    return {
+        Keys.General.TYPE: string("model"),
+        Keys.General.NAME: string(model.resolve().name),
+        Keys.General.FILE_TYPE: uint32(choice.codec.file_type),
+        Keys.General.QUANTIZATION_VERSION: uint32(GGML_QUANT_VERSION),
+    }
+
+
+def _context_notes(config: DecoderConfig) -> list[str]:
+    length = context_length(config)
+    if length == config.max_positions:
+        return []
+    return [
+        f"context length {length} instead of {config.max_positions}: the model's sliding window is {length} tokens, "
+        "beyond which llama.cpp's graph would attend to more than the model was trained to"
+    ]
+
+
+def _quality_notes(tensors: tuple[TensorPlan, ...]) -> list[str]:
+    notes = []
+    ternary = [tensor for tensor in tensors if isinstance(tensor.codec, TernaryCodec)]
+    rounded = [tensor for tensor in ternary if tensor.exact is False and not tensor.on_grid]
+    if rounded:
+        notes.append(
+            f"{len(rounded)} of {len(ternary)} ternary tensors weren't trained ternary: rounding them to three levels "
+            "loses so much that the model's answers will likely be useless; --type f16 keeps the model as it is"
+        )
+    fallen = [tensor for tensor in tensors if tensor.spec.role == "linear" and "fallback" in tensor.reason]
+    if fallen:
+        notes.append(f"{len(fallen)} linear tensors are stored as {fallen[0].codec.name}: their rows don't fit")
+    return notes
+
+
+def _threads(threads: int | None) -> int:
+    if threads is not None and threads < 1:
+        raise UnsupportedError(f"threads must be at least 1, found {threads}")
+    if threads:
+        return threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

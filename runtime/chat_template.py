@@ -1,0 +1,111 @@
+"""The chat template of a model file: Jinja, rendered with the settings and functions that transformers gives it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import CallBlock, Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from tritgguf.converter.errors import EngineError
+
+Message = Mapping[str, str]
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}…{% endgeneration %}` marks the assistant's text for training; here its content passes through."""
+
+    tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
+
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
+
+    def _content(self, caller: Any) -> str:
+        text: str = caller()
+        return text
+
+
+class ChatTemplate:
+    """A compiled template; the texts of BOS and EOS are what it may insert."""
+
+    def __init__(self, source: str, *, bos: str = "", eos: str = "") -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        self._tokens = {"bos_token": bos, "eos_token": eos}
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise EngineError(f"the file's chat template isn't valid Jinja ({_line(error)})") from error
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The conversation as one text, ending where the assistant's answer begins.
+
+        A system message at the start that the template refuses, or silently leaves out, is put before the first user
+        message. EngineError if the template refuses the conversation anyway.
+        """
+        try:
+            text = self._render(messages, add_generation_prompt)
+            refusal = None
+        except EngineError as error:
+            text, refusal = "", error
+        folded = _fold_system(messages)
+        if folded is None or (refusal is None and messages[0]["content"].strip() in text):
+            if refusal is not None:
+                raise refusal
+            return text
+        return self._render(folded, add_generation_prompt)
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._tokens,
+            )
+        except Exception as error:  # the template is a program from the file: it can fail in any way
+            raise EngineError(f"the file's chat template refuses the conversation ({_line(error)})") from error
+
+
+def _fold_system(messages: Sequence[Message]) -> list[Message] | None:
+    """The messages with the system text before the first user text; None where that isn't possible."""
+    if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
+        return None
+    first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    return [first, *messages[2:]]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes HTML characters, which would change the prompt."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)

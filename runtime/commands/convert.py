@@ -1,0 +1,147 @@
+"""`tritgguf convert`: a Hugging Face folder becomes a GGUF file."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from click import Choice
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from tritgguf import converter
+from tritgguf.converter.codec import codecs
+from tritgguf.converter.method import methods
+from tritgguf.converter.pipeline import Progress as ProgressCallback
+from tritgguf.converter.plan import FilePlan
+
+TYPE_NAMES = [name for name, codec in codecs().items() if codec.for_linear]
+
+
+def convert(
+    model: Annotated[Path, typer.Argument(help="Hugging Face model folder (config.json, safetensors, tokenizer).")],
+    out: Annotated[Path | None, typer.Argument(help="GGUF file to write; not needed with --dry-run.")] = None,
+    type: Annotated[
+        str, typer.Option(click_type=Choice(TYPE_NAMES), help="Tensor type of the linear layers.")
+    ] = "tq2_0",
+    method: Annotated[
+        str, typer.Option(click_type=Choice(list(methods())), help="How layers that aren't ternary are made so.")
+    ] = "mse",
+    fallback: Annotated[
+        str | None,
+        typer.Option(click_type=Choice(["f16"]), help="Type of layers whose rows don't fit --type; else stop."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and the exact file size; write nothing.")
+    ] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error as JSON lines.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare the file's token ids with the source tokenizer's.")
+    ] = True,
+    threads: Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)] = None,
+) -> None:
+    """Convert a Hugging Face checkpoint to a GGUF file with ternary tensors."""
+    if dry_run:
+        _dry_run(model, type, method, fallback, threads, json_output)
+        return
+    if out is None:
+        raise typer.BadParameter("name the file to write, or add --dry-run", param_hint="OUT")
+    with _progress(json_output) as progress:
+        result = converter.convert(
+            model,
+            out,
+            type=type,
+            method=method,
+            fallback=fallback,
+            force=force,
+            check=check,
+            threads=threads,
+            progress=progress,
+            planned=None if json_output else _print_notes,
+        )
+    if json_output:
+        figures = {"out": str(result.out), "seconds": result.seconds, "strings_checked": result.strings_checked}
+        print(json.dumps({**figures, **result.plan.as_json()}))
+        return
+    print(f"{result.out}: {_size(result.plan.file_bytes)} in {result.seconds:.1f} s; {_summary(result.plan)}")
+    if result.strings_checked:
+        print(f"Token ids equal the source tokenizer's on {result.strings_checked} test strings.")
+
+
+def _dry_run(
+    model: Path, type_name: str, method: str, fallback: str | None, threads: int | None, json_output: bool
+) -> None:
+    plan = converter.plan(model, type=type_name, method=method, fallback=fallback, threads=threads)
+    if json_output:
+        print(json.dumps(plan.as_json()))
+        return
+    table = Table("tensor", "type", "shape", "bytes", "exact", "reason", box=None, pad_edge=False)
+    for tensor in plan.tensors:
+        exact = {True: "yes", False: "no", None: "?"}[tensor.exact]
+        shape = " x ".join(str(size) for size in tensor.spec.shape)
+        table.add_row(tensor.spec.name, tensor.codec.name, shape, f"{tensor.n_bytes:,}", exact, tensor.reason)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    print(f"{len(plan.tensors)} tensors, {_summary(plan)}")
+    print(f"File size: {plan.file_bytes:,} bytes ({_size(plan.file_bytes)})")
+    _print_notes(plan)
+
+
+def _print_notes(plan: FilePlan) -> None:
+    for note in plan.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _summary(plan: FilePlan) -> str:
+    types = Counter(tensor.codec.name for tensor in plan.tensors)
+    inexact = sum(tensor.exact is False for tensor in plan.tensors)
+    unknown = any(tensor.exact is None for tensor in plan.tensors)
+    exactness = "exactness unknown" if unknown else f"{inexact} not exact" if inexact else "every tensor exact"
+    return ", ".join(f"{count} {name}" for name, count in types.items()) + f"; {exactness}"
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.2f} MB"
+
+
+@contextmanager
+def _progress(json_output: bool) -> Iterator[ProgressCallback | None]:
+    """Give a callback that shows progress: a bar on a terminal, JSON lines for machines, else nothing."""
+    if json_output:
+        yield _json_lines()
+        return
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("left"))
+    with Progress(TextColumn("writing"), *columns, console=console, transient=True) as bar:
+        task = bar.add_task("writing", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _json_lines() -> ProgressCallback:
+    started = last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < 1 and done < total:
+            return
+        last = now
+        rate = done / max(now - started, 1e-9)
+        line: dict[str, float] = {"done_bytes": done, "total_bytes": total, "bytes_per_second": round(rate)}
+        line["seconds_left"] = round((total - done) / max(rate, 1), 1)
+        print(json.dumps(line), file=sys.stderr, flush=True)
+
+    return report

@@ -1,0 +1,39 @@
+"""llama.cpp's log: kept away from the terminal, its last lines kept for error messages."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+
+_ERROR, _CONTINUED = 3, 5  # ggml_log_level
+_LOADING = "error loading model: "
+
+
+class NativeLog:
+    """Receives the native log; `to_stderr` lets it through."""
+
+    def __init__(self) -> None:
+        self.to_stderr = False
+        self._errors: deque[str] = deque(maxlen=50)
+        self._level = 0
+
+    def write(self, level: int, text: bytes | None) -> None:
+        """One log event; a level of "continued" means that of the event before."""
+        self._level = self._level if level == _CONTINUED else level
+        line = (text or b"").decode("utf-8", "replace")
+        if self.to_stderr:
+            sys.stderr.write(line)
+        if self._level == _ERROR and line.strip():
+            self._errors.append(" ".join(line.split()))
+
+    def clear(self) -> None:
+        self._errors.clear()
+
+    def reason(self) -> str:
+        """The most telling error since clear(): why loading failed, else the first one, without the C function's name."""
+        for line in self._errors:
+            if _LOADING in line and "failed to load model from" not in line:
+                return line.split(_LOADING, 1)[1]
+        if self._errors:
+            return self._errors[0].split(": ", 1)[-1]
+        return "it gives no reason"

@@ -1,0 +1,45 @@
+"""How the next token is chosen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tritgguf.converter.errors import EngineError
+
+PENALTY_TOKENS = 64
+MAX_SEED = 2**32 - 2  # 2**32 - 1 means "random" to llama.cpp
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling settings, checked on creation; the defaults are llama.cpp's, except for a lower temperature.
+
+    `temperature` 0 always takes the likeliest token. `top_k` 0, `top_p` 1, `min_p` 0 and `repeat_penalty` 1 are off. The
+    penalty looks at the last 64 tokens, prompt included. The same `seed` gives the same text; None draws one.
+    """
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0.0, 100.0)
+        _check("top_p", self.top_p, 0.0, 1.0)
+        _check("top_k", self.top_k, 0, 2**31 - 1)
+        _check("min_p", self.min_p, 0.0, 1.0)
+        _check("repeat_penalty", self.repeat_penalty, 0.01, 100.0)
+        if self.seed is not None:
+            _check("seed", self.seed, 0, MAX_SEED)
+
+
+def _check(name: str, number: float, low: float, high: float) -> None:
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+        raise EngineError(f"{name} is {number!r}, expected a number from {low} to {high}")
+    if isinstance(low, int) and not isinstance(number, int):
+        raise EngineError(f"{name} is {number!r}, expected a whole number from {low} to {high}")
+    if not low <= number <= high:
+        raise EngineError(f"{name} is {number}, expected {low} to {high}")

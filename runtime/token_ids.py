@@ -1,0 +1,60 @@
+"""Token ids of texts, in a process of its own: `python -m tritgguf.runtime.token_ids FILE`.
+
+A JSON array of strings on standard input becomes `{"ids": [[...], ...]}` on standard output: special tokens are parsed, no
+BOS is added. Only the vocabulary is loaded, so the file's tensor data need not be there yet. The converter runs this as a
+child because a vocabulary that llama.cpp can't stand aborts the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tritgguf.converter.errors import EngineError, TritggufError
+from tritgguf.runtime.backend import Model, exit_on_native_abort
+from tritgguf.runtime.gguf_header import vocabulary_only
+
+
+def token_ids(path: str | os.PathLike[str], texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text under the tokenizer of the GGUF file at `path`; EngineError if it can't be loaded."""
+    vocabulary = vocabulary_only(Path(path))
+    with tempfile.TemporaryDirectory(prefix="tritgguf-") as folder:
+        copy = Path(folder) / "vocabulary.gguf"
+        copy.write_bytes(vocabulary)
+        try:
+            with Model(copy, vocab_only=True) as model:
+                return [model.vocab.tokenize(text, special=True) for text in texts]
+        except EngineError as error:
+            raise EngineError(str(error).replace(str(copy), str(path))) from error
+
+
+def main() -> int:
+    """Exit code 0 with JSON on standard output, or 1 with one line on standard error."""
+    exit_on_native_abort()
+    try:
+        if len(sys.argv) != 2:
+            raise EngineError("usage: python -m tritgguf.runtime.token_ids FILE < texts.json")
+        json.dump({"ids": token_ids(sys.argv[1], _texts(sys.stdin.buffer.read()))}, sys.stdout)
+    except TritggufError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write("\n")
+    return 0
+
+
+def _texts(data: bytes) -> list[str]:
+    try:
+        texts = json.loads(data)
+    except ValueError as error:
+        raise EngineError(f"standard input isn't JSON ({error}); expected an array of strings") from error
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise EngineError("standard input isn't a JSON array of strings")
+    return texts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""The recipes of checkpoints.py: one row per variant of an architecture that conversion must get right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import tiny_tokenizers
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One checkpoint: shapes, weights, and how config.json and the files spell them."""
+
+    architecture: str
+    weights: str  # "float", or "ternary-" + "tensor" | "shard" | "row" | "block": which weights share one scale
+    dtype: str = "BF16"  # as safetensors spells it
+    hidden: int = 256
+    ffn: int = 512
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int | None = None  # None: hidden / heads, and no such key in config.json
+    vocab: int = 320
+    tied: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    transformers: int = 4  # the major version whose spelling config.json follows
+    rope_theta: float | None = 10000.0  # None: no such key, as in Llama 1
+    rope_scaling: Mapping[str, Any] | None = None
+    max_positions: int = 2048
+    shards: int = 1
+    tokenizer: str = "llama3"
+    inv_freq: bool = False  # Llama 1 files carry the rotary frequencies as tensors
+    extra: Mapping[str, Any] = field(default_factory=dict)  # further config.json keys
+    n_tokens: int = 96  # length of the recorded sequence
+    methods: tuple[str, ...] = ()  # ternary methods that have recorded logits of their own
+
+    @property
+    def size_per_head(self) -> int:
+        return self.head_dim or self.hidden // self.heads
+
+    @property
+    def qk_norms(self) -> bool:
+        return self.architecture == _QWEN3
+
+
+_LLAMA, _MISTRAL, _QWEN2, _QWEN3 = (f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Qwen2", "Qwen3"))
+_BOTH = ("absmean", "mse")
+_LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+_QWEN_WINDOW_OFF = {"use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 1}
+
+RECIPES: Mapping[str, Recipe] = {
+    # Llama 1 has neither num_key_value_heads nor rope_theta in config.json.
+    "llama1": Recipe(_LLAMA, "ternary-tensor", "F16", kv_heads=4, rope_theta=None, inv_freq=True),
+    "llama-gqa": Recipe(_LLAMA, "float", methods=_BOTH),
+    "llama-tied": Recipe(_LLAMA, "ternary-row", tied=True, transformers=5, tokenizer="smollm", layers=3),
+    "llama-biases": Recipe(_LLAMA, "float", "F32", attention_bias=True, mlp_bias=True, vocab=384, shards=2),
+    "llama-head-dim": Recipe(_LLAMA, "ternary-tensor", head_dim=128, ffn=768, rope_theta=1000042.0),
+    "llama-shards-of-rows": Recipe(_LLAMA, "ternary-shard", "F16", layers=4),
+    "llama-llama3": Recipe(
+        _LLAMA, "ternary-block", rope_theta=500000.0, rope_scaling=_LLAMA3_SCALING, n_tokens=192, ffn=768
+    ),
+    "llama-llama3-tied": Recipe(
+        _LLAMA,
+        "float",
+        tied=True,
+        transformers=5,
+        rope_theta=500000.0,
+        rope_scaling={**_LLAMA3_SCALING, "factor": 32.0},
+        n_tokens=192,
+        shards=2,
+    ),
+    "llama-linear": Recipe(
+        _LLAMA, "float", "F16", kv_heads=4, rope_scaling={"type": "linear", "factor": 4.0}, n_tokens=160
+    ),
+    "llama-yarn": Recipe(_LLAMA, "float", transformers=5, rope_scaling=_YARN, max_positions=256, n_tokens=192),
+    "llama-yarn-betas": Recipe(
+        _LLAMA,
+        "float",
+        transformers=5,
+        rope_scaling={**_YARN, "beta_fast": 8.0, "beta_slow": 0.5},
+        max_positions=256,
+        n_tokens=192,
+    ),
+    "llama-yarn-attention-factor": Recipe(
+        _LLAMA, "ternary-tensor", rope_scaling={**_YARN, "attention_factor": 1.4}, max_positions=256, n_tokens=160
+    ),
+    # 192 is no multiple of 256: only the FFN's down projections fit TQ1_0 and TQ2_0.
+    "llama-hidden-192": Recipe(_LLAMA, "ternary-tensor", hidden=192, heads=3, kv_heads=1),
+    "mistral-window": Recipe(_MISTRAL, "float", extra={"sliding_window": 4096}, methods=_BOTH),
+    "mistral-no-window": Recipe(
+        _MISTRAL,
+        "ternary-row",
+        head_dim=64,
+        transformers=5,
+        rope_theta=1000000.0,
+        extra={"sliding_window": None},
+        shards=2,
+    ),
+    "qwen2": Recipe(
+        _QWEN2,
+        "float",
+        shards=3,
+        vocab=512,
+        tokenizer="qwen2",
+        rope_theta=1000000.0,
+        extra=_QWEN_WINDOW_OFF,
+        methods=_BOTH,
+    ),
+    "qwen2-tied": Recipe(
+        _QWEN2, "ternary-tensor", hidden=512, heads=8, tied=True, transformers=5, tokenizer="qwen2", ffn=768
+    ),
+    "qwen2-yarn": Recipe(
+        _QWEN2,
+        "ternary-block",
+        tokenizer="qwen2",
+        rope_theta=1000000.0,
+        rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        max_positions=64,
+        extra=_QWEN_WINDOW_OFF,
+        n_tokens=192,
+    ),
+    "qwen3": Recipe(_QWEN3, "float", head_dim=128, tokenizer="qwen2", rope_theta=1000000.0, vocab=384, methods=_BOTH),
+    "qwen3-tied": Recipe(
+        _QWEN3,
+        "ternary-block",
+        head_dim=128,
+        tied=True,
+        transformers=5,
+        tokenizer="qwen2",
+        rope_theta=1000000.0,
+        shards=2,
+    ),
+    "qwen3-biases": Recipe(_QWEN3, "ternary-row", "F16", head_dim=64, attention_bias=True, tokenizer="qwen2"),
+    "qwen3-yarn": Recipe(
+        _QWEN3,
+        "float",
+        head_dim=128,
+        transformers=5,
+        tokenizer="qwen2",
+        rope_theta=1000000.0,
+        rope_scaling=_YARN,
+        max_positions=256,
+        n_tokens=192,
+    ),
+}
+
+
+def config(recipe: Recipe) -> dict[str, Any]:
+    """Return config.json as the recipe's major version of transformers writes it."""
+    keys: dict[str, Any] = {
+        "architectures": [recipe.architecture],
+        "model_type": recipe.architecture.removesuffix("ForCausalLM").lower(),
+        "hidden_act": "silu",
+        "hidden_size": recipe.hidden,
+        "intermediate_size": recipe.ffn,
+        "max_position_embeddings": recipe.max_positions,
+        "num_attention_heads": recipe.heads,
+        "num_hidden_layers": recipe.layers,
+        "rms_norm_eps": 1e-05,
+        "tie_word_embeddings": recipe.tied,
+        "vocab_size": recipe.vocab,
+        **tiny_tokenizers.special_ids(recipe.tokenizer),
+        **recipe.extra,
+    }
+    if recipe.rope_theta is not None:
+        keys["num_key_value_heads"] = recipe.kv_heads
+    if recipe.head_dim is not None:
+        keys["head_dim"] = recipe.head_dim
+    if recipe.architecture in (_LLAMA, _QWEN3):
+        keys["attention_bias"] = recipe.attention_bias
+    if recipe.architecture == _LLAMA:
+        keys["mlp_bias"] = recipe.mlp_bias
+    dtype = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}[recipe.dtype]
+    if recipe.transformers == 4:
+        theta = {} if recipe.rope_theta is None else {"rope_theta": recipe.rope_theta}
+        return {**keys, **theta, "rope_scaling": recipe.rope_scaling, "torch_dtype": dtype}
+    rope = {"rope_type": "default", **(recipe.rope_scaling or {}), "rope_theta": recipe.rope_theta}
+    return {**keys, "rope_parameters": rope, "dtype": dtype}

@@ -1,0 +1,213 @@
+"""Seeded Hugging Face checkpoints of two to four layers: the models that the goldens were recorded on.
+
+`build(name, folder)` writes the checkpoint of one recipe. The bytes are the same on every platform and with every
+version of every library: values come from PCG64's raw 64-bit stream through integer sums and single IEEE
+multiplications, and the safetensors container is written here, not by a library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiny_tokenizers
+from checkpoint_recipes import RECIPES, Recipe, config
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+def build(name: str, folder: Path) -> Path:
+    """Write the checkpoint of recipe `name` into `folder` (made if missing) and return `folder`."""
+    recipe = RECIPES[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "config.json", config(recipe))
+    tiny_tokenizers.write(recipe.tokenizer, folder)
+    _write_weights(recipe, weights(name), folder)
+    return folder
+
+
+def digest(folder: Path) -> str:
+    """Return the sha256 over config.json and the weights in `folder`: what a golden was recorded on."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if "tokenizer" not in path.name):
+        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def token_ids(name: str) -> list[int]:
+    """Return the seeded token sequence that the golden of recipe `name` was recorded on."""
+    recipe = RECIPES[name]
+    return [int(word % recipe.vocab) for word in _raw_words(f"{name}/token_ids", recipe.n_tokens)]
+
+
+def weights(name: str) -> dict[str, Floats]:
+    """Return every tensor of recipe `name` by its Hugging Face name, with values that its dtype holds exactly."""
+    recipe = RECIPES[name]
+    tensors = {key: _tensor(name, recipe, key, shape) for key, shape in _shapes(recipe).items()}
+    if recipe.inv_freq:
+        exponents = np.arange(0, recipe.size_per_head, 2) / recipe.size_per_head
+        for layer in range(recipe.layers):
+            # Seven digits are the same everywhere; the last bits of a power are not.
+            frequencies = np.array([round(10000.0**-exponent, 7) for exponent in exponents], np.float32)
+            tensors[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = frequencies
+    return {key: _rounded(values, _dtype(recipe, key)) for key, values in tensors.items()}
+
+
+def is_linear(tensor_name: str) -> bool:
+    """Say whether a tensor is one of the linear weights that become ternary."""
+    return tensor_name.endswith("_proj.weight")
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+def _shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    hidden, ffn, vocab = recipe.hidden, recipe.ffn, recipe.vocab
+    q_rows, kv_rows = recipe.heads * recipe.size_per_head, recipe.kv_heads * recipe.size_per_head
+    attention = {"q_proj": (q_rows, hidden), "k_proj": (kv_rows, hidden), "v_proj": (kv_rows, hidden)}
+    linears = {f"self_attn.{key}": shape for key, shape in {**attention, "o_proj": (hidden, q_rows)}.items()}
+    linears |= {"mlp.gate_proj": (ffn, hidden), "mlp.up_proj": (ffn, hidden), "mlp.down_proj": (hidden, ffn)}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+    for layer in range(recipe.layers):
+        prefix = f"model.layers.{layer}."
+        for key, shape in linears.items():
+            shapes[f"{prefix}{key}.weight"] = shape
+            if _has_bias(recipe, key):
+                shapes[f"{prefix}{key}.bias"] = shape[:1]
+        shapes[f"{prefix}input_layernorm.weight"] = (hidden,)
+        shapes[f"{prefix}post_attention_layernorm.weight"] = (hidden,)
+        if recipe.qk_norms:
+            shapes[f"{prefix}self_attn.q_norm.weight"] = (recipe.size_per_head,)
+            shapes[f"{prefix}self_attn.k_norm.weight"] = (recipe.size_per_head,)
+    if not recipe.tied:
+        shapes["lm_head.weight"] = (vocab, hidden)
+    return shapes
+
+
+def _has_bias(recipe: Recipe, linear: str) -> bool:
+    if recipe.architecture == "Qwen2ForCausalLM":
+        return linear.endswith(("q_proj", "k_proj", "v_proj"))
+    return recipe.mlp_bias if linear.startswith("mlp.") else recipe.attention_bias
+
+
+def _tensor(name: str, recipe: Recipe, key: str, shape: tuple[int, ...]) -> Floats:
+    noise = _bell(f"{name}/{key}", shape)
+    if key.endswith(".bias"):
+        return noise * np.float32(0.5)
+    if key.endswith(("q_norm.weight", "k_norm.weight")):
+        return np.float32(1.25) + noise * np.float32(0.375)
+    if key.endswith("norm.weight"):
+        return np.float32(1) + noise * np.float32(0.25)
+    if key == ("model.embed_tokens.weight" if recipe.tied else "lm_head.weight"):
+        # Rows of unequal length keep the two best tokens apart, as in a trained model.
+        lengths = (_raw_words(f"{name}/{key}/lengths", recipe.vocab) >> np.uint64(40)).astype(np.float32) / 2**24
+        return (
+            noise
+            * (np.float32(3 / math.sqrt(recipe.hidden)) * (0.5 + 2 * lengths * lengths * lengths * lengths))[:, None]
+        )
+    if key == "model.embed_tokens.weight":
+        return noise
+    # Large queries and keys make attention depend on positions, so that a wrong rotation shows.
+    gain = 1.25 if key.endswith(("q_proj.weight", "k_proj.weight")) and not recipe.qk_norms else 1.0
+    deviation = gain / math.sqrt(shape[-1])
+    return noise * np.float32(deviation) if recipe.weights == "float" else _ternary(name, recipe, key, noise, deviation)
+
+
+def _ternary(name: str, recipe: Recipe, key: str, noise: Floats, deviation: float) -> Floats:
+    """Return a {-a, 0, a} grid of about that deviation; each a has 8 significant bits, so f16 and bf16 hold it."""
+    n_rows, n_columns = noise.shape
+    trits = np.sign(noise) * (np.abs(noise) > np.float32(0.43))  # two thirds of a bell curve, as absmean leaves it
+    shape = {
+        "ternary-tensor": (1, 1),
+        "ternary-shard": (2, 1),
+        "ternary-row": (n_rows, 1),
+        "ternary-block": (n_rows, n_columns // 256),
+    }[recipe.weights]
+    spread = _raw_words(f"{name}/{key}/scales", shape[0] * shape[1]) % np.uint64(64)
+    unit = 2.0 ** math.floor(math.log2(deviation * 1.25))
+    scales = ((128 + spread).astype(np.float32) * np.float32(unit / 128)).reshape(shape)
+    if recipe.weights in ("ternary-row", "ternary-block"):
+        scales[0, 0] = 0  # a row or block of zeros must survive too
+    grid = scales.repeat(n_rows // shape[0], axis=0).repeat(n_columns // shape[1], axis=1)
+    return (trits * grid).astype(np.float32)
+
+
+def _raw_words(label: str, count: int) -> NDArray[np.uint64]:
+    """Return `count` words of PCG64's raw stream, seeded by `label`; numpy promises that this stream never changes."""
+    seed = int.from_bytes(hashlib.sha256(label.encode()).digest()[:16], "little")
+    return np.asarray(np.random.PCG64(seed).random_raw(count), dtype=np.uint64)
+
+
+def _bell(label: str, shape: tuple[int, ...]) -> Floats:
+    """Return values of mean 0 and deviation 1: sums of four 16-bit integers, scaled by one multiplication."""
+    words = _raw_words(label, math.prod(shape))
+    total = sum(((words >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.int32) for shift in (0, 16, 32, 48))
+    return ((total - 2 * 0xFFFF).astype(np.float32) * np.float32(math.sqrt(3) / 65536)).reshape(shape)
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def _dtype(recipe: Recipe, key: str) -> str:
+    return "F32" if key.endswith("inv_freq") else recipe.dtype
+
+
+def _bf16_bits(values: Floats) -> NDArray[np.uint32]:
+    bits = values.view(np.uint32)
+    return bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)) >> np.uint32(16)  # ties to even
+
+
+def _rounded(values: Floats, dtype: str) -> Floats:
+    if dtype == "BF16":
+        return (_bf16_bits(values) << np.uint32(16)).view(np.float32)
+    return values.astype(_NUMPY_TYPES[dtype]).astype(np.float32)
+
+
+def _encode(values: Floats, dtype: str) -> bytes:
+    if dtype == "BF16":
+        return _bf16_bits(values).astype("<u2").tobytes()
+    return values.astype(_NUMPY_TYPES[dtype]).tobytes()
+
+
+_NUMPY_TYPES = {"F16": "<f2", "F32": "<f4"}
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for key, (dtype, shape, data) in tensors.items():
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(data)]}
+        offset += len(data)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(data for *_, data in tensors.values()))
+
+
+def _write_weights(recipe: Recipe, tensors: Mapping[str, Floats], folder: Path) -> None:
+    encoded = {
+        key: (_dtype(recipe, key), values.shape, _encode(values, _dtype(recipe, key)))
+        for key, values in tensors.items()
+    }
+    if recipe.shards == 1:
+        _write_safetensors(folder / "model.safetensors", encoded)
+        return
+    weight_map = {}
+    for shard in range(recipe.shards):
+        file_name = f"model-{shard + 1:05}-of-{recipe.shards:05}.safetensors"
+        # Neighbours go to different files, so that a layer is never whole in one of them.
+        members = {key: encoded[key] for key in list(encoded)[shard :: recipe.shards]}
+        _write_safetensors(folder / file_name, members)
+        weight_map |= dict.fromkeys(members, file_name)
+    total_size = sum(len(data) for *_, data in encoded.values())
+    index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")

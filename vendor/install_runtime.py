@@ -1,0 +1,95 @@
+"""Build and install the pinned llama-cpp-python: `python vendor/install_runtime.py [--backend cpu]`.
+
+The pin, the sdist's hash and the CMake flags are data in llama-cpp-python.json beside this file. The
+wheel is built for this very CPU, so it is cached under a key of pin, flags, compiler and CPU rather
+than in pip's own cache, which knows none of these and would hand one machine's wheel to another.
+Only the standard library is used: this runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PIN = Path(__file__).with_name("llama-cpp-python.json")
+DEFAULT_BACKEND = "metal" if (platform.system(), platform.machine()) == ("Darwin", "arm64") else "cpu"
+
+
+def cmake_flags(pin: dict, backend: str, machine: str) -> list[str]:
+    """Return the flags for one backend on one machine, in the order CMake gets them."""
+    table = pin["cmake"]
+    machine = {"AMD64": "x86_64", "amd64": "x86_64"}.get(machine, machine)
+    per_machine = [] if os.name == "nt" else table["machine"].get(machine, [])
+    return [*table["common"], *per_machine, *table["backend"][backend]]
+
+
+def cpu_identity() -> str:
+    """Describe the instruction set that -march=native would target."""
+    if os.path.exists("/proc/cpuinfo"):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    if sys.platform == "darwin":
+        return subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True).stdout
+    return platform.processor()
+
+
+def compiler_identity() -> str:
+    try:
+        return subprocess.run([os.environ.get("CXX", "c++"), "--version"], capture_output=True, text=True).stdout
+    except OSError:
+        return ""
+
+
+def cached_wheel(pin: dict, flags: list[str]) -> Path:
+    """Return the wheel for these flags on this machine, building it on first use (about 8 minutes on 2 cores)."""
+    identity = json.dumps([pin, flags, cpu_identity(), compiler_identity()])
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "tritgguf" / f"llama-cpp-python-{pin['version']}-{key}"
+    if not (wheels := sorted(folder.glob("*.whl"))):
+        print(f"Building llama-cpp-python {pin['version']}; this happens once and takes some minutes.", flush=True)
+        build_wheel(pin, flags, folder)
+        wheels = sorted(folder.glob("*.whl"))
+    return wheels[0]
+
+
+def build_wheel(pin: dict, flags: list[str], folder: Path) -> None:
+    environment = dict(os.environ)
+    environment["CMAKE_ARGS"] = " ".join(f'"{flag}"' for flag in flags)
+    environment["SKBUILD_BUILD_TARGETS"] = ";".join(pin["targets"])
+    environment.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        requirement = Path(scratch) / "pin.txt"
+        requirement.write_text(f"llama-cpp-python=={pin['version']} --hash=sha256:{pin['sdist_sha256']}\n")
+        wheels = Path(scratch) / "wheels"
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-cache-dir", "--no-deps"]
+        command += ["--no-binary", "llama-cpp-python", "--require-hashes", "-r", str(requirement)]
+        subprocess.run([*command, "--wheel-dir", str(wheels)], env=environment, check=True)
+        if not folder.exists():
+            wheels.rename(folder)
+
+
+def main() -> None:
+    pin = json.loads(PIN.read_text())
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--backend", choices=sorted(pin["cmake"]["backend"]), default=DEFAULT_BACKEND)
+    parser.add_argument("--dry-run", action="store_true", help="print the CMake flags and stop")
+    arguments = parser.parse_args()
+    flags = cmake_flags(pin, arguments.backend, platform.machine())
+    if arguments.dry_run:
+        print("\n".join(flags))
+        return
+    wheel = cached_wheel(pin, flags)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", str(wheel)], check=True)
+
+
+if __name__ == "__main__":
+    main()
