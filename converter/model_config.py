@@ -112,6 +112,8 @@ def _rope(raw: ConfigJson) -> RopeConfig:
         raise UnsupportedError(
             "config.json gives rope parameters per layer type; the graphs here rotate every layer alike"
         )
+    if raw.get("original_max_position_embeddings") is not None:
+        options.setdefault("original_max_position_embeddings", raw["original_max_position_embeddings"])
     old_kind, kind = options.pop("type", None), options.pop("rope_type", None)
     return RopeConfig(kind or old_kind or "default", float(theta), options)
 

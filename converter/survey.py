@@ -63,7 +63,7 @@ def _survey_floats(plan: TensorPlan, source: FloatRows, codec: FloatCodec) -> Te
 
 
 def find_grid(source: FloatRows, block: int) -> Grid | None:
-    """Return the tensor's ternary grid, if every block of `block` columns has one, else None at the first that hasn't."""
+    """Return the tensor's ternary grid, or None as soon as one block of `block` columns has none."""
     scales, n_zeros = [], 0
     for rows in row_chunks(source.shape):
         coded = code_on_grid(source.read(rows), block)

@@ -37,7 +37,7 @@ class FloatRows(Protocol):
 
 @dataclass(frozen=True)
 class CodedRows:
-    """Ternary rows: `codes` int8 in {-1, 0, 1}, shape (n_rows, n_columns); `scales` float32, shape (n_rows, n_columns / group).
+    """Ternary rows: `codes` int8 in {-1, 0, 1}, (n_rows, n_columns); `scales` float32, (n_rows, n_columns / group).
 
     A weight is `code * scale` of the group of `group` neighbouring columns it lies in.
     """

@@ -1,0 +1,22 @@
+"""Run GGUF files: `open(path)` gives a Session that tokenizes, generates, chats and returns logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tritgguf.runtime.chat import Conversation
+from tritgguf.runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    from tritgguf.runtime.session import Session, open
+
+__all__ = ["Conversation", "Sampling", "Session", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used: the native library takes time, and converting must work where it can't be loaded.
+    if name in ("Session", "open"):
+        from tritgguf.runtime import session
+
+        return getattr(session, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.gguf_header import check_loadable, read_header
+from tritgguf.runtime.hardware import available_memory
 from tritgguf.runtime.interrupt import interruptible
 from tritgguf.runtime.native_log import NativeLog
 from tritgguf.runtime.sampling import MAX_SEED, PENALTY_TOKENS, Sampling
@@ -176,6 +177,18 @@ class Model:
         native.llama_model_desc(self.handle, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
 
+    def check_memory(self, n_ctx: int) -> None:
+        """EngineError if the KV cache for `n_ctx` tokens can't fit: the system would kill the process instead of failing."""
+        n_heads = max(1, native.llama_model_n_head(self.handle))
+        head_bytes = 2 * native.llama_model_n_embd(self.handle) // n_heads  # F16
+        n_rows = 2 * native.llama_model_n_layer(self.handle) * native.llama_model_n_head_kv(self.handle)  # keys, values
+        needed, available = n_ctx * n_rows * head_bytes, available_memory()
+        if available is not None and needed > available:
+            raise EngineError(
+                f"{self.path}: a context of {n_ctx} tokens needs {needed / 1e9:.1f} GB of memory, "
+                f"{available / 1e9:.1f} GB are free; ask for a smaller context"
+            )
+
     def close(self) -> None:
         if self.handle:
             native.llama_model_free(self.handle)
@@ -203,6 +216,7 @@ class Context:
         params.n_outputs_max = min(MAX_OUTPUT_ROWS, self.n_batch)
         params.n_threads = params.n_threads_batch = n_threads
         params.swa_full = True  # a smaller window cache forgets what a shared prompt prefix would need
+        model.check_memory(n_ctx)
         _log.clear()
         self.handle = native.llama_init_from_model(model.handle, params)
         if not self.handle:
@@ -240,13 +254,12 @@ class Context:
             raise EngineError(f"evaluating {len(tokens)} tokens at position {position} failed ({_log.reason()})")
 
     def logits(self) -> NDArray[np.float32]:
-        """The last decode's logits, (rows, n_vocab), a copy; EngineError if they aren't numbers."""
+        """The last decode's logits, (rows, n_vocab), as a view that the next decode overwrites; EngineError if NaN."""
         data = native.llama_get_logits(self.handle)
-        rows = np.ctypeslib.as_array(data, shape=(self._n_outputs * self._n_vocab,))
-        rows = rows.reshape(self._n_outputs, self._n_vocab)
+        rows: NDArray[np.float32] = np.ctypeslib.as_array(data, shape=(self._n_outputs, self._n_vocab))
         if np.isnan(rows.max()):
             raise EngineError("the model's logits are NaN: its weights are damaged, convert it again")
-        return np.array(rows, dtype=np.float32)
+        return rows
 
     def keep(self, n_tokens: int) -> int:
         """Forget all but the first `n_tokens` tokens; returns how many really remain, 0 where a part can't be kept."""
@@ -292,7 +305,7 @@ class Sampler:
 
     def sample(self, context: Context) -> int:
         """Choose a token by the logits of the last decoded token."""
-        context.logits()  # refuses NaN, which the samplers don't
+        context.logits()  # refuses NaN; the samplers don't
         token: int = native.llama_sampler_sample(self.handle, context.handle, -1)
         return token
 

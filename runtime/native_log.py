@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 
-_ERROR, _CONTINUED = 3, 5  # ggml_log_level
+_ERROR, _CONTINUED = 4, 5  # enum ggml_log_level of the pinned llama.cpp
 _LOADING = "error loading model: "
 
 

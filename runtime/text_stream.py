@@ -11,6 +11,7 @@ class TextStream:
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         self.stopped = False
+        self.drop_first_space = False
         self._stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
@@ -20,6 +21,9 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + self._decoder.decode(data)
+        if text and self.drop_first_space:
+            self.drop_first_space = False
+            text = text.removeprefix(" ")
         found = [start for start in (text.find(stop) for stop in self._stop) if start >= 0]
         if found:
             self.stopped, self._held = True, ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import tiny_tokenizers
+from tests import tiny_tokenizers
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Recipe:
     rope_theta: float | None = 10000.0  # None: no such key, as in Llama 1
     rope_scaling: Mapping[str, Any] | None = None
     max_positions: int = 2048
+    rms_norm_eps: float = 1e-05
     shards: int = 1
     tokenizer: str = "llama3"
     inv_freq: bool = False  # Llama 1 files carry the rotary frequencies as tensors
@@ -61,7 +62,8 @@ _QWEN_WINDOW_OFF = {"use_sliding_window": False, "sliding_window": 32768, "max_w
 RECIPES: Mapping[str, Recipe] = {
     # Llama 1 has neither num_key_value_heads nor rope_theta in config.json.
     "llama1": Recipe(_LLAMA, "ternary-tensor", "F16", kv_heads=4, rope_theta=None, inv_freq=True),
-    "llama-gqa": Recipe(_LLAMA, "float", methods=_BOTH),
+    # An epsilon of 0.05 is large enough to show when it is lost.
+    "llama-gqa": Recipe(_LLAMA, "float", rms_norm_eps=0.05, methods=_BOTH),
     "llama-tied": Recipe(_LLAMA, "ternary-row", tied=True, transformers=5, tokenizer="smollm", layers=3),
     "llama-biases": Recipe(_LLAMA, "float", "F32", attention_bias=True, mlp_bias=True, vocab=384, shards=2),
     "llama-head-dim": Recipe(_LLAMA, "ternary-tensor", head_dim=128, ffn=768, rope_theta=1000042.0),
@@ -96,7 +98,7 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     # 192 is no multiple of 256: only the FFN's down projections fit TQ1_0 and TQ2_0.
     "llama-hidden-192": Recipe(_LLAMA, "ternary-tensor", hidden=192, heads=3, kv_heads=1),
-    "mistral-window": Recipe(_MISTRAL, "float", extra={"sliding_window": 4096}, methods=_BOTH),
+    "mistral-window": Recipe(_MISTRAL, "float", extra={"sliding_window": 4096}, rms_norm_eps=0.05, methods=_BOTH),
     "mistral-no-window": Recipe(
         _MISTRAL,
         "ternary-row",
@@ -113,6 +115,7 @@ RECIPES: Mapping[str, Recipe] = {
         vocab=512,
         tokenizer="qwen2",
         rope_theta=1000000.0,
+        rms_norm_eps=0.05,
         extra=_QWEN_WINDOW_OFF,
         methods=_BOTH,
     ),
@@ -129,7 +132,16 @@ RECIPES: Mapping[str, Recipe] = {
         extra=_QWEN_WINDOW_OFF,
         n_tokens=192,
     ),
-    "qwen3": Recipe(_QWEN3, "float", head_dim=128, tokenizer="qwen2", rope_theta=1000000.0, vocab=384, methods=_BOTH),
+    "qwen3": Recipe(
+        _QWEN3,
+        "float",
+        head_dim=128,
+        tokenizer="qwen2",
+        rope_theta=1000000.0,
+        vocab=384,
+        rms_norm_eps=0.05,
+        methods=_BOTH,
+    ),
     "qwen3-tied": Recipe(
         _QWEN3,
         "ternary-block",
@@ -166,7 +178,7 @@ def config(recipe: Recipe) -> dict[str, Any]:
         "max_position_embeddings": recipe.max_positions,
         "num_attention_heads": recipe.heads,
         "num_hidden_layers": recipe.layers,
-        "rms_norm_eps": 1e-05,
+        "rms_norm_eps": recipe.rms_norm_eps,
         "tie_word_embeddings": recipe.tied,
         "vocab_size": recipe.vocab,
         **tiny_tokenizers.special_ids(recipe.tokenizer),

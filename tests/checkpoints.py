@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiny_tokenizers
-from checkpoint_recipes import RECIPES, Recipe, config
 from numpy.typing import NDArray
+
+from tests import tiny_tokenizers
+from tests.checkpoint_recipes import RECIPES, Recipe, config
 
 Floats = NDArray[np.float32]
 
@@ -105,16 +106,14 @@ def _tensor(name: str, recipe: Recipe, key: str, shape: tuple[int, ...]) -> Floa
     if key.endswith("norm.weight"):
         return np.float32(1) + noise * np.float32(0.25)
     if key == ("model.embed_tokens.weight" if recipe.tied else "lm_head.weight"):
-        # Rows of unequal length keep the two best tokens apart, as in a trained model.
-        lengths = (_raw_words(f"{name}/{key}/lengths", recipe.vocab) >> np.uint64(40)).astype(np.float32) / 2**24
-        return (
-            noise
-            * (np.float32(3 / math.sqrt(recipe.hidden)) * (0.5 + 2 * lengths * lengths * lengths * lengths))[:, None]
-        )
+        return noise * _row_lengths(f"{name}/{key}/lengths", recipe.vocab) * np.float32(3 / math.sqrt(recipe.hidden))
     if key == "model.embed_tokens.weight":
         return noise
-    # Large queries and keys make attention depend on positions, so that a wrong rotation shows.
-    gain = 1.25 if key.endswith(("q_proj.weight", "k_proj.weight")) and not recipe.qk_norms else 1.0
+    gain = 1.0
+    if key.endswith(("q_proj.weight", "k_proj.weight")) and not recipe.qk_norms:
+        gain = 1.25  # large queries and keys make attention depend on positions, so that a wrong rotation shows
+    if key.endswith(("o_proj.weight", "down_proj.weight")) and not recipe.tied:
+        gain = 0.75  # and a residual stream that the embedding leads keeps the two best tokens apart
     deviation = gain / math.sqrt(shape[-1])
     return noise * np.float32(deviation) if recipe.weights == "float" else _ternary(name, recipe, key, noise, deviation)
 
@@ -149,6 +148,13 @@ def _bell(label: str, shape: tuple[int, ...]) -> Floats:
     words = _raw_words(label, math.prod(shape))
     total = sum(((words >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.int32) for shift in (0, 16, 32, 48))
     return ((total - 2 * 0xFFFF).astype(np.float32) * np.float32(math.sqrt(3) / 65536)).reshape(shape)
+
+
+def _row_lengths(label: str, n_rows: int) -> Floats:
+    """Return 0.5 + 2u⁴ per row, (n_rows, 1): unequal rows keep the two best tokens apart, as in a trained model."""
+    uniform = (_raw_words(label, n_rows) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+    squared = uniform * uniform
+    return (np.float32(0.5) + np.float32(2) * squared * squared)[:, None]
 
 
 # --- files -------------------------------------------------------------------------------------------------------

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 # In order of rank; "~" stands between the parts and "Ġ" is the space.
-_MERGES = [
-    pair.replace("~", " ")
-    for pair in (
-        "Ġ~t h~e i~n e~r a~n r~e o~n Ġ~a o~r e~n Ġt~he e~s i~s a~t o~u Ġ~s Ġ~w in~g an~d i~t a~l e~d Ġ~o Ġ~c "
-        "a~r l~e i~c Ġ~b l~l Ġ~f Ġ~p i~on Ġ~m Ġ~in Ġo~f Ġ~an Ġan~d Ġt~o s~t c~h Ġ~d Ġ~l Ġ~h Ġ~n u~r a~s v~e "
-        "r~o Ġ~is q~u o~m"
-    ).split()
-]
+_MERGE_TEXT = (
+    "Ġ~t h~e i~n e~r a~n r~e o~n Ġ~a o~r e~n Ġt~he e~s i~s a~t o~u Ġ~s Ġ~w in~g an~d i~t a~l e~d Ġ~o Ġ~c "
+    "a~r l~e i~c Ġ~b l~l Ġ~f Ġ~p i~on Ġ~m Ġ~in Ġo~f Ġ~an Ġan~d Ġt~o s~t c~h Ġ~d Ġ~l Ġ~h Ġ~n u~r a~s v~e "
+    "r~o Ġ~is q~u o~m"
+)
+_MERGES = [pair.replace("~", " ") for pair in _MERGE_TEXT.split()]
 
 _TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>'"

@@ -1,0 +1,48 @@
+"""Tokenizer files of a checkpoint folder → GGUF `tokenizer.*` keys that give the same token ids in llama.cpp.
+
+tokenizer.json decides where there is one, since that is what transformers loads: byte-level BPE becomes the tokenizer model
+"gpt2", SentencePiece-style BPE the model "llama" with scores from its merges. Otherwise tokenizer.model is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tritgguf.converter.errors import TokenizerError
+from tritgguf.converter.tokenizer.battery import battery
+from tritgguf.converter.tokenizer.byte_level import byte_level_tokenizer
+from tritgguf.converter.tokenizer.check import check_token_ids
+from tritgguf.converter.tokenizer.files import SENTENCEPIECE_MODEL, TOKENIZER_JSON, read_side_files
+from tritgguf.converter.tokenizer.merge_scores import has_byte_pieces, merge_scored_tokenizer
+from tritgguf.converter.tokenizer.sentencepiece_model import sentencepiece_tokenizer
+from tritgguf.converter.tokenizer.source import SourceTokenizer
+from tritgguf.converter.tokenizer.tokenizer_json import read_tokenizer_json
+
+__all__ = ["SourceTokenizer", "battery", "check_token_ids", "has_tokenizer", "read_tokenizer"]
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds a file that `read_tokenizer` reads."""
+    return any((folder / name).is_file() for name in (TOKENIZER_JSON, SENTENCEPIECE_MODEL))
+
+
+def read_tokenizer(folder: Path, *, n_vocab: int, config: Mapping[str, Any]) -> SourceTokenizer:
+    """Read the tokenizer of a checkpoint folder for a model with `n_vocab` embedding rows.
+
+    `config` is the parsed config.json. TokenizerError if there is no tokenizer, a file of it is damaged, or llama.cpp has
+    nothing that gives the same ids.
+    """
+    if not has_tokenizer(folder):
+        raise TokenizerError(
+            f"no tokenizer in {folder}: looked for {TOKENIZER_JSON} and {SENTENCEPIECE_MODEL}; copy the one that belongs to "
+            "the model into the folder"
+        )
+    files = read_side_files(folder, config)
+    if not (folder / TOKENIZER_JSON).is_file():
+        return sentencepiece_tokenizer(files, n_vocab)
+    source = read_tokenizer_json(files)
+    if has_byte_pieces(source):
+        return merge_scored_tokenizer(source, files, n_vocab)
+    return byte_level_tokenizer(source, files, n_vocab)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from click import Choice
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
@@ -23,21 +22,18 @@ from tritgguf.converter.method import methods
 from tritgguf.converter.pipeline import Progress as ProgressCallback
 from tritgguf.converter.plan import FilePlan
 
-TYPE_NAMES = [name for name, codec in codecs().items() if codec.for_linear]
+TYPES = ", ".join(name for name, codec in codecs().items() if codec.for_linear)
 
 
 def convert(
     model: Annotated[Path, typer.Argument(help="Hugging Face model folder (config.json, safetensors, tokenizer).")],
     out: Annotated[Path | None, typer.Argument(help="GGUF file to write; not needed with --dry-run.")] = None,
-    type: Annotated[
-        str, typer.Option(click_type=Choice(TYPE_NAMES), help="Tensor type of the linear layers.")
-    ] = "tq2_0",
+    type: Annotated[str, typer.Option(help=f"Tensor type of the linear layers: {TYPES}.")] = "tq2_0",
     method: Annotated[
-        str, typer.Option(click_type=Choice(list(methods())), help="How layers that aren't ternary are made so.")
+        str, typer.Option(help=f"How linear layers that aren't ternary yet are made so: {', '.join(methods())}.")
     ] = "mse",
     fallback: Annotated[
-        str | None,
-        typer.Option(click_type=Choice(["f16"]), help="Type of layers whose rows don't fit --type; else stop."),
+        str | None, typer.Option(help="Type of linear layers whose rows don't fit --type: f16; without it, stop.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and the exact file size; write nothing.")

@@ -1,7 +1,7 @@
 """Record transformers' logits of every recipe in checkpoints.py as golden/logits/<recipe>.npz (see README.md).
 
-python tests/golden/record.py [recipe ...]      record (all)
-python tests/golden/record.py --check           compare a fresh recording with the files, change nothing
+python -m tests.golden.record [recipe ...]      record (all)
+python -m tests.golden.record --check           compare a fresh recording with the files, change nothing
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import checkpoints
+from tests import checkpoints
 
 FOLDER = Path(__file__).resolve().parent / "logits"
 Floats = NDArray[np.float32]

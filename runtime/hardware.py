@@ -1,4 +1,4 @@
-"""How many threads to use when the user doesn't say."""
+"""What the machine has: cores for the default number of threads, memory for the context."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_MEMORY = Path("/proc/meminfo")
 _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
@@ -18,6 +19,15 @@ def default_threads() -> int:
     cpus = _available_cpus()
     cores = {_core_of(cpu) for cpu in cpus}
     return max(1, min(len(cores), _quota() or len(cores)))
+
+
+def available_memory() -> int | None:
+    """Bytes that can be had without swapping; None where the system doesn't say (other than Linux)."""
+    try:
+        lines = _MEMORY.read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        return None
 
 
 def _available_cpus() -> list[int]:

@@ -1,0 +1,92 @@
+"""Byte-level BPE: tokenizer.json → tokenizer model "gpt2" with the pre-tokenizer named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gguf import Keys, TokenType
+
+from tritgguf.converter.errors import TokenizerError
+from tritgguf.converter.metadata import Metadata, string, strings
+from tritgguf.converter.tokenizer.files import TOKENIZER_JSON, SideFiles
+from tritgguf.converter.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer, candidates, steps_of
+from tritgguf.converter.tokenizer.source import SourceTokenizer
+from tritgguf.converter.tokenizer.special_ids import SpecialIds, special_metadata
+from tritgguf.converter.tokenizer.tokenizer_json import TokenizerJson, template_ids, words_beyond_merging
+from tritgguf.converter.tokenizer.vocabulary import Vocabulary
+
+NFC_NOTE = "the tokenizer composes accents (Unicode NFC) before it splits; llama.cpp doesn't, so text that isn't in NFC gets other ids"
+
+
+def byte_level_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) -> SourceTokenizer:
+    """Keys for a byte-level BPE tokenizer; TokenizerError if llama.cpp has no pre-tokenizer like its own."""
+    vocabulary = Vocabulary(n_vocab, TOKENIZER_JSON)
+    for text, token_id in source.vocab.items():
+        vocabulary.put(token_id, text, TokenType.NORMAL)
+    vocabulary.put_added(source.added_tokens)
+    vocabulary.check()
+    composes = _composes_accents(source.structure.get("normalizer"))
+    pre_tokenizer = _pre_tokenizer(source, files)
+    metadata: Metadata = {
+        Keys.Tokenizer.MODEL: string("gpt2"),
+        Keys.Tokenizer.PRE: string(pre_tokenizer.name),
+        **vocabulary.metadata(with_scores=False),
+        Keys.Tokenizer.MERGES: strings([f"{left} {right}" for left, right in source.merges]),
+    }
+    special = SpecialIds(files, vocabulary, _unknown(source, vocabulary))
+    metadata |= special_metadata(special, template_ids(source.structure.get("post_processor")))
+    return SourceTokenizer(
+        kind="bpe",
+        metadata=metadata,
+        special_tokens=vocabulary.special_texts(),
+        encode_with_source=source.encode,
+        normalizes_nfc=composes,
+        notes=(NFC_NOTE,) if composes else (),
+        hint=f"tokenizer.ggml.pre is {pre_tokenizer.name}",
+    )
+
+
+def _pre_tokenizer(source: TokenizerJson, files: SideFiles) -> PreTokenizer:
+    """The row that splits and merges like the source; TokenizerError names the structure found."""
+    pre_tokenizer = source.structure.get("pre_tokenizer")
+    if isinstance(pre_tokenizer, Mapping) and pre_tokenizer.get("type") == "ByteLevel":
+        # transformers lets tokenizer_config.json overrule this flag of a pre-tokenizer that stands alone.
+        overruled = files.tokenizer_config.get("add_prefix_space")
+        if isinstance(overruled, bool):
+            pre_tokenizer = {**pre_tokenizer, "add_prefix_space": overruled}
+    steps = steps_of(pre_tokenizer)
+    rows = candidates(steps)
+    if not rows:
+        raise TokenizerError(
+            f"{TOKENIZER_JSON}: the pre-tokenizer {' → '.join(steps) or 'is missing'} isn't known; llama.cpp would need one of "
+            f"{', '.join(row.name for row in PRE_TOKENIZERS)}, and a wrong one gives wrong ids"
+        )
+    for row in rows:
+        if row.merges_ignored == source.ignores_merges():
+            return row
+    beyond = words_beyond_merging(source)
+    if beyond:
+        raise TokenizerError(
+            f"{TOKENIZER_JSON}: ignore_merges is {source.ignores_merges()} but llama.cpp's pre-tokenizer {rows[0].name} has it "
+            f"the other way, and {len(beyond)} tokens such as {beyond[0]!r} would be lost or gained"
+        )
+    return rows[0]
+
+
+def _composes_accents(normalizer: object) -> bool:
+    """Whether the normalizer is NFC; TokenizerError for any other, since llama.cpp has none."""
+    match normalizer:
+        case None | {"type": "Sequence", "normalizers": []}:
+            return False
+        case {"type": "NFC"} | {"type": "Sequence", "normalizers": [{"type": "NFC"}]}:
+            return True
+        case _:
+            found = normalizer.get("type") if isinstance(normalizer, Mapping) else normalizer
+            raise TokenizerError(
+                f"{TOKENIZER_JSON}: normalizer {found} changes the text; llama.cpp has none for byte-level BPE"
+            )
+
+
+def _unknown(source: TokenizerJson, vocabulary: Vocabulary) -> dict[str, int]:
+    token_id = vocabulary.ids_by_text().get(source.structure["model"].get("unk_token") or "")
+    return {} if token_id is None else {"unk": token_id}

@@ -1,0 +1,94 @@
+"""Chat templates: where a checkpoint keeps them, how GGUF holds them, and which token ends an assistant's turn."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from gguf import Keys
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from tritgguf.converter.errors import TokenizerError
+from tritgguf.converter.metadata import Metadata, string, strings
+from tritgguf.converter.tokenizer.files import read_object_if_present, read_text
+
+DEFAULT = "default"
+# Text that no template changes: no spaces to trim, nothing to escape.
+_ANSWER = "tritggufanswer"
+
+
+def read_chat_templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+    """Templates by name; chat_template.jinja wins over chat_template.json and tokenizer_config.json, as in transformers."""
+    templates = _named(tokenizer_config.get("chat_template"), "tokenizer_config.json")
+    templates |= _named(
+        read_object_if_present(folder / "chat_template.json").get("chat_template"), "chat_template.json"
+    )
+    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        templates[path.stem] = read_text(path)
+    if (folder / "chat_template.jinja").is_file():
+        templates[DEFAULT] = read_text(folder / "chat_template.jinja")
+    return templates
+
+
+def chat_template_metadata(templates: Mapping[str, str]) -> Metadata:
+    """The default template under its own key, others under their names, and the list of those names."""
+    keys: Metadata = {}
+    names = []
+    for name, template in sorted(templates.items()):
+        if name != DEFAULT:
+            # The letters that gguf-py and llama.cpp allow in a key.
+            names.append(re.sub(r"[^A-Za-z0-9]", "_", name))
+            keys[Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=names[-1])] = string(template)
+    if names:
+        keys[Keys.Tokenizer.CHAT_TEMPLATES] = strings(names)
+    if DEFAULT in templates:
+        keys[Keys.Tokenizer.CHAT_TEMPLATE] = string(templates[DEFAULT])
+    return keys
+
+
+def end_of_turn(template: str, special_texts: Sequence[str], variables: Mapping[str, str | None]) -> str | None:
+    """The special token that the template writes after an assistant's answer, found by rendering a short chat.
+
+    None if the template can't be rendered here or closes a turn with plain text.
+    """
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+    environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
+    given = {name: text for name, text in variables.items() if text is not None}
+    try:
+        rendered = environment.from_string(template).render(messages=messages, add_generation_prompt=False, **given)
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError):
+        return None
+    _, found, tail = rendered.rpartition(_ANSWER)
+    places = [(tail.index(text), -len(text), text) for text in special_texts if found and text in tail]
+    return min(places)[2] if places else None
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _named(entry: object, name: str) -> dict[str, str]:
+    """A template is one string, or a list of {"name", "template"}."""
+    match entry:
+        case None:
+            return {}
+        case str():
+            return {DEFAULT: entry}
+        case list() if all(
+            isinstance(item, dict) and isinstance(item.get("name"), str) and isinstance(item.get("template"), str)
+            for item in entry
+        ):
+            return {item["name"]: item["template"] for item in entry}
+        case _:
+            raise TokenizerError(
+                f"{name}: chat_template is a {type(entry).__name__}; expected a string or a list of name and template"
+            )

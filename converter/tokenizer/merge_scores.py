@@ -1,0 +1,152 @@
+"""SentencePiece-style BPE in a tokenizer.json (Llama 2 and kin): tokenizer model "llama", scores from the merges.
+
+llama.cpp's SentencePiece tokenizer joins the neighbours whose joint piece has the highest score, while the tokenizers
+library joins the pair with the lowest rank. The two are the same if (1) every way to split a piece into two pieces is among
+the merges and (2) the merges of one piece stand together. Both are checked here, and a piece's score is then minus its
+place in that order, which for a converted SentencePiece model is the score it had there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gguf import Keys, TokenType
+
+from tritgguf.converter.errors import TokenizerError
+from tritgguf.converter.metadata import Metadata, boolean, string
+from tritgguf.converter.tokenizer.files import TOKENIZER_JSON, SideFiles
+from tritgguf.converter.tokenizer.source import SourceTokenizer
+from tritgguf.converter.tokenizer.special_ids import SpecialIds, special_metadata
+from tritgguf.converter.tokenizer.tokenizer_json import TokenizerJson, template_ids, words_beyond_merging
+from tritgguf.converter.tokenizer.vocabulary import Vocabulary
+
+SPACE = "▁"
+BYTE_PIECES = {f"<0x{byte:02X}>" for byte in range(256)}
+_ESCAPE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+_PREPEND = {"type": "Prepend", "prepend": SPACE}
+
+FIRST_TEXT_ONLY = "the tokenizer puts a space before the first text of a prompt, llama.cpp before each text that follows a special token"
+NO_SECOND_SPACE = "the tokenizer puts no space before text that has one already, llama.cpp puts another"
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """How spaces are treated: where one is put before the text, and whether pieces end before each space."""
+
+    prefix: Literal["always", "first", "never"]
+    split: bool = False
+    difference: str = ""
+
+
+def has_byte_pieces(source: TokenizerJson) -> bool:
+    """Whether this is the SentencePiece style: characters beyond the vocabulary become <0x00> … <0xFF>."""
+    return bool(source.structure["model"].get("byte_fallback", False))
+
+
+def merge_scored_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) -> SourceTokenizer:
+    """Keys for a SentencePiece-style BPE tokenizer; TokenizerError if scores can't stand for its merges."""
+    missing = BYTE_PIECES - source.vocab.keys()
+    if missing:
+        raise TokenizerError(
+            f"{TOKENIZER_JSON}: byte_fallback is on but {len(missing)} byte pieces such as {min(missing)} are missing"
+        )
+    spaces = _spaces(source.structure.get("normalizer"), source.structure.get("pre_tokenizer"))
+    unknown = source.structure["model"].get("unk_token")
+    added = {token.text for token in source.added_tokens}
+    scores = _scores(source, added | BYTE_PIECES, spaces)
+    vocabulary = Vocabulary(n_vocab, TOKENIZER_JSON)
+    for text, token_id in source.vocab.items():
+        vocabulary.put(
+            token_id, text, TokenType.BYTE if text in BYTE_PIECES else TokenType.NORMAL, scores.get(text, 0.0)
+        )
+    vocabulary.put_added(source.added_tokens)
+    if unknown in source.vocab:
+        vocabulary.put(source.vocab[unknown], unknown, TokenType.UNKNOWN)
+    vocabulary.check()
+    special = SpecialIds(files, vocabulary, {"unk": source.vocab[unknown]} if unknown in source.vocab else {})
+    metadata: Metadata = {
+        Keys.Tokenizer.MODEL: string("llama"),
+        Keys.Tokenizer.PRE: string("default"),
+        **vocabulary.metadata(with_scores=True),
+        Keys.Tokenizer.ADD_PREFIX: boolean(spaces.prefix != "never"),
+        **special_metadata(special, template_ids(source.structure.get("post_processor"))),
+    }
+    return SourceTokenizer(
+        kind="sentencepiece",
+        metadata=metadata,
+        special_tokens=vocabulary.special_texts(),
+        encode_with_source=source.encode,
+        hint=spaces.difference,
+    )
+
+
+def _spaces(normalizer: object, pre_tokenizer: object) -> Spaces:
+    """Read how spaces are treated from the normalizer and pre-tokenizer; TokenizerError for any other pair."""
+    steps = (
+        normalizer.get("normalizers")
+        if isinstance(normalizer, Mapping) and "normalizers" in normalizer
+        else [normalizer]
+    )
+    match steps, pre_tokenizer:
+        case [first, second], None if first == _PREPEND and second == _ESCAPE:
+            return Spaces("always")
+        case [only], None if only == _ESCAPE:
+            return Spaces("never")
+        case (([None] | []), {"type": "Metaspace", "replacement": "▁"}):
+            return _metaspace(pre_tokenizer)
+        case _:
+            raise TokenizerError(
+                f"{TOKENIZER_JSON}: normalizer {_name(normalizer)} with pre-tokenizer {_name(pre_tokenizer)} isn't how "
+                "SentencePiece treats spaces; expected Prepend and Replace, or Metaspace"
+            )
+
+
+def _metaspace(pre_tokenizer: Mapping[str, Any]) -> Spaces:
+    scheme = pre_tokenizer.get("prepend_scheme", "always" if pre_tokenizer.get("add_prefix_space", True) else "never")
+    split = bool(pre_tokenizer.get("split", True))
+    if scheme == "first":
+        return Spaces("first", split, FIRST_TEXT_ONLY)
+    return Spaces("always", split, NO_SECOND_SPACE) if scheme == "always" else Spaces("never", split)
+
+
+def _name(part: object) -> str:
+    return str(part.get("type")) if isinstance(part, Mapping) else "none"
+
+
+def _scores(source: TokenizerJson, never_merged: set[str], spaces: Spaces) -> dict[str, float]:
+    """Score of each piece; 0 for those that no merge makes, since only a joint piece's score counts."""
+    _check_nothing_ignored(source)
+    known = set(source.merges)
+    scores: dict[str, float] = {}
+    previous = None
+    for left, right in source.merges:
+        piece = left + right
+        if piece != previous and piece in scores:
+            raise TokenizerError(
+                f"{TOKENIZER_JSON}: the merges into {piece!r} don't stand together, so no score can stand for their ranks"
+            )
+        scores.setdefault(piece, -float(len(scores)))
+        previous = piece
+    for piece in source.vocab.keys() - never_merged:
+        if spaces.split and SPACE in piece[1:]:
+            raise TokenizerError(
+                f"{TOKENIZER_JSON}: Metaspace splits at each space, but piece {piece!r} holds one inside"
+            )
+        for cut in range(1, len(piece)):
+            pair = (piece[:cut], piece[cut:])
+            if pair[0] in source.vocab and pair[1] in source.vocab and pair not in known:
+                raise TokenizerError(
+                    f"{TOKENIZER_JSON}: llama.cpp would join {pair[0]!r} and {pair[1]!r} into {piece!r}, which no merge allows"
+                )
+    return scores
+
+
+def _check_nothing_ignored(source: TokenizerJson) -> None:
+    beyond = words_beyond_merging(source) if source.ignores_merges() else []
+    if beyond:
+        raise TokenizerError(
+            f"{TOKENIZER_JSON}: ignore_merges is true and {len(beyond)} pieces such as {beyond[0]!r} come of no merge; "
+            "llama.cpp's SentencePiece tokenizer only merges"
+        )

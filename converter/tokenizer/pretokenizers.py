@@ -1,0 +1,115 @@
+"""Which `tokenizer.ggml.pre` name stands for which pre-tokenizer: the table, and how one is recognised.
+
+A pre-tokenizer is recognised by its structure alone, never by a model's name: tokenizer.json's `pre_tokenizer` is spelt as
+a tuple of steps and looked up. A structure that isn't here is an error. Each row was checked against the expressions in
+llama.cpp's src/llama-vocab.cpp, and the tests run every row's expressions in llama.cpp beside the tokenizers library.
+Names that llama.cpp treats alike (falcon3 like llama-bpe; starcoder, refact and command-r like smollm; stablelm2 and
+deepseek-r1-qwen like qwen2; olmo like gpt-2; llama4 like gpt-4o) stand here once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN35 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+MINICPM5 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}+")
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DEEPSEEK3 = (
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+    "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+)
+# These leave no character unmatched, so "remove what doesn't match" and "isolate what does" are the same split.
+COVERS_EVERYTHING = frozenset({LLAMA3, QWEN2, QWEN35, MINICPM5, TEKKEN, GPT4O})
+
+BYTES = "ByteLevel"
+WORDS_AND_BYTES = "ByteLevel with its own expression"
+SINGLE_DIGITS = "Digits one by one"
+
+
+def split(expression: str) -> str:
+    return f"Split {expression}"
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """One row: `merges_ignored` says whether llama.cpp takes a whole word from the vocabulary before it merges."""
+
+    name: str
+    steps: tuple[str, ...]
+    merges_ignored: bool = False
+
+
+PRE_TOKENIZERS = (
+    PreTokenizer("llama-bpe", (split(LLAMA3), BYTES), merges_ignored=True),
+    PreTokenizer("dbrx", (split(LLAMA3), BYTES)),
+    PreTokenizer("qwen2", (split(QWEN2), BYTES)),
+    PreTokenizer("qwen35", (split(QWEN35), BYTES)),
+    PreTokenizer("smollm", (SINGLE_DIGITS, WORDS_AND_BYTES)),
+    PreTokenizer("gpt-2", (WORDS_AND_BYTES,)),
+    PreTokenizer("gpt-4o", (split(GPT4O), BYTES)),
+    PreTokenizer("tekken", (split(TEKKEN), BYTES), merges_ignored=True),
+    PreTokenizer("minicpm5", (split(r"\p{N}{1,3}"), split(MINICPM5), BYTES), merges_ignored=True),
+    PreTokenizer("deepseek-v3", (split(r"\p{N}{1,3}"), split("[一-龥぀-ゟ゠-ヿ]+"), split(DEEPSEEK3), BYTES)),
+    PreTokenizer(
+        "deepseek-coder",
+        (
+            split("[\r\n]"),
+            split(r"\s?\p{L}+"),
+            split(r"\s?\p{P}+"),
+            split("[一-龥ࠀ-一가-퟿]+"),
+            SINGLE_DIGITS,
+            BYTES,
+        ),
+    ),
+)
+
+
+def steps_of(pre_tokenizer: object) -> tuple[str, ...]:
+    """Spell tokenizer.json's `pre_tokenizer` as steps; a step that isn't understood is spelt as its JSON."""
+    if not isinstance(pre_tokenizer, Mapping):
+        return () if pre_tokenizer is None else (_as_json(pre_tokenizer),)
+    if pre_tokenizer.get("type") == "Sequence" and isinstance(pre_tokenizer.get("pretokenizers"), list):
+        return tuple(step for part in pre_tokenizer["pretokenizers"] for step in steps_of(part))
+    return (_step(pre_tokenizer),)
+
+
+def candidates(steps: tuple[str, ...]) -> list[PreTokenizer]:
+    """Rows with exactly these steps; they differ in `merges_ignored` alone."""
+    return [row for row in PRE_TOKENIZERS if row.steps == steps]
+
+
+def _step(part: Mapping[str, Any]) -> str:
+    match part:
+        case {"type": "Split", "pattern": {"Regex": str(expression)}, "behavior": "Isolated", "invert": False}:
+            return split(expression)
+        case {"type": "Split", "pattern": {"Regex": str(expression)}, "behavior": "Removed", "invert": True} if (
+            expression in COVERS_EVERYTHING
+        ):
+            return split(expression)
+        case {"type": "ByteLevel", "add_prefix_space": False}:
+            return WORDS_AND_BYTES if part.get("use_regex", True) else BYTES
+        case {"type": "Digits", "individual_digits": True}:
+            return SINGLE_DIGITS
+        case _:
+            return _as_json(part)
+
+
+def _as_json(part: object) -> str:
+    return json.dumps(part, ensure_ascii=False)

@@ -1,0 +1,116 @@
+"""The few fields of a SentencePiece model file that its Python package doesn't show, read from the protobuf itself.
+
+Field numbers are those of sentencepiece_model.proto (ModelProto, TrainerSpec, NormalizerSpec, SentencePiece).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+BPE_MODEL = 2
+# Appended to a model, this turns add_dummy_prefix off: a protobuf message given twice is merged, the last value wins.
+WITHOUT_DUMMY_PREFIX = bytes([3 << 3 | 2, 2, 3 << 3, 0])
+MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
+
+
+@dataclass(frozen=True)
+class Piece:
+    text: str
+    score: float
+    kind: int
+
+
+@dataclass(frozen=True)
+class SentencePieceProto:
+    """Pieces by id, with `kind` numbered as GGUF's token types are; the rest are the proto's options of those names."""
+
+    pieces: tuple[Piece, ...]
+    model_type: int
+    byte_fallback: bool
+    whitespace_is_suffix: bool
+    charsmap_bytes: int
+    adds_dummy_prefix: bool
+    removes_extra_whitespaces: bool
+    escapes_whitespaces: bool
+
+
+def parse_model(data: bytes) -> SentencePieceProto:
+    """Parse a model file; ValueError if the bytes aren't one."""
+    pieces = []
+    trainer: dict[int, int | bytes] = {}
+    normalizer: dict[int, int | bytes] = {}
+    for number, value in _fields(data):
+        if number == 1:
+            pieces.append(_piece(_message(value)))
+        elif number == 2:
+            trainer |= dict(_fields(_message(value)))
+        elif number == 3:
+            normalizer |= dict(_fields(_message(value)))
+    if not pieces or not trainer:
+        raise ValueError("no pieces or no trainer settings")
+    charsmap = normalizer.get(2, b"")
+    return SentencePieceProto(
+        pieces=tuple(pieces),
+        model_type=_number(trainer.get(3, 1)),
+        byte_fallback=bool(trainer.get(35, 0)),
+        whitespace_is_suffix=bool(trainer.get(24, 0)),
+        charsmap_bytes=len(_message(charsmap)),
+        adds_dummy_prefix=bool(normalizer.get(3, 1)),
+        removes_extra_whitespaces=bool(normalizer.get(4, 1)),
+        escapes_whitespaces=bool(normalizer.get(5, 1)),
+    )
+
+
+def _piece(data: bytes) -> Piece:
+    fields = dict(_fields(data))
+    (score,) = struct.unpack("<f", _message(fields.get(2, bytes(4))))
+    return Piece(_message(fields.get(1, b"")).decode("utf-8"), score, _number(fields.get(3, 1)))
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Field numbers and values of one message: varints as int, the other wire types as their bytes."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        wire_type = tag & 7
+        if wire_type == 0:
+            value, at = _varint(data, at)
+            yield tag >> 3, value
+            continue
+        if wire_type == 2:
+            length, at = _varint(data, at)
+        elif wire_type in (1, 5):
+            length = 8 if wire_type == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire_type}")
+        if at + length > len(data):
+            raise ValueError("cut short")
+        yield tag >> 3, data[at : at + length]
+        at += length
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    number = shift = 0
+    while True:
+        if at >= len(data) or shift > 63:
+            raise ValueError("cut short")
+        byte = data[at]
+        number |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return number, at
+        shift += 7
+
+
+def _message(value: int | bytes) -> bytes:
+    if not isinstance(value, bytes):
+        raise ValueError("a number where a message was expected")
+    return value
+
+
+def _number(value: int | bytes) -> int:
+    if not isinstance(value, int):
+        raise ValueError("bytes where a number was expected")
+    return value

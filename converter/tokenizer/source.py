@@ -1,0 +1,30 @@
+"""What a checkpoint's tokenizer becomes: typed GGUF keys, and the source's own encoder to prove them with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tritgguf.converter.metadata import Metadata
+
+
+@dataclass(frozen=True)
+class SourceTokenizer:
+    """A tokenizer read from a checkpoint folder.
+
+    `metadata` holds every `tokenizer.*` key in the order to write them. `special_tokens` are the texts that become one
+    token each wherever they stand in a prompt. `notes` are differences that no GGUF file can avoid, one sentence each.
+    """
+
+    kind: Literal["bpe", "sentencepiece"]
+    metadata: Metadata = field(repr=False)
+    special_tokens: tuple[str, ...] = field(repr=False)
+    encode_with_source: Callable[[str], list[int]] = field(repr=False)
+    normalizes_nfc: bool = False
+    notes: tuple[str, ...] = ()
+    hint: str = ""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids by the source's own library: special tokens in the text are parsed, no bos or eos is added."""
+        return self.encode_with_source(text)

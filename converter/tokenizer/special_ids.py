@@ -1,0 +1,162 @@
+"""bos, eos, end of turn, pad and unk: which ids they are, and whether bos and eos are added to a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gguf import Keys
+
+from tritgguf.converter.errors import TokenizerError
+from tritgguf.converter.metadata import Metadata, boolean, uint32
+from tritgguf.converter.tokenizer.chat_template import (
+    DEFAULT,
+    chat_template_metadata,
+    end_of_turn,
+    read_chat_templates,
+)
+from tritgguf.converter.tokenizer.files import SideFiles, token_text
+from tritgguf.converter.tokenizer.vocabulary import Vocabulary
+
+# Texts that llama.cpp ends generation on wherever the vocabulary holds them (src/llama-vocab.cpp, special_eog_ids).
+ALWAYS_ENDS_GENERATION = frozenset(
+    {
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+        *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>"),
+        *("<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
+    }
+)
+# Classes of transformers that add a bos unless told otherwise.
+ADDS_BOS_BY_DEFAULT = frozenset(
+    {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast"}
+    | {"GemmaTokenizer", "GemmaTokenizerFast", "CohereTokenizer", "CohereTokenizerFast"}
+)
+Template = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class SpecialIds:
+    """Looks ids up in the order that transformers does: tokenizer_config.json's texts, then the ids in the configs."""
+
+    def __init__(self, files: SideFiles, vocabulary: Vocabulary, defaults: Mapping[str, int]) -> None:
+        self.files = files
+        self.vocabulary = vocabulary
+        self.ids_by_text = vocabulary.ids_by_text()
+        self.defaults = defaults
+
+    def id_of(self, name: str) -> int | None:
+        """The id of "bos", "eos", "pad" or "unk"; `defaults` are what the tokenizer's own file says."""
+        for texts in (self.files.tokenizer_config, self.files.special_tokens_map):
+            token_id = self.ids_by_text.get(token_text(texts.get(f"{name}_token")) or "")
+            if token_id is not None:
+                return token_id
+        if name == "unk":
+            return self.defaults.get(name)
+        for token_ids in (
+            self.configured(self.files.generation_config, name),
+            self.configured(self.files.config, name),
+        ):
+            if token_ids:
+                return token_ids[0]
+        return self.defaults.get(name)
+
+    def configured(self, config: Mapping[str, Any], name: str) -> list[int]:
+        """`NAME_token_id` of a config as a list; null and the -1 that some configs write mean none."""
+        entry = config.get(f"{name}_token_id")
+        entries = entry if isinstance(entry, list) else [] if entry is None else [entry]
+        for token_id in entries:
+            if type(token_id) is not int or token_id >= self.vocabulary.n_vocab:
+                raise TokenizerError(
+                    f"{name}_token_id in the model's configs is {token_id!r}; expected an id below the vocab_size of "
+                    f"{self.vocabulary.n_vocab}; correct config.json or generation_config.json"
+                )
+        return [token_id for token_id in entries if token_id >= 0]
+
+    def ending_ids(self) -> set[int]:
+        """Every id that the checkpoint's own generation stops at."""
+        ids = {*self.configured(self.files.generation_config, "eos"), *self.configured(self.files.config, "eos")}
+        eos = self.id_of("eos")
+        return ids if eos is None else ids | {eos}
+
+
+def special_metadata(special: SpecialIds, template: Template | None) -> Metadata:
+    """The ids' keys, add_bos and add_eos, and the chat templates.
+
+    `template` are the ids that tokenizer.json's post-processor puts before and after a text, None if it has none.
+    """
+    templates = read_chat_templates(special.files.folder, special.files.tokenizer_config)
+    ids: dict[str, int | None] = {name: special.id_of(name) for name in ("bos", "eos", "unk", "pad")}
+    adds_bos, adds_eos = _added(special.files.tokenizer_config, template)
+    before, after = template or ((), ())
+    if ids["bos"] is None and adds_bos and before:
+        ids["bos"] = before[0]
+    _check_added(special.vocabulary.origin, ids, (before, after), adds_bos, adds_eos)
+    if ids["eos"] is None:
+        raise TokenizerError(
+            f"{special.vocabulary.origin}: no end-of-text token is named by tokenizer_config.json, generation_config.json or "
+            "config.json, and llama.cpp would take another token for it; add eos_token_id to config.json"
+        )
+    eot, eom = _turn_ends(special, ids, templates.get(DEFAULT))
+    keys: Metadata = {}
+    for key, token_id in (
+        (Keys.Tokenizer.BOS_ID, ids["bos"]),
+        (Keys.Tokenizer.EOS_ID, ids["eos"]),
+        (Keys.Tokenizer.EOT_ID, eot),
+        (Keys.Tokenizer.EOM_ID, eom),
+        (Keys.Tokenizer.UNK_ID, ids["unk"]),
+        (Keys.Tokenizer.PAD_ID, ids["pad"]),
+    ):
+        if token_id is not None:
+            keys[key] = uint32(token_id)
+    keys[Keys.Tokenizer.ADD_BOS] = boolean(adds_bos)
+    keys[Keys.Tokenizer.ADD_EOS] = boolean(adds_eos)
+    return keys | chat_template_metadata(templates)
+
+
+def _turn_ends(
+    special: SpecialIds, ids: Mapping[str, int | None], template: str | None
+) -> tuple[int | None, int | None]:
+    """eot, and eom for an ending token that would otherwise not end generation in llama.cpp."""
+    texts = special.vocabulary.texts
+    eot = None
+    if template is not None:
+        names = {f"{name}_token": texts.get(-1 if token_id is None else token_id) for name, token_id in ids.items()}
+        text = end_of_turn(template, special.vocabulary.special_texts(), names)
+        eot = special.ids_by_text.get(text or "")
+    unheard = [
+        token_id
+        for token_id in sorted(special.ending_ids())
+        if token_id not in (ids["eos"], eot) and texts.get(token_id) not in ALWAYS_ENDS_GENERATION
+    ]
+    if eot is None and unheard:
+        eot = unheard.pop(0)
+    if len(unheard) > 1:
+        raise TokenizerError(
+            f"generation_config.json ends text at ids {sorted(special.ending_ids())}, more than GGUF's eos, eot and eom "
+            "can name; remove those that the model doesn't need from eos_token_id"
+        )
+    return eot, unheard[0] if unheard else None
+
+
+def _added(tokenizer_config: Mapping[str, Any], template: Template | None) -> tuple[bool, bool]:
+    before, after = template or ((), ())
+    adds_bos, adds_eos = tokenizer_config.get("add_bos_token"), tokenizer_config.get("add_eos_token")
+    if not isinstance(adds_bos, bool):
+        by_class = str(tokenizer_config.get("tokenizer_class")) in ADDS_BOS_BY_DEFAULT
+        adds_bos = bool(before) if template is not None else by_class
+    return adds_bos, adds_eos if isinstance(adds_eos, bool) else bool(after)
+
+
+def _check_added(
+    origin: str, ids: Mapping[str, int | None], template: Template, adds_bos: bool, adds_eos: bool
+) -> None:
+    """llama.cpp adds at most one bos before a prompt and one eos after it, and aborts if there is none to add."""
+    for name, adds, added in (("bos", adds_bos, template[0]), ("eos", adds_eos, template[1])):
+        if adds and ids[name] is None:
+            raise TokenizerError(
+                f"{origin}: add_{name}_token is true but no {name} token is named; name one or set it to false"
+            )
+        if adds and added and added != (ids[name],):
+            place = "before" if name == "bos" else "after"
+            raise TokenizerError(
+                f"{origin}: the post-processor puts ids {list(added)} {place} a text; llama.cpp adds {name} ({ids[name]}) alone"
+            )

@@ -1,0 +1,150 @@
+"""tokenizer.json, parsed twice: as data to convert, and by the tokenizers library as the reference to prove it with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tokenizers
+
+from tritgguf.converter.errors import TokenizerError
+from tritgguf.converter.tokenizer.files import (
+    TOKENIZER_JSON,
+    AddedToken,
+    SideFiles,
+    added_token,
+    parse_object,
+    read_text,
+)
+
+
+@dataclass(frozen=True)
+class TokenizerJson:
+    """A checked tokenizer.json with a BPE model; `merges` are pairs in order of rank."""
+
+    structure: Mapping[str, Any]
+    vocab: Mapping[str, int]
+    merges: tuple[tuple[str, str], ...]
+    added_tokens: tuple[AddedToken, ...]
+    reference: tokenizers.Tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self.reference.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def ignores_merges(self) -> bool:
+        return bool(self.structure["model"].get("ignore_merges", False))
+
+
+def read_tokenizer_json(files: SideFiles) -> TokenizerJson:
+    """Read tokenizer.json with the tokens that the folder's other files add; TokenizerError if it isn't plain BPE."""
+    text = read_text(files.folder / TOKENIZER_JSON)
+    structure = parse_object(text, TOKENIZER_JSON)
+    model = structure.get("model")
+    if not isinstance(model, Mapping) or not isinstance(model.get("vocab"), Mapping) or "merges" not in model:
+        found = model.get("type") if isinstance(model, Mapping) else None
+        raise TokenizerError(f"{TOKENIZER_JSON}: the model is of type {found}; expected BPE with a vocab and merges")
+    if model.get("type", "BPE") != "BPE":
+        raise TokenizerError(f"{TOKENIZER_JSON}: the model is of type {model['type']}; only BPE can be converted")
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            raise TokenizerError(
+                f"{TOKENIZER_JSON}: the model sets {option} to {model[option]!r}; llama.cpp has no such option"
+            )
+    try:
+        reference = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        reason = " ".join(str(error).split())
+        raise TokenizerError(f"{TOKENIZER_JSON} is refused by the tokenizers library: {reason:.200}") from error
+    reference.no_truncation()
+    reference.no_padding()
+    own = [added_token(entry, entry.get("id"), TOKENIZER_JSON) for entry in structure.get("added_tokens") or []]
+    return TokenizerJson(
+        structure=structure,
+        vocab=model["vocab"],
+        merges=tuple(_pair(merge) for merge in model["merges"]),
+        added_tokens=_with_side_tokens(own, files, reference),
+        reference=reference,
+    )
+
+
+def template_ids(post_processor: object) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Ids that the post-processor puts before and after a single text; None if it has nothing to say about that."""
+    if not isinstance(post_processor, Mapping):
+        return None
+    match post_processor.get("type"):
+        case "Sequence":
+            parts = [template_ids(part) for part in post_processor.get("processors", [])]
+            return next((part for part in parts if part is not None), None)
+        case "TemplateProcessing":
+            return _around_the_text(post_processor)
+        case "ByteLevel":
+            return None
+        case other:
+            raise TokenizerError(
+                f"{TOKENIZER_JSON}: post-processor {other} adds tokens that llama.cpp doesn't; expected ByteLevel or "
+                "TemplateProcessing"
+            )
+
+
+def words_beyond_merging(source: TokenizerJson) -> list[str]:
+    """Vocabulary entries that merging never makes: with these, ignore_merges changes ids, without them it can't."""
+    model = tokenizers.models.BPE(dict(source.vocab), list(source.merges))
+    added = {token.text for token in source.added_tokens}
+    return [
+        word
+        for word, token_id in source.vocab.items()
+        if word not in added and [token.id for token in model.tokenize(word)] != [token_id]
+    ]
+
+
+def _around_the_text(processor: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    before: list[int] = []
+    after: list[int] = []
+    side = before
+    for piece in processor.get("single", []):
+        if "Sequence" in piece:
+            side = after
+        else:
+            side += processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+    return tuple(before), tuple(after)
+
+
+def _pair(merge: object) -> tuple[str, str]:
+    """A merge is "left right" in older files and ["left", "right"] in newer ones."""
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if (
+        not isinstance(parts, list)
+        or len(parts) != 2
+        or any(not isinstance(part, str) or " " in part for part in parts)
+    ):
+        raise TokenizerError(f"{TOKENIZER_JSON}: merge {merge!r:.80} isn't two pieces without spaces, which GGUF needs")
+    return parts[0], parts[1]
+
+
+def _with_side_tokens(
+    own: list[AddedToken], files: SideFiles, reference: tokenizers.Tokenizer
+) -> tuple[AddedToken, ...]:
+    """Add the tokens that tokenizer_config.json and added_tokens.json name beyond tokenizer.json, as transformers does."""
+    by_text = {token.text: token for token in own}
+    for token in files.added_tokens:
+        if token.text in by_text:
+            continue
+        extra = tokenizers.AddedToken(
+            token.text,
+            single_word=token.single_word,
+            lstrip=token.strips_left,
+            rstrip=token.strips_right,
+            normalized=token.normalized,
+            special=token.special,
+        )
+        reference.add_tokens([extra])
+        found = reference.token_to_id(token.text)
+        if found != token.token_id:
+            raise TokenizerError(
+                f"added token {token.text!r:.80} has id {token.token_id} in tokenizer_config.json or added_tokens.json but "
+                f"comes to {found} beside {TOKENIZER_JSON}; save the tokenizer again so that the files agree"
+            )
+        by_text[token.text] = token
+    return tuple(sorted(by_text.values(), key=lambda token: token.token_id))

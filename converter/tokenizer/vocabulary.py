@@ -1,0 +1,83 @@
+"""The token list of a GGUF file: every id filled once, no text twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gguf import Keys, TokenType
+
+from tritgguf.converter.errors import TokenizerError
+from tritgguf.converter.metadata import Metadata, float32s, int32s, strings
+from tritgguf.converter.tokenizer.files import AddedToken
+
+# Lower than any piece's score: llama.cpp merges the pair with the highest score first.
+UNUSED_SCORE = -1e6
+
+
+class Vocabulary:
+    """Tokens by id, up to `n_vocab`, the rows of the embedding matrix; `origin` is the file named in errors."""
+
+    def __init__(self, n_vocab: int, origin: str) -> None:
+        self.n_vocab = n_vocab
+        self.origin = origin
+        self.texts: dict[int, str] = {}
+        self.types: dict[int, TokenType] = {}
+        self.scores: dict[int, float] = {}
+
+    def put(self, token_id: int, text: str, token_type: TokenType, score: float = 0.0) -> None:
+        """Give an id its token; TokenizerError if another text has it already."""
+        taken = self.texts.get(token_id)
+        if taken is not None and taken != text:
+            raise TokenizerError(
+                f"{self.origin}: id {token_id} belongs to two tokens, {taken!r:.80} and {text!r:.80}; expected one"
+            )
+        self.texts[token_id] = text
+        self.types[token_id] = token_type
+        self.scores.setdefault(token_id, score)
+
+    def put_added(self, tokens: Iterable[AddedToken]) -> None:
+        for token in tokens:
+            self.put(token.token_id, token.text, TokenType.CONTROL if token.special else TokenType.USER_DEFINED)
+
+    def check(self) -> None:
+        """TokenizerError if the tokens don't fit `n_vocab`, or if two ids have one text (llama.cpp aborts on that)."""
+        n_tokens = max(self.texts, default=-1) + 1
+        if n_tokens > self.n_vocab:
+            raise TokenizerError(
+                f"{self.origin} has {n_tokens} tokens but config.json's vocab_size is {self.n_vocab}; remove the added "
+                "tokens that the model has no embedding rows for, or resize the model's embeddings"
+            )
+        if not n_tokens:
+            raise TokenizerError(f"{self.origin} holds no tokens; expected {self.n_vocab}")
+        seen: dict[str, int] = {}
+        for token_id, text in self.texts.items():
+            if text in seen:
+                raise TokenizerError(
+                    f"{self.origin}: token {text!r:.80} stands at ids {seen[text]} and {token_id}; GGUF holds each text once"
+                )
+            seen[text] = token_id
+
+    def ids_by_text(self) -> dict[str, int]:
+        return {text: token_id for token_id, text in self.texts.items()}
+
+    def special_texts(self) -> tuple[str, ...]:
+        """Texts that llama.cpp cuts out of a prompt before anything else, by id."""
+        cut = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+        return tuple(self.texts[token_id] for token_id in sorted(self.texts) if self.types[token_id] in cut)
+
+    def metadata(self, *, with_scores: bool) -> Metadata:
+        """tokens, (scores,) token_type; ids without a token become [PADn] of type UNUSED."""
+        taken = set(self.texts.values())
+        texts, types, scores = [], [], []
+        for token_id in range(self.n_vocab):
+            unused = f"[PAD{token_id}]"
+            while unused in taken:
+                unused = f"[{unused}]"
+            texts.append(self.texts.get(token_id, unused))
+            types.append(int(self.types.get(token_id, TokenType.UNUSED)))
+            scores.append(self.scores.get(token_id, UNUSED_SCORE))
+        keys: Metadata = {Keys.Tokenizer.LIST: strings(texts)}
+        if with_scores:
+            keys[Keys.Tokenizer.SCORES] = float32s(scores)
+        keys[Keys.Tokenizer.TOKEN_TYPE] = int32s(types)
+        return keys

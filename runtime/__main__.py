@@ -1,0 +1,5 @@
+"""`python -m tritgguf.runtime` is the `tritgguf` command."""
+
+from tritgguf.runtime.cli import main
+
+main()

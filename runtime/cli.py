@@ -1,0 +1,78 @@
+"""The `tritgguf` command: finds the commands, turns errors into one line each."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+
+from tritgguf.converter.errors import TritggufError
+from tritgguf.runtime.commands.chat import chat
+from tritgguf.runtime.commands.convert import convert
+
+# One row per command; the function's docstring and parameters are its help.
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "convert": convert,
+    "chat": chat,
+}
+
+DEBUG_VARIABLE = "TRITGGUF_DEBUG"
+INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        versions = (f"{name} {metadata.version(name)}" for name in ("tritgguf", "llama-cpp-python", "gguf"))
+        typer.echo(", ".join(versions))
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar=DEBUG_VARIABLE, help="Show tracebacks and the native library's log.")
+    ] = False,
+) -> None:
+    """Convert ternary language models to GGUF and run them."""
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"
+
+
+def application() -> typer.Typer:
+    """The Typer application with all commands."""
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app.callback()(_options)
+    for name, function in COMMANDS.items():
+        app.command(name)(_interruptible(function))
+    return app
+
+
+def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, with one exit code for Ctrl-C whatever the version of Typer."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+def main() -> None:
+    """Run the command line; never returns. Exit codes: 0, 1 error or closed pipe, 2 wrong usage, 130 Ctrl-C."""
+    try:
+        application()()
+    except TritggufError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

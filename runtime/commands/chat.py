@@ -1,0 +1,72 @@
+"""`tritgguf chat`: one answer from --prompt or standard input, or a conversation on the terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import tritgguf.runtime
+from tritgguf.converter.errors import EngineError
+from tritgguf.runtime.chat import Conversation
+from tritgguf.runtime.console import Console
+from tritgguf.runtime.sampling import Sampling
+
+DEFAULTS = Sampling()
+
+
+def chat(
+    model: Annotated[Path, typer.Argument(help="GGUF file.", show_default=False)],
+    prompt: Annotated[str | None, typer.Option(help="Answer this text and exit; piped input is appended.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message, said before the conversation.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="End an answer after this many tokens.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = DEFAULTS.temperature,
+    top_p: Annotated[float, typer.Option(help="Likeliest tokens up to this probability; 1 is off.")] = DEFAULTS.top_p,
+    top_k: Annotated[int, typer.Option(help="This many likeliest tokens; 0 is off.")] = DEFAULTS.top_k,
+    min_p: Annotated[float, typer.Option(help="Least probability relative to the best; 0 is off.")] = DEFAULTS.min_p,
+    repeat_penalty: Annotated[float, typer.Option(help="Above 1 repeats less.")] = DEFAULTS.repeat_penalty,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text; default: random.")] = None,
+    ctx: Annotated[int | None, typer.Option(help="Context in tokens; default: 4096 or what the model has.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Default: the physical cores available.")] = None,
+    gpu_layers: Annotated[int | None, typer.Option(min=0, help="Layers on the GPU; default: all if there is one.")] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Print tokens per second at the end.")] = False,
+) -> None:
+    """Chat with a model, or answer one --prompt or standard input."""
+    sampling = Sampling(temperature, top_p, top_k, min_p, repeat_penalty, seed)
+    text = _one_shot_text(prompt)
+    _prepare_native_library()
+    with tritgguf.runtime.open(model, n_ctx=ctx, n_threads=threads, n_gpu_layers=gpu_layers, seed=seed) as session:
+        settings = {name: value for name, value in vars(sampling).items() if name != "seed"}
+        conversation = Conversation(session, system=system, max_tokens=max_tokens, **settings)
+        console = Console(conversation, show_stats=stats)
+        if text is None:
+            console.converse()
+        else:
+            console.answer_once(text)
+
+
+def _one_shot_text(prompt: str | None) -> str | None:
+    """The one message from --prompt and piped input; None for a conversation on the terminal."""
+    piped = None
+    if sys.stdin is not None and not sys.stdin.isatty():
+        try:
+            piped = sys.stdin.buffer.read().decode("utf-8").strip("\r\n")
+        except UnicodeDecodeError as error:
+            raise EngineError(f"standard input isn't UTF-8 text (byte {error.start}: {error.reason})") from error
+    if prompt is None and piped is None:
+        return None
+    text = "\n\n".join(part for part in (prompt, piped) if part)
+    if not text.strip():
+        raise EngineError("nothing to answer: --prompt and standard input are empty")
+    return text
+
+
+def _prepare_native_library() -> None:
+    from tritgguf.runtime import backend  # not at the top: the help should not wait for the native library
+
+    backend.exit_on_native_abort()
+    if os.environ.get("TRITGGUF_DEBUG"):
+        backend.show_native_log()

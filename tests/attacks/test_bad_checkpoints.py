@@ -1,0 +1,482 @@
+"""Damaged, wrong and hostile input: one clear line, exit code 1, no file left, nothing lost."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.checkpoints import build
+from tritgguf.runtime import cli
+
+Attack = Callable[[Path], None]
+ATTACKS: dict[str, tuple[str, Attack, str]] = {}
+
+
+def attack(expected: str, recipe: str = "llama-gqa") -> Callable[[Attack], Attack]:
+    """Register a function that damages a checkpoint, and what the error must say."""
+
+    def register(function: Attack) -> Attack:
+        ATTACKS[function.__name__] = (recipe, function, expected)
+        return function
+
+    return register
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+
+
+def split_header(path: Path) -> tuple[dict, bytes]:
+    blob = path.read_bytes()
+    length = int.from_bytes(blob[:8], "little")
+    return json.loads(blob[8 : 8 + length]), blob[8 + length :]
+
+
+def join_header(path: Path, header: dict | bytes, body: bytes) -> None:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+
+def edit_entry(folder: Path, tensor: str, **changes: object) -> None:
+    header, body = split_header(folder / "model.safetensors")
+    header[tensor].update(changes)
+    join_header(folder / "model.safetensors", header, body)
+
+
+def poison(folder: Path, tensor: str, value: float) -> None:
+    """Set one value in the middle of a bf16 tensor."""
+    header, body = split_header(folder / "model.safetensors")
+    start, stop = header[tensor]["data_offsets"]
+    assert header[tensor]["dtype"] == "BF16"
+    middle = start + (stop - start) // 4 * 2
+    bits = (np.float32([value]).view(np.uint32) >> 16).astype("<u2").tobytes()
+    join_header(folder / "model.safetensors", header, body[:middle] + bits + body[middle + 2 :])
+
+
+@attack("has no config.json")
+def missing_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+@attack("config.json can't be read")
+def broken_config(folder: Path) -> None:
+    (folder / "config.json").write_text('{"architectures": [')
+
+
+@attack("config.json isn't a JSON object")
+def config_is_a_list(folder: Path) -> None:
+    (folder / "config.json").write_text("[1]")
+
+
+@attack("hidden_size must be a positive integer, found None")
+def missing_hidden_size(folder: Path) -> None:
+    edit_config(folder, hidden_size=...)
+
+
+@attack("num_hidden_layers must be a positive integer, found -1")
+def negative_layers(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=-1)
+
+
+@attack("names no architectures")
+def no_architectures(folder: Path) -> None:
+    edit_config(folder, architectures=...)
+
+
+@attack("architecture GPT2LMHeadModel isn't known here; known are .*LlamaForCausalLM.*Qwen3ForCausalLM")
+def unknown_architecture(folder: Path) -> None:
+    edit_config(folder, architectures=["GPT2LMHeadModel"])
+
+
+@attack("quantization_config .bitnet.: this version reads plain float checkpoints only")
+def packed_checkpoint(folder: Path) -> None:
+    edit_config(folder, quantization_config={"quant_method": "bitnet"})
+
+
+@attack("rope scaling 'longrope' has no counterpart")
+def unknown_rope(folder: Path) -> None:
+    edit_config(folder, rope_scaling={"rope_type": "longrope", "factor": 2.0})
+
+
+@attack("linear rope scaling needs the number factor")
+def rope_without_factor(folder: Path) -> None:
+    edit_config(folder, rope_scaling={"rope_type": "linear"})
+
+
+@attack("hidden_act is gelu, but the graph computes silu")
+def other_activation(folder: Path) -> None:
+    edit_config(folder, hidden_act="gelu")
+
+
+@attack("partial_rotary_factor is 0.5")
+def partial_rotation(folder: Path) -> None:
+    edit_config(folder, partial_rotary_factor=0.5)
+
+
+@attack("model.safetensors is truncated: its header promises [0-9]+ bytes of tensors, the file has [0-9]+")
+def truncated_file(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 1000)
+
+
+@attack("model-00002-of-0000[0-9].safetensors is truncated", recipe="qwen2")
+def truncated_shard(folder: Path) -> None:
+    path = next(folder.glob("model-00002-of-*.safetensors"))
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+@attack("has 5 bytes, too few")
+def nearly_empty_file(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"hello")
+
+
+@attack("the header claims [0-9]+ bytes, but the file has")
+def header_length_beyond_the_file(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes((1 << 62).to_bytes(8, "little") + path.read_bytes()[8:])
+
+
+@attack("the header isn't valid JSON")
+def header_is_no_json(folder: Path) -> None:
+    join_header(folder / "model.safetensors", b"\xff\xfe not json", b"")
+
+
+@attack("the header isn't a JSON object")
+def header_is_a_number(folder: Path) -> None:
+    join_header(folder / "model.safetensors", b"12", b"")
+
+
+@attack("'model.norm.weight' appears twice")
+def tensor_twice_in_the_header(folder: Path) -> None:
+    header, body = split_header(folder / "model.safetensors")
+    entry = json.dumps(header["model.norm.weight"])
+    join_header(folder / "model.safetensors", f'{{"model.norm.weight":{entry},"model.norm.weight":{entry}}}'.encode(), body)
+
+
+@attack(r"the data of .* overlaps")
+def overlapping_offsets(folder: Path) -> None:
+    header, body = split_header(folder / "model.safetensors")
+    header["model.layers.1.mlp.up_proj.weight"]["data_offsets"] = header["model.layers.1.mlp.gate_proj.weight"]["data_offsets"]
+    join_header(folder / "model.safetensors", header, body)
+
+
+@attack("leaves a hole after")
+def hole_between_tensors(folder: Path) -> None:
+    header, body = split_header(folder / "model.safetensors")
+    header.pop("model.layers.0.mlp.up_proj.weight")
+    join_header(folder / "model.safetensors", header, body)
+
+
+@attack("has 64 bytes after its last tensor")
+def bytes_after_the_end(folder: Path) -> None:
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(bytes(64))
+
+
+@attack("needs [0-9]+ bytes, but its data_offsets span")
+def shape_that_does_not_fit_the_bytes(folder: Path) -> None:
+    edit_entry(folder, "model.norm.weight", shape=[3])
+
+
+@attack("isn't dtype, shape and data_offsets")
+def negative_offsets(folder: Path) -> None:
+    edit_entry(folder, "model.norm.weight", data_offsets=[-512, 0])
+
+
+@attack("isn't dtype, shape and data_offsets")
+def entry_is_text(folder: Path) -> None:
+    header, body = split_header(folder / "model.safetensors")
+    join_header(folder / "model.safetensors", {**header, "model.norm.weight": "gone"}, body)
+
+
+@attack("unknown dtype F4")
+def unknown_dtype(folder: Path) -> None:
+    edit_entry(folder, "model.norm.weight", dtype="F4")
+
+
+@attack("holds I16; expected BF16, F16 or F32")
+def integer_weights(folder: Path) -> None:
+    edit_entry(folder, "model.layers.0.mlp.up_proj.weight", dtype="I16")
+
+
+@attack(r"model.layers.0.mlp.up_proj.weight has the shape \(256, 512\), but config.json calls for \(512, 256\)")
+def transposed_weight(folder: Path) -> None:
+    edit_entry(folder, "model.layers.0.mlp.up_proj.weight", shape=[256, 512])
+
+
+@attack(r"has the shape \(320, 256\), but config.json calls for \(400, 256\)")
+def vocab_size_larger_than_the_embeddings(folder: Path) -> None:
+    edit_config(folder, vocab_size=400)
+
+
+@attack("has no tensor model.layers.2.input_layernorm.weight, which config.json calls for")
+def more_layers_than_weights(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=3)
+
+
+@attack("holds model.layers.1.* which llama.cpp's llama graph has no place for")
+def fewer_layers_than_weights(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=1)
+
+
+@attack("NaN or Inf values among the rows read, the first at row [0-9]+, column [0-9]+")
+def nan_in_a_linear_layer(folder: Path) -> None:
+    poison(folder, "model.layers.1.mlp.down_proj.weight", float("nan"))
+
+
+@attack("model.embed_tokens.weight has 1 NaN or Inf")
+def inf_in_the_embeddings(folder: Path) -> None:
+    poison(folder, "model.embed_tokens.weight", float("inf"))
+
+
+@attack("model.norm.weight has 1 NaN or Inf")
+def nan_in_a_norm(folder: Path) -> None:
+    poison(folder, "model.norm.weight", float("nan"))
+
+
+@attack("model.embed_tokens.weight holds 1.*e.06, which is beyond what f16 can hold")
+def embedding_beyond_fp16(folder: Path) -> None:
+    poison(folder, "model.embed_tokens.weight", 1e6)
+
+
+@attack("names the shard .*, which isn't in the folder", recipe="qwen2")
+def missing_shard(folder: Path) -> None:
+    next(folder.glob("model-00002-of-*.safetensors")).unlink()
+
+
+@attack("lies outside the folder", recipe="qwen2")
+def shard_outside_the_folder(folder: Path) -> None:
+    edit_index(folder, lambda shard: f"../{shard}")
+
+
+@attack("lies outside the folder", recipe="qwen2")
+def shard_at_an_absolute_path(folder: Path) -> None:
+    edit_index(folder, lambda shard: f"/etc/{shard}")
+
+
+@attack("weight_map must map names to file names", recipe="qwen2")
+def shard_is_a_number(folder: Path) -> None:
+    edit_index(folder, lambda shard: 7)
+
+
+@attack("has no weight_map", recipe="qwen2")
+def index_without_map(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+@attack("says that .* holds .*, but it doesn't", recipe="qwen2")
+def index_naming_the_wrong_shard(folder: Path) -> None:
+    edit_index(folder, lambda shard: "model-00001-of-" + shard.split("-of-")[1])
+
+
+@attack("both hold", recipe="qwen2")
+def tensor_in_two_shards(folder: Path) -> None:
+    shards = sorted(folder.glob("model-*.safetensors"))
+    first, body = split_header(shards[0])
+    shutil.copy(shards[0], folder / "copy.safetensors")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    name = next(name for name in first if name != "__metadata__")
+    index["weight_map"][name] = "copy.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@attack("pytorch_model.bin, a PyTorch pickle; expected model.safetensors")
+def only_a_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
+
+
+@attack("holds weights.safetensors, but neither model.safetensors nor")
+def weights_under_another_name(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+
+
+@attack("holds no weights .*it can only be planned")
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+@attack("tokenizer")
+def no_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+@attack("vocab_size is 100")
+def tokenizer_larger_than_the_vocabulary(folder: Path) -> None:
+    edit_config(folder, vocab_size=100)
+
+
+@attack("rows of 192 values aren't a multiple of 256, which tq2_0 needs; add --fallback f16", recipe="llama-hidden-192")
+def rows_that_do_not_fit(folder: Path) -> None:
+    del folder
+
+
+def edit_index(folder: Path, rename: Callable[[str], object]) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"] = {name: rename(shard) for name, shard in index["weight_map"].items()}
+    path.write_text(json.dumps(index))
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["tritgguf", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def assert_one_error_line(capsys: pytest.CaptureFixture[str], expected: str) -> None:
+    import re
+
+    printed = capsys.readouterr()
+    errors = [line for line in printed.err.splitlines() if not line.startswith("note: ")]
+    assert len(errors) == 1, printed.err
+    assert errors[0].startswith("error: ")
+    assert re.search(expected, errors[0]), errors[0]
+    assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attack(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, damage, expected = ATTACKS[name]
+    model, target = build(recipe, tmp_path / "model"), tmp_path / "target"
+    target.mkdir()
+    damage(model)
+    assert run_cli(monkeypatch, "convert", model, target / "out.gguf", "--type", "tq2_0") == 1
+    assert_one_error_line(capsys, expected)
+    assert list(target.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("model.gguf", b"GGUF\x03\0\0\0", "is a GGUF file already"),
+        ("notes.txt", b"just some text", "is a file; expected a Hugging Face model folder"),
+        ("pytorch_model.bin", b"PK\x03\x04rest", "is a PyTorch pickle"),
+        ("old.bin", b"\x80\x02ctorch", "is a PyTorch pickle"),
+        ("model.safetensors", b"\x10\0\0\0\0\0\0\0", "give the folder it lies in"),
+        ("empty", b"", "is a file; expected a Hugging Face model folder"),
+    ],
+)
+def test_a_file_given_as_the_model(name, content, expected, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert run_cli(monkeypatch, "convert", tmp_path / name, tmp_path / "out.gguf") == 1
+    assert_one_error_line(capsys, expected)
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_model_that_is_not_there(tmp_path, monkeypatch, capsys) -> None:
+    assert run_cli(monkeypatch, "convert", tmp_path / "nowhere", tmp_path / "out.gguf") == 1
+    assert_one_error_line(capsys, "nowhere doesn't exist")
+
+
+def test_an_existing_target_is_kept_without_force_and_replaced_with_it(tmp_path, monkeypatch, capsys) -> None:
+    model, out = build("llama-gqa", tmp_path / "model"), tmp_path / "out.gguf"
+    out.write_text("precious")
+    assert run_cli(monkeypatch, "convert", model, out) == 1
+    assert_one_error_line(capsys, "exists already; add --force")
+    assert out.read_text() == "precious"
+    assert run_cli(monkeypatch, "convert", model, out, "--force") == 0
+    assert out.read_bytes()[:4] == b"GGUF"
+
+
+def test_a_failed_replacement_keeps_the_old_file(tmp_path, monkeypatch, capsys) -> None:
+    model, out = build("llama-gqa", tmp_path / "model"), tmp_path / "out.gguf"
+    out.write_text("precious")
+    poison(model, "model.layers.1.mlp.down_proj.weight", float("nan"))
+    assert run_cli(monkeypatch, "convert", model, out, "--force") == 1
+    assert out.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [("missing/out.gguf", "is no folder"), (".", "is a folder; expected the name of the file")],
+)
+def test_targets_that_cannot_be(target, expected, tmp_path, monkeypatch, capsys) -> None:
+    model = build("llama-gqa", tmp_path / "model")
+    assert run_cli(monkeypatch, "convert", model, tmp_path / target) == 1
+    assert_one_error_line(capsys, expected)
+
+
+def test_a_target_folder_without_write_permission(tmp_path, monkeypatch, capsys) -> None:
+    model, target = build("llama-gqa", tmp_path / "model"), tmp_path / "target"
+    target.mkdir()
+    if os.geteuid() == 0:  # root may write anywhere but here
+        out = Path("/proc/out.gguf")
+    else:
+        target.chmod(0o500)
+        out = target / "out.gguf"
+    assert run_cli(monkeypatch, "convert", model, out) == 1
+    assert_one_error_line(capsys, "isn't writable|can't be written|free, but")
+
+
+def test_a_full_disk(tmp_path) -> None:
+    """The size limit of a process stands in for a disk that fills up while writing."""
+    model, out = build("llama-gqa", tmp_path / "model"), tmp_path / "target" / "out.gguf"
+    out.parent.mkdir()
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
+    code = limit + "import sys; from tritgguf.runtime.cli import main; main()"
+    command = [sys.executable, "-c", code, "convert", str(model), str(out), "--no-check"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 1, done.stderr
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    assert len(errors) == 1, done.stderr
+    assert "can't be written: File too large" in errors[0]
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_stopping_in_the_middle_leaves_nothing(number: signal.Signals, tmp_path) -> None:
+    """Stop a real conversion once its temporary file is there; the weights are large enough to take a while."""
+    model, out = build("llama-gqa", tmp_path / "model"), tmp_path / "target" / "out.gguf"
+    out.parent.mkdir()
+    enlarge_vocabulary(model, 400_000)
+    command = [sys.executable, "-m", "tritgguf.runtime", "convert", str(model), str(out), "--no-check", "--threads", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(out.parent.iterdir()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert process.poll() is None, "the conversion was over before it could be stopped"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "Traceback" not in errors
+    assert list(out.parent.iterdir()) == []
+
+
+def enlarge_vocabulary(folder: Path, vocab_size: int) -> None:
+    """Give a checkpoint large embeddings of zeros, as a sparse file."""
+    header, body = split_header(folder / "model.safetensors")
+    data, entries = b"", {}
+    for name, entry in header.items():
+        if name == "__metadata__" or name in ("model.embed_tokens.weight", "lm_head.weight"):
+            continue
+        start, stop = entry["data_offsets"]
+        entries[name] = {**entry, "data_offsets": [len(data), len(data) + stop - start]}
+        data += body[start:stop]
+    end = len(data)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in header:
+            size = vocab_size * 256 * 2
+            entries[name] = {"dtype": "BF16", "shape": [vocab_size, 256], "data_offsets": [end, end + size]}
+            end += size
+    join_header(folder / "model.safetensors", entries, data)
+    path = folder / "model.safetensors"
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size + end - len(data))
+    edit_config(folder, vocab_size=vocab_size)

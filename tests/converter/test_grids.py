@@ -1,0 +1,114 @@
+"""Grid detection: what is ternary is found with its extent, what isn't is never called so."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from tritgguf.converter.grids import code_on_grid
+from tritgguf.converter.survey import find_grid
+
+N_ROWS, N_COLUMNS = 600, 1024
+
+
+@dataclass
+class Rows:
+    """Float rows in memory."""
+
+    values: np.ndarray
+    name: str = "w"
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def read(self, rows):
+        return self.values[rows]
+
+
+def trits(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-1, 2, (N_ROWS, N_COLUMNS)).astype(np.float32)
+
+
+def bf16(values: np.ndarray) -> np.ndarray:
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32)
+
+
+def scales_of(extent: str, seed: int = 5) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    if extent == "tensor":
+        return np.full((N_ROWS, 1), rng.uniform(0.01, 0.1), np.float32)
+    if extent == "row shard":
+        return np.repeat(rng.uniform(0.01, 0.1, (4, 1)), N_ROWS // 4, axis=0).astype(np.float32)
+    if extent == "row":
+        return rng.uniform(0.01, 0.1, (N_ROWS, 1)).astype(np.float32)
+    return np.repeat(rng.uniform(0.01, 0.1, (N_ROWS, N_COLUMNS // 256)), 256, axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("extent", ["tensor", "row shard", "row", "block"])
+@pytest.mark.parametrize("rounded", [bf16, lambda v: v.astype(np.float16).astype(np.float32)], ids=["bf16", "fp16"])
+def test_a_grid_is_found_and_exact(extent: str, rounded) -> None:
+    weights = rounded(trits(1) * scales_of(extent))
+    grid = find_grid(Rows(weights), 256)
+    assert grid is not None
+    assert grid.extent == extent
+    assert grid.exact
+    assert grid.zeros == pytest.approx((weights == 0).mean())
+    coded = code_on_grid(weights, 256)
+    assert coded is not None
+    np.testing.assert_array_equal(coded.dequantize(), weights)
+
+
+def test_a_float32_scale_is_found_but_not_called_exact() -> None:
+    weights = trits(2) * np.float32(0.0123456789)
+    grid = find_grid(Rows(weights), 256)
+    assert grid is not None
+    assert not grid.exact
+    assert grid.fp16_error == pytest.approx(abs(np.float16(0.0123456789) / np.float32(0.0123456789) - 1), rel=1e-3)
+    assert 0 < grid.fp16_error < 5e-4
+
+
+@pytest.mark.parametrize(
+    ("row", "column"), [(0, 0), (N_ROWS - 1, N_COLUMNS - 1), (N_ROWS // 2, 300)], ids=["first", "last", "middle"]
+)
+def test_one_value_off_the_grid_anywhere_is_seen(row: int, column: int) -> None:
+    weights = bf16(trits(3) * np.float32(0.02))
+    weights[row, column] = bf16(np.float32([0.021]))[0]
+    assert find_grid(Rows(weights), 256) is None
+
+
+@pytest.mark.parametrize("group", [16, 32, 64, 128])
+def test_a_finer_grid_than_the_block_is_not_called_ternary(group: int) -> None:
+    scales = np.repeat(np.random.default_rng(4).uniform(0.01, 0.1, (N_ROWS, N_COLUMNS // group)), group, axis=1)
+    assert find_grid(Rows(bf16(trits(4) * scales)), 256) is None
+
+
+def test_ordinary_weights_are_not_a_grid() -> None:
+    weights = np.random.default_rng(6).standard_normal((N_ROWS, N_COLUMNS)).astype(np.float32)
+    assert find_grid(Rows(weights), 256) is None
+
+
+def test_nine_levels_are_not_three() -> None:
+    levels = np.random.default_rng(7).integers(-4, 5, (N_ROWS, N_COLUMNS)).astype(np.float32)
+    assert find_grid(Rows(levels * np.float32(0.03125)), 256) is None
+
+
+def test_all_zero_rows_and_tensors_are_grids() -> None:
+    weights = bf16(trits(8) * np.float32(0.02))
+    weights[10:20] = 0
+    grid = find_grid(Rows(weights), 256)
+    assert grid is not None
+    assert grid.extent == "tensor"
+    empty = find_grid(Rows(np.zeros((3, 256), np.float32)), 256)
+    assert empty is not None
+    assert empty.exact
+    assert empty.zeros == 1
+
+
+def test_a_tiny_scale_that_fp16_loses_is_not_exact() -> None:
+    grid = find_grid(Rows(bf16(trits(9) * np.float32(1e-9))), 256)
+    assert grid is not None
+    assert not grid.exact
+    assert grid.fp16_error == 1.0

@@ -1,0 +1,85 @@
+"""What must stay true of the house: packages, imports, the public API, the tables in the docs."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tritgguf.converter
+import tritgguf.runtime
+from tritgguf.converter.architecture import architectures
+from tritgguf.converter.codec import codecs
+from tritgguf.converter.method import methods
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [*ROOT.glob("converter/**/*.py"), *ROOT.glob("runtime/**/*.py")]
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def test_every_package_is_listed_in_pyproject() -> None:
+    folders = {path.parent for path in SOURCES}
+    expected = {"tritgguf." + ".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = re.search(r"^packages = \[(.*?)\]", text, re.S | re.M)
+    assert listed is not None
+    assert set(re.findall(r'"(.*?)"', listed[1])) == expected
+
+
+def test_the_converter_needs_no_runtime_and_nobody_needs_torch() -> None:
+    for path in SOURCES:
+        imported = imports_of(path)
+        assert not any(name.split(".")[0] in ("torch", "transformers") for name in imported), path
+        if path.is_relative_to(ROOT / "converter"):
+            assert not any(name.startswith(("llama_cpp", "tritgguf.runtime")) for name in imported), path
+
+
+def test_only_the_backend_touches_llama_cpp() -> None:
+    users = {path.name for path in SOURCES if any(name.startswith("llama_cpp") for name in imports_of(path))}
+    assert users <= {"backend.py", "native_log.py"}
+
+
+def test_importing_the_converter_loads_no_native_runtime() -> None:
+    code = "import sys, tritgguf.converter; print('llama_cpp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_the_public_names() -> None:
+    assert tritgguf.converter.__all__ == sorted(tritgguf.converter.__all__)
+    assert {"convert", "plan", "TritggufError"} <= set(tritgguf.converter.__all__)
+    assert "open" in tritgguf.runtime.__all__
+    for package in (tritgguf.converter, tritgguf.runtime):
+        for name in package.__all__:
+            assert hasattr(package, name), name
+
+
+def table(title: str) -> list[str]:
+    """Return the first cells of the table under a heading of docs/formats.md, without their backticks."""
+    text = (ROOT / "docs" / "formats.md").read_text()
+    section = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.S | re.M)
+    assert section is not None, title
+    rows = re.findall(r"^\| (.+?) \|", section[1], re.M)
+    return [row.strip("`") for row in rows[1:]]
+
+
+def test_the_tables_of_the_docs_are_complete() -> None:
+    assert sorted(table("Tensor types")) == sorted(codecs())
+    assert sorted(table("Methods")) == sorted(methods())
+    assert sorted(table("Architectures")) == sorted(a.name for a in architectures())
+
+
+@pytest.mark.parametrize("architecture", architectures(), ids=lambda architecture: architecture.name)
+def test_every_architecture_says_which_classes_it_reads(architecture) -> None:
+    text = (ROOT / "docs" / "formats.md").read_text()
+    assert all(name in text for name in architecture.hf_names)
