@@ -18,7 +18,7 @@ from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.metadata import Metadata, float32, string, uint32
 from tritgguf.converter.model_config import ConfigJson, DecoderConfig, read_decoder_config
 from tritgguf.converter.registry import offered
-from tritgguf.converter.rope import llama3_rope_freqs, rope_metadata
+from tritgguf.converter.rope import rotation, trained_length
 from tritgguf.converter.tensors import Float32Array, RowIndices
 
 # Buffers that old checkpoints carry; the graph computes them itself.
@@ -55,16 +55,17 @@ class Biases:
 class Architecture:
     """One graph of llama.cpp and the transformers classes that it computes.
 
-    `biases` tells from config.json which biases there are; `default_head_dim` is what transformers assumes where
+    `biases` tells from config.json which biases there are; `reads_rope_divisors` whether the graph reads
+    rope_freqs.weight; `default_head_dim` is what transformers assumes where
     config.json is silent (None: hidden_size / heads); `free_head_dim` whether the graph allows any other;
     `slides_by_default` whether a sliding_window counts where config.json doesn't switch it on.
     """
 
     graph: MODEL_ARCH
     hf_names: tuple[str, ...]
-    rope_kinds: frozenset[str]
     biases: Callable[[ConfigJson], Biases]
     permutes_qk: bool = False
+    reads_rope_divisors: bool = False
     qk_norms: bool = False
     free_head_dim: bool = True
     default_head_dim: int | None = None
@@ -104,7 +105,7 @@ class Architecture:
         }
         if config.sliding_window is not None:
             keys[Keys.Attention.SLIDING_WINDOW.format(arch=arch)] = uint32(config.sliding_window)
-        keys.update(rope_metadata(config, arch, self.rope_kinds))
+        keys.update(rotation(config, arch, reads_divisors=self.reads_rope_divisors).metadata)
         return {Keys.General.ARCHITECTURE: string(arch), **keys}
 
     def tensors(self, config: DecoderConfig) -> list[TensorSpec]:
@@ -112,9 +113,9 @@ class Architecture:
         names = get_tensor_name_map(self.graph, config.n_layers)
         hidden, vocab = config.hidden_size, config.vocab_size
         specs = [_spec(names, "model.embed_tokens.weight", (vocab, hidden), "embedding")]
-        if config.rope.kind == "llama3":
-            freqs = llama3_rope_freqs(config)
-            specs.append(TensorSpec("config.json", ROPE_FREQS, freqs.shape, "rope", data=freqs))
+        divisors = rotation(config, self.name, reads_divisors=self.reads_rope_divisors).divisors
+        if divisors is not None:
+            specs.append(TensorSpec("config.json", ROPE_FREQS, divisors.shape, "rope", data=divisors))
         for layer in range(config.n_layers):
             specs += self._layer(names, config, f"model.layers.{layer}")
         specs.append(_spec(names, "model.norm.weight", (hidden,), "norm"))
@@ -170,9 +171,8 @@ def pair_neighbours(n_heads: int, head_dim: int) -> RowIndices:
 
 def context_length(config: DecoderConfig) -> int:
     """Return how many tokens the graph computes rightly: within the window, full attention is sliding attention."""
-    if config.sliding_window is None:
-        return config.max_positions
-    return min(config.max_positions, config.sliding_window)
+    length = trained_length(config)
+    return length if config.sliding_window is None else min(length, config.sliding_window)
 
 
 def architectures() -> tuple[Architecture, ...]:

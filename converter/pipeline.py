@@ -17,6 +17,7 @@ from tritgguf.converter.metadata import Metadata, string, uint32
 from tritgguf.converter.method import method_named
 from tritgguf.converter.model_config import DecoderConfig
 from tritgguf.converter.plan import FilePlan, TensorPlan, TypeChoice, match_tensors, plan_tensors, with_metadata
+from tritgguf.converter.rope import trained_length
 from tritgguf.converter.sources.checkpoint import Checkpoint, open_checkpoint
 from tritgguf.converter.survey import survey
 from tritgguf.converter.tokenizer import SourceTokenizer, check_token_ids, has_tokenizer, read_tokenizer
@@ -144,11 +145,11 @@ def _general_metadata(model: Path, choice: TypeChoice) -> Metadata:
 
 
 def _context_notes(config: DecoderConfig) -> list[str]:
-    length = context_length(config)
-    if length == config.max_positions:
+    length, trained = context_length(config), trained_length(config)
+    if length == trained:
         return []
     return [
-        f"context length {length} instead of {config.max_positions}: the model's sliding window is {length} tokens, "
+        f"context length {length} instead of {trained}: the model's sliding window is {length} tokens, "
         "beyond which llama.cpp's graph would attend to more than the model was trained to"
     ]
 

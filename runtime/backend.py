@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +53,7 @@ _NO_ABORT_CALLBACK = native.ggml_abort_callback()
 @ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 def _die_in_one_line(message: bytes | None) -> None:
     reason = " ".join((message or b"unknown reason").decode("utf-8", "replace").split())
+    reason = re.sub(r"^\S*[/\\]", "", reason)  # the folder in which llama.cpp was built
     os.write(2, f"error: llama.cpp gave up: {reason}; the file may be damaged, convert it again\n".encode())
     os._exit(1)
 

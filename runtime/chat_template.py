@@ -49,23 +49,22 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise EngineError(f"the file's chat template isn't valid Jinja ({_line(error)})") from error
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, fold_system: bool = True
+    ) -> str:
         """The conversation as one text, ending where the assistant's answer begins.
 
-        A system message at the start that the template refuses, or silently leaves out, is put before the first user
-        message. EngineError if the template refuses the conversation anyway.
+        With `fold_system`, a system message at the start that the template refuses, or silently leaves out, is put before
+        the first user message. EngineError if the template refuses the conversation anyway.
         """
+        folded = _fold_system(messages) if fold_system else None
+        if folded is None:
+            return self._render(messages, add_generation_prompt)
         try:
             text = self._render(messages, add_generation_prompt)
-            refusal = None
-        except EngineError as error:
-            text, refusal = "", error
-        folded = _fold_system(messages)
-        if folded is None or (refusal is None and messages[0]["content"].strip() in text):
-            if refusal is not None:
-                raise refusal
-            return text
-        return self._render(folded, add_generation_prompt)
+        except EngineError:
+            return self._render(folded, add_generation_prompt)
+        return text if messages[0]["content"].strip() in text else self._render(folded, add_generation_prompt)
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -69,6 +70,8 @@ def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def main() -> None:
     """Run the command line; never returns. Exit codes: 0, 1 error or closed pipe, 2 wrong usage, 130 Ctrl-C."""
+    # A stop by the system must clean up as Ctrl-C does, or a half-written file stays behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         application()()
     except TritggufError as error:

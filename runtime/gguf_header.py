@@ -39,6 +39,13 @@ _SCALARS = {
     GGUFValueType.INT64: struct.Struct("<q"),
     GGUFValueType.FLOAT64: struct.Struct("<d"),
 }
+# Outside of these, llama.cpp fails an assertion or takes a number for a negative one.
+_SANE = {
+    "block_count": (1, 512),
+    "context_length": (2, 2**31 - 1),
+    "attention.layer_norm_epsilon": (0.0, 1.0),
+    "attention.layer_norm_rms_epsilon": (0.0, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,7 @@ def check_loadable(path: Path, header: Header) -> None:
     """EngineError for files on which the native library would abort the process instead of failing."""
     if not isinstance(header.values.get("general.architecture"), str):
         raise EngineError(f"{path}: no general.architecture (a model file has one); convert the model again")
+    _check_numbers(path, header)
     if not header.tokens:
         raise EngineError(f"{path}: no vocabulary ({TOKENS_KEY} is missing or empty); convert the model again")
     known = set(header.tokens)
@@ -96,6 +104,14 @@ def check_loadable(path: Path, header: Header) -> None:
         missing = [f"<0x{byte:02X}>" for byte in range(256) if not known & {b"<0x%02X>" % byte, bytes([byte])}]
         if missing:
             raise EngineError(f"{path}: no byte token {missing[0]}: text with that byte can't be tokenized")
+
+
+def _check_numbers(path: Path, header: Header) -> None:
+    architecture = header.values["general.architecture"]
+    for name, (low, high) in _SANE.items():
+        number = header.values.get(f"{architecture}.{name}", low)
+        if isinstance(number, str) or not low <= number <= high:
+            raise EngineError(f"{path}: {architecture}.{name} is {number!r}, expected {low} to {high}; convert it again")
 
 
 @contextmanager

@@ -14,8 +14,8 @@ def biases(config: ConfigJson) -> Biases:
 ARCHITECTURE = Architecture(
     graph=MODEL_ARCH.LLAMA,
     hf_names=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM"),
-    rope_kinds=frozenset({"default", "linear", "llama3", "yarn"}),
     biases=biases,
     permutes_qk=True,
+    reads_rope_divisors=True,
     slides_by_default=True,  # Mistral 7B v0.1 has a window and no switch
 )

@@ -7,7 +7,6 @@ from tritgguf.converter.architecture import Architecture, Biases
 ARCHITECTURE = Architecture(
     graph=MODEL_ARCH.QWEN2,
     hf_names=("Qwen2ForCausalLM",),
-    rope_kinds=frozenset({"default", "linear", "yarn"}),
     biases=lambda _config: Biases(qkv=True),
     free_head_dim=False,
 )

@@ -18,7 +18,6 @@ def biases(config: ConfigJson) -> Biases:
 ARCHITECTURE = Architecture(
     graph=MODEL_ARCH.QWEN3,
     hf_names=("Qwen3ForCausalLM",),
-    rope_kinds=frozenset({"default", "linear", "yarn"}),
     biases=biases,
     qk_norms=True,
     default_head_dim=128,

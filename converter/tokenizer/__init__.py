@@ -1,7 +1,7 @@
 """Tokenizer files of a checkpoint folder → GGUF `tokenizer.*` keys that give the same token ids in llama.cpp.
 
-tokenizer.json decides where there is one, since that is what transformers loads: byte-level BPE becomes the tokenizer model
-"gpt2", SentencePiece-style BPE the model "llama" with scores from its merges. Otherwise tokenizer.model is read.
+tokenizer.json decides where there is one, since that is what transformers loads: byte-level BPE becomes the tokenizer
+model "gpt2", SentencePiece-style BPE the model "llama" with scores from its merges. Otherwise tokenizer.model is read.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def has_tokenizer(folder: Path) -> bool:
 def read_tokenizer(folder: Path, *, n_vocab: int, config: Mapping[str, Any]) -> SourceTokenizer:
     """Read the tokenizer of a checkpoint folder for a model with `n_vocab` embedding rows.
 
-    `config` is the parsed config.json. TokenizerError if there is no tokenizer, a file of it is damaged, or llama.cpp has
-    nothing that gives the same ids.
+    `config` is the parsed config.json. TokenizerError if there is no tokenizer, a file of it is damaged, or llama.cpp
+    has nothing that gives the same ids.
     """
     if not has_tokenizer(folder):
         raise TokenizerError(
-            f"no tokenizer in {folder}: looked for {TOKENIZER_JSON} and {SENTENCEPIECE_MODEL}; copy the one that belongs to "
-            "the model into the folder"
+            f"no tokenizer in {folder}: looked for {TOKENIZER_JSON} and {SENTENCEPIECE_MODEL}; "
+            "copy the one that belongs to the model into the folder"
         )
     files = read_side_files(folder, config)
     if not (folder / TOKENIZER_JSON).is_file():

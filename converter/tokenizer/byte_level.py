@@ -15,7 +15,10 @@ from tritgguf.converter.tokenizer.special_ids import SpecialIds, special_metadat
 from tritgguf.converter.tokenizer.tokenizer_json import TokenizerJson, template_ids, words_beyond_merging
 from tritgguf.converter.tokenizer.vocabulary import Vocabulary
 
-NFC_NOTE = "the tokenizer composes accents (Unicode NFC) before it splits; llama.cpp doesn't, so text that isn't in NFC gets other ids"
+NFC_NOTE = (
+    "the tokenizer composes accents (Unicode NFC) before it splits; llama.cpp doesn't, "
+    "so text that isn't in NFC gets other ids there"
+)
 
 
 def byte_level_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) -> SourceTokenizer:
@@ -42,7 +45,7 @@ def byte_level_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) 
         encode_with_source=source.encode,
         normalizes_nfc=composes,
         notes=(NFC_NOTE,) if composes else (),
-        hint=f"tokenizer.ggml.pre is {pre_tokenizer.name}",
+        hint=pre_tokenizer.difference or f"tokenizer.ggml.pre is {pre_tokenizer.name}",
     )
 
 
@@ -58,8 +61,8 @@ def _pre_tokenizer(source: TokenizerJson, files: SideFiles) -> PreTokenizer:
     rows = candidates(steps)
     if not rows:
         raise TokenizerError(
-            f"{TOKENIZER_JSON}: the pre-tokenizer {' → '.join(steps) or 'is missing'} isn't known; llama.cpp would need one of "
-            f"{', '.join(row.name for row in PRE_TOKENIZERS)}, and a wrong one gives wrong ids"
+            f"{TOKENIZER_JSON}: pre-tokenizer {' → '.join(map(repr, steps)) or 'missing'} isn't known; expected one of "
+            f"{', '.join(row.name for row in PRE_TOKENIZERS)}, since a wrong one gives wrong ids"
         )
     for row in rows:
         if row.merges_ignored == source.ignores_merges():
@@ -67,8 +70,8 @@ def _pre_tokenizer(source: TokenizerJson, files: SideFiles) -> PreTokenizer:
     beyond = words_beyond_merging(source)
     if beyond:
         raise TokenizerError(
-            f"{TOKENIZER_JSON}: ignore_merges is {source.ignores_merges()} but llama.cpp's pre-tokenizer {rows[0].name} has it "
-            f"the other way, and {len(beyond)} tokens such as {beyond[0]!r} would be lost or gained"
+            f"{TOKENIZER_JSON}: ignore_merges is {source.ignores_merges()}, llama.cpp's {rows[0].name} has "
+            f"the opposite, and {len(beyond)} tokens such as {beyond[0]!r} would be lost or gained"
         )
     return rows[0]
 

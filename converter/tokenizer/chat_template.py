@@ -23,7 +23,7 @@ _ANSWER = "tritggufanswer"
 
 
 def read_chat_templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
-    """Templates by name; chat_template.jinja wins over chat_template.json and tokenizer_config.json, as in transformers."""
+    """Templates by name; chat_template.jinja wins over chat_template.json, and that over tokenizer_config.json."""
     templates = _named(tokenizer_config.get("chat_template"), "tokenizer_config.json")
     templates |= _named(
         read_object_if_present(folder / "chat_template.json").get("chat_template"), "chat_template.json"

@@ -12,13 +12,13 @@ from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.tokenizer.battery import battery
 from tritgguf.converter.tokenizer.source import SourceTokenizer
 
-# A child process, because the converter never loads the runtime's library and a bad vocabulary makes that library abort.
+# A child, because the converter never loads the runtime's library and a bad vocabulary makes that library abort.
 _TOKEN_IDS_COMMAND = (sys.executable, "-m", "tritgguf.runtime.token_ids")
 _IDS_SHOWN = 8
 
 
 def check_token_ids(tokenizer: SourceTokenizer, gguf_file: Path) -> int:
-    """Compare token ids on the battery and return how many texts were compared; TokenizerError at the first difference."""
+    """Compare token ids on the battery; return the number of texts, TokenizerError at the first difference."""
     texts = battery(tokenizer)
     found_ids = _runtime_ids(gguf_file, texts)
     for text, found in zip(texts, found_ids, strict=True):
@@ -40,7 +40,8 @@ def _runtime_ids(gguf_file: Path, texts: Sequence[str]) -> list[list[int]]:
         lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
         reason = lines[-1].removeprefix("error: ") if lines else f"exit code {child.returncode}"
         raise TokenizerError(
-            f"{gguf_file.name}: the runtime can't read the vocabulary back: {reason}; --no-check keeps the file all the same"
+            f"{gguf_file.name}: the runtime can't read the vocabulary back: {reason}; "
+            "--no-check keeps the file all the same"
         )
     try:
         ids: list[list[int]] = json.loads(child.stdout)["ids"]

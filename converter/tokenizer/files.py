@@ -57,7 +57,7 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise TokenizerError(
-            f"{path.name} isn't UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}; fetch the file again"
+            f"{path.name} isn't UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}; fetch it again"
         ) from error
     except OSError as error:
         raise TokenizerError(f"{path.name} can't be read: {error.strerror}") from error

@@ -1,9 +1,9 @@
 """SentencePiece-style BPE in a tokenizer.json (Llama 2 and kin): tokenizer model "llama", scores from the merges.
 
 llama.cpp's SentencePiece tokenizer joins the neighbours whose joint piece has the highest score, while the tokenizers
-library joins the pair with the lowest rank. The two are the same if (1) every way to split a piece into two pieces is among
-the merges and (2) the merges of one piece stand together. Both are checked here, and a piece's score is then minus its
-place in that order, which for a converted SentencePiece model is the score it had there.
+library joins the pair with the lowest rank. The two are the same if (1) every way to split a piece into two pieces is
+among the merges and (2) the merges of one piece stand together. Both are checked here, and a piece's score is then
+minus its place in that order, which for a converted SentencePiece model is the score it had there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ BYTE_PIECES = {f"<0x{byte:02X}>" for byte in range(256)}
 _ESCAPE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 _PREPEND = {"type": "Prepend", "prepend": SPACE}
 
-FIRST_TEXT_ONLY = "the tokenizer puts a space before the first text of a prompt, llama.cpp before each text that follows a special token"
+FIRST_TEXT_ONLY = (
+    "the tokenizer puts a space before the first text alone, "
+    "llama.cpp before each text that follows a special token as well"
+)
 NO_SECOND_SPACE = "the tokenizer puts no space before text that has one already, llama.cpp puts another"
 
 
@@ -89,18 +92,17 @@ def _spaces(normalizer: object, pre_tokenizer: object) -> Spaces:
         if isinstance(normalizer, Mapping) and "normalizers" in normalizer
         else [normalizer]
     )
-    match steps, pre_tokenizer:
-        case [first, second], None if first == _PREPEND and second == _ESCAPE:
-            return Spaces("always")
-        case [only], None if only == _ESCAPE:
-            return Spaces("never")
-        case (([None] | []), {"type": "Metaspace", "replacement": "▁"}):
-            return _metaspace(pre_tokenizer)
-        case _:
-            raise TokenizerError(
-                f"{TOKENIZER_JSON}: normalizer {_name(normalizer)} with pre-tokenizer {_name(pre_tokenizer)} isn't how "
-                "SentencePiece treats spaces; expected Prepend and Replace, or Metaspace"
-            )
+    if pre_tokenizer is None and steps == [_PREPEND, _ESCAPE]:
+        return Spaces("always")
+    if pre_tokenizer is None and steps == [_ESCAPE]:
+        return Spaces("never")
+    metaspace = pre_tokenizer if isinstance(pre_tokenizer, Mapping) and steps in ([], [None]) else {}
+    if metaspace.get("type") == "Metaspace" and metaspace.get("replacement") == SPACE:
+        return _metaspace(metaspace)
+    raise TokenizerError(
+        f"{TOKENIZER_JSON}: normalizer {_name(normalizer)} with pre-tokenizer {_name(pre_tokenizer)} isn't how "
+        "SentencePiece treats spaces; expected Prepend and Replace, or Metaspace"
+    )
 
 
 def _metaspace(pre_tokenizer: Mapping[str, Any]) -> Spaces:
@@ -125,7 +127,8 @@ def _scores(source: TokenizerJson, never_merged: set[str], spaces: Spaces) -> di
         piece = left + right
         if piece != previous and piece in scores:
             raise TokenizerError(
-                f"{TOKENIZER_JSON}: the merges into {piece!r} don't stand together, so no score can stand for their ranks"
+                f"{TOKENIZER_JSON}: the merges into {piece!r} don't stand together, "
+                "so no score can stand for their ranks"
             )
         scores.setdefault(piece, -float(len(scores)))
         previous = piece
@@ -138,7 +141,8 @@ def _scores(source: TokenizerJson, never_merged: set[str], spaces: Spaces) -> di
             pair = (piece[:cut], piece[cut:])
             if pair[0] in source.vocab and pair[1] in source.vocab and pair not in known:
                 raise TokenizerError(
-                    f"{TOKENIZER_JSON}: llama.cpp would join {pair[0]!r} and {pair[1]!r} into {piece!r}, which no merge allows"
+                    f"{TOKENIZER_JSON}: llama.cpp would join {pair[0]!r} and {pair[1]!r} into {piece!r}, "
+                    "which no merge allows"
                 )
     return scores
 

@@ -1,9 +1,9 @@
 """Which `tokenizer.ggml.pre` name stands for which pre-tokenizer: the table, and how one is recognised.
 
-A pre-tokenizer is recognised by its structure alone, never by a model's name: tokenizer.json's `pre_tokenizer` is spelt as
-a tuple of steps and looked up. A structure that isn't here is an error. Each row was checked against the expressions in
-llama.cpp's src/llama-vocab.cpp, and the tests run every row's expressions in llama.cpp beside the tokenizers library.
-Names that llama.cpp treats alike (falcon3 like llama-bpe; starcoder, refact and command-r like smollm; stablelm2 and
+A pre-tokenizer is recognised by its structure alone, never by a model's name: tokenizer.json's `pre_tokenizer` is spelt
+as a tuple of steps and looked up. A structure that isn't here is an error. Each row was checked against the expressions
+in llama.cpp's src/llama-vocab.cpp, and the tests run every row in llama.cpp beside the tokenizers library. Names that
+llama.cpp treats alike (falcon3 like llama-bpe; starcoder, refact and command-r like smollm; stablelm2 and
 deepseek-r1-qwen like qwen2; olmo like gpt-2; llama4 like gpt-4o) stand here once.
 """
 
@@ -14,7 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 QWEN35 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
@@ -49,11 +52,15 @@ def split(expression: str) -> str:
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """One row: `merges_ignored` says whether llama.cpp takes a whole word from the vocabulary before it merges."""
+    """One row: `merges_ignored` says whether llama.cpp takes a whole word from the vocabulary before it merges.
+
+    `difference` is where llama.cpp's expression is only near the source's: texts that show it fail the check.
+    """
 
     name: str
     steps: tuple[str, ...]
     merges_ignored: bool = False
+    difference: str = ""
 
 
 PRE_TOKENIZERS = (

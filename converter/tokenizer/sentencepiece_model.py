@@ -13,7 +13,13 @@ from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.metadata import Metadata, boolean, string
 from tritgguf.converter.tokenizer.files import SENTENCEPIECE_MODEL, TOKENIZER_JSON, AddedToken, SideFiles
 from tritgguf.converter.tokenizer.merge_scores import BYTE_PIECES, FIRST_TEXT_ONLY
-from tritgguf.converter.tokenizer.sentencepiece_proto import BPE_MODEL, MODEL_TYPES, SentencePieceProto, parse_model
+from tritgguf.converter.tokenizer.sentencepiece_proto import (
+    BPE_MODEL,
+    MODEL_TYPES,
+    WITHOUT_DUMMY_PREFIX,
+    SentencePieceProto,
+    parse_model,
+)
 from tritgguf.converter.tokenizer.source import SourceTokenizer
 from tritgguf.converter.tokenizer.special_ids import SpecialIds, special_metadata
 from tritgguf.converter.tokenizer.vocabulary import Vocabulary
@@ -21,26 +27,25 @@ from tritgguf.converter.tokenizer.vocabulary import Vocabulary
 
 def sentencepiece_tokenizer(files: SideFiles, n_vocab: int) -> SourceTokenizer:
     """Keys for a SentencePiece BPE model; TokenizerError if llama.cpp would tokenize otherwise."""
-    proto = _read(files.folder / SENTENCEPIECE_MODEL)
+    data = _read(files.folder / SENTENCEPIECE_MODEL)
+    proto = _parse(data)
     _check_supported(proto)
     vocabulary = Vocabulary(n_vocab, SENTENCEPIECE_MODEL)
     for token_id, piece in enumerate(proto.pieces):
         vocabulary.put(token_id, piece.text, TokenType(piece.kind), piece.score)
     vocabulary.put_added(token for token in files.added_tokens if not _is_own(token, proto))
     vocabulary.check()
-    own = {"bos": processor.bos_id(), "eos": processor.eos_id(), "unk": processor.unk_id(), "pad": processor.pad_id()}
-    special = SpecialIds(files, vocabulary, {name: token_id for name, token_id in own.items() if token_id >= 0})
-    # Without a class to go by, this is what transformers' LlamaTokenizer does.
-    template = None if "tokenizer_class" in files.tokenizer_config else ((own["bos"],), ())
-    # transformers' older way: each text between special tokens gets the space; the newer one is legacy: false.
+    # transformers' older way is a space before each text between special tokens; the newer one is "legacy": false.
     first_only = proto.adds_dummy_prefix and files.tokenizer_config.get("legacy") is False
     processor = sentencepiece.SentencePieceProcessor(model_proto=data + (WITHOUT_DUMMY_PREFIX if first_only else b""))
+    own = {"bos": processor.bos_id(), "eos": processor.eos_id(), "unk": processor.unk_id(), "pad": processor.pad_id()}
+    special = SpecialIds(files, vocabulary, {name: token_id for name, token_id in own.items() if token_id >= 0})
     metadata: Metadata = {
         Keys.Tokenizer.MODEL: string("llama"),
         Keys.Tokenizer.PRE: string("default"),
         **vocabulary.metadata(with_scores=True),
         Keys.Tokenizer.ADD_PREFIX: boolean(proto.adds_dummy_prefix),
-        **special_metadata(special, template),
+        **special_metadata(special, None, default_class="LlamaTokenizer"),
     }
     special_texts = vocabulary.special_texts()
     return SourceTokenizer(
@@ -52,29 +57,31 @@ def sentencepiece_tokenizer(files: SideFiles, n_vocab: int) -> SourceTokenizer:
     )
 
 
-def _read(path: Path) -> SentencePieceProto:
+def _read(path: Path) -> bytes:
     try:
-        return parse_model(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"{path.name} can't be read: {error.strerror}") from error
+
+
+def _parse(data: bytes) -> SentencePieceProto:
+    try:
+        return parse_model(data)
     except ValueError as error:
         raise TokenizerError(
-            f"{path.name} isn't a SentencePiece model ({error}) and there is no {TOKENIZER_JSON} beside it; "
+            f"{SENTENCEPIECE_MODEL} isn't a SentencePiece model ({error}) and there is no {TOKENIZER_JSON} beside it; "
             f"add the {TOKENIZER_JSON} of the same model"
         ) from error
 
 
 def _check_supported(proto: SentencePieceProto) -> None:
-    missing = BYTE_PIECES - {piece.text for piece in proto.pieces}
+    kind = MODEL_TYPES.get(proto.model_type, str(proto.model_type))
+    has_bytes = proto.byte_fallback and {piece.text for piece in proto.pieces} >= BYTE_PIECES
+    rewrites = proto.charsmap_bytes > 0
     problems = {
-        f"a {MODEL_TYPES.get(proto.model_type, proto.model_type)} model; only bpe merges as llama.cpp does": (
-            proto.model_type != BPE_MODEL
-        ),
-        "a model without byte_fallback, which llama.cpp needs for characters beyond the vocabulary": (
-            not proto.byte_fallback or bool(missing)
-        ),
-        "a model that rewrites characters first (precompiled_charsmap), which llama.cpp doesn't": proto.charsmap_bytes
-        > 0,
+        f"a {kind} model; only bpe ones merge as llama.cpp does": proto.model_type != BPE_MODEL,
+        "a model without byte_fallback, which llama.cpp needs for characters beyond the vocabulary": not has_bytes,
+        "a model that rewrites characters first (precompiled_charsmap), which llama.cpp doesn't": rewrites,
         "a model that removes extra spaces, which llama.cpp keeps": proto.removes_extra_whitespaces,
         "a model that leaves spaces unescaped, which llama.cpp escapes": not proto.escapes_whitespaces,
         "a model that puts spaces behind words, which llama.cpp puts before": proto.whitespace_is_suffix,
@@ -98,7 +105,7 @@ def _encoder(
     ids_by_text: dict[str, int],
     first_only: bool,
 ) -> Callable[[str], list[int]]:
-    """Encode as transformers does around a SentencePiece model: special tokens cut out first, texts between them alone."""
+    """Encode as transformers does around a SentencePiece model: special tokens cut out, the rest to the model."""
     longest_first = sorted((text for text in special_texts if text), key=len, reverse=True)
     cut = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 

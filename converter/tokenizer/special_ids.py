@@ -78,22 +78,24 @@ class SpecialIds:
         return ids if eos is None else ids | {eos}
 
 
-def special_metadata(special: SpecialIds, template: Template | None) -> Metadata:
+def special_metadata(special: SpecialIds, template: Template | None, *, default_class: str = "") -> Metadata:
     """The ids' keys, add_bos and add_eos, and the chat templates.
 
-    `template` are the ids that tokenizer.json's post-processor puts before and after a text, None if it has none.
+    `template` are the ids that tokenizer.json's post-processor puts before and after a text, None if it has none;
+    `default_class` is the class of transformers that reads the tokenizer when tokenizer_config.json names none.
     """
     templates = read_chat_templates(special.files.folder, special.files.tokenizer_config)
     ids: dict[str, int | None] = {name: special.id_of(name) for name in ("bos", "eos", "unk", "pad")}
-    adds_bos, adds_eos = _added(special.files.tokenizer_config, template)
+    adds_bos, adds_eos = _added(special.files.tokenizer_config, template, default_class)
     before, after = template or ((), ())
     if ids["bos"] is None and adds_bos and before:
         ids["bos"] = before[0]
     _check_added(special.vocabulary.origin, ids, (before, after), adds_bos, adds_eos)
     if ids["eos"] is None:
         raise TokenizerError(
-            f"{special.vocabulary.origin}: no end-of-text token is named by tokenizer_config.json, generation_config.json or "
-            "config.json, and llama.cpp would take another token for it; add eos_token_id to config.json"
+            f"{special.vocabulary.origin}: no end-of-text token is named by tokenizer_config.json, "
+            "generation_config.json or config.json, and llama.cpp would take another token for it; "
+            "add eos_token_id to config.json"
         )
     eot, eom = _turn_ends(special, ids, templates.get(DEFAULT))
     keys: Metadata = {}
@@ -131,18 +133,18 @@ def _turn_ends(
         eot = unheard.pop(0)
     if len(unheard) > 1:
         raise TokenizerError(
-            f"generation_config.json ends text at ids {sorted(special.ending_ids())}, more than GGUF's eos, eot and eom "
-            "can name; remove those that the model doesn't need from eos_token_id"
+            f"generation_config.json ends text at ids {sorted(special.ending_ids())}, more than GGUF's eos, eot and "
+            "eom can name; remove those that the model doesn't need from eos_token_id"
         )
     return eot, unheard[0] if unheard else None
 
 
-def _added(tokenizer_config: Mapping[str, Any], template: Template | None) -> tuple[bool, bool]:
+def _added(tokenizer_config: Mapping[str, Any], template: Template | None, default_class: str) -> tuple[bool, bool]:
     before, after = template or ((), ())
     adds_bos, adds_eos = tokenizer_config.get("add_bos_token"), tokenizer_config.get("add_eos_token")
     if not isinstance(adds_bos, bool):
-        by_class = str(tokenizer_config.get("tokenizer_class")) in ADDS_BOS_BY_DEFAULT
-        adds_bos = bool(before) if template is not None else by_class
+        by_class = tokenizer_config.get("tokenizer_class", default_class) in ADDS_BOS_BY_DEFAULT
+        adds_bos = by_class if template is None else bool(before)
     return adds_bos, adds_eos if isinstance(adds_eos, bool) else bool(after)
 
 
@@ -158,5 +160,6 @@ def _check_added(
         if adds and added and added != (ids[name],):
             place = "before" if name == "bos" else "after"
             raise TokenizerError(
-                f"{origin}: the post-processor puts ids {list(added)} {place} a text; llama.cpp adds {name} ({ids[name]}) alone"
+                f"{origin}: the post-processor puts ids {list(added)} {place} a text; "
+                f"llama.cpp adds {name} ({ids[name]}) alone"
             )

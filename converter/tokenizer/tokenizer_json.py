@@ -59,7 +59,8 @@ def read_tokenizer_json(files: SideFiles) -> TokenizerJson:
         raise TokenizerError(f"{TOKENIZER_JSON} is refused by the tokenizers library: {reason:.200}") from error
     reference.no_truncation()
     reference.no_padding()
-    own = [added_token(entry, entry.get("id"), TOKENIZER_JSON) for entry in structure.get("added_tokens") or []]
+    # The library accepted the file, so its added tokens are objects with ids.
+    own = [added_token(entry, entry["id"], TOKENIZER_JSON) for entry in structure.get("added_tokens") or []]
     return TokenizerJson(
         structure=structure,
         vocab=model["vocab"],
@@ -126,7 +127,7 @@ def _pair(merge: object) -> tuple[str, str]:
 def _with_side_tokens(
     own: list[AddedToken], files: SideFiles, reference: tokenizers.Tokenizer
 ) -> tuple[AddedToken, ...]:
-    """Add the tokens that tokenizer_config.json and added_tokens.json name beyond tokenizer.json, as transformers does."""
+    """Add the tokens that the files beside tokenizer.json name beyond it, as transformers does."""
     by_text = {token.text: token for token in own}
     for token in files.added_tokens:
         if token.text in by_text:
@@ -143,8 +144,8 @@ def _with_side_tokens(
         found = reference.token_to_id(token.text)
         if found != token.token_id:
             raise TokenizerError(
-                f"added token {token.text!r:.80} has id {token.token_id} in tokenizer_config.json or added_tokens.json but "
-                f"comes to {found} beside {TOKENIZER_JSON}; save the tokenizer again so that the files agree"
+                f"added token {token.text!r:.80} has id {token.token_id} in tokenizer_config.json or added_tokens.json "
+                f"but {found} when added to {TOKENIZER_JSON}; save the tokenizer again so that the files agree"
             )
         by_text[token.text] = token
     return tuple(sorted(by_text.values(), key=lambda token: token.token_id))

@@ -53,7 +53,8 @@ class Vocabulary:
         for token_id, text in self.texts.items():
             if text in seen:
                 raise TokenizerError(
-                    f"{self.origin}: token {text!r:.80} stands at ids {seen[text]} and {token_id}; GGUF holds each text once"
+                    f"{self.origin}: token {text!r:.80} stands at ids {seen[text]} and {token_id}; "
+                    "GGUF holds each text once"
                 )
             seen[text] = token_id
 

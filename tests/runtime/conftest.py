@@ -143,3 +143,13 @@ def make_model() -> Callable[..., Path]:
         return write_model(path, random_tensors(seed=1) if tensors is None else tensors, **options)
 
     return make
+
+
+@pytest.fixture(name="speaking_tensors", scope="session")
+def _speaking_tensors() -> Callable[[dict[int, int]], dict[str, np.ndarray]]:
+    return speaking_tensors
+
+
+@pytest.fixture(name="random_tensors")
+def _random_tensors() -> dict[str, np.ndarray]:
+    return random_tensors(seed=1)

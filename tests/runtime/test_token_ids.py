@@ -1,0 +1,63 @@
+"""`python -m tritgguf.runtime.token_ids`: ids from a child process, also while the tensor data is still missing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from llama_cpp import Llama
+
+from tritgguf.runtime.gguf_header import read_header
+
+TEXTS = ["", "hello the world", "<|im_start|>user\nhi<|im_end|>", "Grüße 日本 🙂", "a\0b\r\n"]
+
+
+def run(path, stdin):
+    command = [sys.executable, "-m", "tritgguf.runtime.token_ids", str(path)]
+    return subprocess.run(command, input=stdin.encode(), capture_output=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def expected(random_model):
+    llama = Llama(str(random_model), vocab_only=True, verbose=False)
+    ids = [llama.tokenize(text.encode(), add_bos=False, special=True) for text in TEXTS]
+    llama.close()
+    return ids
+
+
+@pytest.mark.parametrize("part", ["whole", "without data", "without tensor list"])
+def test_ids_are_those_of_llama_cpp_python(tmp_path, random_model, expected, part):
+    data, values_end = random_model.read_bytes(), read_header(random_model).values_end
+    path = tmp_path / "model.gguf"
+    path.write_bytes(data[: {"whole": None, "without data": values_end + 1200, "without tensor list": values_end}[part]])
+    child = run(path, json.dumps(TEXTS))
+    assert (child.returncode, child.stderr) == (0, b"")
+    assert json.loads(child.stdout) == {"ids": expected}
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"),
+    [
+        ("[1]", "isn't a JSON array of strings"),
+        ('{"a": 1}', "isn't a JSON array of strings"),
+        ("nonsense", "isn't JSON"),
+        ('["\\ud800"]', "isn't valid Unicode"),
+    ],
+)
+def test_bad_input_is_one_line(random_model, stdin, message):
+    child = run(random_model, stdin)
+    assert (child.returncode, child.stdout) == (1, b"")
+    assert child.stderr.decode().count("\n") == 1
+    assert message in child.stderr.decode()
+
+
+def test_bad_files_are_one_line_that_names_them(tmp_path, make_model):
+    twice = make_model(tmp_path / "twice.gguf", tokens=["x"] * 288)
+    unknown = make_model(tmp_path / "unknown.gguf", tokenizer__ggml__pre="guess")
+    for path in (tmp_path / "missing.gguf", twice, unknown):
+        child = run(path, '["a"]')
+        assert (child.returncode, child.stdout) == (1, b"")
+        assert child.stderr.decode().startswith(f"error: {path}: ")
+        assert child.stderr.decode().count("\n") == 1
