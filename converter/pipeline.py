@@ -12,18 +12,19 @@ from gguf import GGML_QUANT_VERSION, Keys
 
 from tritgguf.converter.architecture import architecture_for, context_length
 from tritgguf.converter.codec import TernaryCodec
-from tritgguf.converter.errors import SourceError, UnsupportedError
+from tritgguf.converter.errors import SourceError
 from tritgguf.converter.metadata import Metadata, string, uint32
 from tritgguf.converter.method import method_named
 from tritgguf.converter.model_config import DecoderConfig
+from tritgguf.converter.parallel import n_threads
 from tritgguf.converter.plan import FilePlan, TensorPlan, TypeChoice, match_tensors, plan_tensors, with_metadata
 from tritgguf.converter.rope import trained_length
 from tritgguf.converter.sources.checkpoint import Checkpoint, open_checkpoint
-from tritgguf.converter.survey import survey
+from tritgguf.converter.survey import ProgressBytes, survey
 from tritgguf.converter.tokenizer import SourceTokenizer, check_token_ids, has_tokenizer, read_tokenizer
 from tritgguf.converter.writer import header_bytes, require_writable, whole_file, write_tensors
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,13 @@ def plan(
     *,
     fallback: str | None = None,
     threads: int | None = None,
+    progress: Progress | None = None,
 ) -> FilePlan:
     """Return the whole file as it would be written, without writing it.
 
     A folder with config.json alone can be planned too: then `exact` is unknown and a missing tokenizer isn't counted.
     """
-    return _prepare(Path(model), type, method, fallback, threads).plan
+    return _prepare(Path(model), type, method, fallback, threads, progress).plan
 
 
 def convert(
@@ -76,12 +78,13 @@ def convert(
     `type` is the tensor type of the linear layers ("tq2_0", "tq1_0" or "f16"), `method` how those that aren't ternary
     are made so ("mse" or "absmean"), `fallback` the type ("f16") of tensors whose rows don't fit `type`. `check` runs
     the file's vocabulary in the runtime and compares token ids with the source's tokenizer. `progress` is called with
-    bytes written and bytes in all, `planned` once before anything is written. Raises TritggufError, leaving no file.
+    "reading" or "writing", bytes done and bytes in all; `planned` once before anything is written. Raises
+    TritggufError, leaving no file.
     """
     started = time.monotonic()
     target = Path(out)
     require_writable(target, force)
-    prepared = _prepare(Path(model), type, method, fallback, threads)
+    prepared = _prepare(Path(model), type, method, fallback, threads, progress)
     if prepared.checkpoint.tensors is None:
         raise SourceError(
             f"{model} holds no weights (model.safetensors or its index); it can only be planned: --dry-run"
@@ -94,21 +97,33 @@ def convert(
         file.flush()
         if check and prepared.tokenizer is not None:
             strings_checked = check_token_ids(prepared.tokenizer, partial)
-        done = 0
-
-        def advance(n_bytes: int) -> None:
-            nonlocal done
-            done += n_bytes
-            if progress:
-                progress(done, sum(tensor.n_bytes for tensor in prepared.plan.tensors))
-
-        write_tensors(
-            file, prepared.plan, prepared.checkpoint.tensors, method_named(method), _threads(threads), advance
-        )
+        report = _reporter(progress, "writing", prepared.plan.tensors)
+        tensors = prepared.checkpoint.tensors
+        write_tensors(file, prepared.plan, tensors, method_named(method), n_threads(threads), report)
     return Conversion(target, prepared.plan, time.monotonic() - started, strings_checked)
 
 
-def _prepare(model: Path, type_name: str, method_name: str, fallback: str | None, threads: int | None) -> _Prepared:
+def _reporter(progress: Progress | None, stage: str, tensors: tuple[TensorPlan, ...]) -> ProgressBytes:
+    """Return a function that adds up the bytes done and passes them on with the total."""
+    total, done = sum(tensor.n_bytes for tensor in tensors), 0
+
+    def report(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        if progress:
+            progress(stage, done, total)
+
+    return report
+
+
+def _prepare(
+    model: Path,
+    type_name: str,
+    method_name: str,
+    fallback: str | None,
+    threads: int | None,
+    progress: Progress | None,
+) -> _Prepared:
     choice, method = TypeChoice.named(type_name, fallback), method_named(method_name)
     checkpoint = open_checkpoint(model)
     architecture = architecture_for(checkpoint.config)
@@ -125,7 +140,8 @@ def _prepare(model: Path, type_name: str, method_name: str, fallback: str | None
         notes.append("no weights here: which tensors the type holds exactly isn't known")
     else:
         notes += match_tensors(specs, checkpoint.tensors, config)
-        tensors = survey(tensors, checkpoint.tensors, method, _threads(threads))
+        report = _reporter(progress, "reading", tensors)
+        tensors = survey(tensors, checkpoint.tensors, method, n_threads(threads), report)
     notes += _quality_notes(tensors)
     metadata = with_metadata(
         architecture.metadata(config),
@@ -167,11 +183,3 @@ def _quality_notes(tensors: tuple[TensorPlan, ...]) -> list[str]:
     if fallen:
         notes.append(f"{len(fallen)} linear tensors are stored as {fallen[0].codec.name}: their rows don't fit")
     return notes
-
-
-def _threads(threads: int | None) -> int:
-    if threads is not None and threads < 1:
-        raise UnsupportedError(f"threads must be at least 1, found {threads}")
-    if threads:
-        return threads
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

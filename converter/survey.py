@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from tritgguf.converter.codec import FloatCodec, TernaryCodec
 from tritgguf.converter.grids import Grid, code_on_grid, describe_grid
 from tritgguf.converter.method import Method
+from tritgguf.converter.parallel import parallel
 from tritgguf.converter.plan import TensorPlan
 from tritgguf.converter.tensors import FloatRows
 
@@ -28,11 +28,21 @@ def row_chunks(shape: tuple[int, ...]) -> Iterator[slice]:
 
 
 def survey(
-    plans: Sequence[TensorPlan], tensors: Mapping[str, FloatRows], method: Method, n_threads: int
+    plans: Sequence[TensorPlan],
+    tensors: Mapping[str, FloatRows],
+    method: Method,
+    threads: int,
+    progress: ProgressBytes,
 ) -> tuple[TensorPlan, ...]:
-    """Return the plans with `exact`, `reason` and `on_grid` set; each tensor is read until the answer is known."""
-    with ThreadPoolExecutor(n_threads) as pool:
-        return tuple(pool.map(lambda plan: _survey_tensor(plan, tensors, method), plans))
+    """Return the plans with `exact`, `reason` and `on_grid` set; each tensor is read until the answer is known.
+
+    `progress` is called with the planned bytes of each tensor that is done.
+    """
+    surveyed = []
+    for plan in parallel(lambda plan: _survey_tensor(plan, tensors, method), plans, threads):
+        surveyed.append(plan)
+        progress(plan.n_bytes)
+    return tuple(surveyed)
 
 
 def _survey_tensor(plan: TensorPlan, tensors: Mapping[str, FloatRows], method: Method) -> TensorPlan:

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +19,7 @@ from tritgguf.converter.errors import OutputError, TensorError
 from tritgguf.converter.grids import code_on_grid
 from tritgguf.converter.metadata import Metadata
 from tritgguf.converter.method import Method
+from tritgguf.converter.parallel import parallel
 from tritgguf.converter.plan import FilePlan, TensorPlan
 from tritgguf.converter.survey import ProgressBytes, row_chunks
 from tritgguf.converter.tensors import ByteArray, FloatRows
@@ -84,31 +84,27 @@ def write_tensors(
     plan: FilePlan,
     tensors: Mapping[str, FloatRows],
     method: Method,
-    n_threads: int,
+    threads: int,
     progress: ProgressBytes,
 ) -> None:
     """Convert and write every tensor by chunks of rows, in parallel; `progress` is called with the bytes written."""
     lock = threading.Lock()
 
-    def write_chunk(tensor: TensorPlan, offset: int, rows: slice) -> int:
+    def write_chunk(chunk: tuple[TensorPlan, int, slice]) -> int:
+        tensor, offset, rows = chunk
         stored = _stored_rows(tensor, tensors, rows, method)
         with lock:
             file.seek(offset + rows.start * stored.shape[1])
             file.write(stored.data)
         return stored.nbytes
 
-    with ThreadPoolExecutor(n_threads) as pool:
-        chunks: list[Future[int]] = [
-            pool.submit(write_chunk, tensor, offset, rows)
-            for tensor, offset in zip(plan.tensors, plan.offsets, strict=False)
-            for rows in row_chunks(tensor.spec.shape)
-        ]
-        try:
-            for chunk in as_completed(chunks):
-                progress(chunk.result())
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    chunks = [
+        (tensor, offset, rows)
+        for tensor, offset in zip(plan.tensors, plan.offsets, strict=False)
+        for rows in row_chunks(tensor.spec.shape)
+    ]
+    for n_bytes in parallel(write_chunk, chunks, threads):
+        progress(n_bytes)
 
 
 def _stored_rows(tensor: TensorPlan, tensors: Mapping[str, FloatRows], rows: slice, method: Method) -> ByteArray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tritgguf.runtime.chat import Conversation
 from tritgguf.runtime.sampling import Sampling
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 __all__ = ["Conversation", "Sampling", "Session", "open"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Loaded when first used: the native library takes time, and converting must work where it can't be loaded.
     if name in ("Session", "open"):
         from tritgguf.runtime import session
 
-        return getattr(session, name)
+        return session.Session if name == "Session" else session.open
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

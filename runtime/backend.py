@@ -50,7 +50,6 @@ native.llama_backend_init()
 _NO_ABORT_CALLBACK = native.ggml_abort_callback()
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 def _die_in_one_line(message: bytes | None) -> None:
     reason = " ".join((message or b"unknown reason").decode("utf-8", "replace").split())
     reason = re.sub(r"^\S*[/\\]", "", reason)  # the folder in which llama.cpp was built
@@ -58,10 +57,13 @@ def _die_in_one_line(message: bytes | None) -> None:
     os._exit(1)
 
 
+_on_native_abort = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_die_in_one_line)
+
+
 def exit_on_native_abort() -> None:
-    """For programs: a failed assertion in llama.cpp ends the process with one line and exit code 1, not with SIGABRT."""
+    """For programs: a failed assertion in llama.cpp ends the process with one line and exit code 1."""
     libggml.ggml_set_abort_callback.restype = ctypes.c_void_p
-    libggml.ggml_set_abort_callback(_die_in_one_line)
+    libggml.ggml_set_abort_callback(_on_native_abort)
 
 
 def show_native_log() -> None:
@@ -180,7 +182,7 @@ class Model:
         return buffer.value.decode("utf-8", "replace")
 
     def check_memory(self, n_ctx: int) -> None:
-        """EngineError if the KV cache for `n_ctx` tokens can't fit: the system would kill the process instead of failing."""
+        """EngineError if the KV cache for `n_ctx` tokens can't fit: the system would kill the process later."""
         n_heads = max(1, native.llama_model_n_head(self.handle))
         head_bytes = 2 * native.llama_model_n_embd(self.handle) // n_heads  # F16
         n_rows = 2 * native.llama_model_n_layer(self.handle) * native.llama_model_n_head_kv(self.handle)  # keys, values
@@ -199,9 +201,10 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
-
 
 
 class Context:
@@ -265,9 +268,9 @@ class Context:
 
     def keep(self, n_tokens: int) -> int:
         """Forget all but the first `n_tokens` tokens; returns how many really remain, 0 where a part can't be kept."""
-        if n_tokens > 0 and native.llama_memory_seq_rm(self._memory, 0, n_tokens, -1):
-            if native.llama_memory_seq_pos_min(self._memory, 0) == 0:
-                return n_tokens
+        removed = n_tokens > 0 and native.llama_memory_seq_rm(self._memory, 0, n_tokens, -1)
+        if removed and native.llama_memory_seq_pos_min(self._memory, 0) == 0:
+            return n_tokens
         native.llama_memory_clear(self._memory, True)
         return 0
 

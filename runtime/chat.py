@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tritgguf.converter.errors import EngineError
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from tritgguf.runtime.generation import Finish, Generation
+    from tritgguf.runtime.sampling import Settings
     from tritgguf.runtime.session import Session
 
 # Old turns make room for an answer of this many tokens, or a quarter of the context if that is less.
@@ -42,8 +45,8 @@ class Answer(Iterator[str]):
 class Conversation:
     """Turns of a chat on one session; for a model without a chat template each text is completed by itself."""
 
-    def __init__(self, session: Session, *, system: str | None = None, **settings: Any) -> None:
-        """`settings` are those of Session.generate: max_tokens, temperature, …"""
+    def __init__(self, session: Session, *, system: str | None = None, **settings: Unpack[Settings]) -> None:
+        """`settings` go to Session.generate for each answer."""
         self.session = session
         self.system = system
         self.settings = settings
@@ -79,7 +82,7 @@ class Conversation:
         return [*system, *turns, question]
 
     def _messages_to_drop(self, question: dict[str, str]) -> int:
-        """How many of the oldest messages, in pairs of a question and its answer, must go for the answer to have room."""
+        """How many of the oldest messages, in pairs of question and answer, must go to make room for an answer."""
         n_ctx = self.session.n_ctx
         room = min(self.settings.get("max_tokens") or ANSWER_TOKENS, n_ctx // 4)
         for n_messages in range(0, len(self.turns) + 1, 2):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -19,7 +18,7 @@ Message = Mapping[str, str]
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}` marks the assistant's text for training; here its content passes through."""
+    """`{% generation %}…{% endgeneration %}` marks text to train on; here its content passes through."""
 
     tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
 
@@ -28,9 +27,8 @@ class _GenerationBlock(Extension):
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
 
-    def _content(self, caller: Any) -> str:
-        text: str = caller()
-        return text
+    def _content(self, caller: Callable[[], str]) -> str:
+        return caller()
 
 
 class ChatTemplate:
@@ -54,8 +52,8 @@ class ChatTemplate:
     ) -> str:
         """The conversation as one text, ending where the assistant's answer begins.
 
-        With `fold_system`, a system message at the start that the template refuses, or silently leaves out, is put before
-        the first user message. EngineError if the template refuses the conversation anyway.
+        With `fold_system`, a system message at the start that the template refuses, or silently leaves out, is put
+        before the first user message. EngineError if the template refuses the conversation anyway.
         """
         folded = _fold_system(messages) if fold_system else None
         if folded is None:
@@ -92,7 +90,7 @@ def _line(error: Exception) -> str:
 
 
 def _tojson(
-    value: Any,
+    value: object,
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,

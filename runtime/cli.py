@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 DEBUG_VARIABLE = "TRITGGUF_DEBUG"
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
+TERMINATED = 143  # as a shell reports a program that SIGTERM ended
 
 
 def _print_version(wanted: bool) -> None:
@@ -59,7 +60,7 @@ def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
     """The command, with one exit code for Ctrl-C whatever the version of Typer."""
 
     @functools.wraps(command)
-    def run(*args: Any, **options: Any) -> None:
+    def run(*args: object, **options: object) -> None:
         try:
             command(*args, **options)
         except KeyboardInterrupt:
@@ -69,7 +70,10 @@ def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def main() -> None:
-    """Run the command line; never returns. Exit codes: 0, 1 error or closed pipe, 2 wrong usage, 130 Ctrl-C."""
+    """Run the command line; never returns.
+
+    Exit codes: 0, 1 error or closed pipe, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
+    """
     # A stop by the system must clean up as Ctrl-C does, or a half-written file stays behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:

@@ -1,4 +1,4 @@
-"""A conversation on a terminal, and one answer for a pipe: answers go to standard output, all else to standard error."""
+"""A conversation on a terminal, or one answer: answers go to standard output, all else to standard error."""
 
 from __future__ import annotations
 

@@ -42,7 +42,9 @@ class Stats:
 class Generation(Iterator[str]):
     """Pieces of text as they are generated; `finish` says why it ended, `stats` what it cost so far."""
 
-    def __init__(self, session: Session, prompt: list[int], sampling: Sampling, limit: int | None, stream: TextStream) -> None:
+    def __init__(
+        self, session: Session, prompt: list[int], sampling: Sampling, limit: int | None, stream: TextStream
+    ) -> None:
         self.finish: Finish = "interrupted"  # until one of the other reasons applies
         self.stats = Stats(n_prompt=len(prompt))
         self._stream = stream

@@ -1,8 +1,8 @@
 """The part of a GGUF file before the tensor data, read without the native library.
 
-The native library aborts the whole process, or only says "failed to load model", for some damaged files; what is cheap to
-check is checked here first. gguf-py's reader isn't used because it refuses tensor types newer than itself and needs the
-tensor data to be there. Layout: ggml/docs/gguf.md in the llama.cpp repository.
+The native library aborts the whole process, or only says "failed to load model", for some damaged files; what is cheap
+to check is checked here first. gguf-py's reader isn't used because it refuses tensor types newer than itself and needs
+the tensor data to be there. Layout: docs/gguf.md in the ggml repository.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def read_header(path: Path) -> Header:
             raise EngineError(f"{path}: not a GGUF file (it starts with {bytes(data[:4])!r}, expected {MAGIC!r})")
         _, version, n_tensors, n_values = _PREAMBLE.unpack_from(data, 0)
         if version not in VERSIONS:
-            raise EngineError(f"{path}: GGUF version {version} (expected 2 or 3, little-endian): convert the model again")
+            raise EngineError(
+                f"{path}: GGUF version {version} (expected 2 or 3, little-endian): convert the model again"
+            )
         try:
             return _Cursor(data, _PREAMBLE.size).header(version, n_tensors, n_values)
         except (struct.error, ValueError, IndexError) as error:
@@ -96,9 +98,11 @@ def check_loadable(path: Path, header: Header) -> None:
     _check_numbers(path, header)
     if not header.tokens:
         raise EngineError(f"{path}: no vocabulary ({TOKENS_KEY} is missing or empty); convert the model again")
-    known = set(header.tokens)
-    if len(known) < len(header.tokens):
-        twice = Counter(header.tokens).most_common(1)[0][0].decode("utf-8", "replace")
+    # As llama.cpp reads them: a token ends at a NUL byte, and empty ones get names of their own.
+    tokens = [token for token in (token.split(b"\0", 1)[0] for token in header.tokens) if token]
+    known = set(tokens)
+    if len(known) < len(tokens):
+        twice = Counter(tokens).most_common(1)[0][0].decode("utf-8", "replace")
         raise EngineError(f"{path}: token {twice!r} stands in {TOKENS_KEY} more than once; convert the model again")
     if header.values.get("tokenizer.ggml.model") == "llama":
         missing = [f"<0x{byte:02X}>" for byte in range(256) if not known & {b"<0x%02X>" % byte, bytes([byte])}]
@@ -111,14 +115,18 @@ def _check_numbers(path: Path, header: Header) -> None:
     for name, (low, high) in _SANE.items():
         number = header.values.get(f"{architecture}.{name}", low)
         if isinstance(number, str) or not low <= number <= high:
-            raise EngineError(f"{path}: {architecture}.{name} is {number!r}, expected {low} to {high}; convert it again")
+            raise EngineError(
+                f"{path}: {architecture}.{name} is {number!r}, expected {low} to {high}; convert it again"
+            )
 
 
 @contextmanager
 def _mapped(path: Path) -> Iterator[mmap.mmap | bytes]:
     """The file's bytes, mapped; a missing file, a folder or an unreadable file is an EngineError."""
     if path.is_dir():
-        raise EngineError(f"{path}: is a folder, expected a GGUF file (`tritgguf convert` makes one from a model folder)")
+        raise EngineError(
+            f"{path}: is a folder, expected a GGUF file (`tritgguf convert` makes one from a model folder)"
+        )
     try:
         file = path.open("rb")
     except FileNotFoundError:

@@ -1,44 +1,58 @@
-"""Ctrl-C while native code runs."""
+"""Ctrl-C, and a request to end, while native code runs."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
 class Interrupt:
-    """Whether Ctrl-C was pressed since the block was entered."""
+    """What a signal handler raised since the block was entered."""
 
-    requested: bool = False
+    error: BaseException | None = None
+
+    @property
+    def requested(self) -> bool:
+        return self.error is not None
 
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """A flag that Ctrl-C sets while native code runs; KeyboardInterrupt follows when the block ends.
+    """What signal handlers raise in this block, usually KeyboardInterrupt, is held back and raised at its end.
 
-    Python raises KeyboardInterrupt in whatever bytecode runs next, which during native work is a ctypes callback, and
-    ctypes swallows exceptions there. A handler that only sets a flag lets the callback stop the work. Handlers that an
-    application installed itself are left alone.
+    Python runs a signal's handler in whatever bytecode comes next. During native work that is a ctypes callback, and
+    ctypes swallows exceptions there; so the callback looks at `requested` and stops the work instead.
     """
     interrupt = Interrupt()
-    mine = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-
-    def request(_signal: int, _frame: object) -> None:
-        interrupt.requested = True
-
-    if mine:
-        signal.signal(signal.SIGINT, request)
+    replaced = {}
+    if threading.current_thread() is threading.main_thread():  # Python allows no other thread to set handlers
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                replaced[number] = signal.signal(number, _holding_back(handler, interrupt))
     try:
         yield interrupt
     finally:
-        if mine:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-    if interrupt.requested:
-        raise KeyboardInterrupt
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+    if interrupt.error is not None:
+        raise interrupt.error
+
+
+def _holding_back(
+    handler: Callable[[int, FrameType | None], object], interrupt: Interrupt
+) -> Callable[[int, FrameType | None], None]:
+    def run(number: int, frame: FrameType | None) -> None:
+        try:
+            handler(number, frame)
+        except BaseException as error:
+            interrupt.error = error
+
+    return run

@@ -30,7 +30,7 @@ class NativeLog:
         self._errors.clear()
 
     def reason(self) -> str:
-        """The most telling error since clear(): why loading failed, else the first one, without the C function's name."""
+        """The most telling error since clear(): why loading failed, else the first, without the C function's name."""
         for line in self._errors:
             if _LOADING in line and "failed to load model from" not in line:
                 return line.split(_LOADING, 1)[1]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from tritgguf.converter.errors import EngineError
 
@@ -11,12 +13,25 @@ PENALTY_TOKENS = 64
 MAX_SEED = 2**32 - 2  # 2**32 - 1 means "random" to llama.cpp
 
 
+class Settings(TypedDict, total=False):
+    """What a generation can be told: the fields of Sampling, and where to end."""
+
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repeat_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Sampling settings, checked on creation; the defaults are llama.cpp's, except for a lower temperature.
 
-    `temperature` 0 always takes the likeliest token. `top_k` 0, `top_p` 1, `min_p` 0 and `repeat_penalty` 1 are off. The
-    penalty looks at the last 64 tokens, prompt included. The same `seed` gives the same text; None draws one.
+    `temperature` 0 always takes the likeliest token. `top_k` 0, `top_p` 1, `min_p` 0 and `repeat_penalty` 1 are off.
+    The penalty looks at the last 64 tokens, prompt included. The same `seed` gives the same text; None draws one.
     """
 
     temperature: float = 0.7

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +14,19 @@ from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.backend import ALL_LAYERS, MAX_OUTPUT_ROWS, Context, Model, supports_gpu
 from tritgguf.runtime.chat_template import ChatTemplate, Message
 from tritgguf.runtime.generation import Generation, Stats
-from tritgguf.runtime.sampling import Sampling
-from tritgguf.runtime.text_stream import TextStream
 from tritgguf.runtime.hardware import default_threads
+from tritgguf.runtime.sampling import Sampling, Settings
+from tritgguf.runtime.text_stream import TextStream
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DEFAULT_N_CTX = 4096
 BATCH_TOKENS = 512
 
 
 class Session:
-    """An open model; a context manager. Made by `tritgguf.runtime.open`. Not safe for use by several threads at once."""
+    """An open model, a context manager; made by `tritgguf.runtime.open`. For use by one thread at a time."""
 
     def __init__(self, model: Model, context: Context, n_ctx: int, seed: int | None) -> None:
         self.model = model
@@ -77,10 +80,10 @@ class Session:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
     ) -> Generation:
-        """Continue `prompt` (text, or token ids taken as they are) until the model ends, `max_tokens` or the context's end.
+        """Continue `prompt` (text, or token ids taken as they are) until the model, the context or `max_tokens` ends.
 
-        The pieces come as they are generated; stop strings and end-of-generation tokens don't appear. `seed` None is the
-        session's seed. EngineError for settings out of range, an empty prompt or one that fills the context.
+        The pieces come as they are generated; stop strings and end-of-generation tokens don't appear. `seed` None is
+        the session's seed. EngineError for settings out of range, an empty prompt or one that fills the context.
         """
         seed = self.seed if seed is None else seed
         sampling = Sampling(temperature, top_p, top_k, min_p, repeat_penalty, seed)
@@ -101,8 +104,8 @@ class Session:
         self._generation = Generation(self, tokens, sampling, max_tokens, TextStream(stops))
         return self._generation
 
-    def chat(self, messages: Sequence[Message], **settings: Any) -> Generation:
-        """The assistant's answer to `messages` ({"role", "content"}) by the file's template; `settings` as of generate()."""
+    def chat(self, messages: Sequence[Message], **settings: Unpack[Settings]) -> Generation:
+        """The assistant's answer to `messages` ({"role", "content"}), by the file's template."""
         generation = self.generate(self.chat_tokens(messages), **settings)
         if self.model.vocab.is_sentencepiece:
             generation.drop_first_space()
@@ -118,7 +121,9 @@ class Session:
         if self._template is None:
             source, vocab = self.model.chat_template, self.model.vocab
             if source is None:
-                raise EngineError(f"{self.model.path}: no chat template in the file: it is a base model, use generate()")
+                raise EngineError(
+                    f"{self.model.path}: no chat template in the file: it is a base model, use generate()"
+                )
             bos, eos = ("" if token is None else vocab.text(token) for token in (vocab.bos, vocab.eos))
             self._template = ChatTemplate(source, bos=bos, eos=eos)
         return self._template
@@ -138,9 +143,9 @@ class Session:
         return result
 
     def evaluate(self, tokens: list[int]) -> int:
-        """Bring the cache to hold `tokens`, with the last one's logits in the context; returns how many were there already.
+        """Bring the cache to hold `tokens`; returns how many of them were there already.
 
-        The last token is always evaluated, for its logits.
+        The last token is always evaluated, so that its logits are in the context.
         """
         n_same = _common_prefix(self._cached, tokens[:-1])
         if n_same < len(self._cached):
@@ -172,7 +177,9 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -186,10 +193,10 @@ def open(
 ) -> Session:
     """Load the GGUF file at `path` for generation.
 
-    `n_ctx` is by default 4096 or the trained context if that is smaller; a larger one than trained is refused, as answers
-    beyond it would be wrong. `n_threads` is by default the physical cores this process may use. `n_gpu_layers` is by
-    default all of them if llama.cpp was built for an accelerator, else 0. `seed` is for generations that give none.
-    EngineError if the file can't be loaded or a number is out of range.
+    `n_ctx` is by default 4096 or the trained context if that is smaller; a larger one than trained is refused, as
+    answers beyond it would be wrong. `n_threads` is by default the physical cores this process may use. `n_gpu_layers`
+    is by default all of them if llama.cpp was built for an accelerator, else 0. `seed` is for generations that give
+    none. EngineError if the file can't be loaded or a number is out of range.
     """
     Sampling(seed=seed)
     if n_threads is not None and not 1 <= n_threads <= 512:
@@ -210,7 +217,9 @@ def _context_tokens(model: Model, asked: int | None) -> int:
     if asked is None:
         return min(model.n_ctx_train, DEFAULT_N_CTX)
     if not 2 <= asked <= model.n_ctx_train:
-        raise EngineError(f"{model.path}: a context of {asked} was asked for, the model is good for 2 to {model.n_ctx_train}")
+        raise EngineError(
+            f"{model.path}: a context of {asked} was asked for, the model is good for 2 to {model.n_ctx_train}"
+        )
     return asked
 
 

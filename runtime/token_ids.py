@@ -1,8 +1,8 @@
 """Token ids of texts, in a process of its own: `python -m tritgguf.runtime.token_ids FILE`.
 
-A JSON array of strings on standard input becomes `{"ids": [[...], ...]}` on standard output: special tokens are parsed, no
-BOS is added. Only the vocabulary is loaded, so the file's tensor data need not be there yet. The converter runs this as a
-child because a vocabulary that llama.cpp can't stand aborts the process.
+A JSON array of strings on standard input becomes `{"ids": [[...], ...]}` on standard output: special tokens are parsed,
+no BOS is added. Only the vocabulary is loaded, so the file's tensor data need not be there yet. The converter runs this
+as a child because a vocabulary that llama.cpp can't stand aborts the process.
 """
 
 from __future__ import annotations

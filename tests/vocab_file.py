@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from gguf import GGUFWriter
+
 from tritgguf.converter.metadata import Metadata
 
 
 def write_vocab_file(path: Path, metadata: Metadata) -> Path:
-    """Write `metadata` under the llama architecture; llama.cpp reads nothing else when it loads the vocabulary alone."""
+    """Write `metadata` under the llama architecture; for the vocabulary alone llama.cpp reads nothing else."""
     writer = GGUFWriter(path, "llama")
     for key, value in metadata.items():
         writer.add_key_value(key, value.data, value.type, value.element)

@@ -19,7 +19,7 @@ TEXTS = (
     # digits
     "0", "1", "12", "123", "1234", "12345", "1234567890", " 7 77 777 7777", "3.14159", "1,000,000.00", "-42", "1e-10",
     "0xDEADBEEF", "2024-02-29T23:59:59Z", "٣٤٥ १२३ １２３ ৪৫৬", "½ ² Ⅷ ① ㊿ ౸", "v1.2.3-rc4", "a1b2c3", "100%",
-    "$5.00 €6 ¥700", "12:34:56",
+    "$5.00 €6 ¥700", "12:34:56", "x  1   22    333\n\n4",
     # words, case, contractions
     "Hello, world!", "The quick brown fox jumps over the lazy dog.", "I'm you're he'd she'll we've it's don't",
     "I'M YOU'RE HE'D WE'VE", "'s 't 're 've 'm 'll 'd", "x'S y'Re z'lL", "’s curly’t quotes’ll", "'''",

@@ -38,6 +38,11 @@ DEEPSEEK3 = (
     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
     "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
 )
+NO_MARKS = (
+    "llama.cpp's expression for this pre-tokenizer splits before combining marks (Hindi, Thai, decomposed accents) "
+    "and doesn't tell the case of letters beyond a-z"
+)
+WIDE_SPACES = "llama.cpp doesn't count spaces such as U+2003 and U+3000 to this pre-tokenizer's CJK range"
 # These leave no character unmatched, so "remove what doesn't match" and "isolate what does" are the same split.
 COVERS_EVERYTHING = frozenset({LLAMA3, QWEN2, QWEN35, MINICPM5, TEKKEN, GPT4O})
 
@@ -70,8 +75,8 @@ PRE_TOKENIZERS = (
     PreTokenizer("qwen35", (split(QWEN35), BYTES)),
     PreTokenizer("smollm", (SINGLE_DIGITS, WORDS_AND_BYTES)),
     PreTokenizer("gpt-2", (WORDS_AND_BYTES,)),
-    PreTokenizer("gpt-4o", (split(GPT4O), BYTES)),
-    PreTokenizer("tekken", (split(TEKKEN), BYTES), merges_ignored=True),
+    PreTokenizer("gpt-4o", (split(GPT4O), BYTES), difference=NO_MARKS),
+    PreTokenizer("tekken", (split(TEKKEN), BYTES), merges_ignored=True, difference=NO_MARKS),
     PreTokenizer("minicpm5", (split(r"\p{N}{1,3}"), split(MINICPM5), BYTES), merges_ignored=True),
     PreTokenizer("deepseek-v3", (split(r"\p{N}{1,3}"), split("[一-龥぀-ゟ゠-ヿ]+"), split(DEEPSEEK3), BYTES)),
     PreTokenizer(
@@ -84,6 +89,7 @@ PRE_TOKENIZERS = (
             SINGLE_DIGITS,
             BYTES,
         ),
+        difference=WIDE_SPACES,
     ),
 )
 

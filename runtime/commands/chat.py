@@ -31,16 +31,17 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text; default: random.")] = None,
     ctx: Annotated[int | None, typer.Option(help="Context in tokens; default: 4096 or what the model has.")] = None,
     threads: Annotated[int | None, typer.Option(help="Default: the physical cores available.")] = None,
-    gpu_layers: Annotated[int | None, typer.Option(min=0, help="Layers on the GPU; default: all if there is one.")] = None,
+    gpu_layers: Annotated[
+        int | None, typer.Option(min=0, help="Layers on the GPU; default: all if there is one.")
+    ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print tokens per second at the end.")] = False,
 ) -> None:
     """Chat with a model, or answer one --prompt or standard input."""
     sampling = Sampling(temperature, top_p, top_k, min_p, repeat_penalty, seed)
     text = _one_shot_text(prompt)
     _prepare_native_library()
-    with tritgguf.runtime.open(model, n_ctx=ctx, n_threads=threads, n_gpu_layers=gpu_layers, seed=seed) as session:
-        settings = {name: value for name, value in vars(sampling).items() if name != "seed"}
-        conversation = Conversation(session, system=system, max_tokens=max_tokens, **settings)
+    with tritgguf.runtime.open(model, n_ctx=ctx, n_threads=threads, n_gpu_layers=gpu_layers) as session:
+        conversation = Conversation(session, system=system, max_tokens=max_tokens, **vars(sampling))
         console = Console(conversation, show_stats=stats)
         if text is None:
             console.converse()

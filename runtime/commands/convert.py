@@ -53,19 +53,23 @@ def convert(
         return
     if out is None:
         raise typer.BadParameter("name the file to write, or add --dry-run", param_hint="OUT")
-    with _progress(json_output) as progress:
-        result = converter.convert(
-            model,
-            out,
-            type=type,
-            method=method,
-            fallback=fallback,
-            force=force,
-            check=check,
-            threads=threads,
-            progress=progress,
-            planned=None if json_output else _print_notes,
-        )
+    try:
+        with _progress(json_output) as progress:
+            result = converter.convert(
+                model,
+                out,
+                type=type,
+                method=method,
+                fallback=fallback,
+                force=force,
+                check=check,
+                threads=threads,
+                progress=progress,
+                planned=None if json_output else _print_notes,
+            )
+    except KeyboardInterrupt:
+        print(f"error: interrupted; {out} was not written", file=sys.stderr)
+        raise
     if json_output:
         figures = {"out": str(result.out), "seconds": result.seconds, "strings_checked": result.strings_checked}
         print(json.dumps({**figures, **result.plan.as_json()}))
@@ -78,7 +82,8 @@ def convert(
 def _dry_run(
     model: Path, type_name: str, method: str, fallback: str | None, threads: int | None, json_output: bool
 ) -> None:
-    plan = converter.plan(model, type=type_name, method=method, fallback=fallback, threads=threads)
+    with _progress(json_output) as progress:
+        plan = converter.plan(model, type_name, method, fallback=fallback, threads=threads, progress=progress)
     if json_output:
         print(json.dumps(plan.as_json()))
         return
@@ -107,7 +112,7 @@ def _summary(plan: FilePlan) -> str:
 
 
 def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.2f} MB"
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2f} MB"
 
 
 @contextmanager
@@ -121,23 +126,32 @@ def _progress(json_output: bool) -> Iterator[ProgressCallback | None]:
         yield None
         return
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(TextColumn("writing"), *columns, console=console, transient=True) as bar:
-        task = bar.add_task("writing", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            if bar.tasks[task].description != stage:
+                bar.reset(task, description=stage)
+            bar.update(task, completed=done, total=total)
+
+        yield show
 
 
 def _json_lines() -> ProgressCallback:
     started = last = time.monotonic()
+    current = ""
 
-    def report(done: int, total: int) -> None:
-        nonlocal last
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal started, last, current
         now = time.monotonic()
+        if stage != current:
+            started, current = now, stage
         if now - last < 1 and done < total:
             return
         last = now
         rate = done / max(now - started, 1e-9)
-        line: dict[str, float] = {"done_bytes": done, "total_bytes": total, "bytes_per_second": round(rate)}
-        line["seconds_left"] = round((total - done) / max(rate, 1), 1)
-        print(json.dumps(line), file=sys.stderr, flush=True)
+        figures = {"done_bytes": done, "total_bytes": total, "bytes_per_second": round(rate)}
+        left = round((total - done) / max(rate, 1), 1)
+        print(json.dumps({"stage": stage, **figures, "seconds_left": left}), file=sys.stderr, flush=True)
 
     return report

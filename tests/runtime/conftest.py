@@ -1,7 +1,8 @@
-"""Small models for the runtime's tests, written with gguf-py: one with random weights, one that says what it is told to."""
+"""Small models for the runtime's tests, written with gguf-py: random ones, and ones that say what they are told."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,14 @@ def random_tensors(seed: int) -> dict[str, np.ndarray]:
     tensors = {"token_embd.weight": 20 * draw(N_VOCAB, N_EMBD), "output.weight": 4 * draw(N_VOCAB, N_EMBD)}
     tensors["output_norm.weight"] = np.ones(N_EMBD, np.float32)
     for layer in range(N_LAYER):
-        rows = {"attn_q": N_EMBD, "attn_k": n_kv, "attn_v": n_kv, "attn_output": N_EMBD, "ffn_gate": N_FF, "ffn_up": N_FF}
+        rows = {
+            "attn_q": N_EMBD,
+            "attn_k": n_kv,
+            "attn_v": n_kv,
+            "attn_output": N_EMBD,
+            "ffn_gate": N_FF,
+            "ffn_up": N_FF,
+        }
         for name, n_rows in rows.items():
             tensors[f"blk.{layer}.{name}.weight"] = draw(n_rows, N_EMBD)
         tensors[f"blk.{layer}.ffn_down.weight"] = draw(N_EMBD, N_FF)
@@ -59,7 +67,7 @@ def random_tensors(seed: int) -> dict[str, np.ndarray]:
 
 
 def speaking_tensors(successors: dict[int, int]) -> dict[str, np.ndarray]:
-    """Weights whose likeliest token after token t is successors[t]: layers add nothing, each token has its own direction."""
+    """Weights whose likeliest token after t is successors[t]: layers add nothing, each token has its own direction."""
     tensors = random_tensors(seed=0)
     for layer in range(N_LAYER):
         tensors[f"blk.{layer}.attn_output.weight"][:] = 0
@@ -129,7 +137,7 @@ def speaking_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
     def make(says: Sequence[int], **options: Any) -> Path:
         chain = [ord("\n"), *says, 258]
         assert len(set(chain)) == len(chain)
-        tensors = speaking_tensors(dict(zip(chain, chain[1:], strict=False)))
+        tensors = speaking_tensors(dict(itertools.pairwise(chain)))
         return write_model(folder / f"{len(list(folder.iterdir()))}.gguf", tensors, **options)
 
     return make

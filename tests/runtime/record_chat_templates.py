@@ -42,8 +42,9 @@ TEMPLATES = {
         "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}\n{% endfor %}"
     ),
     "absent things": (
-        "{% if tools is not none %}TOOLS{% endif %}{% if documents %}DOCUMENTS{% endif %}{% if enable_thinking is defined %}"
-        "THINK{% endif %}{{ nothing }}{{ messages[-1]['content'] }}{{ strftime_now('no date') }}"
+        "{% if tools is not none %}TOOLS{% endif %}{% if documents %}DOCUMENTS{% endif %}"
+        "{% if enable_thinking is defined %}THINK{% endif %}{{ nothing }}"
+        "{{ messages[-1]['content'] }}{{ strftime_now('no date') }}"
     ),
     "strict turns": (
         "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
@@ -53,7 +54,7 @@ TEMPLATES = {
 }
 
 CONVERSATIONS = {
-    "one": [{"role": "user", "content": "  Grüße & <b>\"quotes\"</b> 🙂\n"}],
+    "one": [{"role": "user", "content": '  Grüße & <b>"quotes"</b> 🙂\n'}],
     "turns": [
         {"role": "user", "content": "one"},
         {"role": "assistant", "content": "\n two {{ not a template }}"},
@@ -67,9 +68,7 @@ CONVERSATIONS = {
 def render(template: str, messages: list[dict[str, str]], prompt: bool) -> str | None:
     """The text, or None where transformers raises an error."""
     try:
-        rendered, _ = render_jinja_template(
-            [messages], chat_template=template, add_generation_prompt=prompt, **TOKENS
-        )
+        rendered, _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=prompt, **TOKENS)
     except jinja2.TemplateError:
         return None
     return rendered[0]

@@ -30,7 +30,9 @@ def test_a_missing_file_and_a_folder(tmp_path):
     refuse(tmp_path, "is a folder")
 
 
-@pytest.mark.parametrize("data", [b"", b"GG", b"# A text\n" * 50, b"\x80\x02" + bytes(100)], ids=["empty", "short", "text", "pickle"])
+@pytest.mark.parametrize(
+    "data", [b"", b"GG", b"# A text\n" * 50, b"\x80\x02" + bytes(100)], ids=["empty", "short", "text", "pickle"]
+)
 def test_a_file_that_is_no_gguf(tmp_path, data):
     path = tmp_path / "other.gguf"
     path.write_bytes(data)
@@ -82,7 +84,10 @@ def test_a_wrong_shape_and_a_missing_tensor(tmp_path, make_model, random_tensors
 
 
 def test_a_token_twice_in_the_vocabulary(tmp_path, make_model):
-    refuse(make_model(tmp_path / "m.gguf", tokens=[*TOKENS[:-1], "t5"]), "'t5' stands in tokenizer.ggml.tokens more than once")
+    refuse(
+        make_model(tmp_path / "m.gguf", tokens=[*TOKENS[:-1], "t5"]),
+        "'t5' stands in tokenizer.ggml.tokens more than once",
+    )
 
 
 def test_a_sentencepiece_vocabulary_without_bytes(tmp_path, make_model):

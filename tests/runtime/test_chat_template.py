@@ -33,7 +33,10 @@ def test_renders_what_transformers_renders(case):
 
 @pytest.mark.parametrize(
     "source",
-    [NO_SYSTEM + EACH, "{% for m in messages %}{% if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}"],
+    [
+        NO_SYSTEM + EACH,
+        "{% for m in messages %}{% if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}",
+    ],
     ids=["refused", "left out"],
 )
 def test_a_system_message_the_template_has_no_place_for_goes_before_the_first_user_message(source):
@@ -63,7 +66,9 @@ def test_a_broken_template_is_one_line(source):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["{{ 1 // 0 }}", "{{ messages[0].content + 1 }}", "{% for i in range(10**9) %}{% endfor %}"])
+@pytest.mark.parametrize(
+    "source", ["{{ 1 // 0 }}", "{{ messages[0].content + 1 }}", "{% for i in range(10**9) %}{% endfor %}"]
+)
 def test_a_template_that_fails_while_rendering_is_one_line(source):
     with pytest.raises(EngineError, match="chat template refuses") as caught:
         ChatTemplate(source).render([{"role": "user", "content": "Hi"}])

@@ -40,7 +40,9 @@ def likeliest(session, prompt, n_tokens):
 @pytest.mark.parametrize("text", ["", "a", PROMPT, "<|im_start|>user\nhi<|im_end|>", "Grüße 日本 🙂\0 \r\n"])
 @pytest.mark.parametrize("special", [True, False])
 def test_token_ids_are_those_of_llama_cpp_python(session, llama, text, special):
-    assert session.tokenize(text, special=special, bos=False) == llama.tokenize(text.encode(), add_bos=False, special=special)
+    assert session.tokenize(text, special=special, bos=False) == llama.tokenize(
+        text.encode(), add_bos=False, special=special
+    )
 
 
 def test_detokenize_is_the_inverse(session):
@@ -151,7 +153,13 @@ def test_whole_characters_come_out_and_special_tokens_do_not(speaking_model):
 
 @pytest.mark.parametrize(
     ("stop", "text", "finish"),
-    [("cd", "ab", "stop"), (["xx", "e"], "abcd", "stop"), ("cde!", "abcdef", "end"), ("fg", "abcdef", "end"), ((), "abcdef", "end")],
+    [
+        ("cd", "ab", "stop"),
+        (["xx", "e"], "abcd", "stop"),
+        ("cde!", "abcdef", "end"),
+        ("fg", "abcdef", "end"),
+        ((), "abcdef", "end"),
+    ],
 )
 def test_stop_strings(speaking_model, stop, text, finish):
     with tritgguf.runtime.open(speaking_model(list(b"abcdef"))) as session:

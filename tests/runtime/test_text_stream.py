@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,11 +16,15 @@ def test_any_cutting_of_valid_text_gives_the_text_in_whole_characters(text, cuts
     data = text.encode()
     borders = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     stream = TextStream()
-    pieces = [stream.feed(data[start:end]) for start, end in zip(borders, borders[1:], strict=False)]
+    pieces = [stream.feed(data[start:end]) for start, end in itertools.pairwise(borders)]
     assert "".join(pieces) + stream.end() == text
 
 
-@given(text=st.text("ab ", max_size=30), stops=st.lists(st.text("ab ", min_size=1, max_size=4), max_size=3), size=st.integers(1, 4))
+@given(
+    text=st.text("ab ", max_size=30),
+    stops=st.lists(st.text("ab ", min_size=1, max_size=4), max_size=3),
+    size=st.integers(1, 4),
+)
 def test_stop_strings_end_the_text_where_a_search_of_the_whole_text_finds_the_first(text, stops, size):
     stream, shown = TextStream(stops), ""
     for start in range(0, len(text), size):
@@ -44,7 +50,9 @@ def test_bytes_that_are_no_utf8_become_replacement_characters():
     assert TextStream().feed(b"a\xffb") == "a\ufffdb"
 
 
-@pytest.mark.parametrize(("pieces", "text"), [([b" Hi", b" you"], "Hi you"), ([b"", b" ", b" a"], " a"), ([b"Hi"], "Hi")])
+@pytest.mark.parametrize(
+    ("pieces", "text"), [([b" Hi", b" you"], "Hi you"), ([b"", b" ", b" a"], " a"), ([b"Hi"], "Hi")]
+)
 def test_one_space_at_the_start_can_be_left_out(pieces, text):
     stream = TextStream()
     stream.drop_first_space = True

@@ -31,7 +31,9 @@ def expected(random_model):
 def test_ids_are_those_of_llama_cpp_python(tmp_path, random_model, expected, part):
     data, values_end = random_model.read_bytes(), read_header(random_model).values_end
     path = tmp_path / "model.gguf"
-    path.write_bytes(data[: {"whole": None, "without data": values_end + 1200, "without tensor list": values_end}[part]])
+    path.write_bytes(
+        data[: {"whole": None, "without data": values_end + 1200, "without tensor list": values_end}[part]]
+    )
     child = run(path, json.dumps(TEXTS))
     assert (child.returncode, child.stderr) == (0, b"")
     assert json.loads(child.stdout) == {"ids": expected}

@@ -1,0 +1,140 @@
+"""Tokenizer files for tests: small ones trained on the spot, and real ones put together from fetched files."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import tokenizers
+from gguf import GGUFReader, TokenType
+from tokenizers import AddedToken, models, pre_tokenizers, trainers
+
+from tritgguf.converter.tokenizer.battery import TEXTS
+
+END, TURN_END, TOOL = "<|endoftext|>", "<|im_end|>", "<tool>"
+CONFIG = {"eos_token_id": 0}
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+_NO_CONTROL_CHARACTERS = [text for text in TEXTS if text.strip() and not any(ord(letter) < 32 for letter in text)]
+
+
+def splitting(*expressions: str) -> dict[str, Any]:
+    """The pre-tokenizer that splits by each expression and then writes bytes."""
+    splits = [
+        {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+        for expression in expressions
+    ]
+    return {"type": "Sequence", "pretokenizers": [*splits, _BYTES]}
+
+
+def write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def byte_level_structure(**changes: Any) -> dict[str, Any]:
+    """A byte-level tokenizer.json of about 2,100 tokens, with the GPT-2 pre-tokenizer unless `changes` say otherwise.
+
+    It is trained with no pre-tokenizer on the very texts of the battery, so its merges run across spaces, digits and
+    scripts: whoever splits a text in another place gets other ids.
+    """
+    trained = tokenizers.Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=9000,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[END, TURN_END],
+    )
+    trained.train_from_iterator([*TEXTS, *TEXTS], trainer)
+    trained.add_tokens([AddedToken(TOOL, special=False)])
+    structure: dict[str, Any] = json.loads(trained.to_str())
+    structure["pre_tokenizer"] = {**_BYTES, "use_regex": True}
+    return structure | changes
+
+
+def sentencepiece_model(**options: Any) -> bytes:
+    """A SentencePiece model as Llama's are made, trained on the battery's texts; `options` are the trainer's."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_NO_CONTROL_CHARACTERS * 3),
+        model_writer=model,
+        minloglevel=2,
+        **{
+            "model_type": "bpe",
+            "vocab_size": 1500,
+            "byte_fallback": True,
+            "normalization_rule_name": "identity",
+            "remove_extra_whitespaces": False,
+            "allow_whitespace_only_pieces": True,
+            "split_by_unicode_script": False,
+            "character_coverage": 0.98,
+            **options,
+        },
+    )
+    return model.getvalue()
+
+
+def as_tokenizer_json(model: bytes, normalizer: object, pre_tokenizer: object = None) -> dict[str, Any]:
+    """The tokenizer.json that transformers makes of a SentencePiece BPE model: every split of a piece is a merge."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    pieces = [processor.id_to_piece(token_id) for token_id in range(processor.get_piece_size())]
+    ids = {piece: token_id for token_id, piece in enumerate(pieces)}
+    merges = []
+    for piece, token_id in ids.items():
+        splits = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
+        pairs = [pair for pair in splits if pair[0] in ids and pair[1] in ids]
+        merges += [
+            (-processor.get_score(token_id), pair) for pair in sorted(pairs, key=lambda p: (ids[p[0]], ids[p[1]]))
+        ]
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": token_id, "content": pieces[token_id], **special} for token_id in range(3)],
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "BPE",
+            "unk_token": pieces[0],
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": ids,
+            "merges": [list(pair) for _, pair in sorted(merges, key=lambda merge: merge[0])],
+        },
+    }
+
+
+def write_from_vocab_file(
+    gguf_file: Path, folder: Path, pre_tokenizer: Mapping[str, Any], normalizer: Mapping[str, Any] | None = None
+) -> int:
+    """Write the tokenizer.json whose vocabulary a GGUF file holds, with a pre-tokenizer given; returns n_vocab."""
+    fields = GGUFReader(gguf_file).fields
+    tokens: Sequence[str] = fields["tokenizer.ggml.tokens"].contents()
+    types: Sequence[int] = fields["tokenizer.ggml.token_type"].contents()
+    added = {
+        token_id: token
+        for token_id, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
+    }
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    structure = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": token_id, "content": token, **flags, "special": types[token_id] == TokenType.CONTROL}
+            for token_id, token in added.items()
+        ],
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "model": {
+            "type": "BPE",
+            "vocab": {token: i for i, token in enumerate(tokens) if types[i] != TokenType.UNUSED},
+            "merges": fields["tokenizer.ggml.merges"].contents(),
+        },
+    }
+    write_json(folder / "tokenizer.json", structure)
+    return len(tokens)
