@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 MODELS ?= models
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint types wheel-test golden clean
+.PHONY: demo test test-real lint types wheel-test golden clean
 
 $(VENV)/installed: pyproject.toml vendor/llama-cpp-python.json vendor/install_runtime.py
 	$(PYTHON) -m venv $(VENV)
@@ -21,8 +21,11 @@ demo: $(VENV)/installed  ## convert a small real model and chat one turn
 	$(PY) -m tritgguf.runtime chat $(MODELS)/smollm2-135m-f16.gguf --temperature 0 --max-tokens 60 --stats \
 		--prompt "What is the capital of France?"
 
-test: $(VENV)/installed  ## every test, the fetched real models included
-	$(PY) -m pytest $(PYTEST_ARGS)
+test: $(VENV)/installed  ## every test but those of real models
+	$(PY) -m pytest -m "not real_model" $(PYTEST_ARGS)
+
+test-real: $(VENV)/installed  ## real models end to end: fetches 1.2 GB, needs 12 GB of disk
+	$(PY) -m pytest -m real_model $(PYTEST_ARGS)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -127,6 +127,10 @@ def _mapped(path: Path) -> Iterator[mmap.mmap | bytes]:
         raise EngineError(
             f"{path}: is a folder, expected a GGUF file (`tritgguf convert` makes one from a model folder)"
         )
+    if path.exists() and not path.is_file():
+        raise EngineError(
+            f"{path}: isn't a regular file; a GGUF file is mapped into memory, so a pipe or device won't do"
+        )
     try:
         file = path.open("rb")
     except FileNotFoundError:

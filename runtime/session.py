@@ -29,13 +29,28 @@ class Session:
     """An open model, a context manager; made by `tritgguf.runtime.open`. For use by one thread at a time."""
 
     def __init__(self, model: Model, context: Context, n_ctx: int, seed: int | None) -> None:
-        self.model = model
-        self.context = context
+        self._model = model
+        self._context = context
+        self._closed = False
         self.n_ctx = n_ctx
         self.seed = seed
         self._cached: list[int] = []  # the tokens in the KV cache
         self._generation: Generation | None = None
         self._template: ChatTemplate | None = None
+
+    @property
+    def model(self) -> Model:
+        """The loaded file; EngineError after close(), when its memory is gone."""
+        if self._closed:
+            raise EngineError(f"{self._model.path}: the session is closed")
+        return self._model
+
+    @property
+    def context(self) -> Context:
+        """The KV cache and the last logits; EngineError after close()."""
+        if self._closed:
+            raise EngineError(f"{self._model.path}: the session is closed")
+        return self._context
 
     @property
     def n_vocab(self) -> int:
@@ -171,8 +186,9 @@ class Session:
         """Free the model's memory; the session can't be used afterwards."""
         if self._generation:
             self._generation.close()
-        self.context.close()
-        self.model.close()
+        self._closed = True
+        self._context.close()
+        self._model.close()
 
     def __enter__(self) -> Session:
         return self

@@ -17,6 +17,13 @@ from tritgguf.converter.tokenizer.battery import TEXTS
 
 END, TURN_END, TOOL = "<|endoftext|>", "<|im_end|>", "<tool>"
 CONFIG = {"eos_token_id": 0}
+PREPEND = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ],
+}
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 _NO_CONTROL_CHARACTERS = [text for text in TEXTS if text.strip() and not any(ord(letter) < 32 for letter in text)]
 
@@ -78,33 +85,37 @@ def sentencepiece_model(**options: Any) -> bytes:
     return model.getvalue()
 
 
-def as_tokenizer_json(model: bytes, normalizer: object, pre_tokenizer: object = None) -> dict[str, Any]:
-    """The tokenizer.json that transformers makes of a SentencePiece BPE model: every split of a piece is a merge."""
+def scored_pieces(model: bytes) -> list[tuple[str, float]]:
+    """The pieces of a SentencePiece model by id."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    pieces = [processor.id_to_piece(token_id) for token_id in range(processor.get_piece_size())]
-    ids = {piece: token_id for token_id, piece in enumerate(pieces)}
+    return [(processor.id_to_piece(i), processor.get_score(i)) for i in range(processor.get_piece_size())]
+
+
+def as_tokenizer_json(
+    pieces: Sequence[tuple[str, float]], normalizer: object = PREPEND, pre_tokenizer: object = None
+) -> dict[str, Any]:
+    """The tokenizer.json that transformers makes of a SentencePiece BPE model: every split of a piece is a merge."""
+    ids = {piece: token_id for token_id, (piece, _) in enumerate(pieces)}
     merges = []
-    for piece, token_id in ids.items():
+    for piece, score in pieces:
         splits = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
-        pairs = [pair for pair in splits if pair[0] in ids and pair[1] in ids]
-        merges += [
-            (-processor.get_score(token_id), pair) for pair in sorted(pairs, key=lambda p: (ids[p[0]], ids[p[1]]))
-        ]
+        pairs = [(ids[left], ids[right], left, right) for left, right in splits if left in ids and right in ids]
+        merges += [(-score, [left, right]) for _, _, left, right in sorted(pairs)]
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
         "version": "1.0",
-        "added_tokens": [{"id": token_id, "content": pieces[token_id], **special} for token_id in range(3)],
+        "added_tokens": [{"id": token_id, "content": pieces[token_id][0], **special} for token_id in range(3)],
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
         "decoder": None,
         "model": {
             "type": "BPE",
-            "unk_token": pieces[0],
+            "unk_token": pieces[0][0],
             "fuse_unk": True,
             "byte_fallback": True,
             "vocab": ids,
-            "merges": [list(pair) for _, pair in sorted(merges, key=lambda merge: merge[0])],
+            "merges": [pair for _, pair in sorted(merges, key=lambda merge: merge[0])],
         },
     }
 

@@ -79,6 +79,33 @@ def speaking_tensors(successors: dict[int, int]) -> dict[str, np.ndarray]:
     return tensors
 
 
+def add_byte_level_bpe(writer: gguf.GGUFWriter, tokens: Sequence[str] | None) -> None:
+    """The vocabulary above, or other `tokens` in its place."""
+    words, merges = vocabulary()
+    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(list(tokens) if tokens else words)
+    writer.add_token_types([control if word in SPECIALS else normal for word in words])
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(258)
+
+
+def add_sentencepiece(writer: gguf.GGUFWriter) -> None:
+    """<unk>, <s>, </s>, the bytes (byte b has id b + 3), then words of which the first is 259 = "▁Yes", 260 = "▁no"."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁Yes", "▁no"]
+    words += [f"▁{chr(ord('a') + number)}" for number in range(N_VOCAB - len(words) - 1)] + ["▁"]
+    kinds = [gguf.TokenType.UNKNOWN, *[gguf.TokenType.CONTROL] * 2, *[gguf.TokenType.BYTE] * 256]
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(words)
+    writer.add_token_scores([-float(number) for number in range(N_VOCAB)])
+    writer.add_token_types(kinds + [gguf.TokenType.NORMAL] * (N_VOCAB - len(kinds)))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
 def write_model(
     path: Path,
     tensors: dict[str, np.ndarray],
@@ -87,6 +114,7 @@ def write_model(
     n_ctx_train: int = 512,
     architecture: str = "llama",
     tokens: Sequence[str] | None = None,
+    sentencepiece: bool = False,
     add_bos: bool = False,
     **extra: Any,
 ) -> Path:
@@ -100,15 +128,10 @@ def write_model(
     writer.add_head_count_kv(N_HEAD_KV)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    words, merges = vocabulary()
-    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(list(tokens) if tokens else words)
-    writer.add_token_types([control if word in SPECIALS else normal for word in words])
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(256)
-    writer.add_eos_token_id(258)
+    if sentencepiece:
+        add_sentencepiece(writer)
+    else:
+        add_byte_level_bpe(writer, tokens)
     writer.add_add_bos_token(add_bos)
     if template is not None:
         writer.add_chat_template(template)

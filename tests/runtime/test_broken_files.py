@@ -39,12 +39,26 @@ def test_a_file_that_is_no_gguf(tmp_path, data):
     refuse(path, "not a GGUF file")
 
 
-def test_an_unreadable_file(tmp_path):
-    if os.name != "posix" or os.geteuid() == 0:
-        pytest.skip("root reads everything")
-    path = tmp_path / "secret.gguf"
-    path.touch(mode=0)
-    refuse(path, "can't be read")
+def test_a_path_that_cannot_be_opened(tmp_path, random_model):
+    refuse(random_model / "below-a-file.gguf", "can't be read (Not a directory)")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no named pipes")
+def test_a_named_pipe_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "pipe.gguf")
+    refuse(tmp_path / "pipe.gguf", "isn't a regular file")
+
+
+def test_a_failed_assertion_in_llama_cpp_ends_a_program_with_one_line():
+    code = (
+        "from tritgguf.runtime.backend import exit_on_native_abort, libggml\n"
+        "exit_on_native_abort()\n"
+        "libggml.ggml_abort(b'/some/folder/ops.cpp', 12, b'assertion %d', 34)\n"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    reason = "ops.cpp:12: assertion 34"
+    expected = f"error: llama.cpp gave up: {reason}; the file may be damaged, convert it again\n"
+    assert (child.returncode, child.stdout, child.stderr) == (1, "", expected)
 
 
 def test_versions_from_the_past_the_future_and_big_endian(tmp_path, random_model):

@@ -273,6 +273,13 @@ def test_a_conversation_on_a_terminal(yes):
 
 
 @posix
+def test_a_prompt_given_on_a_terminal_is_one_shot(yes):
+    with Terminal(yes, "--temperature", 0, "--prompt", "Hi?") as terminal:
+        assert terminal.expect("Yes. 🙂\r\n") == "Yes. 🙂\r\n"
+        assert terminal.child.wait(30) == 0
+
+
+@posix
 def test_ctrl_d_leaves(yes):
     with Terminal(yes) as terminal:
         terminal.expect("> ")

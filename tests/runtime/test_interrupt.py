@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 
 import tritgguf.runtime
@@ -17,7 +18,9 @@ N_TOKENS = 4096
 
 
 def press_ctrl_c(seconds):
-    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    return timer
 
 
 @pytest.fixture
@@ -53,6 +56,29 @@ def test_a_session_is_right_after_an_interrupted_prompt(long_model):
         assert session.stats.n_cached == 299  # what was evaluated before Ctrl-C is still of use
     with tritgguf.runtime.open(long_model, n_threads=1) as fresh:
         assert list(fresh.generate(prompt[:300], temperature=0, max_tokens=10)) == after
+
+
+def test_a_step_that_ctrl_c_interrupted_can_be_taken_again(long_model):
+    tokens = [number * number % 256 for number in range(1000)]
+    n_interrupts, n_evaluated = 0, 0
+    with tritgguf.runtime.open(long_model, n_threads=1) as session:
+        timer = press_ctrl_c(0.01)
+        try:
+            while n_evaluated < len(tokens):
+                try:
+                    while n_evaluated < len(tokens):
+                        session.evaluate(tokens[: n_evaluated + 1])
+                        n_evaluated += 1
+                    timer.cancel()
+                except KeyboardInterrupt:
+                    n_interrupts += 1
+                    timer = press_ctrl_c(0.01)
+        finally:
+            timer.cancel()
+            timer.join()
+        assert n_interrupts >= 3
+        logits = session.context.logits()[-1].copy()
+        assert np.allclose(session.logits(tokens)[-1], logits, rtol=0, atol=1e-3 * np.abs(logits).max())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -24,6 +24,19 @@ def llama(random_model):
 
 
 @pytest.fixture
+def llama_of():
+    models = []
+
+    def load(path):
+        models.append(Llama(str(path), vocab_only=True, verbose=False))
+        return models[-1]
+
+    yield load
+    for model in models:
+        model.close()
+
+
+@pytest.fixture
 def session(random_model):
     with tritgguf.runtime.open(random_model, n_threads=1) as session:
         yield session
@@ -142,6 +155,14 @@ def test_a_repeat_penalty_repeats_less(make_model, speaking_tensors, tmp_path):
         assert "".join(session.generate("a b", repeat_penalty=100.0, **GREEDY)).startswith("c")
 
 
+def test_a_repeat_penalty_does_not_keep_an_answer_from_ending(make_model, speaking_tensors, tmp_path):
+    tensors = speaking_tensors({ord("\n"): ord("a"), ord("a"): 258})
+    tensors["output.weight"][ord("c"), ord("a")] = 0.5  # the second choice after a
+    with tritgguf.runtime.open(make_model(tmp_path / "end.gguf", tensors)) as session:
+        generation = session.chat([{"role": "user", "content": "Hi"}], repeat_penalty=100.0, **GREEDY)
+        assert ("".join(generation), generation.finish) == ("a", "end")
+
+
 def test_whole_characters_come_out_and_special_tokens_do_not(speaking_model):
     says = [*"A🙂é".encode(), 257, *b"B"]  # 257 is <|im_start|>, a control token
     with tritgguf.runtime.open(speaking_model(says)) as session:
@@ -149,6 +170,22 @@ def test_whole_characters_come_out_and_special_tokens_do_not(speaking_model):
         assert list(generation) == ["A", "🙂", "é", "B"]
         assert generation.finish == "end"
         assert generation.stats.n_generated == len(says)
+
+
+def test_sentencepiece_answers_start_without_the_space_before_the_first_word(
+    make_model, speaking_tensors, llama_of, tmp_path
+):
+    template = "{% for m in messages %}{{ bos_token }}{{ m.content }}\n{% endfor %}"
+    tensors = speaking_tensors({ord("\n") + 3: 259, 259: 260, 260: 2})
+    path = make_model(tmp_path / "spm.gguf", tensors, template=template, sentencepiece=True, add_bos=True)
+    with tritgguf.runtime.open(path) as session:
+        messages = [{"role": "user", "content": "Grüße no"}]
+        assert "".join(session.chat(messages, temperature=0)) == "Yes no"
+        assert "".join(session.generate("\n", temperature=0)) == " Yes no"
+        assert session.chat_tokens(messages) == llama_of(path).tokenize(
+            "<s>Grüße no\n".encode(), add_bos=False, special=True
+        )
+        assert session.detokenize(session.tokenize("Grüße no", bos=False)).strip() == "Grüße no"
 
 
 @pytest.mark.parametrize(
@@ -247,6 +284,24 @@ def test_nan_weights_are_found_out(make_model, tmp_path, random_tensors):
         pytest.raises(EngineError, match="NaN"),
     ):
         next(session.generate("hi"))
+
+
+def test_a_closed_session_says_so(random_model):
+    session = tritgguf.runtime.open(random_model)
+    older, generation = session.generate("a"), session.generate("hi")
+    next(older)
+    session.close()
+    session.close()
+    assert list(generation) == []
+    uses = [
+        lambda: session.tokenize("a"),
+        lambda: session.logits([1]),
+        lambda: session.generate([1]),
+        lambda: next(older),
+    ]
+    for use in uses:
+        with pytest.raises(EngineError, match="the session is closed"):
+            use()
 
 
 def test_chat_needs_a_template(make_model, tmp_path):

