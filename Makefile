@@ -15,10 +15,12 @@ $(VENV)/installed: pyproject.toml vendor/llama-cpp-python.json vendor/install_ru
 	$(PY) -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-demo: $(VENV)/installed  ## convert a small real model and chat one turn
-	$(PY) -m tests.real_models smollm2-135m $(MODELS)
-	$(PY) -m tritgguf.runtime convert $(MODELS)/smollm2-135m $(MODELS)/smollm2-135m-f16.gguf --type f16 --force
-	$(PY) -m tritgguf.runtime chat $(MODELS)/smollm2-135m-f16.gguf --temperature 0 --max-tokens 60 --stats \
+demo: $(VENV)/installed  ## convert a ternary checkpoint exactly, then a small real model, and chat one turn
+	$(PY) -m tests.checkpoints llama-tied $(MODELS)/ternary
+	$(PY) -m tritgguf.runtime convert $(MODELS)/ternary $(MODELS)/ternary.gguf --type tq2_0 --force
+	$(PY) -m tests.real_models smollm2-135m $(MODELS)/smollm2-135m
+	$(PY) -m tritgguf.runtime convert $(MODELS)/smollm2-135m $(MODELS)/smollm2-135m.gguf --type f16 --force
+	$(PY) -m tritgguf.runtime chat $(MODELS)/smollm2-135m.gguf --temperature 0 --max-tokens 60 --stats \
 		--prompt "What is the capital of France?"
 
 test: $(VENV)/installed  ## every test but those of real models
