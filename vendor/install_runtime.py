@@ -32,8 +32,8 @@ def cmake_flags(pin: dict, backend: str, machine: str) -> list[str]:
 
 def cpu_identity() -> str:
     """Describe the instruction set that -march=native would target."""
-    if os.path.exists("/proc/cpuinfo"):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        lines = cpuinfo.read_text().splitlines()
         return next((line for line in lines if line.startswith(("flags", "Features"))), "")
     if sys.platform == "darwin":
         return subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True).stdout

@@ -128,6 +128,8 @@ def _with_side_tokens(
     own: list[AddedToken], files: SideFiles, reference: tokenizers.Tokenizer
 ) -> tuple[AddedToken, ...]:
     """Add the tokens that the files beside tokenizer.json name beyond it, as transformers does."""
+    for token in own:
+        _check_id(token, reference, TOKENIZER_JSON)
     by_text = {token.text: token for token in own}
     for token in files.added_tokens:
         if token.text in by_text:
@@ -141,11 +143,16 @@ def _with_side_tokens(
             special=token.special,
         )
         reference.add_tokens([extra])
-        found = reference.token_to_id(token.text)
-        if found != token.token_id:
-            raise TokenizerError(
-                f"added token {token.text!r:.80} has id {token.token_id} in tokenizer_config.json or added_tokens.json "
-                f"but {found} when added to {TOKENIZER_JSON}; save the tokenizer again so that the files agree"
-            )
+        _check_id(token, reference, "tokenizer_config.json or added_tokens.json")
         by_text[token.text] = token
     return tuple(sorted(by_text.values(), key=lambda token: token.token_id))
+
+
+def _check_id(token: AddedToken, reference: tokenizers.Tokenizer, origin: str) -> None:
+    """The library numbers added tokens itself, from the end of the vocabulary on, whatever id a file gives them."""
+    found = reference.token_to_id(token.text)
+    if found != token.token_id:
+        raise TokenizerError(
+            f"added token {token.text!r:.80} has id {token.token_id} in {origin}, but {found} once {TOKENIZER_JSON} is "
+            "loaded; save the tokenizer again so that the files agree"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from threading import Timer
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ from tritgguf.runtime.console import Console
 from tritgguf.runtime.sampling import Sampling
 
 DEFAULTS = Sampling()
+NOTICE_SECONDS = 2.0  # a pipe that nobody closes would look like a hang
 
 
 def chat(
@@ -53,10 +55,15 @@ def _one_shot_text(prompt: str | None) -> str | None:
     """The one message from --prompt and piped input; None for a conversation on the terminal."""
     piped = None
     if sys.stdin is not None and not sys.stdin.isatty():
+        notice = Timer(NOTICE_SECONDS, print, ["reading standard input until it ends"], {"file": sys.stderr})
+        notice.daemon = True
+        notice.start()
         try:
             piped = sys.stdin.buffer.read().decode("utf-8").strip("\r\n")
         except UnicodeDecodeError as error:
             raise EngineError(f"standard input isn't UTF-8 text (byte {error.start}: {error.reason})") from error
+        finally:
+            notice.cancel()
     if prompt is None and piped is None:
         return None
     text = "\n\n".join(part for part in (prompt, piped) if part)

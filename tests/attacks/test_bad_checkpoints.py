@@ -161,14 +161,15 @@ def header_is_a_number(folder: Path) -> None:
 @attack("'model.norm.weight' appears twice")
 def tensor_twice_in_the_header(folder: Path) -> None:
     header, body = split_header(folder / "model.safetensors")
-    entry = json.dumps(header["model.norm.weight"])
-    join_header(folder / "model.safetensors", f'{{"model.norm.weight":{entry},"model.norm.weight":{entry}}}'.encode(), body)
+    entry = f'"model.norm.weight":{json.dumps(header["model.norm.weight"])}'
+    join_header(folder / "model.safetensors", f"{{{entry},{entry}}}".encode(), body)
 
 
 @attack(r"the data of .* overlaps")
 def overlapping_offsets(folder: Path) -> None:
     header, body = split_header(folder / "model.safetensors")
-    header["model.layers.1.mlp.up_proj.weight"]["data_offsets"] = header["model.layers.1.mlp.gate_proj.weight"]["data_offsets"]
+    gate, up = (header[f"model.layers.1.mlp.{part}_proj.weight"] for part in ("gate", "up"))
+    up["data_offsets"] = gate["data_offsets"]
     join_header(folder / "model.safetensors", header, body)
 
 
@@ -284,7 +285,7 @@ def index_naming_the_wrong_shard(folder: Path) -> None:
 @attack("both hold", recipe="qwen2")
 def tensor_in_two_shards(folder: Path) -> None:
     shards = sorted(folder.glob("model-*.safetensors"))
-    first, body = split_header(shards[0])
+    first, _ = split_header(shards[0])
     shutil.copy(shards[0], folder / "copy.safetensors")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     name = next(name for name in first if name != "__metadata__")
@@ -446,7 +447,8 @@ def test_stopping_in_the_middle_leaves_nothing(number: signal.Signals, tmp_path)
     model, out = build("llama-gqa", tmp_path / "model"), tmp_path / "target" / "out.gguf"
     out.parent.mkdir()
     enlarge_vocabulary(model, 400_000)
-    command = [sys.executable, "-m", "tritgguf.runtime", "convert", str(model), str(out), "--no-check", "--threads", "1"]
+    options = ["--no-check", "--threads", "1"]
+    command = [sys.executable, "-m", "tritgguf.runtime", "convert", str(model), str(out), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(out.parent.iterdir()) and process.poll() is None and time.monotonic() < deadline:
