@@ -56,7 +56,8 @@ class Architecture:
     """One graph of llama.cpp and the transformers classes that it computes.
 
     `biases` tells from config.json which biases there are; `reads_rope_divisors` whether the graph reads
-    rope_freqs.weight; `default_head_dim` is what transformers assumes where
+    rope_freqs.weight, `honours_scales` whether it multiplies every linear layer by its `.scale`;
+    `default_head_dim` is what transformers assumes where
     config.json is silent (None: hidden_size / heads); `free_head_dim` whether the graph allows any other;
     `slides_by_default` whether a sliding_window counts where config.json doesn't switch it on.
     """
@@ -66,6 +67,7 @@ class Architecture:
     biases: Callable[[ConfigJson], Biases]
     permutes_qk: bool = False
     reads_rope_divisors: bool = False
+    honours_scales: bool = False
     qk_norms: bool = False
     free_head_dim: bool = True
     default_head_dim: int | None = None

@@ -24,6 +24,7 @@ class Codec(ABC):
     file_type: LlamaFileType
     block: int
     block_bytes: int
+    ternary: bool
     for_linear: bool = True
 
     def row_bytes(self, n_columns: int) -> int:
@@ -32,7 +33,14 @@ class Codec(ABC):
 
 
 class FloatCodec(Codec):
-    """A type that stores each value by itself."""
+    """A type that stores floats; `holds_dtypes` are the source dtypes whose every value it keeps."""
+
+    ternary = False
+    holds_dtypes: tuple[str, ...] = ()
+
+    def holds(self, dtype: str) -> bool:
+        """Whether every finite value of that dtype comes back unchanged."""
+        return dtype in self.holds_dtypes
 
     @abstractmethod
     def encode(self, values: Float32Array) -> ByteArray:
@@ -45,6 +53,8 @@ class FloatCodec(Codec):
 
 class TernaryCodec(Codec):
     """A type that stores ternary codes with one fp16 scale per block."""
+
+    ternary = True
 
     @abstractmethod
     def pack(self, rows: CodedRows) -> ByteArray:

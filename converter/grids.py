@@ -1,31 +1,50 @@
-"""Is a float tensor already ternary: every value of a group in {-a, 0, a}?
+"""Is a float tensor already on a grid: every value of a group one of 3, 9 or 27 evenly spaced levels around zero?
 
-One rule covers every layout that a block type can hold: the groups may share their a over a block of columns, over a
-row, over a shard of rows or over the whole tensor. Values are compared for equality: rounding to bf16 or fp16 maps
-equal values to equal values, so it never takes a tensor off its grid.
+Ternary grids are compared for equality: rounding to bf16 or fp16 maps equal values to equal values, so it never takes a
+value off its grid. The groups may share their scale over 16 to 256 neighbouring columns, a row, a shard of rows or the
+whole tensor; the widest that holds is reported. One pass in chunks; a tensor that is no grid is known after its first.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from tritgguf.converter.codec import fp16
-from tritgguf.converter.tensors import CodedRows, Float32Array
+from tritgguf.converter.tensors import CodedRows, CodedTensor, Float32Array, SourceTensor, row_chunks
+
+GROUPS = (16, 32, 64, 128, 256)
+BF16_ROUNDING = 2 * 1.01 * 2.0**-8  # of a quotient: half a unit in the last place of each of two bf16 values
+NEAR = 0.05  # a grid is still reported, with its strays counted, while fewer groups than this hold any
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A tensor's grid: over what one a extends, how much fp16 changes it (relative, at most), the share of zeros."""
+    """A tensor's grid.
 
+    `levels` is 3, 9 or 27. `group` neighbouring columns share one scale (the row's length where whole rows do),
+    `extent` says it in words. `scale` is the one scale of the whole tensor, if it has one. `fp16_error` is how much
+    fp16 changes a scale (relative, at most), `zeros` the share of zeros, `strays` the number of values off the grid.
+    """
+
+    levels: int
+    group: int
     extent: str
-    fp16_error: float
-    zeros: float
+    scale: float | None = None
+    fp16_error: float = 0.0
+    zeros: float | None = None
+    strays: int = 0
 
     @property
-    def exact(self) -> bool:
-        return self.fp16_error == 0
+    def ternary(self) -> bool:
+        """Whether codes and scales reproduce every value."""
+        return self.levels == 3 and self.strays == 0
+
+    def fits(self, block: int) -> bool:
+        """Whether blocks of `block` columns each lie in one group."""
+        return self.ternary and self.group % block == 0
 
 
 def code_on_grid(rows: Float32Array, group: int) -> CodedRows | None:
@@ -38,20 +57,100 @@ def code_on_grid(rows: Float32Array, group: int) -> CodedRows | None:
     return CodedRows(codes.astype(np.int8).reshape(rows.shape), scales, group)
 
 
-def describe_grid(scales: Float32Array, n_zeros: int, n_columns: int) -> Grid:
-    """Describe a tensor found on a grid, from its scales per group, shape (n_rows, n_groups)."""
-    used = scales[scales > 0]
-    error = float((np.abs(fp16(used) - used) / used).max()) if used.size else 0.0
-    return Grid(_extent(scales), error, n_zeros / (len(scales) * n_columns))
+def find_grid(source: SourceTensor) -> Grid | None:
+    """Return the tensor's grid, or None."""
+    n_columns = source.shape[-1]
+    if isinstance(source, CodedTensor):
+        evidence = _Evidence(source.group, n_columns)
+        evidence.add(source.scales())
+        return evidence.grid(n_values=None)
+    finest = next((group for group in GROUPS if n_columns % group == 0), n_columns)
+    evidence = _Evidence(finest, n_columns)
+    for number, rows in enumerate(row_chunks(source.shape)):
+        values = source.read(rows)
+        if number == 0 and (levels := _finer_levels(values, finest)):
+            return Grid(levels, finest, f"{finest} columns")
+        scales, n_zeros, strays, n_bad_groups = _ternary_groups(values, finest)
+        if n_bad_groups > NEAR * scales.size:
+            return None
+        evidence.add(scales, n_zeros, strays)
+    return evidence.grid(n_values=int(np.prod(source.shape)))
 
 
-def _extent(scales: Float32Array) -> str:
-    """Name the largest unit over which all groups that aren't all zero share one scale."""
-    if len(np.unique(scales[scales > 0])) <= 1:
-        return "tensor"
-    per_row = scales.max(axis=1)
-    if not ((scales == per_row[:, None]) | (scales == 0)).all():
-        return "block"
-    used = per_row[per_row > 0]
-    n_shards = 1 + int((used[1:] != used[:-1]).sum())
-    return "row shard" if n_shards <= len(used) // 2 else "row"
+def _ternary_groups(values: Float32Array, group: int) -> tuple[Float32Array, int, int, int]:
+    """Return the scale per group (n_rows, n_groups), and how many values are zero, stray, and groups hold strays."""
+    magnitudes = np.abs(values).reshape(len(values), -1, group)
+    scales: Float32Array = magnitudes.max(axis=-1)
+    off = (magnitudes != 0) & (magnitudes != scales[..., None])
+    bad = off.any(axis=-1)
+    strays = 0
+    if bad.any() and bad.sum() <= NEAR * bad.size:
+        # A stray may be the largest value, so a group with strays is judged by its most usual magnitude.
+        suspects = np.where(magnitudes[bad] == 0, np.nan, magnitudes[bad])
+        usual = np.nanquantile(suspects, 0.5, axis=-1, method="nearest").astype(np.float32)
+        strays = int((~np.isnan(suspects) & (suspects != usual[:, None])).sum())
+        scales[bad] = usual
+    return scales, int((magnitudes == 0).sum()), strays, int(bad.sum())
+
+
+def _finer_levels(values: Float32Array, group: int) -> int | None:
+    """Return 9 or 27 if every group is one of so many levels, but not 3; fp16 and bf16 rounding are tolerated.
+
+    A group's largest value is some level m of 1..k; then every value is a multiple of (largest / m).
+    """
+    groups = values.reshape(-1, group)[:4096]
+    largest = np.abs(groups).max(axis=1, keepdims=True)
+    groups, largest = groups[largest[:, 0] > 0], largest[largest[:, 0] > 0]
+    if not len(groups):
+        return None
+    on_grid: npt.NDArray[np.bool_] = np.zeros(len(groups), bool)
+    for levels, highest in ((3, 1), (9, 4), (27, 13)):
+        for level in range(1, highest + 1):
+            multiples = groups / largest * level
+            on_grid |= (np.abs(multiples - np.rint(multiples)) <= level * BF16_ROUNDING).all(axis=1)
+        if on_grid.all():
+            return None if levels == 3 else levels
+        if levels == 3 and on_grid.mean() > 1 - NEAR:
+            return None  # ternary with strays
+    return None
+
+
+@dataclass
+class _Evidence:
+    """What is known of a ternary tensor's scales after the rows seen so far."""
+
+    finest: int
+    n_columns: int
+    n_zeros: int | None = 0
+    strays: int = 0
+    fp16_error: float = 0.0
+    row_scales: list[Float32Array] = field(default_factory=list)
+    shared: dict[int, bool] = field(default_factory=dict)
+
+    def add(self, scales: Float32Array, n_zeros: int | None = None, strays: int = 0) -> None:
+        """Take in the scales of some rows, shape (n_rows, n_columns / finest)."""
+        used = scales[scales > 0]
+        if used.size:
+            self.fp16_error = max(self.fp16_error, float((np.abs(fp16(used) - used) / used).max()))
+        for group in (*(g for g in GROUPS if g > self.finest and self.n_columns % g == 0), self.n_columns):
+            if self.shared.get(group, True):
+                grouped = scales.reshape(len(scales), -1, group // self.finest)
+                widest = grouped.max(axis=-1, keepdims=True)
+                self.shared[group] = bool(((grouped == widest) | (grouped == 0)).all())
+        self.row_scales.append(scales.max(axis=1))
+        self.n_zeros = None if n_zeros is None or self.n_zeros is None else self.n_zeros + n_zeros
+        self.strays += strays
+
+    def grid(self, n_values: int | None) -> Grid:
+        """Return the grid that all the evidence allows, with the widest groups."""
+        group = max((group for group, shared in self.shared.items() if shared), default=self.finest)
+        per_row = np.concatenate(self.row_scales)
+        used = per_row[per_row > 0]
+        scale, extent = None, f"{group} columns"
+        if group == self.n_columns:
+            n_shards = 1 + int((used[1:] != used[:-1]).sum())
+            extent = "tensor" if n_shards == 1 else "row shard" if n_shards <= len(used) // 2 else "row"
+            if extent == "tensor":
+                scale = float(used[0]) if used.size else 0.0
+        zeros = self.n_zeros / n_values if self.n_zeros is not None and n_values else None
+        return Grid(3, group, extent, scale, self.fp16_error, zeros, self.strays)

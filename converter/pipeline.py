@@ -1,4 +1,4 @@
-"""convert(): open the checkpoint, plan the file, check the tokenizer, write."""
+"""convert(): open the model, plan the file, check the tokenizer, write."""
 
 from __future__ import annotations
 
@@ -7,24 +7,34 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from gguf import GGML_QUANT_VERSION, Keys
+from typing_extensions import Unpack
 
 from tritgguf.converter.architecture import architecture_for, context_length
-from tritgguf.converter.codec import TernaryCodec
 from tritgguf.converter.errors import SourceError
 from tritgguf.converter.metadata import Metadata, string, uint32
-from tritgguf.converter.method import method_named
 from tritgguf.converter.model_config import DecoderConfig
 from tritgguf.converter.parallel import n_threads
-from tritgguf.converter.plan import FilePlan, TensorPlan, TypeChoice, match_tensors, plan_tensors, with_metadata
+from tritgguf.converter.plan import FilePlan, TensorPlan, match_tensors, with_metadata
 from tritgguf.converter.rope import trained_length
 from tritgguf.converter.sources.checkpoint import Checkpoint, open_checkpoint
-from tritgguf.converter.survey import ProgressBytes, survey
+from tritgguf.converter.survey import ProgressStep, Request, survey
 from tritgguf.converter.tokenizer import SourceTokenizer, check_token_ids, has_tokenizer, read_tokenizer
 from tritgguf.converter.writer import header_bytes, require_writable, whole_file, write_tensors
 
 Progress = Callable[[str, int, int], None]
+
+
+class Choices(TypedDict, total=False):
+    """What `convert` and `plan` take beside type and method; see `convert`."""
+
+    target: str
+    fallback: str | None
+    embedding_type: str
+    output_type: str
+    allow_lossy: bool
 
 
 @dataclass(frozen=True)
@@ -46,45 +56,48 @@ class _Prepared:
 
 def plan(
     model: str | os.PathLike[str],
-    type: str = "tq2_0",
+    type: str = "auto",
     method: str = "mse",
     *,
-    fallback: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    **choices: Unpack[Choices],
 ) -> FilePlan:
-    """Return the whole file as it would be written, without writing it.
+    """Return the whole file as it would be written, without writing it; the arguments are those of `convert`.
 
     A folder with config.json alone can be planned too: then `exact` is unknown and a missing tokenizer isn't counted.
     """
-    return _prepare(Path(model), type, method, fallback, threads, progress).plan
+    return _prepare(Path(model), Request.named(type, method, **choices), threads, progress).plan
 
 
 def convert(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    type: str = "tq2_0",
+    type: str = "auto",
     method: str = "mse",
     *,
-    fallback: str | None = None,
     force: bool = False,
     check: bool = True,
     threads: int | None = None,
     progress: Progress | None = None,
     planned: Callable[[FilePlan], None] | None = None,
+    **choices: Unpack[Choices],
 ) -> Conversion:
     """Convert a Hugging Face checkpoint folder to a GGUF file.
 
-    `type` is the tensor type of the linear layers ("tq2_0", "tq1_0" or "f16"), `method` how those that aren't ternary
-    are made so ("mse" or "absmean"), `fallback` the type ("f16") of tensors whose rows don't fit `type`. `check` runs
-    the file's vocabulary in the runtime and compares token ids with the source's tokenizer. `progress` is called with
-    "reading" or "writing", bytes done and bytes in all; `planned` once before anything is written. Raises
-    TritggufError, leaving no file.
+    `type` is the tensor type of the linear layers; "auto" takes for each the smallest that holds it exactly and runs
+    well on `target` ("cpu", "cuda", "metal", "vulkan", "ollama" or "any"). `method` is how those that aren't ternary are
+    made so where a ternary type was asked for ("mse" or "absmean"); tensors on a finer grid than the type holds stop
+    the conversion unless `allow_lossy`. `fallback` is the type ("f16") of tensors whose rows don't fit.
+    `embedding_type` and `output_type` are F16 by default. `check` runs the file's vocabulary in the runtime and compares token ids with the
+    source's tokenizer. `progress` is called with a stage, what is done and what in all: tensors "reading", then bytes
+    "writing"; `planned` once before anything is written. Raises TritggufError, leaving no file.
     """
     started = time.monotonic()
     target = Path(out)
     require_writable(target, force)
-    prepared = _prepare(Path(model), type, method, fallback, threads, progress)
+    request = Request.named(type, method, **choices)
+    prepared = _prepare(Path(model), request, threads, progress)
     if prepared.checkpoint.tensors is None:
         raise SourceError(
             f"{model} holds no weights (model.safetensors or its index); it can only be planned: --dry-run"
@@ -97,15 +110,14 @@ def convert(
         file.flush()
         if check and prepared.tokenizer is not None:
             strings_checked = check_token_ids(prepared.tokenizer, partial)
-        report = _reporter(progress, "writing", prepared.plan.tensors)
-        tensors = prepared.checkpoint.tensors
-        write_tensors(file, prepared.plan, tensors, method_named(method), n_threads(threads), report)
+        report = _reporter(progress, "writing", sum(tensor.n_bytes for tensor in prepared.plan.tensors))
+        write_tensors(file, prepared.plan, prepared.checkpoint.tensors, request.method, n_threads(threads), report)
     return Conversion(target, prepared.plan, time.monotonic() - started, strings_checked)
 
 
-def _reporter(progress: Progress | None, stage: str, tensors: tuple[TensorPlan, ...]) -> ProgressBytes:
+def _reporter(progress: Progress | None, stage: str, total: int) -> ProgressStep:
     """Return a function that adds up the bytes done and passes them on with the total."""
-    total, done = sum(tensor.n_bytes for tensor in tensors), 0
+    done = 0
 
     def report(n_bytes: int) -> None:
         nonlocal done
@@ -116,46 +128,48 @@ def _reporter(progress: Progress | None, stage: str, tensors: tuple[TensorPlan, 
     return report
 
 
-def _prepare(
-    model: Path,
-    type_name: str,
-    method_name: str,
-    fallback: str | None,
-    threads: int | None,
-    progress: Progress | None,
-) -> _Prepared:
-    choice, method = TypeChoice.named(type_name, fallback), method_named(method_name)
+def _prepare(model: Path, request: Request, threads: int | None, progress: Progress | None) -> _Prepared:
     checkpoint = open_checkpoint(model)
     architecture = architecture_for(checkpoint.config)
     config = architecture.read_config(checkpoint.config)
     specs = architecture.tensors(config)
-    tensors = plan_tensors(specs, choice)
     notes = _context_notes(config)
     tokenizer = None
     if checkpoint.tensors is not None or has_tokenizer(model):
         tokenizer = read_tokenizer(model, n_vocab=config.vocab_size, config=checkpoint.config)
+        notes += tokenizer.notes
     else:
         notes.append("no tokenizer here: its bytes aren't counted")
     if checkpoint.tensors is None:
         notes.append("no weights here: which tensors the type holds exactly isn't known")
     else:
         notes += match_tensors(specs, checkpoint.tensors, config)
-        report = _reporter(progress, "reading", tensors)
-        tensors = survey(tensors, checkpoint.tensors, method, n_threads(threads), report)
+    tensors = survey(
+        specs,
+        checkpoint.tensors,
+        request,
+        n_threads(threads),
+        _reporter(progress, "reading", len(specs)),
+        scale_tensors=architecture.honours_scales,
+    )
     notes += _quality_notes(tensors)
     metadata = with_metadata(
-        architecture.metadata(config),
-        _general_metadata(model, choice),
-        tokenizer.metadata if tokenizer else {},
+        architecture.metadata(config), _general_metadata(model, tensors), tokenizer.metadata if tokenizer else {}
     )
     return _Prepared(checkpoint, tokenizer, FilePlan(header_bytes(metadata, tensors), tensors, tuple(notes)))
 
 
-def _general_metadata(model: Path, choice: TypeChoice) -> Metadata:
+def _general_metadata(model: Path, tensors: tuple[TensorPlan, ...]) -> Metadata:
+    """Return the general keys; the file's type is that of most of its linear weights."""
+    sizes: dict[int, int] = {}
+    for tensor in tensors:
+        if tensor.spec.role == "linear":
+            file_type = int(tensor.codec.file_type)
+            sizes[file_type] = sizes.get(file_type, 0) + tensor.n_bytes
     return {
         Keys.General.TYPE: string("model"),
         Keys.General.NAME: string(model.resolve().name),
-        Keys.General.FILE_TYPE: uint32(choice.codec.file_type),
+        Keys.General.FILE_TYPE: uint32(max(sizes, key=lambda file_type: sizes[file_type])),
         Keys.General.QUANTIZATION_VERSION: uint32(GGML_QUANT_VERSION),
     }
 
@@ -172,14 +186,14 @@ def _context_notes(config: DecoderConfig) -> list[str]:
 
 def _quality_notes(tensors: tuple[TensorPlan, ...]) -> list[str]:
     notes = []
-    ternary = [tensor for tensor in tensors if isinstance(tensor.codec, TernaryCodec)]
-    rounded = [tensor for tensor in ternary if tensor.exact is False and not tensor.on_grid]
+    ternary = [tensor for tensor in tensors if tensor.codec.ternary]
+    rounded = [tensor for tensor in ternary if tensor.rounded]
     if rounded:
         notes.append(
             f"{len(rounded)} of {len(ternary)} ternary tensors weren't trained ternary: rounding them to three levels "
             "loses so much that the model's answers will likely be useless; --type f16 keeps the model as it is"
         )
-    fallen = [tensor for tensor in tensors if tensor.spec.role == "linear" and "fallback" in tensor.reason]
+    fallen = [tensor for tensor in tensors if tensor.fallback]
     if fallen:
         notes.append(f"{len(fallen)} linear tensors are stored as {fallen[0].codec.name}: their rows don't fit")
     return notes

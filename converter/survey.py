@@ -1,84 +1,240 @@
-"""Look at the weights before they are written: which tensors does their planned type hold exactly?"""
+"""Look at every tensor and choose its type: exact where asked or possible, else what the user allowed, else stop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tritgguf.converter.codec import FloatCodec, TernaryCodec
-from tritgguf.converter.grids import Grid, code_on_grid, describe_grid
-from tritgguf.converter.method import Method
+from tritgguf.converter.architecture import TensorSpec
+from tritgguf.converter.codec import Codec, FloatCodec, TernaryCodec, codec_named, codecs
+from tritgguf.converter.errors import TensorError, UnsupportedError
+from tritgguf.converter.grids import Grid, find_grid
+from tritgguf.converter.method import Method, method_named
 from tritgguf.converter.parallel import parallel
 from tritgguf.converter.plan import TensorPlan
-from tritgguf.converter.tensors import FloatRows
+from tritgguf.converter.targets import ternary_types
+from tritgguf.converter.tensors import SourceTensor, row_chunks
 
-CHUNK_VALUES = 1 << 18
-ALWAYS_EXACT = {("f32", "F32"), ("f32", "BF16"), ("f32", "F16"), ("f16", "F16")}
+AUTO = "auto"
+FLOATS = ("f16", "bf16", "f32")  # smallest first; the last holds every float
 
-ProgressBytes = Callable[[int], None]
+ProgressStep = Callable[[int], None]
 
 
-def row_chunks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Yield slices over the rows of a tensor, each of about a megabyte of float32; a 1-D tensor is one row."""
-    n_rows = shape[0] if len(shape) == 2 else 1
-    step = max(1, CHUNK_VALUES // max(shape[-1], 1))
-    for start in range(0, n_rows, step):
-        yield slice(start, min(start + step, n_rows))
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; `type` None means the smallest exact type for the target."""
+
+    type: Codec | None
+    target: str
+    method: Method
+    fallback: Codec | None
+    embedding: Codec
+    output: Codec
+    allow_lossy: bool
+
+    @classmethod
+    def named(
+        cls,
+        type: str,
+        method: str,
+        *,
+        target: str = "cpu",
+        fallback: str | None = None,
+        embedding_type: str = "f16",
+        output_type: str = "f16",
+        allow_lossy: bool = False,
+    ) -> Request:
+        """Look the names up; raise UnsupportedError listing what there is."""
+        choices = [AUTO, *(name for name, codec in codecs().items() if codec.for_linear)]
+        if type not in choices:
+            raise UnsupportedError(f"unknown tensor type {type!r}; expected one of {', '.join(choices)}")
+        if fallback not in (None, "f16"):
+            raise UnsupportedError(f"unknown fallback {fallback!r}; expected f16")
+        ternary_types(target)
+        return cls(
+            None if type == AUTO else codec_named(type),
+            target,
+            method_named(method),
+            codec_named(fallback) if fallback else None,
+            codec_named(embedding_type),
+            codec_named(output_type),
+            allow_lossy,
+        )
 
 
 def survey(
-    plans: Sequence[TensorPlan],
-    tensors: Mapping[str, FloatRows],
-    method: Method,
+    specs: Sequence[TensorSpec],
+    tensors: Mapping[str, SourceTensor] | None,
+    request: Request,
     threads: int,
-    progress: ProgressBytes,
+    progress: ProgressStep,
+    *,
+    scale_tensors: bool = False,
 ) -> tuple[TensorPlan, ...]:
-    """Return the plans with `exact`, `reason` and `on_grid` set; each tensor is read until the answer is known.
+    """Return a plan per tensor, in order; each tensor is read until it is known what holds it.
 
-    `progress` is called with the planned bytes of each tensor that is done.
+    `scale_tensors` says that the graph honours `.scale` tensors, which keep a scale exact that fp16 would round.
+    `progress` is called with 1 for each tensor that is done.
     """
-    surveyed = []
-    for plan in parallel(lambda plan: _survey_tensor(plan, tensors, method), plans, threads):
-        surveyed.append(plan)
-        progress(plan.n_bytes)
-    return tuple(surveyed)
+
+    def choose(spec: TensorSpec) -> list[TensorPlan]:
+        if spec.data is not None:
+            return [TensorPlan(spec, codec_named("f32"), f"{spec.role}: F32", exact=True)]
+        plan = choose_type(spec, tensors[spec.source] if tensors is not None else None, request)
+        return with_scale_tensor(plan) if scale_tensors else [plan]
+
+    plans: list[TensorPlan] = []
+    for chosen in parallel(choose, specs, threads):
+        plans += chosen
+        progress(1)
+    return tuple(plans)
 
 
-def _survey_tensor(plan: TensorPlan, tensors: Mapping[str, FloatRows], method: Method) -> TensorPlan:
-    if plan.spec.data is not None:
-        return plan.surveyed(True, plan.reason)
-    source = tensors[plan.spec.source]
-    if isinstance(plan.codec, FloatCodec):
-        return _survey_floats(plan, source, plan.codec)
-    assert isinstance(plan.codec, TernaryCodec)
-    grid = find_grid(source, plan.codec.block)
-    if grid is None:
-        return plan.surveyed(False, f"not on a ternary grid: rounded by {method.name}, which loses quality")
-    found = f"on a ternary grid per {grid.extent}, {grid.zeros:.0%} zeros"
-    if grid.exact:
-        return plan.surveyed(True, found, on_grid=True)
-    return plan.surveyed(False, f"{found}; codes exact, scale rounded to fp16 by {grid.fp16_error:.1e}", on_grid=True)
+def choose_type(spec: TensorSpec, source: SourceTensor | None, request: Request) -> TensorPlan:
+    """Return one tensor's plan; `source` is None where there are no weights."""
+    if spec.role == "linear":
+        return _choose_linear(spec, source, request)
+    wanted = {"embedding": request.embedding, "output": request.output}.get(spec.role, codec_named("f32"))
+    reason = f"{spec.role}: {wanted.name.upper()}"
+    if source is None:
+        return TensorPlan(_fitting(spec, wanted), wanted, reason, None)
+    if isinstance(wanted, FloatCodec):
+        return _as_floats(_fitting(spec, wanted), source, wanted, reason)
+    return _as_ternary(_fitting(spec, wanted), source, wanted, find_grid(source), request)
 
 
-def _survey_floats(plan: TensorPlan, source: FloatRows, codec: FloatCodec) -> TensorPlan:
-    kind = codec.name.upper()
-    if (codec.name, source.dtype) in ALWAYS_EXACT:
-        return plan.surveyed(True, plan.reason)
+def _fitting(spec: TensorSpec, codec: Codec) -> TensorSpec:
+    if spec.shape[-1] % codec.block:
+        raise TensorError(
+            f"{spec.source}: rows of {spec.shape[-1]} values don't fit {codec.name}'s blocks of {codec.block}"
+        )
+    return spec
+
+
+def _choose_linear(spec: TensorSpec, source: SourceTensor | None, request: Request) -> TensorPlan:
+    row_length, codec = spec.shape[-1], request.type
+    if codec is None:
+        return _smallest_exact(spec, source, request)
+    if row_length % codec.block:
+        if request.fallback is None:
+            raise TensorError(
+                f"{spec.source}: rows of {row_length} values aren't a multiple of {codec.block}, which {codec.name} "
+                f"needs; add --fallback {FLOATS[0]} to store such tensors as F16"
+            )
+        reason = f"rows of {row_length} aren't a multiple of {codec.block}: fallback {request.fallback.name}"
+        plan = replace(_as_asked(spec, source, request.fallback, reason, request), fallback=True)
+        return plan
+    return _as_asked(spec, source, codec, f"linear layer: {codec.name.upper()} as asked", request)
+
+
+def _as_asked(spec: TensorSpec, source: SourceTensor | None, codec: Codec, reason: str, request: Request) -> TensorPlan:
+    if source is None:
+        return TensorPlan(spec, codec, reason)
+    if isinstance(codec, FloatCodec):
+        return _as_floats(spec, source, codec, reason)
+    return _as_ternary(spec, source, codec, find_grid(source), request)
+
+
+def _as_floats(spec: TensorSpec, source: SourceTensor, codec: FloatCodec, reason: str) -> TensorPlan:
+    if codec.holds(source.dtype):
+        return TensorPlan(spec, codec, reason, exact=True)
     for rows in row_chunks(source.shape):
         values = source.read(rows)
         if not np.array_equal(codec.decode(codec.encode(values)), values):
-            return plan.surveyed(False, f"{plan.reason}; {source.dtype} values outside {kind} are rounded")
-    return plan.surveyed(True, plan.reason)
+            reason = f"{reason}; {source.dtype} values outside {codec.name.upper()} are rounded"
+            return TensorPlan(spec, codec, reason, exact=False)
+    return TensorPlan(spec, codec, reason, exact=True)
 
 
-def find_grid(source: FloatRows, block: int) -> Grid | None:
-    """Return the tensor's ternary grid, or None as soon as one block of `block` columns has none."""
-    scales, n_zeros = [], 0
+def _as_ternary(
+    spec: TensorSpec, source: SourceTensor, codec: Codec, grid: Grid | None, request: Request
+) -> TensorPlan:
+    """Store a tensor in a ternary type that was asked for."""
+    if grid is not None and grid.fits(codec.block):
+        return _exact_ternary(spec, codec, grid)
+    rounded = f"rounded by {request.method.name}, which loses quality"
+    if grid is None:
+        return TensorPlan(spec, codec, f"not on a ternary grid: {rounded}", exact=False)
+    what = describe(grid, source)
+    if not request.allow_lossy:
+        error = relative_error(source, codec, request.method)
+        exact = _exact_types(source, grid)
+        raise TensorError(
+            f"{spec.source}: {what}, which {codec.name} can't hold: storing it would change the weights by "
+            f"{error:.0%} (relative error); exact are {', '.join(f'--type {name}' for name in exact)}; "
+            "--allow-lossy goes on all the same"
+        )
+    return TensorPlan(spec, codec, f"{what}: {rounded}", exact=False)
+
+
+def _exact_ternary(spec: TensorSpec, codec: Codec, grid: Grid) -> TensorPlan:
+    zeros = "" if grid.zeros is None else f", {grid.zeros:.0%} zeros"
+    found = f"on a ternary grid per {grid.extent}{zeros}"
+    if grid.fp16_error == 0:
+        return TensorPlan(spec, codec, found, exact=True, grid=grid)
+    reason = f"{found}; codes exact, scale rounded to fp16 by {grid.fp16_error:.1e}"
+    return TensorPlan(spec, codec, reason, exact=False, grid=grid)
+
+
+def _smallest_exact(spec: TensorSpec, source: SourceTensor | None, request: Request) -> TensorPlan:
+    if source is None:
+        raise UnsupportedError("no weights here to choose exact types by: give --type, such as --type tq2_0")
+    grid = find_grid(source)
+    if grid is not None:
+        for name in ternary_types(request.target):
+            codec = codec_named(name)
+            if grid.fits(codec.block):
+                return _exact_ternary(spec, codec, grid)
+    what = (
+        "not on a grid"
+        if grid is None
+        else f"{describe(grid, source)}, which no ternary type for {request.target} holds"
+    )
+    for name in FLOATS:
+        codec = codec_named(name)
+        assert isinstance(codec, FloatCodec)
+        plan = _as_floats(spec, source, codec, f"{what}: kept as {name.upper()}")
+        if plan.exact:
+            return plan
+    raise AssertionError(f"{FLOATS[-1]} holds every float")
+
+
+def describe(grid: Grid, source: SourceTensor) -> str:
+    """Say in words what grid a tensor is on."""
+    strays = f", but {grid.strays} of {int(np.prod(source.shape))} values are off it" if grid.strays else ""
+    kind = "ternary" if grid.levels == 3 else f"{grid.levels}-level"
+    return f"its values are on a {kind} grid per {grid.extent}{strays}"
+
+
+def _exact_types(source: SourceTensor, grid: Grid) -> list[str]:
+    """Return the types for linear layers that hold the tensor, smallest first."""
+    found = [c for c in codecs().values() if isinstance(c, TernaryCodec) and grid.fits(c.block)]
+    floats = [
+        c for c in (codec_named(name) for name in FLOATS[:2]) if isinstance(c, FloatCodec) and c.holds(source.dtype)
+    ]
+    return [c.name for c in sorted([*found, *floats], key=lambda c: c.block_bytes / c.block)]
+
+
+def relative_error(source: SourceTensor, codec: Codec, method: Method) -> float:
+    """Return |stored - weights| / |weights| over the whole tensor, were a method to round it."""
+    error = total = 0.0
     for rows in row_chunks(source.shape):
-        coded = code_on_grid(source.read(rows), block)
-        if coded is None:
-            return None
-        scales.append(coded.scales)
-        n_zeros += int((coded.codes == 0).sum())
-    return describe_grid(np.concatenate(scales), n_zeros, source.shape[-1])
+        values = source.read(rows)
+        error += float(((method.code(values, codec.block).dequantize() - values) ** 2).sum())
+        total += float((values**2).sum())
+    return float(np.sqrt(error / total)) if total else 0.0
+
+
+def with_scale_tensor(plan: TensorPlan) -> list[TensorPlan]:
+    """Where fp16 would round a tensor's one scale, keep it as a float32 `.scale` tensor instead."""
+    grid = plan.grid
+    if grid is None or not grid.scale or grid.fp16_error == 0 or plan.spec.role != "linear":
+        return [plan]
+    name = plan.spec.name.removesuffix(".weight") + ".scale"
+    scale = TensorSpec(plan.spec.source, name, (1,), "scale", data=np.array([grid.scale], np.float32))
+    reason = plan.reason.split(";")[0] + "; its scale is kept as float32 beside it"
+    exact = replace(plan, exact=True, reason=reason, unit_scale=True)
+    return [exact, TensorPlan(scale, codec_named("f32"), "scale of the tensor before it", exact=True)]

@@ -1,9 +1,11 @@
-"""The two kinds of data that flow through a conversion: floats as they lie on disk, and ternary codes with scales."""
+"""The kinds of data that flow through a conversion: tensors on disk, and ternary codes with scales."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,27 +14,39 @@ Float32Array: TypeAlias = npt.NDArray[np.float32]
 ByteArray: TypeAlias = npt.NDArray[np.uint8]
 RowIndices: TypeAlias = npt.NDArray[np.int64]
 
+CHUNK_VALUES = 1 << 18  # a megabyte of float32 stays in a core's cache
 
-class FloatRows(Protocol):
-    """A tensor of floats on disk, read some rows at a time.
 
-    A one-dimensional tensor is one row. `row_bytes` is the size of a row on disk.
+class SourceTensor(ABC):
+    """A tensor on disk, read some rows at a time; a one-dimensional tensor is one row.
+
+    `dtype` is how its values are spelled on disk: `BF16`, `F16`, `F32`, or the name of a packing.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
 
-    @property
-    def dtype(self) -> str:
-        """`BF16`, `F16` or `F32`, as safetensors spells it."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
+    @abstractmethod
     def read(self, rows: slice | RowIndices) -> Float32Array:
         """Return those rows as float32, shape (n_rows, row length); raise TensorError if one is NaN or Inf."""
-        ...
+
+
+class CodedTensor(SourceTensor):
+    """A tensor that is packed ternary: `group` neighbouring columns share one scale."""
+
+    group: int
+
+    @abstractmethod
+    def scales(self) -> Float32Array:
+        """Return every scale, shape (n_rows, row length / group)."""
+
+    @abstractmethod
+    def read_codes(self, rows: slice | RowIndices) -> CodedRows:
+        """Return those rows as codes and scales; raise TensorError where a code is invalid."""
+
+    def read(self, rows: slice | RowIndices) -> Float32Array:
+        return self.read_codes(rows).dequantize()
 
 
 @dataclass(frozen=True)
@@ -56,3 +70,11 @@ class CodedRows:
         n_rows, n_columns = self.codes.shape
         grouped = self.codes.reshape(n_rows, -1, self.group).astype(np.float32)
         return (grouped * self.scales[:, :, None]).reshape(n_rows, n_columns)
+
+
+def row_chunks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield slices over the rows of a tensor, each of about a megabyte of float32; a 1-D tensor is one row."""
+    n_rows = int(np.prod(shape[:-1]))
+    step = max(1, CHUNK_VALUES // max(shape[-1], 1))
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))

@@ -21,8 +21,16 @@ from tritgguf.converter.metadata import Metadata
 from tritgguf.converter.method import Method
 from tritgguf.converter.parallel import parallel
 from tritgguf.converter.plan import FilePlan, TensorPlan
-from tritgguf.converter.survey import ProgressBytes, row_chunks
-from tritgguf.converter.tensors import ByteArray, FloatRows
+from tritgguf.converter.survey import ProgressStep
+from tritgguf.converter.tensors import (
+    ByteArray,
+    CodedRows,
+    CodedTensor,
+    Float32Array,
+    RowIndices,
+    SourceTensor,
+    row_chunks,
+)
 
 
 def header_bytes(metadata: Metadata, tensors: Sequence[TensorPlan]) -> bytes:
@@ -82,10 +90,10 @@ def whole_file(out: Path, file_bytes: int) -> Iterator[tuple[Path, BinaryIO]]:
 def write_tensors(
     file: BinaryIO,
     plan: FilePlan,
-    tensors: Mapping[str, FloatRows],
+    tensors: Mapping[str, SourceTensor],
     method: Method,
     threads: int,
-    progress: ProgressBytes,
+    progress: ProgressStep,
 ) -> None:
     """Convert and write every tensor by chunks of rows, in parallel; `progress` is called with the bytes written."""
     lock = threading.Lock()
@@ -107,30 +115,44 @@ def write_tensors(
         progress(n_bytes)
 
 
-def _stored_rows(tensor: TensorPlan, tensors: Mapping[str, FloatRows], rows: slice, method: Method) -> ByteArray:
+def _stored_rows(tensor: TensorPlan, tensors: Mapping[str, SourceTensor], rows: slice, method: Method) -> ByteArray:
     """Return the bytes of some rows of a tensor, shape (n_rows, row bytes)."""
     spec, codec = tensor.spec, tensor.codec
     if spec.data is not None:
         assert isinstance(codec, FloatCodec)
         return codec.encode(spec.data.reshape(1, -1))
-    source_rows = rows if spec.rows is None else spec.rows[rows]
     source = tensors[spec.source]
-    if spec.rows is not None and len(spec.shape) == 1:
-        values = source.read(slice(0, 1))[:, spec.rows]
-    else:
-        values = source.read(source_rows)
+    if len(spec.shape) == 1:
+        values = source.read(slice(0, 1))
+        assert isinstance(codec, FloatCodec)
+        return _encoded(tensor, codec, values if spec.rows is None else values[:, spec.rows])
+    wanted = rows if spec.rows is None else spec.rows[rows]
     if isinstance(codec, FloatCodec):
-        stored = codec.encode(values)
-        if codec.block_bytes < 4 and not np.isfinite(codec.decode(stored)).all():
-            raise TensorError(
-                f"{spec.source} holds {np.abs(values).max():g}, which is beyond what {codec.name} can hold"
-            )
-        return stored
+        return _encoded(tensor, codec, source.read(wanted))
     assert isinstance(codec, TernaryCodec)
-    coded = code_on_grid(values, codec.block) if tensor.on_grid else method.code(values, codec.block)
-    if coded is None:
-        raise TensorError(f"{spec.source} changed while it was being converted: convert again")
     try:
-        return codec.pack(coded)
+        return codec.pack(_coded(tensor, source, wanted, method))
     except TensorError as error:
         raise TensorError(f"{spec.source}: {error}") from error
+
+
+def _encoded(tensor: TensorPlan, codec: FloatCodec, values: Float32Array) -> ByteArray:
+    stored = codec.encode(values)
+    if codec.block_bytes < 4 and not np.isfinite(codec.decode(stored)).all():
+        raise TensorError(
+            f"{tensor.spec.source} holds {np.abs(values).max():g}, which is beyond what {codec.name} can hold"
+        )
+    return stored
+
+
+def _coded(tensor: TensorPlan, source: SourceTensor, rows: slice | RowIndices, method: Method) -> CodedRows:
+    """Return some rows as codes and scales: the source's own where the plan says so, else a method's."""
+    block = tensor.codec.block
+    if tensor.grid is None:
+        return method.code(source.read(rows), block)
+    coded = source.read_codes(rows) if isinstance(source, CodedTensor) else code_on_grid(source.read(rows), block)
+    if coded is None:
+        raise TensorError("the file changed while it was being converted: convert again")
+    if not tensor.unit_scale:
+        return coded
+    return CodedRows(coded.codes, np.ones_like(coded.scales), coded.group)

@@ -130,7 +130,7 @@ def write_from_vocab_file(
     added = {
         token_id: token
         for token_id, (token, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
+        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED) and not token.startswith("[PAD")
     }
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     structure = {
@@ -143,7 +143,7 @@ def write_from_vocab_file(
         "pre_tokenizer": pre_tokenizer,
         "model": {
             "type": "BPE",
-            "vocab": {token: i for i, token in enumerate(tokens) if types[i] != TokenType.UNUSED},
+            "vocab": {token: i for i, token in enumerate(tokens) if types[i] == TokenType.NORMAL or i in added},
             "merges": fields["tokenizer.ggml.merges"].contents(),
         },
     }

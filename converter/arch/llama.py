@@ -15,6 +15,7 @@ ARCHITECTURE = Architecture(
     graph=MODEL_ARCH.LLAMA,
     hf_names=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM"),
     biases=biases,
+    honours_scales=True,
     permutes_qk=True,
     reads_rope_divisors=True,
     slides_by_default=True,  # Mistral 7B v0.1 has a window and no switch

@@ -19,6 +19,7 @@ ARCHITECTURE = Architecture(
     graph=MODEL_ARCH.QWEN3,
     hf_names=("Qwen3ForCausalLM",),
     biases=biases,
+    honours_scales=True,
     qk_norms=True,
     default_head_dim=128,
 )

@@ -11,6 +11,7 @@ class F16(FloatCodec):
     name = "f16"
     ggml_type = GGMLQuantizationType.F16
     file_type = LlamaFileType.MOSTLY_F16
+    holds_dtypes = ("F16",)
     block = 1
     block_bytes = 2
 

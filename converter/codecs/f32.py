@@ -11,6 +11,7 @@ class F32(FloatCodec):
     name = "f32"
     ggml_type = GGMLQuantizationType.F32
     file_type = LlamaFileType.ALL_F32
+    holds_dtypes = ("F32", "F16", "BF16")
     block = 1
     block_bytes = 4
     for_linear = False

@@ -10,7 +10,7 @@ from typing import Any
 
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.sources import safetensors_floats
-from tritgguf.converter.tensors import FloatRows
+from tritgguf.converter.tensors import SourceTensor
 
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin", "consolidated.00.pth")
 
@@ -21,7 +21,7 @@ class Checkpoint:
 
     folder: Path
     config: Mapping[str, Any]
-    tensors: Mapping[str, FloatRows] | None
+    tensors: Mapping[str, SourceTensor] | None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tritgguf.converter.errors import SourceError, TensorError
-from tritgguf.converter.tensors import Float32Array, RowIndices
+from tritgguf.converter.tensors import Float32Array, RowIndices, SourceTensor
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -30,8 +30,8 @@ FLOAT_VIEWS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 @dataclass(frozen=True)
-class SafetensorsTensor:
-    """One tensor of a memory-mapped file; implements FloatRows for float dtypes."""
+class SafetensorsTensor(SourceTensor):
+    """One tensor of a memory-mapped file."""
 
     name: str
     dtype: str

@@ -29,7 +29,7 @@ def byte_level_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) 
     vocabulary.put_added(source.added_tokens)
     vocabulary.check()
     composes = _composes_accents(source.structure.get("normalizer"))
-    pre_tokenizer = _pre_tokenizer(source, files)
+    pre_tokenizer = _pre_tokenizer(source)
     metadata: Metadata = {
         Keys.Tokenizer.MODEL: string("gpt2"),
         Keys.Tokenizer.PRE: string(pre_tokenizer.name),
@@ -45,19 +45,13 @@ def byte_level_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) 
         encode_with_source=source.encode,
         normalizes_nfc=composes,
         notes=(NFC_NOTE,) if composes else (),
-        hint=pre_tokenizer.difference or f"tokenizer.ggml.pre is {pre_tokenizer.name}",
+        hint="; ".join(filter(None, [pre_tokenizer.difference, *source.differences()])),
     )
 
 
-def _pre_tokenizer(source: TokenizerJson, files: SideFiles) -> PreTokenizer:
+def _pre_tokenizer(source: TokenizerJson) -> PreTokenizer:
     """The row that splits and merges like the source; TokenizerError names the structure found."""
-    pre_tokenizer = source.structure.get("pre_tokenizer")
-    if isinstance(pre_tokenizer, Mapping) and pre_tokenizer.get("type") == "ByteLevel":
-        # transformers lets tokenizer_config.json overrule this flag of a pre-tokenizer that stands alone.
-        overruled = files.tokenizer_config.get("add_prefix_space")
-        if isinstance(overruled, bool):
-            pre_tokenizer = {**pre_tokenizer, "add_prefix_space": overruled}
-    steps = steps_of(pre_tokenizer)
+    steps = steps_of(source.structure.get("pre_tokenizer"))
     rows = candidates(steps)
     if not rows:
         raise TokenizerError(

@@ -81,7 +81,7 @@ def merge_scored_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int
         metadata=metadata,
         special_tokens=vocabulary.special_texts(),
         encode_with_source=source.encode,
-        hint=spaces.difference,
+        hint="; ".join(filter(None, [spaces.difference, *source.differences()])),
     )
 
 

@@ -33,6 +33,15 @@ class TokenizerJson:
         ids: list[int] = self.reference.encode(text, add_special_tokens=False).ids
         return ids
 
+    def differences(self) -> list[str]:
+        """What llama.cpp can't do with the added tokens: take in the spaces beside one, or mind a word's edge."""
+        texts = [
+            token.text for token in self.added_tokens if token.strips_left or token.strips_right or token.single_word
+        ]
+        return (
+            [f"{texts[0]!r} takes in spaces beside it or needs a word's edge; llama.cpp ignores that"] if texts else []
+        )
+
     def ignores_merges(self) -> bool:
         return bool(self.structure["model"].get("ignore_merges", False))
 

@@ -19,8 +19,10 @@ from rich.table import Table
 from tritgguf import converter
 from tritgguf.converter.codec import codecs
 from tritgguf.converter.method import methods
+from tritgguf.converter.pipeline import Choices, Conversion
 from tritgguf.converter.pipeline import Progress as ProgressCallback
 from tritgguf.converter.plan import FilePlan
+from tritgguf.converter.targets import TERNARY_TYPES
 
 TYPES = ", ".join(name for name, codec in codecs().items() if codec.for_linear)
 
@@ -28,13 +30,21 @@ TYPES = ", ".join(name for name, codec in codecs().items() if codec.for_linear)
 def convert(
     model: Annotated[Path, typer.Argument(help="Hugging Face model folder (config.json, safetensors, tokenizer).")],
     out: Annotated[Path | None, typer.Argument(help="GGUF file to write; not needed with --dry-run.")] = None,
-    type: Annotated[str, typer.Option(help=f"Tensor type of the linear layers: {TYPES}.")] = "tq2_0",
+    type: Annotated[
+        str, typer.Option(help=f"Tensor type of the linear layers: auto (smallest exact) or {TYPES}.")
+    ] = "auto",
+    target: Annotated[str, typer.Option("--for", help=f"What auto chooses for: {', '.join(TERNARY_TYPES)}.")] = "cpu",
     method: Annotated[
         str, typer.Option(help=f"How linear layers that aren't ternary yet are made so: {', '.join(methods())}.")
     ] = "mse",
     fallback: Annotated[
         str | None, typer.Option(help="Type of linear layers whose rows don't fit --type: f16; without it, stop.")
     ] = None,
+    embedding_type: Annotated[str, typer.Option(help="Tensor type of the token embeddings.")] = "f16",
+    output_type: Annotated[str, typer.Option(help="Tensor type of the output layer, where it has its own.")] = "f16",
+    allow_lossy: Annotated[
+        bool, typer.Option("--allow-lossy", help="Go on where a tensor's own grid doesn't fit --type.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and the exact file size; write nothing.")
     ] = False,
@@ -48,8 +58,17 @@ def convert(
     threads: Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)] = None,
 ) -> None:
     """Convert a Hugging Face checkpoint to a GGUF file with ternary tensors."""
+    choices: Choices = {
+        "target": target,
+        "fallback": fallback,
+        "embedding_type": embedding_type,
+        "output_type": output_type,
+        "allow_lossy": allow_lossy,
+    }
     if dry_run:
-        _dry_run(model, type, method, fallback, threads, json_output)
+        with _progress(json_output) as progress:
+            plan = converter.plan(model, type, method, threads=threads, progress=progress, **choices)
+        _print_plan(plan, json_output)
         return
     if out is None:
         raise typer.BadParameter("name the file to write, or add --dry-run", param_hint="OUT")
@@ -58,18 +77,22 @@ def convert(
             result = converter.convert(
                 model,
                 out,
-                type=type,
-                method=method,
-                fallback=fallback,
+                type,
+                method,
                 force=force,
                 check=check,
                 threads=threads,
                 progress=progress,
                 planned=None if json_output else _print_notes,
+                **choices,
             )
     except KeyboardInterrupt:
         print(f"error: interrupted; {out} was not written", file=sys.stderr)
         raise
+    _print_result(result, json_output)
+
+
+def _print_result(result: Conversion, json_output: bool) -> None:
     if json_output:
         figures = {"out": str(result.out), "seconds": result.seconds, "strings_checked": result.strings_checked}
         print(json.dumps({**figures, **result.plan.as_json()}))
@@ -79,11 +102,7 @@ def convert(
         print(f"Token ids equal the source tokenizer's on {result.strings_checked} test strings.")
 
 
-def _dry_run(
-    model: Path, type_name: str, method: str, fallback: str | None, threads: int | None, json_output: bool
-) -> None:
-    with _progress(json_output) as progress:
-        plan = converter.plan(model, type_name, method, fallback=fallback, threads=threads, progress=progress)
+def _print_plan(plan: FilePlan, json_output: bool) -> None:
     if json_output:
         print(json.dumps(plan.as_json()))
         return

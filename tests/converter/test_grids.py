@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from tritgguf.converter.grids import code_on_grid
-from tritgguf.converter.survey import find_grid
+from tritgguf.converter.grids import code_on_grid, find_grid
+from tritgguf.converter.tensors import SourceTensor
 
 N_ROWS, N_COLUMNS = 600, 1024
 
 
 @dataclass
-class Rows:
+class Rows(SourceTensor):
     """Float rows in memory."""
 
     values: np.ndarray
@@ -47,14 +47,14 @@ def scales_of(extent: str, seed: int = 5) -> np.ndarray:
     return np.repeat(rng.uniform(0.01, 0.1, (N_ROWS, N_COLUMNS // 256)), 256, axis=1).astype(np.float32)
 
 
-@pytest.mark.parametrize("extent", ["tensor", "row shard", "row", "block"])
+@pytest.mark.parametrize("extent", ["tensor", "row shard", "row", "256 columns"])
 @pytest.mark.parametrize("rounded", [bf16, lambda v: v.astype(np.float16).astype(np.float32)], ids=["bf16", "fp16"])
 def test_a_grid_is_found_and_exact(extent: str, rounded) -> None:
     weights = rounded(trits(1) * scales_of(extent))
-    grid = find_grid(Rows(weights), 256)
+    grid = find_grid(Rows(weights))
     assert grid is not None
     assert grid.extent == extent
-    assert grid.exact
+    assert grid.fp16_error == 0
     assert grid.zeros == pytest.approx((weights == 0).mean())
     coded = code_on_grid(weights, 256)
     assert coded is not None
@@ -63,9 +63,8 @@ def test_a_grid_is_found_and_exact(extent: str, rounded) -> None:
 
 def test_a_float32_scale_is_found_but_not_called_exact() -> None:
     weights = trits(2) * np.float32(0.0123456789)
-    grid = find_grid(Rows(weights), 256)
+    grid = find_grid(Rows(weights))
     assert grid is not None
-    assert not grid.exact
     assert grid.fp16_error == pytest.approx(abs(np.float16(0.0123456789) / np.float32(0.0123456789) - 1), rel=1e-3)
     assert 0 < grid.fp16_error < 5e-4
 
@@ -73,42 +72,68 @@ def test_a_float32_scale_is_found_but_not_called_exact() -> None:
 @pytest.mark.parametrize(
     ("row", "column"), [(0, 0), (N_ROWS - 1, N_COLUMNS - 1), (N_ROWS // 2, 300)], ids=["first", "last", "middle"]
 )
-def test_one_value_off_the_grid_anywhere_is_seen(row: int, column: int) -> None:
+@pytest.mark.parametrize("stray", [0.021, 0.001, 7.0])
+def test_one_value_off_the_grid_anywhere_is_counted_and_never_exact(row: int, column: int, stray: float) -> None:
     weights = bf16(trits(3) * np.float32(0.02))
-    weights[row, column] = bf16(np.float32([0.021]))[0]
-    assert find_grid(Rows(weights), 256) is None
+    weights[row, column] = bf16(np.float32([stray]))[0]
+    grid = find_grid(Rows(weights))
+    assert grid is not None
+    assert grid.strays == 1
+    assert not grid.ternary
+    assert not any(grid.fits(block) for block in (32, 64, 256))
+
+
+def test_strays_are_counted_as_the_bonsai_models_have_them() -> None:
+    """One value in 30,000 off a grid per 128 columns."""
+    rng = np.random.default_rng(14)
+    scales = np.repeat(rng.uniform(0.01, 0.1, (N_ROWS, N_COLUMNS // 128)), 128, axis=1)
+    weights = bf16(trits(14) * scales)
+    places = rng.choice(weights.size, 20, replace=False)
+    weights.ravel()[places] = bf16(rng.standard_normal(20).astype(np.float32))
+    grid = find_grid(Rows(weights))
+    assert grid is not None
+    assert (grid.levels, grid.group, grid.strays) == (3, 128, 20)
 
 
 @pytest.mark.parametrize("group", [16, 32, 64, 128])
-def test_a_finer_grid_than_the_block_is_not_called_ternary(group: int) -> None:
+def test_a_finer_grid_than_the_block_is_found_but_does_not_fit_it(group: int) -> None:
     scales = np.repeat(np.random.default_rng(4).uniform(0.01, 0.1, (N_ROWS, N_COLUMNS // group)), group, axis=1)
-    assert find_grid(Rows(bf16(trits(4) * scales)), 256) is None
+    grid = find_grid(Rows(bf16(trits(4) * scales)))
+    assert grid is not None
+    assert (grid.group, grid.extent, grid.strays) == (group, f"{group} columns", 0)
+    assert [block for block in (32, 64, 256) if grid.fits(block)] == [block for block in (32, 64) if block <= group]
+
+
+@pytest.mark.parametrize(("levels", "highest"), [(9, 4), (27, 13)])
+@pytest.mark.parametrize("rounded", [bf16, lambda v: v.astype(np.float16).astype(np.float32)], ids=["bf16", "fp16"])
+def test_nine_and_twenty_seven_levels_are_told_from_three(levels: int, highest: int, rounded) -> None:
+    rng = np.random.default_rng(7)
+    codes = rng.integers(-highest, highest + 1, (N_ROWS, N_COLUMNS))
+    scales = np.repeat(rng.uniform(0.01, 0.1, (N_ROWS, N_COLUMNS // 16)), 16, axis=1)
+    grid = find_grid(Rows(rounded((codes * scales / highest).astype(np.float32))))
+    assert grid is not None
+    assert grid.levels == levels
+    assert not grid.ternary
 
 
 def test_ordinary_weights_are_not_a_grid() -> None:
     weights = np.random.default_rng(6).standard_normal((N_ROWS, N_COLUMNS)).astype(np.float32)
-    assert find_grid(Rows(weights), 256) is None
-
-
-def test_nine_levels_are_not_three() -> None:
-    levels = np.random.default_rng(7).integers(-4, 5, (N_ROWS, N_COLUMNS)).astype(np.float32)
-    assert find_grid(Rows(levels * np.float32(0.03125)), 256) is None
+    assert find_grid(Rows(weights)) is None
 
 
 def test_all_zero_rows_and_tensors_are_grids() -> None:
     weights = bf16(trits(8) * np.float32(0.02))
     weights[10:20] = 0
-    grid = find_grid(Rows(weights), 256)
+    grid = find_grid(Rows(weights))
     assert grid is not None
     assert grid.extent == "tensor"
-    empty = find_grid(Rows(np.zeros((3, 256), np.float32)), 256)
+    empty = find_grid(Rows(np.zeros((3, 256), np.float32)))
     assert empty is not None
-    assert empty.exact
+    assert empty.fp16_error == 0
     assert empty.zeros == 1
 
 
 def test_a_tiny_scale_that_fp16_loses_is_not_exact() -> None:
-    grid = find_grid(Rows(bf16(trits(9) * np.float32(1e-9))), 256)
+    grid = find_grid(Rows(bf16(trits(9) * np.float32(1e-9))))
     assert grid is not None
-    assert not grid.exact
     assert grid.fp16_error == 1.0

@@ -35,7 +35,7 @@ def test_the_14b_model_is_planned_from_config_json_alone(tmp_path: Path, capsys,
 
 def test_the_plan_as_json(tmp_path: Path, capsys, monkeypatch) -> None:
     folder = config_only(tmp_path / "model", QWEN_14B)
-    monkeypatch.setattr("sys.argv", ["tritgguf", "convert", str(folder), "--dry-run", "--json"])
+    monkeypatch.setattr("sys.argv", ["tritgguf", "convert", str(folder), "--type", "tq2_0", "--dry-run", "--json"])
     with pytest.raises(SystemExit):
         cli.main()
     planned = json.loads(capsys.readouterr().out)
@@ -69,11 +69,11 @@ def test_the_file_is_what_was_planned(recipe: str, type_name: str, tmp_path: Pat
 
 
 def test_exactness_is_read_from_the_weights(tmp_path: Path) -> None:
-    ternary = plan(build("llama-tied", tmp_path / "ternary"))
+    ternary = plan(build("llama-tied", tmp_path / "ternary"), "tq2_0")
     linear = [tensor for tensor in ternary.tensors if tensor.spec.role == "linear"]
     assert all(tensor.exact and "on a ternary grid per row" in tensor.reason for tensor in linear)
     assert not any("weren't trained ternary" in note for note in ternary.notes)
-    ordinary = plan(build("llama-gqa", tmp_path / "ordinary"), method="absmean")
+    ordinary = plan(build("llama-gqa", tmp_path / "ordinary"), "tq2_0", "absmean")
     linear = [tensor for tensor in ordinary.tensors if tensor.spec.role == "linear"]
     assert all(tensor.exact is False and "absmean" in tensor.reason for tensor in linear)
     assert any("weren't trained ternary" in note for note in ordinary.notes)
@@ -81,10 +81,10 @@ def test_exactness_is_read_from_the_weights(tmp_path: Path) -> None:
 
 def test_the_fallback_stores_what_does_not_fit(tmp_path: Path) -> None:
     model = build("llama-hidden-192", tmp_path / "model")
-    planned = plan(model, fallback="f16")
+    planned = plan(model, "tq2_0", fallback="f16")
     kinds = {tensor.spec.shape[-1]: tensor.codec.name for tensor in planned.tensors if tensor.spec.role == "linear"}
     assert kinds[192] == "f16"
-    assert kinds.get(512, "tq2_0") == "tq2_0"
+    assert set(kinds.values()) <= {"f16", "tq2_0"}
     assert any("stored as f16" in note for note in planned.notes)
 
 

@@ -44,7 +44,7 @@ def dequantize(stored: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     """Dequantize bytes, shape (n_rows, row bytes), with ggml; return float32 rows."""
     block, block_bytes = GGML_QUANT_SIZES[kind]
     values = np.empty((len(stored), stored.shape[1] // block_bytes * block), np.float32)
-    function = getattr(library(), f"dequantize_row_{kind.name.lower()}")
+    function = getattr(library(), f"dequantize_row_{kind.name.lower().replace('_k', '_K')}")
     function.argtypes = (ctypes.c_void_p, FLOATS, ctypes.c_int64)
     function.restype = None
     source = np.ascontiguousarray(stored)

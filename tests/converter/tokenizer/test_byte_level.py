@@ -232,3 +232,11 @@ def test_a_folder_without_tokenizer_files(tmp_path: Path) -> None:
         read_tokenizer(tmp_path, n_vocab=10, config=CONFIG)
     write_json(tmp_path / "tokenizer.json", {})
     assert has_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip"])
+def test_an_added_token_that_takes_in_spaces_fails_the_check_and_is_named(flag: str, tmp_path: Path) -> None:
+    structure = byte_level_structure()
+    structure["added_tokens"][2][flag] = True
+    with pytest.raises(TokenizerError, match=r"'<tool>' takes in spaces beside it"):
+        check(tmp_path, read(tmp_path, structure))

@@ -43,6 +43,7 @@ LLAMA_CPP_MODELS = {  # file: sha256; the inputs are the same texts for each voc
     "qwen2.gguf.out": "de785bb305cc6fa9d43908ed5da337f853c0b79e971348fcfb9f0915a39c5363",
     "llama-spm.gguf": "16c3724582d59aa8bf84711894e833f916ee46a31d80e21312759c48bf8d0e69",
     "llama-spm.gguf.out": "ad6905c925c49c022974fe67e030382e8a4f56eb4489a0b9481dcedb1ec73b29",
+    "gpt-neox.gguf": "ae593a7f9b8bb174ed4f5019e41530463e4dac7aa06e42dee8aa650d2bdac53d",
     "gpt-2.gguf": "cedc56ca6e2e89f63e781696d1fd76b4b1d49e6720dee86463e915f6e90016ac",
     "gpt-2.gguf.out": "48e8c4cb3ad5c37915b225f872222567c1c4dd4d66951aa53460c8d152ff6d60",
     "starcoder.gguf": "fedb892b4e1bd3c1f2fcdae356440b14fb458f4264d586e5c987ed93df4e174d",
@@ -154,6 +155,16 @@ def test_a_structure_belongs_to_the_model_that_it_stands_for(name: str, tmp_path
     assert [tokenizer.encode(text) for text in texts] == ids
     written = write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)
     assert check_token_ids(tokenizer, written) == len(battery(tokenizer))
+
+
+def test_gpt_neox_with_its_tokens_of_spaces(tmp_path: Path) -> None:
+    """The structure of TriLM's tokenizer, which is GPT-NeoX's: runs of up to 24 spaces are added tokens."""
+    n_vocab = write_from_vocab_file(llama_cpp_model("gpt-neox.gguf"), tmp_path, WORDS, {"type": "NFC"})
+    tokenizer = read(tmp_path, n_vocab, bos_token_id=0, eos_token_id=0)
+    assert tokenizer.metadata["tokenizer.ggml.pre"].data == "gpt-2"
+    assert {" " * length for length in range(2, 25)} <= set(tokenizer.special_tokens)
+    written = write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)
+    assert check_token_ids(tokenizer, written) == len(battery(tokenizer)) > 200
 
 
 def test_merges_and_the_sentencepiece_model_lead_to_the_same_vocabulary(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.vocab_file import write_vocab_file
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.tokenizer import read_tokenizer
 from tritgguf.converter.tokenizer.chat_template import end_of_turn
+from tritgguf.converter.tokenizer.special_ids import ALWAYS_ENDS_GENERATION
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -55,7 +56,7 @@ def template_processing(before: list[str], after: list[str]) -> dict[str, Any]:
 def ends_generation(gguf_file: Path) -> set[int]:
     """The ids that llama.cpp itself stops at."""
     code = (
-        "import sys, llama_cpp as c; c.llama_log_set(c.llama_log_callback(lambda *a: None), None); "
+        "import sys, llama_cpp as c; "
         "p = c.llama_model_default_params(); p.vocab_only = True; "
         "m = c.llama_model_load_from_file(sys.argv[1].encode(), p); v = c.llama_model_get_vocab(m); "
         "print([i for i in range(c.llama_vocab_n_tokens(v)) if c.llama_vocab_is_eog(v, i)])"
@@ -86,7 +87,7 @@ def test_generation_config_wins_over_config(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match="no end-of-text token is named .* add eos_token_id to config.json"):
+    with pytest.raises(TokenizerError, match=r"no end-of-text token is named .* add eos_token_id to config\.json"):
         metadata(tmp_path, {"eos_token_id": None})
 
 
@@ -97,20 +98,17 @@ def test_an_id_that_is_none_is_refused(wrong: object, tmp_path: Path) -> None:
 
 
 def test_every_id_that_the_checkpoint_stops_at_ends_generation_in_llama_cpp(tmp_path: Path) -> None:
-    structure = byte_level_structure()
-    common = structure["model"]["vocab"]["Ġthe"]
     for config, generation, expected in (
         ({"eos_token_id": END_ID}, {}, {END_ID}),
-        ({"eos_token_id": END_ID}, {"eos_token_id": [common, END_ID]}, {common, END_ID}),
-        ({"eos_token_id": [common, 99]}, {"eos_token_id": [END_ID, 98]}, {common, 99, END_ID, 98}),
+        ({"eos_token_id": END_ID}, {"eos_token_id": [99, END_ID]}, {99, END_ID}),
+        ({"eos_token_id": [END_ID, 99]}, {"eos_token_id": [END_ID, 98]}, {98, 99, END_ID}),
     ):
         write_json(tmp_path / "generation_config.json", generation)
-        write_json(tmp_path / "tokenizer.json", structure)
+        write_json(tmp_path / "tokenizer.json", byte_level_structure())
         tokenizer = read_tokenizer(tmp_path, n_vocab=N_VOCAB, config=config)
-        assert ends_generation(write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)) == expected | {
-            TURN_END_ID,
-            END_ID,
-        }
+        written = write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)
+        # llama.cpp knows the texts of both special tokens as ends.
+        assert ends_generation(written) == expected | {TURN_END_ID, END_ID}
 
 
 def test_more_ends_than_gguf_can_name(tmp_path: Path) -> None:
@@ -244,3 +242,18 @@ def test_a_sentencepiece_json_names_its_unknown_token(tmp_path: Path) -> None:
     structure = as_tokenizer_json(scored_pieces(sentencepiece_model()))
     keys = metadata(tmp_path, {"bos_token_id": 1, "eos_token_id": 2}, structure)
     assert (keys["unknown_token_id"], keys["token_type"][0]) == (0, 2)
+
+
+@pytest.mark.parametrize("apart", [{"<|end|>", "</s>"}, ALWAYS_ENDS_GENERATION - {"<|end|>", "</s>"}])
+def test_the_texts_that_always_end_generation_do_in_llama_cpp(apart: set[str], tmp_path: Path) -> None:
+    """In two lots, since with <|return|> and <|call|>, llama.cpp takes <|end|> for something else."""
+    structure = byte_level_structure()
+    first = len(structure["model"]["vocab"])
+    del structure["added_tokens"][2]
+    model = structure["added_tokens"][0]
+    texts = sorted(apart - {END, TURN_END})
+    structure["added_tokens"] += [model | {"id": first + i, "content": text} for i, text in enumerate(texts)]
+    write_json(tmp_path / "tokenizer.json", structure)
+    tokenizer = read_tokenizer(tmp_path, n_vocab=N_VOCAB, config={"eos_token_id": END_ID})
+    written = write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)
+    assert ends_generation(written) == {END_ID, TURN_END_ID, *range(first, first + len(texts))}

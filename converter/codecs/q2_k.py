@@ -1,0 +1,52 @@
+"""Q2_K, its ternary part: 16 bytes of sub-scales, 64 bytes of 2-bit codes, two fp16 scales (2.625 bits per weight).
+
+A value is d * sub-scale * code - dmin * sub-minimum. With every sub-scale and sub-minimum 1 (bytes 0x11), d = dmin and
+code = trit + 1 that is exactly d * trit. The codes lie as in TQ2_0: two halves of 128 values; in each, byte m (0..31)
+holds values m, m+32, m+64 and m+96 at bits 0, 2, 4 and 6. The layout is that of ggml's `block_q2_K`.
+"""
+
+import numpy as np
+from gguf import GGMLQuantizationType, LlamaFileType
+
+from tritgguf.converter.codec import TernaryCodec, block_scales, stored_scales
+from tritgguf.converter.errors import TensorError
+from tritgguf.converter.tensors import ByteArray, CodedRows
+
+ONES = 0x11  # sub-scale 1 in the low nibble, sub-minimum 1 in the high one
+SUBS, CODES, SCALE, MINIMUM = slice(0, 16), slice(16, 80), slice(80, 82), slice(82, 84)
+SHIFTS = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
+
+
+class Q2K(TernaryCodec):
+    name = "q2_k"
+    ggml_type = GGMLQuantizationType.Q2_K
+    file_type = LlamaFileType.MOSTLY_Q2_K
+    block = 256
+    block_bytes = 84
+
+    def pack(self, rows: CodedRows) -> ByteArray:
+        n_rows, n_columns = rows.codes.shape
+        # (row, block, half, bit pair, byte in the half)
+        digits = (rows.codes.view(np.uint8) + np.uint8(1)).reshape(n_rows, n_columns // self.block, 2, 4, 32)
+        packed = digits[..., 0, :] | digits[..., 1, :] << 2 | digits[..., 2, :] << 4 | digits[..., 3, :] << 6
+        stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
+        stored[..., SUBS] = ONES
+        stored[..., CODES] = packed.reshape(n_rows, -1, 64)
+        stored[..., SCALE] = stored[..., MINIMUM] = block_scales(rows, self.block)
+        return stored.reshape(n_rows, -1)
+
+    def unpack(self, stored: ByteArray) -> CodedRows:
+        n_rows = len(stored)
+        blocks = stored.reshape(n_rows, -1, self.block_bytes)
+        digits = blocks[..., CODES].reshape(n_rows, -1, 2, 1, 32) >> SHIFTS & 3
+        ternary = (blocks[..., SUBS] == ONES).all() and (blocks[..., SCALE] == blocks[..., MINIMUM]).all()
+        if not ternary or (digits == 3).any():
+            raise TensorError(
+                "Q2_K data isn't of the ternary form (sub-scales and sub-minima 1, d = dmin, codes 0 to 2): "
+                "read the tensor as floats instead"
+            )
+        codes = (digits.reshape(n_rows, -1) - np.uint8(1)).view(np.int8)
+        return CodedRows(codes, stored_scales(blocks[..., SCALE]), self.block)
+
+
+CODEC = Q2K()

@@ -1,0 +1,31 @@
+"""Where a file is meant to run, and which ternary types have fast kernels there (llama.cpp of the pinned version)."""
+
+from __future__ import annotations
+
+import platform
+
+from tritgguf.converter.errors import UnsupportedError
+
+# Smallest first. Any type that no row names runs, if at all, on the CPU or by unpacked arithmetic.
+TERNARY_TYPES = {
+    "cpu": ("tq1_0", "tq2_0", "q2_0", "q2_k", "q4_0"),
+    "cuda": ("q2_0", "q2_k", "q4_0"),
+    "metal": ("tq2_0", "q2_0", "q2_k", "q4_0"),
+    "vulkan": ("tq1_0", "tq2_0", "q2_0", "q2_k", "q4_0"),
+    "ollama": ("q2_k", "q4_0"),
+    "any": ("q2_k", "q4_0"),
+}
+SLOW_ON_X86 = ("q2_0",)  # scalar code, some ten times slower than TQ2_0
+
+
+def is_x86() -> bool:
+    """Whether this machine's CPU is what `--for cpu` means by x86."""
+    return platform.machine().lower() in ("x86_64", "amd64", "i686")
+
+
+def ternary_types(target: str) -> tuple[str, ...]:
+    """Return the ternary types to choose from for a target, smallest first; on x86 without those slow there."""
+    if target not in TERNARY_TYPES:
+        raise UnsupportedError(f"unknown target {target!r}; expected one of {', '.join(TERNARY_TYPES)}")
+    names = TERNARY_TYPES[target]
+    return tuple(name for name in names if not (target == "cpu" and is_x86() and name in SLOW_ON_X86))

@@ -1,0 +1,262 @@
+"""BitNet 2B-4T on a stock llama.cpp, whose graph `bitnet` is that model's but for one line: the FFN's activation.
+
+The model computes relu(gate)² · up, the graph silu(gate) · up, as one GLU node per layer. llama.cpp calls an evaluation
+callback for every node of a graph: before the node, to ask whether its data are wanted, and then, where they are, once
+they are computed. The callback here wants the GLU nodes and writes the right product over theirs. Gate and up still
+hold their values then: ggml lets no GLU node's output take its inputs' memory, and the callback looks whether it did.
+
+Files of such a model name an architecture that stock llama.cpp doesn't know, so that nothing runs them wrong; they
+carry their numbers under the stock name too, and are loaded by overriding the name.
+
+What the callback knows of ggml's structures belongs to one version of llama.cpp: check_layout() compares it with nodes
+that the library itself makes, and after each evaluation Relu2.check() compares the number of rewritten nodes with the
+number of layers. Whatever doesn't fit is an error before any logits are used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritgguf.converter.errors import EngineError
+
+ARCHITECTURE = "bitnet-b1.58"
+STOCK_ARCHITECTURE = "bitnet"
+KNOWN_VERSION = "0.3.36"  # of llama-cpp-python, whose ggml has the structure below
+
+# What stands in the state that the callback gets by pointer, four int64.
+GLU_OP, SWIGLU, N_REWRITTEN, N_REFUSED = range(4)
+State: TypeAlias = NDArray[np.int64]
+Callback: TypeAlias = Callable[[int, int, int], int]  # (tensor, is the library asking, state) → wanted, or go on
+
+
+class Tensor(ctypes.Structure):
+    """ggml's node of a graph, struct ggml_tensor."""
+
+    _fields_ = (
+        ("type", ctypes.c_int32),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),  # number of elements
+        ("nb", ctypes.c_size_t * 4),  # strides in bytes
+        ("op", ctypes.c_int32),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+        ("extra", ctypes.c_void_p),
+        ("padding", ctypes.c_char * 8),
+    )
+
+
+# The callback reads a node as 64-bit words; these are the indices of the fields' first words.
+N_WORDS = ctypes.sizeof(Tensor) // 8
+NE, NB, OP, SRC, DATA, NAME = (getattr(Tensor, name).offset // 8 for name in ("ne", "nb", "op", "src", "data", "name"))
+_F32 = 0  # enum ggml_type
+_OP_OFFSET = Tensor.op.offset
+_OBJECT_BYTES = 32  # what ggml_tensor_overhead() counts beside the structure
+_FFN_GATE = int.from_bytes(b"ffn_gate", "little")
+_FFN_UP = int.from_bytes(b"ffn_up", "little")
+
+
+def is_refused(node: State, gate: State, up: State, swiglu: int) -> bool:
+    """Whether a GLU node isn't silu(ffn_gate) · ffn_up over whole F32 tensors; all three as 64-bit words.
+
+    Plain Python that numba can compile too. The node's op word is (op, first op parameter).
+    """
+    if node[OP] >> 32 != swiglu or gate[NAME] != _FFN_GATE or up[NAME] & 0xFFFFFFFFFFFF != _FFN_UP:
+        return True
+    if node[DATA] == 0 or node[DATA] == gate[DATA] or node[DATA] == up[DATA]:
+        return True
+    for tensor in (node, gate, up):
+        stride = 4
+        if tensor[0] & 0xFFFFFFFF != _F32 or tensor[DATA] == 0:
+            return True
+        for axis in range(4):
+            if tensor[NE + axis] != node[NE + axis] or tensor[NB + axis] != stride:
+                return True
+            stride *= tensor[NE + axis]
+    return False
+
+
+def plain_callback(state: State) -> Callback:
+    """The callback in Python: right, but each of a graph's thousand nodes costs it about a microsecond."""
+    glu_op = int(state[GLU_OP])
+    int32_at = ctypes.c_int32.from_address
+
+    def words(address: int) -> State:
+        return np.ctypeslib.as_array((ctypes.c_int64 * N_WORDS).from_address(address))
+
+    def floats(node: State, n_values: int) -> NDArray[np.float32]:
+        return np.ctypeslib.as_array((ctypes.c_float * n_values).from_address(int(node[DATA])))
+
+    def callback(address: int, is_question: int, _state: int) -> int:
+        if is_question:
+            return int32_at(address + _OP_OFFSET).value == glu_op
+        node = words(address)
+        gate, up = words(int(node[SRC])), words(int(node[SRC + 1]))
+        if is_refused(node, gate, up, int(state[SWIGLU])):
+            state[N_REFUSED] += 1
+            return 1
+        n_values = int(node[NE : NE + 4].prod())
+        out = floats(node, n_values)
+        np.maximum(floats(gate, n_values), 0, out=out)
+        np.multiply(out, out, out=out)
+        np.multiply(out, floats(up, n_values), out=out)
+        state[N_REWRITTEN] += 1
+        return 1
+
+    return callback
+
+
+def compiled_callback() -> Any:
+    """The same callback as machine code, numba's CFunc; ImportError without numba."""
+    numba: Any = importlib.import_module("numba")
+    int32, uint8, int64 = numba.types.int32, numba.types.uint8, numba.types.int64
+
+    def pointer_to(_context: Any, address: Any) -> Any:
+        def generate(_target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], _target.get_value_type(signature.return_type))
+
+        return numba.types.voidptr(address), generate
+
+    pointer = numba.extending.intrinsic(pointer_to)
+    refused = numba.njit(is_refused)
+
+    def callback(address: int, is_question: int, state_address: int) -> int:
+        node = numba.carray(pointer(address), N_WORDS, np.int64)
+        state = numba.carray(pointer(state_address), 4, np.int64)
+        if is_question:
+            return int32(node[OP] & 0xFFFFFFFF == state[GLU_OP])
+        gate = numba.carray(pointer(node[SRC]), N_WORDS, np.int64)
+        up = numba.carray(pointer(node[SRC + 1]), N_WORDS, np.int64)
+        if refused(node, gate, up, state[SWIGLU]):
+            state[N_REFUSED] += 1
+            return int32(1)
+        n_values = node[NE] * node[NE + 1] * node[NE + 2] * node[NE + 3]
+        gates = numba.carray(pointer(gate[DATA]), n_values, np.float32)
+        ups = numba.carray(pointer(up[DATA]), n_values, np.float32)
+        out = numba.carray(pointer(node[DATA]), n_values, np.float32)
+        for index in range(n_values):
+            value = np.float32(0) if gates[index] < 0 else gates[index]  # NaN stays NaN, as in numpy.maximum
+            out[index] = value * value * ups[index]
+        state[N_REWRITTEN] += 1
+        return int32(1)
+
+    # Addresses are passed as integers, the same registers. A C bool comes in a register whose other bits are
+    # undefined, so one byte is read, and goes out as a whole int, whose lowest byte is the bool. Nothing is cached on
+    # disk: to compile takes less than half a second.
+    return numba.cfunc(int32(int64, uint8, int64))(callback)
+
+
+class Relu2:
+    """The evaluation callback of one context; it must live as long as the context.
+
+    `library` is ggml, `callback_type` the ctypes type of the callback; `compiled` None is where numba is installed.
+    """
+
+    def __init__(self, library: Any, callback_type: Any, *, compiled: bool | None = None) -> None:
+        self.state: State = np.zeros(4, np.int64)
+        self.state[[GLU_OP, SWIGLU]] = check_layout(library)
+        self._native: Any = None
+        if compiled is not False:
+            try:
+                self._native = compiled_callback()
+            except ImportError:
+                if compiled:
+                    raise
+        self.is_compiled = self._native is not None
+        self.callback: Any = callback_type(self._native.address if self._native else plain_callback(self.state))
+
+    @property
+    def user_data(self) -> int:
+        """What the library hands to the callback."""
+        return self.state.ctypes.data
+
+    def start(self) -> None:
+        """Before an evaluation: count from nothing."""
+        self.state[[N_REWRITTEN, N_REFUSED]] = 0
+
+    def check(self, n_layers: int) -> None:
+        """After an evaluation: EngineError unless the activation of every layer, and nothing else, was rewritten."""
+        n_rewritten, n_refused = int(self.state[N_REWRITTEN]), int(self.state[N_REFUSED])
+        if (n_rewritten, n_refused) != (n_layers, 0):
+            raise EngineError(
+                f"the activation was rewritten in {n_rewritten} of {n_layers} layers, {n_refused} nodes are of another "
+                f"kind: this llama.cpp's graph isn't the one known; install llama-cpp-python {KNOWN_VERSION}"
+            )
+
+
+def check_header(path: Path, values: Mapping[str, object]) -> None:
+    """EngineError unless the file has each of its architecture's numbers under the stock name too, as llama.cpp reads it."""
+    for key, value in values.items():
+        if key.startswith(f"{ARCHITECTURE}."):
+            stock_key = STOCK_ARCHITECTURE + key[len(ARCHITECTURE) :]
+            if values.get(stock_key) != value:
+                raise EngineError(
+                    f"{path}: {key} is {value!r} but {stock_key} is {values.get(stock_key, 'missing')!r}, expected the "
+                    "same; convert the original checkpoint with tritgguf"
+                )
+
+
+def check_layout(library: Any) -> tuple[int, int]:
+    """(code of the GLU operation, of its kind SWIGLU); EngineError if ggml's structures aren't as Tensor says."""
+    try:
+        codes = _compare_with_own_nodes(library)
+    except AttributeError:  # the library lacks a function
+        codes = None
+    if codes is None:
+        raise EngineError(
+            "this llama-cpp-python's tensor layout isn't the one known, a BitNet 2B-4T would run wrong; "
+            f"install llama-cpp-python {KNOWN_VERSION}"
+        )
+    return codes
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
+def _function(library: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """A function of ggml with its own types: attributes of the library would be changed for its other users."""
+    address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    return ctypes.CFUNCTYPE(result, *arguments)(address)
+
+
+def _compare_with_own_nodes(library: Any) -> tuple[int, int] | None:
+    """Let ggml make a GLU node and read it both ways."""
+    pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64
+    overhead = _function(library, "ggml_tensor_overhead", ctypes.c_size_t)()
+    if overhead != ctypes.sizeof(Tensor) + _OBJECT_BYTES:
+        return None
+    context = _function(library, "ggml_init", pointer, _InitParams)(_InitParams(1 << 16, None, False))
+    try:
+        new = _function(library, "ggml_new_tensor_2d", pointer, pointer, ctypes.c_int, number, number)
+        gate, up = new(context, _F32, 5, 3), new(context, _F32, 5, 3)
+        node = _function(library, "ggml_swiglu_split", pointer, pointer, pointer, pointer)(context, gate, up)
+        _function(library, "ggml_set_name", pointer, pointer, text)(node, b"name of the node")
+        found = Tensor.from_address(node)
+        if _facts(found) != {
+            "type": _F32,
+            "ne": [5, 3, 1, 1],
+            "nb": [4, 20, 60, 60],
+            "src": [gate, up, *[None] * 8],
+            "data": _function(library, "ggml_get_data", pointer, pointer)(node),
+            "name": b"name of the node",
+            "view_src": None,
+        }:
+            return None
+        operation = _function(library, "ggml_op_name", text, ctypes.c_int)
+        kind = _function(library, "ggml_glu_op_name", text, ctypes.c_int)
+        n_operations = 256
+        if not 0 <= found.op < n_operations
+    finally:
+        _function(library, "ggml_free", None, pointer)(context)
