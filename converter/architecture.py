@@ -7,12 +7,20 @@ which of the variations the graph of its name in llama.cpp computes. Anything el
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, Keys, TensorNameMap, get_tensor_name_map
+from gguf import (
+    MODEL_ARCH,
+    MODEL_ARCH_NAMES,
+    MODEL_TENSOR,
+    TENSOR_NAMES,
+    Keys,
+    TensorNameMap,
+    get_tensor_name_map,
+)
 
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.metadata import Metadata, float32, string, uint32
@@ -55,44 +63,62 @@ class Biases:
 class Architecture:
     """One graph of llama.cpp and the transformers classes that it computes.
 
-    `biases` tells from config.json which biases there are; `reads_rope_divisors` whether the graph reads
-    rope_freqs.weight, `honours_scales` whether it multiplies every linear layer by its `.scale`;
-    `default_head_dim` is what transformers assumes where
-    config.json is silent (None: hidden_size / heads); `free_head_dim` whether the graph allows any other;
-    `slides_by_default` whether a sliding_window counts where config.json doesn't switch it on.
+    `classes` maps each class to what it assumes where config.json is silent; `biases` tells from config.json which
+    biases there are. `own_name` is what the file calls itself where the stock graph alone would compute something else:
+    it then carries its keys under both names. `sub_norms` are the norms before o_proj and down_proj. The flags say what
+    the graph does: pair rotated rows as neighbours (`permutes_qk`), divide frequencies by rope_freqs.weight
+    (`reads_rope_divisors`), multiply every linear layer by its `.scale` (`honours_scales`), norm q and k (`qk_norms`),
+    allow any head_dim (`free_head_dim`), have an output layer of its own (`own_output`).
     """
 
     graph: MODEL_ARCH
-    hf_names: tuple[str, ...]
-    biases: Callable[[ConfigJson], Biases]
+    classes: Mapping[str, ConfigJson]
+    biases: Callable[[ConfigJson], Biases] = lambda _config: Biases()
+    extra_metadata: Callable[[DecoderConfig], Metadata] = lambda _config: {}
+    own_name: str | None = None
+    activations: tuple[str, ...] = ("silu", "swish")
+    sub_norms: tuple[str, str] | None = None
     permutes_qk: bool = False
     reads_rope_divisors: bool = False
     honours_scales: bool = False
     qk_norms: bool = False
     free_head_dim: bool = True
-    default_head_dim: int | None = None
-    slides_by_default: bool = False
+    own_output: bool = True
+
+    @property
+    def graph_name(self) -> str:
+        """What llama.cpp calls the graph."""
+        return MODEL_ARCH_NAMES[self.graph]
 
     @property
     def name(self) -> str:
         """The value of `general.architecture`."""
-        return MODEL_ARCH_NAMES[self.graph]
+        return self.own_name or self.graph_name
 
     def read_config(self, raw: ConfigJson) -> DecoderConfig:
         """Read config.json; raise SourceError or UnsupportedError where the graph can't compute it."""
-        config = read_decoder_config(
-            raw, self.name, head_dim=self.default_head_dim, slides_by_default=self.slides_by_default
-        )
+        assumed = self.classes[raw["architectures"][0]]
+        config = read_decoder_config({**assumed, **raw}, self.name, self.activations)
         if not self.free_head_dim and config.head_dim * config.n_heads != config.hidden_size:
             raise UnsupportedError(
                 f"config.json: {config.n_heads} heads of {config.head_dim} don't make hidden_size "
                 f"{config.hidden_size}, which llama.cpp's {self.name} graph demands"
             )
+        if not self.own_output and not config.tied:
+            raise UnsupportedError(
+                f"config.json: tie_word_embeddings is false, but llama.cpp's {self.graph_name} graph has no output "
+                "layer of its own"
+            )
         return config
 
     def metadata(self, config: DecoderConfig) -> Metadata:
         """Return the hyperparameter keys."""
-        arch = self.name
+        keys: Metadata = {Keys.General.ARCHITECTURE: string(self.name)}
+        for prefix in {self.name: None, self.graph_name: None}:
+            keys.update(self._hyperparameters(config, prefix))
+        return keys | self.extra_metadata(config)
+
+    def _hyperparameters(self, config: DecoderConfig, arch: str) -> Metadata:
         keys: Metadata = {
             Keys.LLM.BLOCK_COUNT.format(arch=arch): uint32(config.n_layers),
             Keys.LLM.CONTEXT_LENGTH.format(arch=arch): uint32(context_length(config)),
@@ -107,8 +133,7 @@ class Architecture:
         }
         if config.sliding_window is not None:
             keys[Keys.Attention.SLIDING_WINDOW.format(arch=arch)] = uint32(config.sliding_window)
-        keys.update(rotation(config, arch, reads_divisors=self.reads_rope_divisors).metadata)
-        return {Keys.General.ARCHITECTURE: string(arch), **keys}
+        return keys | rotation(config, arch, reads_divisors=self.reads_rope_divisors).metadata
 
     def tensors(self, config: DecoderConfig) -> list[TensorSpec]:
         """Return every tensor of the file, in the order in which it is written."""
@@ -129,6 +154,7 @@ class Architecture:
         hidden, ffn, head = config.hidden_size, config.intermediate_size, config.head_dim
         queries, keys = config.n_heads * head, config.n_kv_heads * head
         biases = self.biases(config.raw)
+        attention_norm, ffn_norm = self.sub_norms or (None, None)
         order_q = pair_neighbours(config.n_heads, head) if self.permutes_qk else None
         order_k = pair_neighbours(config.n_kv_heads, head) if self.permutes_qk else None
         yield _spec(names, f"{prefix}.input_layernorm.weight", (hidden,), "norm")
@@ -144,11 +170,15 @@ class Architecture:
         if self.qk_norms:
             yield _spec(names, f"{prefix}.self_attn.q_norm.weight", (head,), "norm")
             yield _spec(names, f"{prefix}.self_attn.k_norm.weight", (head,), "norm")
+        if attention_norm:
+            yield _layer_norm(prefix, attention_norm, MODEL_TENSOR.ATTN_SUB_NORM, queries)
         yield _spec(names, f"{prefix}.post_attention_layernorm.weight", (hidden,), "norm")
         for part, shape in (("gate_proj", (ffn, hidden)), ("up_proj", (ffn, hidden)), ("down_proj", (hidden, ffn))):
             yield _spec(names, f"{prefix}.mlp.{part}.weight", shape, "linear")
             if biases.ffn:
                 yield _spec(names, f"{prefix}.mlp.{part}.bias", shape[:1], "bias")
+        if ffn_norm:
+            yield _layer_norm(prefix, ffn_norm, MODEL_TENSOR.FFN_SUB_NORM, ffn)
 
 
 def _spec(
@@ -158,6 +188,12 @@ def _spec(
     if name is None:
         raise SourceError(f"gguf's tensor name map has no name for {source}")
     return TensorSpec(source, name, shape, role, rows)
+
+
+def _layer_norm(prefix: str, part: str, tensor: MODEL_TENSOR, size: int) -> TensorSpec:
+    """Return a norm that gguf's tensor name map doesn't know under this name."""
+    layer = int(prefix.rsplit(".", 1)[1])
+    return TensorSpec(f"{prefix}.{part}.weight", TENSOR_NAMES[tensor].format(bid=layer) + ".weight", (size,), "norm")
 
 
 def pair_neighbours(n_heads: int, head_dim: int) -> RowIndices:
@@ -187,7 +223,7 @@ def architecture_for(raw: dict[str, Any] | ConfigJson) -> Architecture:
     named = raw.get("architectures")
     if not isinstance(named, list) or not named or not all(isinstance(name, str) for name in named):
         raise SourceError("config.json names no architectures; expected for example ['LlamaForCausalLM']")
-    known = {hf_name: architecture for architecture in architectures() for hf_name in architecture.hf_names}
+    known = {hf_name: architecture for architecture in architectures() for hf_name in architecture.classes}
     if named[0] not in known:
         raise UnsupportedError(
             f"config.json: architecture {named[0]} isn't known here; known are {', '.join(sorted(known))}"

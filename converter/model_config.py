@@ -53,17 +53,15 @@ class DecoderConfig:
         return bool(self.raw.get(key, False))
 
 
-def read_decoder_config(
-    raw: ConfigJson, architecture: str, *, head_dim: int | None, slides_by_default: bool
-) -> DecoderConfig:
-    """Read config.json; `head_dim` and `slides_by_default` are what transformers assumes where the file is silent."""
+def read_decoder_config(raw: ConfigJson, architecture: str, activations: tuple[str, ...]) -> DecoderConfig:
+    """Read config.json, with the class's defaults in it; `activations` are those that the graph computes."""
     hidden_size, n_heads = _size(raw, "hidden_size"), _size(raw, "num_attention_heads")
     n_kv_heads = _size(raw, "num_key_value_heads", n_heads)
     if n_heads % n_kv_heads:
         raise SourceError(
             f"config.json: num_attention_heads {n_heads} isn't a multiple of num_key_value_heads {n_kv_heads}"
         )
-    if raw.get("head_dim") is None and head_dim is None and hidden_size % n_heads:
+    if raw.get("head_dim") is None and hidden_size % n_heads:
         raise SourceError(f"config.json: hidden_size {hidden_size} isn't a multiple of num_attention_heads {n_heads}")
     config = DecoderConfig(
         architecture=architecture,
@@ -72,16 +70,16 @@ def read_decoder_config(
         n_layers=_size(raw, "num_hidden_layers"),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
-        head_dim=_size(raw, "head_dim", head_dim or hidden_size // n_heads),
+        head_dim=_size(raw, "head_dim", hidden_size // n_heads),
         vocab_size=_size(raw, "vocab_size"),
         max_positions=_size(raw, "max_position_embeddings", 2048),
         rms_norm_eps=float(raw.get("rms_norm_eps") or 1e-6),
         tied=bool(raw.get("tie_word_embeddings", False)),
         rope=_rope(raw),
-        sliding_window=_sliding_window(raw, slides_by_default),
+        sliding_window=_sliding_window(raw),
         raw=raw,
     )
-    _require_plain_decoder(config)
+    _require_plain_decoder(config, activations)
     return config
 
 
@@ -118,21 +116,21 @@ def _rope(raw: ConfigJson) -> RopeConfig:
     return RopeConfig(kind or old_kind or "default", float(theta), options)
 
 
-def _sliding_window(raw: ConfigJson, slides_by_default: bool) -> int | None:
-    """Return the window where a layer slides, by layer_types, else use_sliding_window, else the class's default."""
+def _sliding_window(raw: ConfigJson) -> int | None:
+    """Return the window where a layer slides, by layer_types, else by use_sliding_window."""
     layer_types = raw.get("layer_types")
     if isinstance(layer_types, list):
         slides = "sliding_attention" in layer_types
     else:
-        slides = bool(raw.get("use_sliding_window", slides_by_default))
+        slides = bool(raw.get("use_sliding_window", False))
     return _size(raw, "sliding_window") if slides and raw.get("sliding_window") is not None else None
 
 
-def _require_plain_decoder(config: DecoderConfig) -> None:
-    """Refuse what changes the arithmetic in a way that the graphs here don't compute."""
-    activation = config.raw.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise UnsupportedError(f"config.json: hidden_act is {activation}, but the graph computes silu")
+def _require_plain_decoder(config: DecoderConfig, activations: tuple[str, ...]) -> None:
+    """Refuse what changes the arithmetic in a way that the graph doesn't compute."""
+    activation = config.raw.get("hidden_act", activations[0])
+    if activation not in activations:
+        raise UnsupportedError(f"config.json: hidden_act is {activation}, but the graph computes {activations[0]}")
     partial = config.rope.options.get("partial_rotary_factor", config.raw.get("partial_rotary_factor"))
     if partial not in (None, 1, 1.0):
         raise UnsupportedError(f"config.json: partial_rotary_factor is {partial}, but the graph rotates whole heads")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -13,14 +13,15 @@ from gguf import GGML_QUANT_VERSION, Keys
 from typing_extensions import Unpack
 
 from tritgguf.converter.architecture import architecture_for, context_length
+from tritgguf.converter.checkpoint import open_checkpoint
 from tritgguf.converter.errors import SourceError
 from tritgguf.converter.metadata import Metadata, string, uint32
 from tritgguf.converter.model_config import DecoderConfig
 from tritgguf.converter.parallel import n_threads
 from tritgguf.converter.plan import FilePlan, TensorPlan, match_tensors, with_metadata
 from tritgguf.converter.rope import trained_length
-from tritgguf.converter.sources.checkpoint import Checkpoint, open_checkpoint
 from tritgguf.converter.survey import ProgressStep, Request, survey
+from tritgguf.converter.tensors import SourceTensor
 from tritgguf.converter.tokenizer import SourceTokenizer, check_token_ids, has_tokenizer, read_tokenizer
 from tritgguf.converter.writer import header_bytes, require_writable, whole_file, write_tensors
 
@@ -49,7 +50,7 @@ class Conversion:
 
 @dataclass(frozen=True)
 class _Prepared:
-    checkpoint: Checkpoint
+    tensors: Mapping[str, SourceTensor] | None
     tokenizer: SourceTokenizer | None
     plan: FilePlan
 
@@ -85,20 +86,22 @@ def convert(
 ) -> Conversion:
     """Convert a Hugging Face checkpoint folder to a GGUF file.
 
-    `type` is the tensor type of the linear layers; "auto" takes for each the smallest that holds it exactly and runs
-    well on `target` ("cpu", "cuda", "metal", "vulkan", "ollama" or "any"). `method` is how those that aren't ternary are
-    made so where a ternary type was asked for ("mse" or "absmean"); tensors on a finer grid than the type holds stop
-    the conversion unless `allow_lossy`. `fallback` is the type ("f16") of tensors whose rows don't fit.
-    `embedding_type` and `output_type` are F16 by default. `check` runs the file's vocabulary in the runtime and compares token ids with the
-    source's tokenizer. `progress` is called with a stage, what is done and what in all: tensors "reading", then bytes
-    "writing"; `planned` once before anything is written. Raises TritggufError, leaving no file.
+    `type` is the tensor type of the linear layers; "auto" takes for each the smallest that holds it exactly and
+    runs well on `target` ("cpu", "cuda", "metal", "vulkan", "ollama" or "any"). `method` is how those that aren't
+    ternary are made so where a ternary type was asked for ("mse" or "absmean"); tensors on a finer grid than the
+    type holds stop the conversion unless `allow_lossy`. `fallback` is the type ("f16") of tensors whose rows don't
+    fit. `embedding_type` and `output_type` are F16 by default.
+
+    `check` runs the file's vocabulary in the runtime and compares token ids with the source's tokenizer.
+    `progress` is called with a stage, what is done and what in all: tensors "reading", then bytes "writing";
+    `planned` once before anything is written. Raises TritggufError, leaving no file.
     """
     started = time.monotonic()
     target = Path(out)
     require_writable(target, force)
     request = Request.named(type, method, **choices)
     prepared = _prepare(Path(model), request, threads, progress)
-    if prepared.checkpoint.tensors is None:
+    if prepared.tensors is None:
         raise SourceError(
             f"{model} holds no weights (model.safetensors or its index); it can only be planned: --dry-run"
         )
@@ -111,7 +114,7 @@ def convert(
         if check and prepared.tokenizer is not None:
             strings_checked = check_token_ids(prepared.tokenizer, partial)
         report = _reporter(progress, "writing", sum(tensor.n_bytes for tensor in prepared.plan.tensors))
-        write_tensors(file, prepared.plan, prepared.checkpoint.tensors, request.method, n_threads(threads), report)
+        write_tensors(file, prepared.plan, prepared.tensors, request.method, n_threads(threads), report)
     return Conversion(target, prepared.plan, time.monotonic() - started, strings_checked)
 
 
@@ -140,13 +143,15 @@ def _prepare(model: Path, request: Request, threads: int | None, progress: Progr
         notes += tokenizer.notes
     else:
         notes.append("no tokenizer here: its bytes aren't counted")
+    stored: Mapping[str, SourceTensor] | None = None
     if checkpoint.tensors is None:
         notes.append("no weights here: which tensors the type holds exactly isn't known")
     else:
-        notes += match_tensors(specs, checkpoint.tensors, config)
+        stored, left_out = match_tensors(specs, checkpoint.tensors, config)
+        notes += left_out
     tensors = survey(
         specs,
-        checkpoint.tensors,
+        stored,
         request,
         n_threads(threads),
         _reporter(progress, "reading", len(specs)),
@@ -156,7 +161,7 @@ def _prepare(model: Path, request: Request, threads: int | None, progress: Progr
     metadata = with_metadata(
         architecture.metadata(config), _general_metadata(model, tensors), tokenizer.metadata if tokenizer else {}
     )
-    return _Prepared(checkpoint, tokenizer, FilePlan(header_bytes(metadata, tensors), tensors, tuple(notes)))
+    return _Prepared(stored, tokenizer, FilePlan(header_bytes(metadata, tensors), tensors, tuple(notes)))
 
 
 def _general_metadata(model: Path, tensors: tuple[TensorPlan, ...]) -> Metadata:

@@ -90,17 +90,22 @@ def aligned(n_bytes: int) -> int:
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 
-def match_tensors(specs: Sequence[TensorSpec], found: Mapping[str, SourceTensor], config: DecoderConfig) -> list[str]:
-    """Check that the checkpoint holds what the graph needs and nothing else; return notes on what is left out."""
+def match_tensors(
+    specs: Sequence[TensorSpec], found: Mapping[str, SourceTensor], config: DecoderConfig
+) -> tuple[dict[str, SourceTensor], list[str]]:
+    """Check that the checkpoint holds what the graph needs and nothing else; return that, and notes on the rest."""
     needed = {spec.source: spec for spec in specs if spec.data is None}
+    matched: dict[str, SourceTensor] = {}
     for name, spec in needed.items():
         if name not in found:
             raise SourceError(f"the checkpoint has no tensor {name}, which config.json calls for (shape {spec.shape})")
-        if found[name].shape != spec.shape:
+        fitted = found[name].fitted(spec.shape)
+        if fitted is None:
             raise SourceError(
                 f"tensor {name} has the shape {found[name].shape}, but config.json calls for {spec.shape}: "
                 "weights and config.json don't belong together"
             )
+        matched[name] = fitted
     left_out = [name for name in found if name not in needed and not IGNORED.search(name)]
     notes = []
     if config.tied and "lm_head.weight" in left_out:
@@ -111,7 +116,7 @@ def match_tensors(specs: Sequence[TensorSpec], found: Mapping[str, SourceTensor]
             f"the checkpoint holds {left_out[0]}, which llama.cpp's {config.architecture} graph has no place for "
             f"({len(left_out)} such tensors): leaving it out would give another model"
         )
-    return notes
+    return matched, notes
 
 
 def with_metadata(keys: Metadata, *more: Metadata) -> Metadata:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf import Keys, RopeScalingType
 
-from tritgguf.converter.errors import UnsupportedError
+from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.metadata import Metadata, float32, string, uint32
 from tritgguf.converter.model_config import DecoderConfig, RopeConfig
 from tritgguf.converter.tensors import Float32Array
@@ -46,20 +46,27 @@ def rotation(config: DecoderConfig, arch: str, *, reads_divisors: bool) -> Rotat
         return Rotation(keys)
     if rope.kind == "yarn" and not (changed := _changed_yarn_options(rope)):
         return Rotation({**keys, **_yarn_keys(config, arch)})
-    if rope.kind not in ("yarn", "llama3"):
-        kinds = ", ".join((*NATIVE_KINDS, "llama3") if reads_divisors else NATIVE_KINDS)
+    if rope.kind not in ("yarn", "llama3", "longrope"):
+        kinds = ", ".join((*NATIVE_KINDS, "llama3", "longrope") if reads_divisors else NATIVE_KINDS)
         raise UnsupportedError(f"config.json: rope scaling {rope.kind!r} isn't known here; expected one of {kinds}")
     if not reads_divisors:
         what = f"yarn with {' and '.join(changed)}" if rope.kind == "yarn" else rope.kind
         raise UnsupportedError(f"config.json: rope scaling {what} can't be expressed in llama.cpp's {arch} graph")
     if rope.kind == "llama3":
         return Rotation(keys, llama3_divisors(config))
-    keys[Keys.Rope.SCALING_ATTN_FACTOR.format(arch=arch)] = float32(_yarn_magnitude(config))
-    return Rotation(keys, yarn_divisors(config))
+    magnitude = _yarn_magnitude(config) if rope.kind == "yarn" else _longrope_magnitude(config)
+    keys[Keys.Rope.SCALING_ATTN_FACTOR.format(arch=arch)] = float32(magnitude)
+    return Rotation(keys, yarn_divisors(config) if rope.kind == "yarn" else longrope_divisors(config))
 
 
 def trained_length(config: DecoderConfig) -> int:
-    """Return the number of positions the rotation reaches: YaRN stretches the original length by its factor."""
+    """Return the number of positions the rotation reaches.
+
+    YaRN stretches the original length by its factor. LongRoPE changes its frequencies beyond the original length, with
+    the number of tokens, which a file can't express: up to there the short ones hold.
+    """
+    if config.rope.kind == "longrope":
+        return int(config.rope.number("original_max_position_embeddings", config.max_positions))
     if config.rope.kind != "yarn":
         return config.max_positions
     original, factor = _yarn_stretch(config)
@@ -147,3 +154,20 @@ def yarn_divisors(config: DecoderConfig) -> Float32Array:
     width = high - low if high != low else 0.001
     stretched = np.clip((np.arange(config.head_dim // 2, dtype=np.float64) - low) / width, 0, 1)
     return (1 / (stretched / factor + 1 - stretched)).astype(np.float32)
+
+
+def longrope_divisors(config: DecoderConfig) -> Float32Array:
+    """Return LongRoPE's short factors, which divide the frequencies up to the original length."""
+    factors = config.rope.options.get("short_factor")
+    if not isinstance(factors, list) or len(factors) != config.head_dim // 2:
+        raise SourceError(f"config.json: longrope needs short_factor, a list of {config.head_dim // 2} numbers")
+    return np.array(factors, np.float32)
+
+
+def _longrope_magnitude(config: DecoderConfig) -> float:
+    """Return what sine and cosine are multiplied by, as transformers' `_compute_longrope_parameters` rules."""
+    if config.rope.options.get("attention_factor") is not None:
+        return config.rope.number("attention_factor")
+    original = config.rope.number("original_max_position_embeddings", config.max_positions)
+    factor = config.max_positions / original
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))

@@ -31,6 +31,10 @@ class SourceTensor(ABC):
     def read(self, rows: slice | RowIndices) -> Float32Array:
         """Return those rows as float32, shape (n_rows, row length); raise TensorError if one is NaN or Inf."""
 
+    def fitted(self, shape: tuple[int, ...]) -> SourceTensor | None:
+        """Return the tensor in the shape that the model has it in, or None where it can't be that tensor."""
+        return self if self.shape == shape else None
+
 
 class CodedTensor(SourceTensor):
     """A tensor that is packed ternary: `group` neighbouring columns share one scale."""

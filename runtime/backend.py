@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
+from tritgguf.runtime import relu2
 from tritgguf.runtime.gguf_header import check_loadable, read_header
 from tritgguf.runtime.hardware import available_memory
 from tritgguf.runtime.interrupt import interruptible
@@ -48,6 +49,12 @@ _log_callback = native.llama_log_callback(lambda level, text, _user_data: _log.w
 native.llama_log_set(_log_callback, ctypes.c_void_p(0))
 native.llama_backend_init()
 _NO_ABORT_CALLBACK = native.ggml_abort_callback()
+# Lists that end with an empty element: without devices large batches stay on the CPU too, n_gpu_layers alone doesn't do it.
+_NO_DEVICES = (ctypes.c_void_p * 1)()
+_STOCK_ARCHITECTURE = (native.llama_model_kv_override * 2)()
+_STOCK_ARCHITECTURE[0].tag = native.LLAMA_KV_OVERRIDE_TYPE_STR
+_STOCK_ARCHITECTURE[0].key = b"general.architecture"
+_STOCK_ARCHITECTURE[0].value.val_str = relu2.STOCK_ARCHITECTURE.encode()
 
 
 def _die_in_one_line(message: bytes | None) -> None:
@@ -152,16 +159,29 @@ class Vocab:
 
 
 class Model:
-    """A loaded GGUF file; free it with close() or a with statement."""
+    """A loaded GGUF file; free it with close() or a with statement.
 
-    def __init__(self, path: str | os.PathLike[str], *, vocab_only: bool = False, n_gpu_layers: int = 0) -> None:
+    `n_gpu_layers` None is all of them where llama.cpp was built for an accelerator and the model can run there.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, vocab_only: bool = False, n_gpu_layers: int | None = None
+    ) -> None:
         self.path = Path(path)
         self.handle: Any = None
-        check_loadable(self.path, read_header(self.path))
+        header = read_header(self.path)
+        check_loadable(self.path, header)
+        self.needs_relu2 = header.values["general.architecture"] == relu2.ARCHITECTURE
         params = native.llama_model_default_params()
         params.vocab_only = vocab_only
         params.load_mode = native.LLAMA_LOAD_MODE_MMAP
-        params.n_gpu_layers = n_gpu_layers
+        if self.needs_relu2:
+            relu2.check_request(self.path, header.values, n_gpu_layers)
+            params.kv_overrides, params.devices = _STOCK_ARCHITECTURE, ctypes.addressof(_NO_DEVICES)
+            params.n_gpu_layers = 0
+        else:
+            best = ALL_LAYERS if supports_gpu() else 0
+            params.n_gpu_layers = best if n_gpu_layers is None else n_gpu_layers
         _log.clear()
         with interruptible() as interrupt:
             progress = native.llama_progress_callback(lambda *_: not interrupt.requested)
@@ -208,9 +228,15 @@ class Model:
 
 
 class Context:
-    """The state of one conversation with a model: its KV cache and the logits of the last decode."""
+    """The state of one conversation with a model: its KV cache and the logits of the last decode.
 
-    def __init__(self, model: Model, *, n_ctx: int, n_threads: int, n_batch: int) -> None:
+    `f32_attention` is for comparisons with a reference: flash attention in half precision, the default, costs up to
+    3e-3 of the logits' norm.
+    """
+
+    def __init__(
+        self, model: Model, *, n_ctx: int, n_threads: int, n_batch: int, f32_attention: bool = False
+    ) -> None:
         self.handle: Any = None
         self.n_batch = min(n_batch, n_ctx)
         self._n_vocab = model.vocab.n_tokens
@@ -221,6 +247,14 @@ class Context:
         params.n_outputs_max = min(MAX_OUTPUT_ROWS, self.n_batch)
         params.n_threads = params.n_threads_batch = n_threads
         params.swa_full = True  # a smaller window cache forgets what a shared prompt prefix would need
+        if f32_attention:
+            params.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            params.type_k = params.type_v = native.GGML_TYPE_F32
+        self.n_layers: int = native.llama_model_n_layer(model.handle)
+        self.relu2: relu2.Relu2 | None = None
+        if model.needs_relu2:
+            self.relu2 = relu2.Relu2(libggml, native.ggml_backend_sched_eval_callback)
+            params.cb_eval, params.cb_eval_user_data = self.relu2.callback, self.relu2.user_data
         model.check_memory(n_ctx)
         _log.clear()
         self.handle = native.llama_init_from_model(model.handle, params)
@@ -247,6 +281,8 @@ class Context:
             batch.logits[row] = all_logits or row == len(tokens) - 1
         self._n_outputs = len(tokens) if all_logits else 1
         _log.clear()
+        if self.relu2:
+            self.relu2.start()
         with interruptible() as interrupt:
             stop = native.ggml_abort_callback(lambda _data: interrupt.requested)
             # A single token is soon done, and the callback is called for each of about a thousand graph nodes.
@@ -257,6 +293,8 @@ class Context:
             raise EngineError(f"the context has no room for {len(tokens)} tokens at position {position}")
         if result != 0:
             raise EngineError(f"evaluating {len(tokens)} tokens at position {position} failed ({_log.reason()})")
+        if self.relu2:
+            self.relu2.check(self.n_layers)
 
     def logits(self) -> NDArray[np.float32]:
         """The last decode's logits, (rows, n_vocab), as a view that the next decode overwrites; EngineError if NaN."""

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -67,7 +68,7 @@ _FFN_GATE = int.from_bytes(b"ffn_gate", "little")
 _FFN_UP = int.from_bytes(b"ffn_up", "little")
 
 
-def is_refused(node: State, gate: State, up: State, swiglu: int) -> bool:
+def is_refused(node: Sequence[int], gate: Sequence[int], up: Sequence[int], swiglu: int) -> bool:
     """Whether a GLU node isn't silu(ffn_gate) · ffn_up over whole F32 tensors; all three as 64-bit words.
 
     Plain Python that numba can compile too. The node's op word is (op, first op parameter).
@@ -89,28 +90,25 @@ def is_refused(node: State, gate: State, up: State, swiglu: int) -> bool:
 
 def plain_callback(state: State) -> Callback:
     """The callback in Python: right, but each of a graph's thousand nodes costs it about a microsecond."""
-    glu_op = int(state[GLU_OP])
-    int32_at = ctypes.c_int32.from_address
+    glu_op, swiglu = int(state[GLU_OP]), int(state[SWIGLU])
+    op_at, words_at = ctypes.c_int32.from_address, (ctypes.c_int64 * N_WORDS).from_address
 
-    def words(address: int) -> State:
-        return np.ctypeslib.as_array((ctypes.c_int64 * N_WORDS).from_address(address))
-
-    def floats(node: State, n_values: int) -> NDArray[np.float32]:
-        return np.ctypeslib.as_array((ctypes.c_float * n_values).from_address(int(node[DATA])))
+    def floats(address: int, n_values: int) -> NDArray[np.float32]:
+        return np.ctypeslib.as_array((ctypes.c_float * n_values).from_address(address))
 
     def callback(address: int, is_question: int, _state: int) -> int:
         if is_question:
-            return int32_at(address + _OP_OFFSET).value == glu_op
-        node = words(address)
-        gate, up = words(int(node[SRC])), words(int(node[SRC + 1]))
-        if is_refused(node, gate, up, int(state[SWIGLU])):
+            return op_at(address + _OP_OFFSET).value == glu_op
+        node = words_at(address)[:]
+        gate, up = words_at(node[SRC])[:], words_at(node[SRC + 1])[:]
+        if is_refused(node, gate, up, swiglu):
             state[N_REFUSED] += 1
             return 1
-        n_values = int(node[NE : NE + 4].prod())
-        out = floats(node, n_values)
-        np.maximum(floats(gate, n_values), 0, out=out)
+        n_values = math.prod(node[NE : NE + 4])
+        out = floats(node[DATA], n_values)
+        np.maximum(floats(gate[DATA], n_values), 0, out=out)
         np.multiply(out, out, out=out)
-        np.multiply(out, floats(up, n_values), out=out)
+        np.multiply(out, floats(up[DATA], n_values), out=out)
         state[N_REWRITTEN] += 1
         return 1
 
@@ -195,16 +193,23 @@ class Relu2:
             )
 
 
-def check_header(path: Path, values: Mapping[str, object]) -> None:
-    """EngineError unless the file has each of its architecture's numbers under the stock name too, as llama.cpp reads it."""
-    for key, value in values.items():
-        if key.startswith(f"{ARCHITECTURE}."):
-            stock_key = STOCK_ARCHITECTURE + key[len(ARCHITECTURE) :]
-            if values.get(stock_key) != value:
-                raise EngineError(
-                    f"{path}: {key} is {value!r} but {stock_key} is {values.get(stock_key, 'missing')!r}, expected the "
-                    "same; convert the original checkpoint with tritgguf"
-                )
+def check_request(path: Path, values: Mapping[str, object], n_gpu_layers: int | None) -> None:
+    """EngineError if layers shall go to a GPU, or if the header's `values` under the two architecture names differ."""
+    if n_gpu_layers:
+        raise EngineError(
+            f"{path}: {n_gpu_layers} layers were asked for on the GPU, but {ARCHITECTURE}'s activation is computed on "
+            "the CPU: leave the number out, or ask for 0"
+        )
+    ours, stock = (
+        {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+        for prefix in (f"{ARCHITECTURE}.", f"{STOCK_ARCHITECTURE}.")
+    )
+    for name in sorted(ours.keys() | stock.keys()):
+        if ours.get(name) != stock.get(name):
+            raise EngineError(
+                f"{path}: {ARCHITECTURE}.{name} is {ours.get(name, 'missing')}, {STOCK_ARCHITECTURE}.{name} is "
+                f"{stock.get(name, 'missing')}, expected the same; convert the original checkpoint again"
+            )
 
 
 def check_layout(library: Any) -> tuple[int, int]:
@@ -215,8 +220,8 @@ def check_layout(library: Any) -> tuple[int, int]:
         codes = None
     if codes is None:
         raise EngineError(
-            "this llama-cpp-python's tensor layout isn't the one known, a BitNet 2B-4T would run wrong; "
-            f"install llama-cpp-python {KNOWN_VERSION}"
+            "this llama-cpp-python's tensor layout isn't the one known, with which alone this model's activation can be "
+            f"computed; install llama-cpp-python {KNOWN_VERSION}"
         )
     return codes
 
@@ -225,38 +230,35 @@ class _InitParams(ctypes.Structure):
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
 
 
-def _function(library: Any, name: str, result: Any, *arguments: Any) -> Any:
-    """A function of ggml with its own types: attributes of the library would be changed for its other users."""
-    address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
-    return ctypes.CFUNCTYPE(result, *arguments)(address)
-
-
 def _compare_with_own_nodes(library: Any) -> tuple[int, int] | None:
-    """Let ggml make a GLU node and read it both ways."""
+    """Read nodes that ggml makes through Tensor and through ggml's functions; None where the two differ."""
     pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64
-    overhead = _function(library, "ggml_tensor_overhead", ctypes.c_size_t)()
-    if overhead != ctypes.sizeof(Tensor) + _OBJECT_BYTES:
+
+    def function(name: str, result: Any, *arguments: Any) -> Any:
+        # A copy with types of its own: an attribute of the library is shared with all its other users.
+        return ctypes.CFUNCTYPE(result, *arguments)(ctypes.cast(getattr(library, name), pointer).value or 0)
+
+    if function("ggml_tensor_overhead", ctypes.c_size_t)() != ctypes.sizeof(Tensor) + _OBJECT_BYTES:
         return None
-    context = _function(library, "ggml_init", pointer, _InitParams)(_InitParams(1 << 16, None, False))
+    new = function("ggml_new_tensor_2d", pointer, pointer, ctypes.c_int, number, number)
+    described = function("ggml_op_desc", text, pointer)
+    kind = function("ggml_get_glu_op", ctypes.c_int, pointer)
+    context = function("ggml_init", pointer, _InitParams)(_InitParams(1 << 16, None, False))
     try:
-        new = _function(library, "ggml_new_tensor_2d", pointer, pointer, ctypes.c_int, number, number)
         gate, up = new(context, _F32, 5, 3), new(context, _F32, 5, 3)
-        node = _function(library, "ggml_swiglu_split", pointer, pointer, pointer, pointer)(context, gate, up)
-        _function(library, "ggml_set_name", pointer, pointer, text)(node, b"name of the node")
-        found = Tensor.from_address(node)
-        if _facts(found) != {
-            "type": _F32,
-            "ne": [5, 3, 1, 1],
-            "nb": [4, 20, 60, 60],
-            "src": [gate, up, *[None] * 8],
-            "data": _function(library, "ggml_get_data", pointer, pointer)(node),
-            "name": b"name of the node",
-            "view_src": None,
-        }:
-            return None
-        operation = _function(library, "ggml_op_name", text, ctypes.c_int)
-        kind = _function(library, "ggml_glu_op_name", text, ctypes.c_int)
-        n_operations = 256
-        if not 0 <= found.op < n_operations
+        swiglu = function("ggml_swiglu_split", pointer, pointer, pointer, pointer)(context, gate, up)
+        reglu = function("ggml_reglu_split", pointer, pointer, pointer, pointer)(context, gate, up)
+        function("ggml_set_name", pointer, pointer, text)(swiglu, b"ffn_sub_out-7")
+        node, other = Tensor.from_address(swiglu), Tensor.from_address(reglu)
+        known = (_F32, [5, 3, 1, 1], [4, 20, 60, 60], [gate, up, *[None] * 8], b"ffn_sub_out-7")
+        same = (node.type, [*node.ne], [*node.nb], [*node.src], node.name) == known
+        same &= node.data is not None and node.data == function("ggml_get_data", pointer, pointer)(swiglu)
+        kinds = (kind(swiglu), kind(reglu))
+        same &= kinds[0] != kinds[1] and kinds == (node.op_params[0], other.op_params[0])
+        codes = (node.op, kinds[0])
+        same &= node.op == other.op and described(swiglu) == b"SWIGLU"
+        node.op = 0  # the library must see it
+        same &= described(swiglu) == b"NONE"
+        return codes if same else None
     finally:
-        _function(library, "ggml_free", None, pointer)(context)
+        function("ggml_free", None, pointer)(context)

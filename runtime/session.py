@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
-from tritgguf.runtime.backend import ALL_LAYERS, MAX_OUTPUT_ROWS, Context, Model, supports_gpu
+from tritgguf.runtime.backend import MAX_OUTPUT_ROWS, Context, Model
 from tritgguf.runtime.chat_template import ChatTemplate, Message
 from tritgguf.runtime.generation import Generation, Stats
 from tritgguf.runtime.hardware import default_threads
@@ -211,14 +211,12 @@ def open(
 
     `n_ctx` is by default 4096 or the trained context if that is smaller; a larger one than trained is refused, as
     answers beyond it would be wrong. `n_threads` is by default the physical cores this process may use. `n_gpu_layers`
-    is by default all of them if llama.cpp was built for an accelerator, else 0. `seed` is for generations that give
-    none. EngineError if the file can't be loaded or a number is out of range.
+    is by default all of them if llama.cpp was built for an accelerator, else 0; BitNet 2B-4T runs on the CPU only.
+    `seed` is for generations that give none. EngineError if the file can't be loaded or a number is out of range.
     """
     Sampling(seed=seed)
     if n_threads is not None and not 1 <= n_threads <= 512:
         raise EngineError(f"threads is {n_threads}, expected 1 to 512")
-    if n_gpu_layers is None:
-        n_gpu_layers = ALL_LAYERS if supports_gpu() else 0
     model = Model(path, n_gpu_layers=n_gpu_layers)
     try:
         n_ctx = _context_tokens(model, n_ctx)

@@ -82,4 +82,4 @@ def test_the_tables_of_the_docs_are_complete() -> None:
 @pytest.mark.parametrize("architecture", architectures(), ids=lambda architecture: architecture.name)
 def test_every_architecture_says_which_classes_it_reads(architecture) -> None:
     text = (ROOT / "docs" / "formats.md").read_text()
-    assert all(name in text for name in architecture.hf_names)
+    assert all(name in text for name in architecture.classes)

@@ -11,12 +11,17 @@ def biases(config: ConfigJson) -> Biases:
     return Biases(qkv=attention, attention_output=attention, ffn=bool(config.get("mlp_bias", False)))
 
 
+MISTRAL = {
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "use_sliding_window": True,  # a sliding_window counts: there is no switch
+}
+
 ARCHITECTURE = Architecture(
     graph=MODEL_ARCH.LLAMA,
-    hf_names=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM"),
+    classes={"LlamaForCausalLM": {}, "LLaMAForCausalLM": {}, "MistralForCausalLM": MISTRAL},
     biases=biases,
-    honours_scales=True,
     permutes_qk=True,
     reads_rope_divisors=True,
-    slides_by_default=True,  # Mistral 7B v0.1 has a window and no switch
+    honours_scales=True,
 )

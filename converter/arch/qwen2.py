@@ -6,7 +6,7 @@ from tritgguf.converter.architecture import Architecture, Biases
 
 ARCHITECTURE = Architecture(
     graph=MODEL_ARCH.QWEN2,
-    hf_names=("Qwen2ForCausalLM",),
+    classes={"Qwen2ForCausalLM": {"num_key_value_heads": 32, "max_position_embeddings": 32768}},
     biases=lambda _config: Biases(qkv=True),
     free_head_dim=False,
 )

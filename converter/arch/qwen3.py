@@ -17,9 +17,8 @@ def biases(config: ConfigJson) -> Biases:
 
 ARCHITECTURE = Architecture(
     graph=MODEL_ARCH.QWEN3,
-    hf_names=("Qwen3ForCausalLM",),
+    classes={"Qwen3ForCausalLM": {"num_key_value_heads": 32, "max_position_embeddings": 32768, "head_dim": 128}},
     biases=biases,
     honours_scales=True,
     qk_norms=True,
-    default_head_dim=128,
 )

@@ -18,6 +18,7 @@ SUB = 16  # values that share an 8-bit scale
 LOW, HIGH, SCALES, D = slice(0, 128), slice(128, 192), slice(192, 208), slice(208, 210)
 # The code that the largest value is tried at; beyond 32 it is cut off, in favour of the others.
 LARGEST_CODES = np.arange(27, 34, 0.5, dtype=np.float32)
+SHIFTS = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
 SMALLEST = np.float32(2.0**-24)  # fp16's smallest value; where no value exceeds it, every code is 0
 
 
@@ -36,7 +37,7 @@ class Q6K(FloatCodec):
             d = _block_scales(wanted)
         if not np.isfinite(d).all():
             raise TensorError(
-                f"a value is {np.abs(values).max():g}, but q6_k ends near 2.6e8: store this tensor as bf16 or f32"
+                f"a value is {np.abs(values).max():g}, but q6_k ends near 2.3e8: store this tensor as f32"
             )
         steps = d.astype(np.float32)[:, None]
         scales = np.clip(np.rint(_quotient(wanted, steps)), -128, 127)
@@ -44,7 +45,7 @@ class Q6K(FloatCodec):
         stored = np.empty((len(d), self.block_bytes), np.uint8)
         stored[:, LOW], stored[:, HIGH] = _packed(digits.astype(np.uint8).T.reshape(len(d), 2, 4, 32))
         stored[:, SCALES] = scales.astype(np.int8).view(np.uint8)
-        stored[:, D] = d[:, None].view(np.uint8)
+        stored[:, D] = d.astype("<f2")[:, None].view(np.uint8)
         return stored.reshape(len(values), -1)
 
     def decode(self, stored: ByteArray) -> Float32Array:
@@ -60,7 +61,8 @@ def _best_scales(columns: Float32Array) -> Float32Array:
     peaks = np.take_along_axis(columns, np.abs(columns).argmax(axis=0)[None], axis=0)[0]
     # -32 is a code and 32 isn't: the largest value takes the negative side.
     inverse = _quotient(np.float32(-1), np.where(np.abs(peaks) < SMALLEST, np.float32(0), peaks))
-    scales, gains = np.zeros_like(peaks), np.zeros_like(peaks)
+    scales: Float32Array = np.zeros_like(peaks)
+    gains: Float32Array = np.zeros_like(peaks)
     for largest_code in LARGEST_CODES:
         codes = np.rint(columns * (inverse * largest_code))
         np.clip(codes, -32, 31, out=codes)
@@ -78,8 +80,8 @@ def _block_scales(scales: Float32Array) -> npt.NDArray[np.float16]:
     Rounded so, no 8-bit scale is cut off, and d is 0 in blocks of zeros only.
     """
     exact = np.take_along_axis(scales, np.abs(scales).argmax(axis=1)[:, None], axis=1)[:, 0] / np.float32(-128)
-    nearest = exact.astype("<f2")
-    away = np.nextafter(nearest, np.copysign(np.float16(np.inf), nearest))
+    nearest: npt.NDArray[np.float16] = exact.astype(np.float16)
+    away: npt.NDArray[np.float16] = np.nextafter(nearest, np.copysign(np.float16(np.inf), nearest))
     return np.where(np.abs(nearest.astype(np.float32)) < np.abs(exact), away, nearest)
 
 
@@ -90,9 +92,9 @@ def _quotient(dividends: Float32Array | np.float32, divisors: Float32Array) -> F
 
 def _packed(digits: ByteArray) -> tuple[ByteArray, ByteArray]:
     """Return the bytes of the low nibbles and of the upper bits, from codes + 32, (n_blocks, halves, quarters, 32)."""
-    low, high = digits & 15, digits >> 4
-    nibbles = low[:, :, :2] | low[:, :, 2:] << 4
-    pairs = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
+    low, high = digits & np.uint8(15), digits >> np.uint8(4)
+    nibbles = low[:, :, :2] | low[:, :, 2:] << np.uint8(4)
+    pairs = np.bitwise_or.reduce(high << SHIFTS, axis=2)
     return nibbles.reshape(len(digits), -1), pairs.reshape(len(digits), -1)
 
 

@@ -25,7 +25,7 @@ class Q80(FloatCodec):
         blocks = values.reshape(-1, self.block)
         largest = np.abs(blocks).max(axis=1, keepdims=True)
         if not (largest / 127 < LARGEST_SCALE).all():
-            raise TensorError(f"a value is {largest.max():g}, but q8_0 ends at 8.32e6: store this tensor as bf16 or f32")
+            raise TensorError(f"a value is {largest.max():g}, but q8_0 ends at 8.32e6: store this tensor as f32")
         if (largest < SMALLEST).any():
             values = np.where(largest < SMALLEST, np.float32(0), blocks).reshape(values.shape)
         return quants.quantize(values, self.ggml_type)

@@ -98,14 +98,19 @@ def unknown_architecture(folder: Path) -> None:
     edit_config(folder, architectures=["GPT2LMHeadModel"])
 
 
-@attack("quantization_config .bitnet.: this version reads plain float checkpoints only")
-def packed_checkpoint(folder: Path) -> None:
+@attack("the weights are neither packed nor ternary floats")
+def bitnet_config_over_ordinary_floats(folder: Path) -> None:
     edit_config(folder, quantization_config={"quant_method": "bitnet"})
 
 
-@attack("rope scaling 'longrope' isn't known here")
+@attack("quantization_config .gptq. that isn't known here")
+def unknown_quantization(folder: Path) -> None:
+    edit_config(folder, quantization_config={"quant_method": "gptq"})
+
+
+@attack("rope scaling 'dynamic' isn't known here")
 def unknown_rope(folder: Path) -> None:
-    edit_config(folder, rope_scaling={"rope_type": "longrope", "factor": 2.0})
+    edit_config(folder, rope_scaling={"rope_type": "dynamic", "factor": 2.0})
 
 
 @attack("linear rope scaling needs the number factor")

@@ -27,6 +27,16 @@ def library() -> ctypes.CDLL:
     return ggml
 
 
+def type_facts(kind: GGMLQuantizationType) -> tuple[str, int, int]:
+    """Return a tensor type's name in lower case, its block and the bytes of one, as ggml has them."""
+    ggml = library()
+    ggml.ggml_type_name.restype = ctypes.c_char_p
+    ggml.ggml_blck_size.restype = ctypes.c_int64
+    ggml.ggml_type_size.restype = ctypes.c_size_t
+    name = ggml.ggml_type_name(kind.value).decode().lower()
+    return name, ggml.ggml_blck_size(kind.value), ggml.ggml_type_size(kind.value)
+
+
 def quantize(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     """Quantize float32 rows with ggml; return bytes, shape (n_rows, row bytes)."""
     n_rows, n_columns = values.shape

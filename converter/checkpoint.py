@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tritgguf.converter.errors import SourceError, UnsupportedError
-from tritgguf.converter.sources import safetensors_floats
+from tritgguf.converter import safetensors_files
+from tritgguf.converter.errors import SourceError
+from tritgguf.converter.source import read_source
 from tritgguf.converter.tensors import SourceTensor
 
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin", "consolidated.00.pth")
@@ -17,28 +18,23 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin", "co
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model folder; `tensors` is None where the folder holds no weights and can only be planned."""
+    """A model folder and how its weights lie; without weights (`tensors` None) it can only be planned."""
 
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, SourceTensor] | None
+    source: str | None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a Hugging Face folder; raise SourceError or UnsupportedError where it isn't one that can be read."""
     _require_folder(path)
     config = _read_config(path)
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise UnsupportedError(
-            f"config.json has a quantization_config ({method}): this version reads plain float checkpoints only, "
-            "because reading such weights as plain floats would give a wrong model; give the unquantized checkpoint"
-        )
-    if safetensors_floats.matches(path):
-        return Checkpoint(path, config, safetensors_floats.read_tensors(path))
+    if safetensors_files.matches(path):
+        source, tensors = read_source(config, safetensors_files.read_tensors(path))
+        return Checkpoint(path, config, tensors, source)
     _refuse_other_weights(path)
-    return Checkpoint(path, config, None)
+    return Checkpoint(path, config, None, None)
 
 
 def _require_folder(path: Path) -> None:
@@ -86,6 +82,6 @@ def _refuse_other_weights(folder: Path) -> None:
     strays = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth", ".gguf"))
     if strays:
         raise SourceError(
-            f"{folder} holds {strays[0]}, but neither {safetensors_floats.SINGLE} nor {safetensors_floats.INDEX}: "
+            f"{folder} holds {strays[0]}, but neither {safetensors_files.SINGLE} nor {safetensors_files.INDEX}: "
             "fetch the index, or rename a single file"
         )

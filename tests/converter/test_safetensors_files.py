@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 
 from tests.checkpoints import build
 from tritgguf.converter import SourceError, TensorError
-from tritgguf.converter.sources.checkpoint import open_checkpoint
-from tritgguf.converter.sources.safetensors_floats import read_file
+from tritgguf.converter.checkpoint import open_checkpoint
+from tritgguf.converter.safetensors_files import read_file
 
 
 def test_values_equal_the_library_s(tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+"""MiniCPM (BitCPM): Llama with scaled embeddings, residuals and logits."""
+
+import math
+
+from gguf import MODEL_ARCH, Keys
+
+from tritgguf.converter.architecture import Architecture
+from tritgguf.converter.errors import SourceError
+from tritgguf.converter.metadata import Metadata, float32
+from tritgguf.converter.model_config import DecoderConfig
+
+
+def scales(config: DecoderConfig) -> Metadata:
+    """Return the three scales; the rules are those of the model's own code."""
+
+    def number(key: str) -> float:
+        value = config.raw.get(key)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+            raise SourceError(f"config.json: {key} must be a positive number, found {value!r}")
+        return float(value)
+
+    return {
+        Keys.LLM.EMBEDDING_SCALE.format(arch="minicpm"): float32(number("scale_emb")),
+        Keys.LLM.RESIDUAL_SCALE.format(arch="minicpm"): float32(number("scale_depth") / math.sqrt(config.n_layers)),
+        Keys.LLM.LOGIT_SCALE.format(arch="minicpm"): float32(config.hidden_size / number("dim_model_base")),
+    }
+
+
+ARCHITECTURE = Architecture(
+    graph=MODEL_ARCH.MINICPM,
+    classes={"MiniCPMForCausalLM": {"tie_word_embeddings": True}},
+    extra_metadata=scales,
+    permutes_qk=True,
+    reads_rope_divisors=True,
+)

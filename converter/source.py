@@ -1,0 +1,60 @@
+"""What a source is: one way in which a checkpoint's safetensors hold the weights of a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tritgguf.converter.errors import SourceError, UnsupportedError
+from tritgguf.converter.model_config import ConfigJson
+from tritgguf.converter.registry import offered
+from tritgguf.converter.safetensors_files import SafetensorsTensor
+from tritgguf.converter.tensors import SourceTensor
+
+StoredTensors = Mapping[str, SafetensorsTensor]
+LINEAR = re.compile(r"\.(q|k|v|o|gate|up|down)_proj\.weight$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A packing: `recognizes` tells from config.json and the stored tensors whether it is this one.
+
+    `read` gives the tensors; it raises SourceError or UnsupportedError where the checkpoint contradicts itself or
+    can't be computed exactly.
+    """
+
+    name: str
+    recognizes: Callable[[ConfigJson, StoredTensors], bool]
+    read: Callable[[ConfigJson, StoredTensors], dict[str, SourceTensor]]
+
+
+def sources() -> dict[str, Source]:
+    """Return every source by its name."""
+    return {source.name: source for source in offered("tritgguf.converter.sources", "SOURCE", Source)}
+
+
+def read_source(config: ConfigJson, stored: StoredTensors) -> tuple[str, dict[str, SourceTensor]]:
+    """Return the name of the one source that recognizes the checkpoint, and its tensors."""
+    found = [source for source in sources().values() if source.recognizes(config, stored)]
+    if len(found) > 1:
+        raise SourceError(
+            f"the checkpoint looks like {' and like '.join(source.name for source in found)}: it is damaged"
+        )
+    if not found:
+        method = quantization(config).get("quant_method")
+        raise UnsupportedError(
+            f"config.json has a quantization_config ({method}) that isn't known here, and reading such weights as "
+            f"plain floats would give a wrong model; known are {', '.join(sources())}"
+        )
+    return found[0].name, found[0].read(config, stored)
+
+
+def quantization(config: ConfigJson) -> ConfigJson:
+    """Return config.json's quantization_config, empty where there is none."""
+    found = config.get("quantization_config")
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise SourceError(f"config.json: quantization_config must be an object, found {found!r}")
+    return found

@@ -1,0 +1,110 @@
+"""Base-3 packing: four neighbouring columns' trits as the digits of one byte, and a scale per group of columns.
+
+`X.weight` is U8 (rows, columns / 4): byte = v0 + 3·v1 + 9·v2 + 27·v3 with v = trit + 1. `X.weight.scales` is F32
+(rows, columns / group): weight = trit · scale. The columns may be padded up to the group. The 14B seed packs its
+embeddings and output layer the same way; a newer variant says so in config.json (quant_method bitnet_158, packing
+base3_columns).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tritgguf.converter.errors import SourceError, TensorError
+from tritgguf.converter.model_config import ConfigJson
+from tritgguf.converter.safetensors_files import SafetensorsTensor
+from tritgguf.converter.source import Source, StoredTensors, quantization
+from tritgguf.converter.tensors import CodedRows, CodedTensor, Float32Array, RowIndices, SourceTensor
+
+SCALES = ".scales"
+METHOD, PACKING = "bitnet_158", "base3_columns"
+POWERS = np.array([1, 3, 9, 27], np.uint8)
+DIGITS = (np.arange(81, dtype=np.uint8)[:, None] // POWERS % 3).astype(np.int8) - 1  # (byte, place) → trit
+
+
+@dataclass(frozen=True)
+class Base3Tensor(CodedTensor):
+    """One packed tensor; `stored_group` columns share a scale on disk, `n_columns` is a row without its padding."""
+
+    packed: SafetensorsTensor
+    stored_scales: Float32Array
+    stored_group: int
+    n_columns: int
+    dtype: str = "base-3 packing"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.packed.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.packed.shape[0], self.n_columns)
+
+    @property
+    def group(self) -> int:  # type: ignore[override]
+        return math.gcd(self.stored_group, self.n_columns)
+
+    def fitted(self, shape: tuple[int, ...]) -> SourceTensor | None:
+        """Return the tensor without its padding, if `shape` is what padding made this shape of."""
+        rows, columns = shape
+        padding = self.n_columns - columns
+        return replace(self, n_columns=columns) if rows == self.shape[0] and 0 <= padding < self.stored_group else None
+
+    def scales(self) -> Float32Array:
+        return self._scales(slice(None))
+
+    def _scales(self, rows: slice | RowIndices) -> Float32Array:
+        repeated = np.repeat(self.stored_scales[rows], self.stored_group // self.group, axis=1)
+        return repeated[:, : self.n_columns // self.group]
+
+    def read_codes(self, rows: slice | RowIndices) -> CodedRows:
+        stored = self.packed.data.reshape(self.packed.shape)[rows]
+        if (stored > 80).any():
+            raise TensorError(
+                f"{self.name} holds the byte {stored.max()}; expected at most 80: the checkpoint is damaged"
+            )
+        codes = DIGITS[stored].reshape(len(stored), -1)[:, : self.n_columns]
+        return CodedRows(np.ascontiguousarray(codes), self._scales(rows), self.group)
+
+
+def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
+    """Whether a packed weight has scales beside it: the published 14B file has no other sign."""
+    return any(tensor.dtype == "U8" and name + SCALES in stored for name, tensor in stored.items())
+
+
+def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
+    """Return the tensors, packed ones as codes."""
+    said = quantization(config)
+    if said and (said.get("quant_method"), said.get("packing", PACKING)) != (METHOD, PACKING):
+        raise SourceError(
+            f"config.json says quant_method {said.get('quant_method')} and packing {said.get('packing')}, but the "
+            f"weights look base-3 packed; expected {METHOD} and {PACKING}"
+        )
+    tensors: dict[str, SourceTensor] = {}
+    for name, tensor in stored.items():
+        if tensor.dtype == "U8":
+            tensors[name] = _packed_tensor(tensor, stored, said.get("group_size"))
+        elif not (name.endswith(SCALES) and name.removesuffix(SCALES) in stored):
+            tensors[name] = tensor
+    return tensors
+
+
+def _packed_tensor(tensor: SafetensorsTensor, stored: StoredTensors, said_group: object) -> Base3Tensor:
+    name = tensor.name
+    if name + SCALES not in stored:
+        raise SourceError(f"{name} is packed, but the checkpoint has no {name}{SCALES}: fetch it again")
+    scales = stored[name + SCALES].read(slice(None))
+    if len(tensor.shape) != 2 or len(scales) != tensor.shape[0] or 4 * tensor.shape[1] % scales.shape[1]:
+        raise SourceError(f"{name} of packed shape {tensor.shape} doesn't fit its scales of shape {scales.shape}")
+    if (scales < 0).any():
+        raise TensorError(f"{name}{SCALES} holds {scales.min():g}; expected scales of zero or more")
+    group = 4 * tensor.shape[1] // scales.shape[1]
+    if said_group not in (None, group):
+        raise SourceError(f"config.json says group_size {said_group}, but {name} has one scale per {group} columns")
+    return Base3Tensor(tensor, scales, group, 4 * tensor.shape[1])
+
+
+SOURCE = Source("base-3 packing", recognizes, read)

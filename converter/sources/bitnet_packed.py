@@ -1,0 +1,105 @@
+"""Hugging Face bitnet packing (BitNet 2B-4T, Falcon3-1.58bit): four rows' trits in one byte, and a scale beside.
+
+`X.weight` is U8 (rows / 4, columns): with P = rows / 4, bits 2i and 2i+1 of byte (r, c) hold trit + 1 of row r + i·P.
+`X.weight_scale` has one value, or one per row. Which way it works depends on the class that the model computes with:
+`autobitlinear` multiplies by it, `bitlinear`, which is also what nothing said means, divides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
+from tritgguf.converter.model_config import ConfigJson
+from tritgguf.converter.safetensors_files import SafetensorsTensor
+from tritgguf.converter.source import Source, StoredTensors, quantization
+from tritgguf.converter.tensors import CodedRows, CodedTensor, Float32Array, RowIndices, SourceTensor
+
+SCALE = "_scale"
+
+
+@dataclass(frozen=True)
+class BitnetTensor(CodedTensor):
+    """One packed tensor; `row_scales` is what a trit of each row is worth, float32 (n_rows, 1)."""
+
+    packed: SafetensorsTensor
+    row_scales: Float32Array
+    dtype: str = "bitnet packing"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.packed.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (4 * self.packed.shape[0], self.packed.shape[1])
+
+    @property
+    def group(self) -> int:  # type: ignore[override]
+        return self.packed.shape[1]
+
+    def scales(self) -> Float32Array:
+        return self.row_scales
+
+    def read_codes(self, rows: slice | RowIndices) -> CodedRows:
+        n_packed, n_columns = self.packed.shape
+        wanted = np.arange(4 * n_packed)[rows] if isinstance(rows, slice) else rows
+        stored = self.packed.data.reshape(n_packed, n_columns)[wanted % n_packed]
+        digits = stored >> (2 * (wanted // n_packed)).astype(np.uint8)[:, None] & 3
+        if (digits == 3).any():
+            raise TensorError(f"{self.name} holds the code 3, which stands for no trit: the checkpoint is damaged")
+        return CodedRows((digits - np.uint8(1)).view(np.int8), self.row_scales[wanted], n_columns)
+
+
+def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
+    """Whether a packed weight has a weight_scale beside it."""
+    return any(tensor.dtype == "U8" and name + SCALE in stored for name, tensor in stored.items())
+
+
+def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
+    """Return the tensors, packed ones as codes."""
+    quantized = quantization(config)
+    if quantized.get("use_rms_norm"):
+        raise UnsupportedError(
+            "config.json: quantization_config.use_rms_norm puts a norm inside every linear layer, which no graph of "
+            "llama.cpp computes"
+        )
+    multiplies = _multiplies(quantized.get("linear_class"))
+    tensors: dict[str, SourceTensor] = {}
+    for name, tensor in stored.items():
+        if tensor.dtype == "U8":
+            if name + SCALE not in stored:
+                raise SourceError(f"{name} is packed, but the checkpoint has no {name}{SCALE}: fetch it again")
+            tensors[name] = BitnetTensor(tensor, _row_scales(stored[name + SCALE], tensor, multiplies))
+        elif not (name.endswith(SCALE) and name.removesuffix(SCALE) in stored):
+            tensors[name] = tensor
+    return tensors
+
+
+def _multiplies(linear_class: object) -> bool:
+    if linear_class in (None, "bitlinear"):
+        return False
+    if linear_class == "autobitlinear":
+        return True
+    raise UnsupportedError(
+        f"config.json: quantization_config.linear_class is {linear_class!r}, and nothing says whether it multiplies "
+        "by the scale or divides; expected autobitlinear or bitlinear"
+    )
+
+
+def _row_scales(scale: SafetensorsTensor, packed: SafetensorsTensor, multiplies: bool) -> Float32Array:
+    if len(packed.shape) != 2:
+        raise SourceError(f"{packed.name} has the shape {packed.shape}; expected packed rows and columns")
+    n_rows = 4 * packed.shape[0]
+    values = scale.read(slice(None)).reshape(-1)
+    if len(values) not in (1, n_rows):
+        raise SourceError(f"{scale.name} has {len(values)} values; expected one, or one for each of {n_rows} rows")
+    if (values <= 0).any():
+        raise TensorError(f"{scale.name} holds {values.min():g}; expected scales above zero")
+    worth = values if multiplies else np.float32(1) / values
+    return np.broadcast_to(worth[:, None], (n_rows, 1)).astype(np.float32)
+
+
+SOURCE = Source("bitnet packing", recognizes, read)

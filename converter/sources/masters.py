@@ -1,0 +1,83 @@
+"""BitNet masters: floats that the model makes ternary each time it computes.
+
+trit = clip(round(w / s), -1, 1), weight = trit * s, with s = mean|w| over the whole tensor in float32, at least 1e-5:
+the rule of transformers' `WeightQuant` (quantization_mode online) and of 1bitLLM's models, whose config.json has no
+quantization_config.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from tritgguf.converter.model_config import ConfigJson
+from tritgguf.converter.source import LINEAR, Source, StoredTensors, quantization
+from tritgguf.converter.tensors import (
+    CodedRows,
+    CodedTensor,
+    Float32Array,
+    RowIndices,
+    SourceTensor,
+    row_chunks,
+)
+
+LEAST_SCALE = np.float32(1e-5)
+
+
+@dataclass(frozen=True)
+class MasterTensor(CodedTensor):
+    """A float tensor as its model computes with it: ternary, with one scale."""
+
+    master: SourceTensor
+    dtype: str = "bitnet master"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.master.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.master.shape
+
+    @property
+    def group(self) -> int:  # type: ignore[override]
+        return self.master.shape[-1]
+
+    @cached_property
+    def inverse_scale(self) -> np.float32:
+        """1 / s, as the reference computes it; the sum is taken in float64, chunk by chunk."""
+        total = sum(float(np.abs(self.master.read(rows)).sum(dtype=np.float64)) for rows in row_chunks(self.shape))
+        mean = np.float32(total / np.prod(self.shape, dtype=np.float64))
+        return np.float32(1 / np.maximum(mean, LEAST_SCALE))
+
+    def scales(self) -> Float32Array:
+        return np.full((self.shape[0], 1), np.float32(1) / self.inverse_scale, np.float32)
+
+    def read_codes(self, rows: slice | RowIndices) -> CodedRows:
+        values = self.master.read(rows)
+        codes = np.clip(np.rint(values * self.inverse_scale), -1, 1).astype(np.int8)
+        return CodedRows(codes, np.full((len(values), 1), np.float32(1) / self.inverse_scale, np.float32), self.group)
+
+
+def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
+    """Whether config.json says online quantization, or the class is 1bitLLM's, whose config.json says nothing."""
+    if any(tensor.dtype == "U8" for tensor in stored.values()):
+        return False
+    quantized = quantization(config)
+    if quantized:
+        return quantized.get("quant_method") == "bitnet" and quantized.get("quantization_mode") == "online"
+    return "BitnetForCausalLM" in (config.get("architectures") or [])
+
+
+def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
+    """Return the tensors, the linear ones as masters; those in modules_to_not_convert are plain floats."""
+    kept = quantization(config).get("modules_to_not_convert") or []
+    return {
+        name: MasterTensor(tensor) if LINEAR.search(name) and not any(part in name for part in kept) else tensor
+        for name, tensor in stored.items()
+    }
+
+
+SOURCE = Source("bitnet masters", recognizes, read)

@@ -1,0 +1,32 @@
+"""Plain floats: every tensor is what the model computes with, be it ternary already (TriLM, Bonsai, BitCPM) or not."""
+
+from __future__ import annotations
+
+from tritgguf.converter.errors import UnsupportedError
+from tritgguf.converter.grids import find_grid
+from tritgguf.converter.model_config import ConfigJson
+from tritgguf.converter.source import LINEAR, Source, StoredTensors, quantization
+from tritgguf.converter.sources import base3, bitnet_packed, masters
+from tritgguf.converter.tensors import SourceTensor
+
+
+def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
+    """Whether nothing says that the floats aren't the weights."""
+    if any(other.recognizes(config, stored) for other in (base3.SOURCE, bitnet_packed.SOURCE, masters.SOURCE)):
+        return False
+    return quantization(config).get("quant_method") in (None, "bitnet")
+
+
+def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
+    """Return the tensors; floats under a bitnet config must be ternary, as Falcon-E's bfloat16 are."""
+    if quantization(config):
+        first = next((tensor for name, tensor in stored.items() if LINEAR.search(name)), None)
+        if first is None or find_grid(first) is None:
+            raise UnsupportedError(
+                "config.json says quant_method bitnet, but the weights are neither packed nor ternary floats, and "
+                "nothing says how to make them so (quantization_mode online would)"
+            )
+    return dict(stored)
+
+
+SOURCE = Source("plain floats", recognizes, read)
