@@ -32,6 +32,7 @@ def member(kind: type[Member], name: str, value: int) -> Member:
     kind._member_names_.append(name)
     kind._member_map_[name] = added
     kind._value2member_map_[value] = added
+    getattr(kind, "_hashable_values_", []).append(value)  # from Python 3.13 on: what `value in kind` looks at
     return added
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -12,17 +12,14 @@ from typing import TypedDict
 from gguf import GGML_QUANT_VERSION, Keys
 from typing_extensions import Unpack
 
-from tritgguf.converter.architecture import architecture_for, context_length
-from tritgguf.converter.checkpoint import open_checkpoint
 from tritgguf.converter.errors import SourceError
-from tritgguf.converter.metadata import Metadata, string, uint32
-from tritgguf.converter.model_config import DecoderConfig
+from tritgguf.converter.hf_model import open_hf_model
+from tritgguf.converter.metadata import Metadata, uint32
+from tritgguf.converter.model import Model
 from tritgguf.converter.parallel import n_threads
-from tritgguf.converter.plan import FilePlan, TensorPlan, match_tensors, with_metadata
-from tritgguf.converter.rope import trained_length
+from tritgguf.converter.plan import FilePlan, TensorPlan, with_metadata
 from tritgguf.converter.survey import ProgressStep, Request, survey
-from tritgguf.converter.tensors import SourceTensor
-from tritgguf.converter.tokenizer import SourceTokenizer, check_token_ids, has_tokenizer, read_tokenizer
+from tritgguf.converter.tokenizer import check_token_ids
 from tritgguf.converter.writer import header_bytes, require_writable, whole_file, write_tensors
 
 Progress = Callable[[str, int, int], None]
@@ -48,13 +45,6 @@ class Conversion:
     strings_checked: int
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    tensors: Mapping[str, SourceTensor] | None
-    tokenizer: SourceTokenizer | None
-    plan: FilePlan
-
-
 def plan(
     model: str | os.PathLike[str],
     type: str = "auto",
@@ -68,7 +58,7 @@ def plan(
 
     A folder with config.json alone can be planned too: then `exact` is unknown and a missing tokenizer isn't counted.
     """
-    return _prepare(Path(model), Request.named(type, method, **choices), threads, progress).plan
+    return make_plan(open_model(Path(model)), Request.named(type, method, **choices), threads, progress)
 
 
 def convert(
@@ -100,22 +90,23 @@ def convert(
     target = Path(out)
     require_writable(target, force)
     request = Request.named(type, method, **choices)
-    prepared = _prepare(Path(model), request, threads, progress)
-    if prepared.tensors is None:
+    opened = open_model(Path(model))
+    if opened.tensors is None:
         raise SourceError(
             f"{model} holds no weights (model.safetensors or its index); it can only be planned: --dry-run"
         )
+    file_plan = make_plan(opened, request, threads, progress)
     if planned:
-        planned(prepared.plan)
+        planned(file_plan)
     strings_checked = 0
-    with whole_file(target, prepared.plan.file_bytes) as (partial, file):
-        file.write(prepared.plan.header)
+    with whole_file(target, file_plan.file_bytes) as (partial, file):
+        file.write(file_plan.header)
         file.flush()
-        if check and prepared.tokenizer is not None:
-            strings_checked = check_token_ids(prepared.tokenizer, partial)
-        report = _reporter(progress, "writing", sum(tensor.n_bytes for tensor in prepared.plan.tensors))
-        write_tensors(file, prepared.plan, prepared.tensors, request.method, n_threads(threads), report)
-    return Conversion(target, prepared.plan, time.monotonic() - started, strings_checked)
+        if check and opened.tokenizer is not None:
+            strings_checked = check_token_ids(opened.tokenizer, partial)
+        report = _reporter(progress, "writing", sum(tensor.n_bytes for tensor in file_plan.tensors))
+        write_tensors(file, file_plan, opened.tensors, request.method, n_threads(threads), report)
+    return Conversion(target, file_plan, time.monotonic() - started, strings_checked)
 
 
 def _reporter(progress: Progress | None, stage: str, total: int) -> ProgressStep:
@@ -131,62 +122,31 @@ def _reporter(progress: Progress | None, stage: str, total: int) -> ProgressStep
     return report
 
 
-def _prepare(model: Path, request: Request, threads: int | None, progress: Progress | None) -> _Prepared:
-    checkpoint = open_checkpoint(model)
-    architecture = architecture_for(checkpoint.config)
-    config = architecture.read_config(checkpoint.config)
-    specs = architecture.tensors(config)
-    notes = _context_notes(config)
-    tokenizer = None
-    if checkpoint.tensors is not None or has_tokenizer(model):
-        tokenizer = read_tokenizer(model, n_vocab=config.vocab_size, config=checkpoint.config)
-        notes += tokenizer.notes
-    else:
-        notes.append("no tokenizer here: its bytes aren't counted")
-    stored: Mapping[str, SourceTensor] | None = None
-    if checkpoint.tensors is None:
-        notes.append("no weights here: which tensors the type holds exactly isn't known")
-    else:
-        stored, left_out = match_tensors(specs, checkpoint.tensors, config)
-        notes += left_out
-    tensors = survey(
-        specs,
-        stored,
-        request,
-        n_threads(threads),
-        _reporter(progress, "reading", len(specs)),
-        scale_tensors=architecture.honours_scales,
-    )
-    notes += _quality_notes(tensors)
-    metadata = with_metadata(
-        architecture.metadata(config), _general_metadata(model, tensors), tokenizer.metadata if tokenizer else {}
-    )
-    return _Prepared(stored, tokenizer, FilePlan(header_bytes(metadata, tensors), tensors, tuple(notes)))
+def open_model(path: Path) -> Model:
+    """Open a Hugging Face folder or a GGUF file; raise TritggufError where it can't be converted."""
+    return open_hf_model(path)
 
 
-def _general_metadata(model: Path, tensors: tuple[TensorPlan, ...]) -> Metadata:
-    """Return the general keys; the file's type is that of most of its linear weights."""
+def make_plan(model: Model, request: Request, threads: int | None, progress: Progress | None) -> FilePlan:
+    """Choose a type for every tensor and lay the file out."""
+    report = _reporter(progress, "reading", len(model.specs))
+    tensors = survey(model.specs, model.tensors, request, n_threads(threads), report, scale_tensors=model.scale_tensors)
+    metadata = with_metadata(model.metadata, _type_metadata(tensors))
+    notes = (*model.notes, *_quality_notes(tensors))
+    return FilePlan(header_bytes(metadata, tensors), tensors, notes)
+
+
+def _type_metadata(tensors: tuple[TensorPlan, ...]) -> Metadata:
+    """Return the keys that follow from the types: the file's type is that of most of its linear weights."""
     sizes: dict[int, int] = {}
     for tensor in tensors:
         if tensor.spec.role == "linear":
             file_type = int(tensor.codec.file_type)
             sizes[file_type] = sizes.get(file_type, 0) + tensor.n_bytes
     return {
-        Keys.General.TYPE: string("model"),
-        Keys.General.NAME: string(model.resolve().name),
         Keys.General.FILE_TYPE: uint32(max(sizes, key=lambda file_type: sizes[file_type])),
         Keys.General.QUANTIZATION_VERSION: uint32(GGML_QUANT_VERSION),
     }
-
-
-def _context_notes(config: DecoderConfig) -> list[str]:
-    length, trained = context_length(config), trained_length(config)
-    if length == trained:
-        return []
-    return [
-        f"context length {length} instead of {trained}: the model's sliding window is {length} tokens, "
-        "beyond which llama.cpp's graph would attend to more than the model was trained to"
-    ]
 
 
 def _quality_notes(tensors: tuple[TensorPlan, ...]) -> list[str]:

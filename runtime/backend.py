@@ -49,12 +49,12 @@ _log_callback = native.llama_log_callback(lambda level, text, _user_data: _log.w
 native.llama_log_set(_log_callback, ctypes.c_void_p(0))
 native.llama_backend_init()
 _NO_ABORT_CALLBACK = native.ggml_abort_callback()
-# Lists that end with an empty element: without devices large batches stay on the CPU too, n_gpu_layers alone doesn't do it.
+# Two lists, each ended by an empty element. Only without devices do large batches stay on the CPU, whatever n_gpu_layers.
 _NO_DEVICES = (ctypes.c_void_p * 1)()
 _STOCK_ARCHITECTURE = (native.llama_model_kv_override * 2)()
-_STOCK_ARCHITECTURE[0].tag = native.LLAMA_KV_OVERRIDE_TYPE_STR
-_STOCK_ARCHITECTURE[0].key = b"general.architecture"
-_STOCK_ARCHITECTURE[0].value.val_str = relu2.STOCK_ARCHITECTURE.encode()
+_override: Any = _STOCK_ARCHITECTURE[0]
+_override.tag, _override.key = native.LLAMA_KV_OVERRIDE_TYPE_STR, b"general.architecture"
+_override.value.val_str = relu2.STOCK_ARCHITECTURE.encode()
 
 
 def _die_in_one_line(message: bytes | None) -> None:
@@ -234,9 +234,7 @@ class Context:
     3e-3 of the logits' norm.
     """
 
-    def __init__(
-        self, model: Model, *, n_ctx: int, n_threads: int, n_batch: int, f32_attention: bool = False
-    ) -> None:
+    def __init__(self, model: Model, *, n_ctx: int, n_threads: int, n_batch: int, f32_attention: bool = False) -> None:
         self.handle: Any = None
         self.n_batch = min(n_batch, n_ctx)
         self._n_vocab = model.vocab.n_tokens

@@ -115,64 +115,63 @@ def plain_callback(state: State) -> Callback:
     return callback
 
 
-def compiled_callback() -> Any:
-    """The same callback as machine code, numba's CFunc; ImportError without numba."""
+def compiled_callback() -> tuple[int, object]:
+    """(address of the same callback as machine code, what keeps it alive); ImportError without numba."""
     numba: Any = importlib.import_module("numba")
-    int32, uint8, int64 = numba.types.int32, numba.types.uint8, numba.types.int64
-
-    def pointer_to(_context: Any, address: Any) -> Any:
-        def generate(_target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return builder.inttoptr(arguments[0], _target.get_value_type(signature.return_type))
-
-        return numba.types.voidptr(address), generate
-
-    pointer = numba.extending.intrinsic(pointer_to)
+    types, floats, integers = numba.types, np.float32, np.int64
+    pointer = numba.extending.intrinsic(
+        lambda _typing, address: (
+            types.voidptr(address),
+            lambda target, builder, signature, arguments: builder.inttoptr(
+                arguments[0], target.get_value_type(signature.return_type)
+            ),
+        )
+    )
     refused = numba.njit(is_refused)
 
     def callback(address: int, is_question: int, state_address: int) -> int:
-        node = numba.carray(pointer(address), N_WORDS, np.int64)
-        state = numba.carray(pointer(state_address), 4, np.int64)
+        node = numba.carray(pointer(address), N_WORDS, integers)
+        state = numba.carray(pointer(state_address), 4, integers)
         if is_question:
-            return int32(node[OP] & 0xFFFFFFFF == state[GLU_OP])
-        gate = numba.carray(pointer(node[SRC]), N_WORDS, np.int64)
-        up = numba.carray(pointer(node[SRC + 1]), N_WORDS, np.int64)
+            return 1 if node[OP] & 0xFFFFFFFF == state[GLU_OP] else 0
+        gate = numba.carray(pointer(node[SRC]), N_WORDS, integers)
+        up = numba.carray(pointer(node[SRC + 1]), N_WORDS, integers)
         if refused(node, gate, up, state[SWIGLU]):
             state[N_REFUSED] += 1
-            return int32(1)
+            return 1
         n_values = node[NE] * node[NE + 1] * node[NE + 2] * node[NE + 3]
-        gates = numba.carray(pointer(gate[DATA]), n_values, np.float32)
-        ups = numba.carray(pointer(up[DATA]), n_values, np.float32)
-        out = numba.carray(pointer(node[DATA]), n_values, np.float32)
+        gates = numba.carray(pointer(gate[DATA]), n_values, floats)
+        ups = numba.carray(pointer(up[DATA]), n_values, floats)
+        out = numba.carray(pointer(node[DATA]), n_values, floats)
         for index in range(n_values):
-            value = np.float32(0) if gates[index] < 0 else gates[index]  # NaN stays NaN, as in numpy.maximum
+            value = floats(0) if gates[index] < 0 else gates[index]  # NaN stays NaN, as in numpy.maximum
             out[index] = value * value * ups[index]
         state[N_REWRITTEN] += 1
-        return int32(1)
+        return 1
 
     # Addresses are passed as integers, the same registers. A C bool comes in a register whose other bits are
     # undefined, so one byte is read, and goes out as a whole int, whose lowest byte is the bool. Nothing is cached on
     # disk: to compile takes less than half a second.
-    return numba.cfunc(int32(int64, uint8, int64))(callback)
+    compiled = numba.cfunc(types.int32(types.int64, types.uint8, types.int64))(callback)
+    return compiled.address, compiled
 
 
 class Relu2:
-    """The evaluation callback of one context; it must live as long as the context.
+    """The evaluation callback of one context, which it must outlive: machine code where numba is installed.
 
-    `library` is ggml, `callback_type` the ctypes type of the callback; `compiled` None is where numba is installed.
+    `library` is ggml, `callback_type` the ctypes type of the callback.
     """
 
-    def __init__(self, library: Any, callback_type: Any, *, compiled: bool | None = None) -> None:
+    def __init__(self, library: ctypes.CDLL, callback_type: Callable[[int | Callback], object]) -> None:
         self.state: State = np.zeros(4, np.int64)
         self.state[[GLU_OP, SWIGLU]] = check_layout(library)
-        self._native: Any = None
-        if compiled is not False:
-            try:
-                self._native = compiled_callback()
-            except ImportError:
-                if compiled:
-                    raise
-        self.is_compiled = self._native is not None
-        self.callback: Any = callback_type(self._native.address if self._native else plain_callback(self.state))
+        self.is_compiled = True
+        try:
+            address, self._machine_code = compiled_callback()
+            self.callback = callback_type(address)
+        except ImportError:
+            self.is_compiled = False
+            self.callback = callback_type(plain_callback(self.state))
 
     @property
     def user_data(self) -> int:
@@ -212,7 +211,7 @@ def check_request(path: Path, values: Mapping[str, object], n_gpu_layers: int | 
             )
 
 
-def check_layout(library: Any) -> tuple[int, int]:
+def check_layout(library: ctypes.CDLL) -> tuple[int, int]:
     """(code of the GLU operation, of its kind SWIGLU); EngineError if ggml's structures aren't as Tensor says."""
     try:
         codes = _compare_with_own_nodes(library)
@@ -220,8 +219,8 @@ def check_layout(library: Any) -> tuple[int, int]:
         codes = None
     if codes is None:
         raise EngineError(
-            "this llama-cpp-python's tensor layout isn't the one known, with which alone this model's activation can be "
-            f"computed; install llama-cpp-python {KNOWN_VERSION}"
+            "this llama-cpp-python's tensor layout isn't the one known, and this model's activation can't be computed; "
+            f"install llama-cpp-python {KNOWN_VERSION}"
         )
     return codes
 
@@ -230,19 +229,20 @@ class _InitParams(ctypes.Structure):
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
 
 
-def _compare_with_own_nodes(library: Any) -> tuple[int, int] | None:
+def _compare_with_own_nodes(library: ctypes.CDLL) -> tuple[int, int] | None:
     """Read nodes that ggml makes through Tensor and through ggml's functions; None where the two differ."""
-    pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64
+    pointer, text, integer, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t
 
-    def function(name: str, result: Any, *arguments: Any) -> Any:
+    def function(name: str, result: type[_Simple] | None, *arguments: type) -> Callable[..., Any]:
         # A copy with types of its own: an attribute of the library is shared with all its other users.
-        return ctypes.CFUNCTYPE(result, *arguments)(ctypes.cast(getattr(library, name), pointer).value or 0)
+        address = ctypes.cast(getattr(library, name), pointer).value or 0
+        return ctypes.CFUNCTYPE(result, *arguments)(address)
 
-    if function("ggml_tensor_overhead", ctypes.c_size_t)() != ctypes.sizeof(Tensor) + _OBJECT_BYTES:
+    if function("ggml_tensor_overhead", size)() != ctypes.sizeof(Tensor) + _OBJECT_BYTES:
         return None
-    new = function("ggml_new_tensor_2d", pointer, pointer, ctypes.c_int, number, number)
+    new = function("ggml_new_tensor_2d", pointer, pointer, integer, ctypes.c_int64, ctypes.c_int64)
     described = function("ggml_op_desc", text, pointer)
-    kind = function("ggml_get_glu_op", ctypes.c_int, pointer)
+    kind = function("ggml_get_glu_op", integer, pointer)
     context = function("ggml_init", pointer, _InitParams)(_InitParams(1 << 16, None, False))
     try:
         gate, up = new(context, _F32, 5, 3), new(context, _F32, 5, 3)

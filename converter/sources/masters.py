@@ -7,6 +7,7 @@ quantization_config.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,19 +47,19 @@ class MasterTensor(CodedTensor):
         return self.master.shape[-1]
 
     @cached_property
-    def inverse_scale(self) -> np.float32:
+    def inverse_scale(self) -> float:
         """1 / s, as the reference computes it; the sum is taken in float64, chunk by chunk."""
         total = sum(float(np.abs(self.master.read(rows)).sum(dtype=np.float64)) for rows in row_chunks(self.shape))
-        mean = np.float32(total / np.prod(self.shape, dtype=np.float64))
-        return np.float32(1 / np.maximum(mean, LEAST_SCALE))
+        mean = np.float32(total / math.prod(self.shape))
+        return float(np.float32(1.0 / float(max(mean, LEAST_SCALE))))
 
     def scales(self) -> Float32Array:
-        return np.full((self.shape[0], 1), np.float32(1) / self.inverse_scale, np.float32)
+        return np.full((self.shape[0], 1), np.float32(1.0 / self.inverse_scale), np.float32)
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
         values = self.master.read(rows)
-        codes = np.clip(np.rint(values * self.inverse_scale), -1, 1).astype(np.int8)
-        return CodedRows(codes, np.full((len(values), 1), np.float32(1) / self.inverse_scale, np.float32), self.group)
+        codes = np.clip(np.rint(values * np.float32(self.inverse_scale)), -1, 1).astype(np.int8)
+        return CodedRows(codes, np.full((len(values), 1), np.float32(1.0 / self.inverse_scale), np.float32), self.group)
 
 
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:

@@ -123,8 +123,8 @@ def report(title: str, seconds: dict[str, list[float]], n_tokens: int) -> None:
         extra = statistics.median(one - other for one, other in zip(values, baseline, strict=True))
         median = statistics.median(values)
         print(
-            f"{title}, {name}: {n_tokens / median:.2f} tokens/s, {1000 * median:.1f} ms (least {1000 * min(values):.1f}), "
-            f"{ratio:.4f} of no callback, {1000 * extra:+.2f} ms"
+            f"{title}, {name}: {n_tokens / median:.2f} tokens/s, {1000 * median:.1f} ms (least {1000 * min(values):.1f})"
+            f", {ratio:.4f} of no callback, {1000 * extra:+.2f} ms"
         )
 
 

@@ -1,0 +1,60 @@
+"""Open a Hugging Face folder as a model to convert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from gguf import Keys
+
+from tritgguf.converter.architecture import architecture_for, context_length
+from tritgguf.converter.checkpoint import open_checkpoint
+from tritgguf.converter.metadata import Metadata, string
+from tritgguf.converter.model import Model
+from tritgguf.converter.model_config import DecoderConfig
+from tritgguf.converter.plan import match_tensors, with_metadata
+from tritgguf.converter.rope import trained_length
+from tritgguf.converter.tensors import SourceTensor
+from tritgguf.converter.tokenizer import has_tokenizer, read_tokenizer
+
+
+def open_hf_model(folder: Path) -> Model:
+    """Open a folder; raise SourceError, UnsupportedError or TokenizerError where it can't be converted."""
+    checkpoint = open_checkpoint(folder)
+    architecture = architecture_for(checkpoint.config)
+    config = architecture.read_config(checkpoint.config)
+    specs = architecture.tensors(config)
+    notes = _context_notes(config)
+    tokenizer = None
+    if checkpoint.tensors is not None or has_tokenizer(folder):
+        tokenizer = read_tokenizer(folder, n_vocab=config.vocab_size, config=checkpoint.config)
+        notes += tokenizer.notes
+    else:
+        notes.append("no tokenizer here: its bytes aren't counted")
+    tensors: Mapping[str, SourceTensor] | None = None
+    if checkpoint.tensors is None:
+        notes.append("no weights here: which tensors the type holds exactly isn't known")
+    else:
+        tensors, left_out = match_tensors(specs, checkpoint.tensors, config)
+        notes += left_out
+    general: Metadata = {
+        Keys.General.TYPE: string("model"),
+        Keys.General.NAME: string(folder.resolve().name),
+    }
+    metadata = with_metadata(architecture.metadata(config), general, tokenizer.metadata if tokenizer else {})
+    return Model(folder, checkpoint.source, specs, tensors, metadata, tokenizer, notes, architecture.honours_scales)
+
+
+def _context_notes(config: DecoderConfig) -> list[str]:
+    length, trained = context_length(config), trained_length(config)
+    if length < trained:
+        return [
+            f"context length {length} instead of {trained}: the model's sliding window is {length} tokens, beyond "
+            "which llama.cpp's graph would attend to more than the model was trained to"
+        ]
+    if length < config.max_positions:
+        return [
+            f"context length {length} instead of {config.max_positions}: beyond it {config.rope.kind} changes its "
+            "frequencies with the number of tokens, which a file can't express"
+        ]
+    return []
