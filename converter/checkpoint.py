@@ -44,10 +44,6 @@ def _require_folder(path: Path) -> None:
         raise SourceError(f"{path} doesn't exist; expected a Hugging Face model folder with config.json")
     with path.open("rb") as file:
         magic = file.read(4)
-    if magic == b"GGUF":
-        raise SourceError(
-            f"{path} is a GGUF file already; expected a Hugging Face model folder (try: tritgguf chat {path})"
-        )
     if path.name in PICKLES or magic[:2] == b"PK" or magic[:1] == b"\x80":
         raise SourceError(
             f"{path} is a PyTorch pickle, which can run code when loaded; expected a model folder with safetensors "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import numpy as np
-from gguf import GGMLQuantizationType, LlamaFileType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.registry import offered
@@ -30,6 +30,20 @@ class Codec(ABC):
     def row_bytes(self, n_columns: int) -> int:
         """Return the bytes of a row of `n_columns` values, which must be a multiple of the block."""
         return n_columns // self.block * self.block_bytes
+
+
+class Stored(Codec):
+    """Whatever type a tensor of a GGUF source has: its bytes are carried over."""
+
+    ternary = False
+    for_linear = False
+
+    def __init__(self, ggml_type: GGMLQuantizationType) -> None:
+        self.name, self.ggml_type = ggml_type.name.lower(), ggml_type
+        self.block, self.block_bytes = GGML_QUANT_SIZES[ggml_type]
+        names = (f"MOSTLY_{ggml_type.name}", f"ALL_{ggml_type.name}")
+        like = [kind for kind in LlamaFileType if kind.name.startswith(names)]
+        self.file_type = like[0] if like else LlamaFileType.GUESSED
 
 
 class FloatCodec(Codec):

@@ -16,6 +16,7 @@ from tritgguf.converter.codec import fp16
 from tritgguf.converter.tensors import CodedRows, CodedTensor, Float32Array, SourceTensor, row_chunks
 
 GROUPS = (16, 32, 64, 128, 256)
+FLOAT_DTYPES = ("F32", "F16", "BF16")  # a quantized source has levels of its own, which nobody trained
 BF16_ROUNDING = 2 * 1.01 * 2.0**-8  # of a quotient: half a unit in the last place of each of two bf16 values
 NEAR = 0.05  # a grid is still reported, with its strays counted, while fewer groups than this hold any
 
@@ -68,7 +69,7 @@ def find_grid(source: SourceTensor) -> Grid | None:
     evidence = _Evidence(finest, n_columns)
     for number, rows in enumerate(row_chunks(source.shape)):
         values = source.read(rows)
-        if number == 0 and (levels := _finer_levels(values, finest)):
+        if number == 0 and source.dtype in FLOAT_DTYPES and (levels := _finer_levels(values, finest)):
             return Grid(levels, finest, f"{finest} columns")
         scales, n_zeros, strays, n_bad_groups = _ternary_groups(values, finest)
         if n_bad_groups > NEAR * scales.size:

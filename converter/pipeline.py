@@ -13,6 +13,8 @@ from gguf import GGML_QUANT_VERSION, Keys
 from typing_extensions import Unpack
 
 from tritgguf.converter.errors import SourceError
+from tritgguf.converter.gguf_model import open_gguf_model
+from tritgguf.converter.gguf_tensors import is_gguf
 from tritgguf.converter.hf_model import open_hf_model
 from tritgguf.converter.metadata import Metadata, uint32
 from tritgguf.converter.model import Model
@@ -30,8 +32,8 @@ class Choices(TypedDict, total=False):
 
     target: str
     fallback: str | None
-    embedding_type: str
-    output_type: str
+    embedding_type: str | None
+    output_type: str | None
     allow_lossy: bool
 
 
@@ -74,13 +76,13 @@ def convert(
     planned: Callable[[FilePlan], None] | None = None,
     **choices: Unpack[Choices],
 ) -> Conversion:
-    """Convert a Hugging Face checkpoint folder to a GGUF file.
+    """Convert a Hugging Face checkpoint folder, or a GGUF file, to a GGUF file.
 
     `type` is the tensor type of the linear layers; "auto" takes for each the smallest that holds it exactly and
     runs well on `target` ("cpu", "cuda", "metal", "vulkan", "ollama" or "any"). `method` is how those that aren't
     ternary are made so where a ternary type was asked for ("mse" or "absmean"); tensors on a finer grid than the
     type holds stop the conversion unless `allow_lossy`. `fallback` is the type ("f16") of tensors whose rows don't
-    fit. `embedding_type` and `output_type` are F16 by default.
+    fit. `embedding_type` and `output_type` are by default F16, or what a GGUF source has.
 
     `check` runs the file's vocabulary in the runtime and compares token ids with the source's tokenizer.
     `progress` is called with a stage, what is done and what in all: tensors "reading", then bytes "writing";
@@ -124,7 +126,7 @@ def _reporter(progress: Progress | None, stage: str, total: int) -> ProgressStep
 
 def open_model(path: Path) -> Model:
     """Open a Hugging Face folder or a GGUF file; raise TritggufError where it can't be converted."""
-    return open_hf_model(path)
+    return open_gguf_model(path) if is_gguf(path) else open_hf_model(path)
 
 
 def make_plan(model: Model, request: Request, threads: int | None, progress: Progress | None) -> FilePlan:

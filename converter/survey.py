@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tritgguf.converter.architecture import TensorSpec
-from tritgguf.converter.codec import Codec, FloatCodec, TernaryCodec, codec_named, codecs
+from tritgguf.converter.codec import Codec, FloatCodec, Stored, TernaryCodec, codec_named, codecs
 from tritgguf.converter.errors import TensorError, UnsupportedError
+from tritgguf.converter.gguf_tensors import GgufTensor
 from tritgguf.converter.grids import Grid, find_grid
 from tritgguf.converter.method import Method, method_named
 from tritgguf.converter.parallel import parallel
 from tritgguf.converter.plan import TensorPlan
 from tritgguf.converter.targets import ternary_types
-from tritgguf.converter.tensors import SourceTensor, row_chunks
+from tritgguf.converter.tensors import ByteArray, Float32Array, SourceTensor, row_chunks
 
 AUTO = "auto"
 FLOATS = ("f16", "bf16", "f32")  # smallest first; the last holds every float
@@ -31,8 +32,8 @@ class Request:
     target: str
     method: Method
     fallback: Codec | None
-    embedding: Codec
-    output: Codec
+    embedding: Codec | None
+    output: Codec | None
     allow_lossy: bool
 
     @classmethod
@@ -43,8 +44,8 @@ class Request:
         *,
         target: str = "cpu",
         fallback: str | None = None,
-        embedding_type: str = "f16",
-        output_type: str = "f16",
+        embedding_type: str | None = None,
+        output_type: str | None = None,
         allow_lossy: bool = False,
     ) -> Request:
         """Look the names up; raise UnsupportedError listing what there is."""
@@ -59,8 +60,8 @@ class Request:
             target,
             method_named(method),
             codec_named(fallback) if fallback else None,
-            codec_named(embedding_type),
-            codec_named(output_type),
+            codec_named(embedding_type) if embedding_type else None,
+            codec_named(output_type) if output_type else None,
             allow_lossy,
         )
 
@@ -97,13 +98,14 @@ def choose_type(spec: TensorSpec, source: SourceTensor | None, request: Request)
     """Return one tensor's plan; `source` is None where there are no weights."""
     if spec.role == "linear":
         return _choose_linear(spec, source, request)
-    wanted = {"embedding": request.embedding, "output": request.output}.get(spec.role, codec_named("f32"))
-    reason = f"{spec.role}: {wanted.name.upper()}"
+    wanted = {"embedding": request.embedding, "output": request.output}.get(spec.role)
+    if wanted is None and isinstance(source, GgufTensor):
+        return TensorPlan(spec, Stored(source.ggml_type), f"{spec.role}: carried over as it is", exact=True)
+    codec = wanted or codec_named("f16" if spec.role in ("embedding", "output") else "f32")
+    reason = f"{spec.role}: {codec.name.upper()}"
     if source is None:
-        return TensorPlan(_fitting(spec, wanted), wanted, reason, None)
-    if isinstance(wanted, FloatCodec):
-        return _as_floats(_fitting(spec, wanted), source, wanted, reason)
-    return _as_ternary(_fitting(spec, wanted), source, wanted, find_grid(source), request)
+        return TensorPlan(_fitting(spec, codec), codec, reason, None)
+    return _as_asked(_fitting(spec, codec), source, codec, reason, request)
 
 
 def _fitting(spec: TensorSpec, codec: Codec) -> TensorSpec:
@@ -143,10 +145,21 @@ def _as_floats(spec: TensorSpec, source: SourceTensor, codec: FloatCodec, reason
         return TensorPlan(spec, codec, reason, exact=True)
     for rows in row_chunks(source.shape):
         values = source.read(rows)
-        if not np.array_equal(codec.decode(codec.encode(values)), values):
+        if not np.array_equal(codec.decode(encode(codec, values, spec.source)), values):
             reason = f"{reason}; {source.dtype} values outside {codec.name.upper()} are rounded"
             return TensorPlan(spec, codec, reason, exact=False)
     return TensorPlan(spec, codec, reason, exact=True)
+
+
+def encode(codec: FloatCodec, values: Float32Array, name: str) -> ByteArray:
+    """Encode float rows of the tensor `name`; raise TensorError naming it where a value is beyond the type's range."""
+    try:
+        stored = codec.encode(values)
+    except TensorError as error:
+        raise TensorError(f"{name}: {error}") from error
+    if codec.name == "f16" and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+        raise TensorError(f"{name} holds {np.abs(values).max():g}, which is beyond what {codec.name} can hold")
+    return stored
 
 
 def _as_ternary(
@@ -188,11 +201,9 @@ def _smallest_exact(spec: TensorSpec, source: SourceTensor | None, request: Requ
             codec = codec_named(name)
             if grid.fits(codec.block):
                 return _exact_ternary(spec, codec, grid)
-    what = (
-        "not on a grid"
-        if grid is None
-        else f"{describe(grid, source)}, which no ternary type for {request.target} holds"
-    )
+    what = "not on a grid" if grid is None else f"{describe(grid, source)}, which no ternary type here holds"
+    if isinstance(source, GgufTensor):
+        return TensorPlan(spec, Stored(source.ggml_type), f"{what}: carried over as it is", exact=True)
     for name in FLOATS:
         codec = codec_named(name)
         assert isinstance(codec, FloatCodec)

@@ -14,19 +14,19 @@ from typing import BinaryIO
 import numpy as np
 from gguf import GGUFWriter, Keys
 
-from tritgguf.converter.codec import FloatCodec, TernaryCodec
+from tritgguf.converter.codec import FloatCodec, Stored, TernaryCodec
 from tritgguf.converter.errors import OutputError, TensorError
+from tritgguf.converter.gguf_tensors import GgufTensor
 from tritgguf.converter.grids import code_on_grid
 from tritgguf.converter.metadata import Metadata
 from tritgguf.converter.method import Method
 from tritgguf.converter.parallel import parallel
 from tritgguf.converter.plan import FilePlan, TensorPlan
-from tritgguf.converter.survey import ProgressStep
+from tritgguf.converter.survey import ProgressStep, encode
 from tritgguf.converter.tensors import (
     ByteArray,
     CodedRows,
     CodedTensor,
-    Float32Array,
     RowIndices,
     SourceTensor,
     row_chunks,
@@ -122,27 +122,21 @@ def _stored_rows(tensor: TensorPlan, tensors: Mapping[str, SourceTensor], rows: 
         assert isinstance(codec, FloatCodec)
         return codec.encode(spec.data.reshape(1, -1))
     source = tensors[spec.source]
+    if isinstance(codec, Stored):
+        assert isinstance(source, GgufTensor)
+        return np.ascontiguousarray(source.read_bytes(rows))
     if len(spec.shape) == 1:
         values = source.read(slice(0, 1))
         assert isinstance(codec, FloatCodec)
-        return _encoded(tensor, codec, values if spec.rows is None else values[:, spec.rows])
+        return encode(codec, values if spec.rows is None else values[:, spec.rows], spec.source)
     wanted = rows if spec.rows is None else spec.rows[rows]
     if isinstance(codec, FloatCodec):
-        return _encoded(tensor, codec, source.read(wanted))
+        return encode(codec, source.read(wanted), spec.source)
     assert isinstance(codec, TernaryCodec)
     try:
         return codec.pack(_coded(tensor, source, wanted, method))
     except TensorError as error:
         raise TensorError(f"{spec.source}: {error}") from error
-
-
-def _encoded(tensor: TensorPlan, codec: FloatCodec, values: Float32Array) -> ByteArray:
-    stored = codec.encode(values)
-    if codec.block_bytes < 4 and not np.isfinite(codec.decode(stored)).all():
-        raise TensorError(
-            f"{tensor.spec.source} holds {np.abs(values).max():g}, which is beyond what {codec.name} can hold"
-        )
-    return stored
 
 
 def _coded(tensor: TensorPlan, source: SourceTensor, rows: slice | RowIndices, method: Method) -> CodedRows:

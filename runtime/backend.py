@@ -49,7 +49,7 @@ _log_callback = native.llama_log_callback(lambda level, text, _user_data: _log.w
 native.llama_log_set(_log_callback, ctypes.c_void_p(0))
 native.llama_backend_init()
 _NO_ABORT_CALLBACK = native.ggml_abort_callback()
-# Two lists, each ended by an empty element. Only without devices do large batches stay on the CPU, whatever n_gpu_layers.
+# Two lists, each ended by an empty element. Without devices large batches stay on the CPU, n_gpu_layers isn't enough.
 _NO_DEVICES = (ctypes.c_void_p * 1)()
 _STOCK_ARCHITECTURE = (native.llama_model_kv_override * 2)()
 _override: Any = _STOCK_ARCHITECTURE[0]

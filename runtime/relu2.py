@@ -71,7 +71,8 @@ _FFN_UP = int.from_bytes(b"ffn_up", "little")
 def is_refused(node: Sequence[int], gate: Sequence[int], up: Sequence[int], swiglu: int) -> bool:
     """Whether a GLU node isn't silu(ffn_gate) · ffn_up over whole F32 tensors; all three as 64-bit words.
 
-    Plain Python that numba can compile too. The node's op word is (op, first op parameter).
+    The node itself stands for a source that it doesn't have. Plain Python that numba can compile too. The node's op
+    word is (op, first op parameter).
     """
     if node[OP] >> 32 != swiglu or gate[NAME] != _FFN_GATE or up[NAME] & 0xFFFFFFFFFFFF != _FFN_UP:
         return True
@@ -100,7 +101,7 @@ def plain_callback(state: State) -> Callback:
         if is_question:
             return op_at(address + _OP_OFFSET).value == glu_op
         node = words_at(address)[:]
-        gate, up = words_at(node[SRC])[:], words_at(node[SRC + 1])[:]
+        gate, up = (words_at(source)[:] if source else node for source in node[SRC : SRC + 2])
         if is_refused(node, gate, up, swiglu):
             state[N_REFUSED] += 1
             return 1
@@ -134,8 +135,8 @@ def compiled_callback() -> tuple[int, object]:
         state = numba.carray(pointer(state_address), 4, integers)
         if is_question:
             return 1 if node[OP] & 0xFFFFFFFF == state[GLU_OP] else 0
-        gate = numba.carray(pointer(node[SRC]), N_WORDS, integers)
-        up = numba.carray(pointer(node[SRC + 1]), N_WORDS, integers)
+        gate = numba.carray(pointer(node[SRC]), N_WORDS, integers) if node[SRC] else node
+        up = numba.carray(pointer(node[SRC + 1]), N_WORDS, integers) if node[SRC + 1] else node
         if refused(node, gate, up, state[SWIGLU]):
             state[N_REFUSED] += 1
             return 1
@@ -233,7 +234,7 @@ def _compare_with_own_nodes(library: ctypes.CDLL) -> tuple[int, int] | None:
     """Read nodes that ggml makes through Tensor and through ggml's functions; None where the two differ."""
     pointer, text, integer, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t
 
-    def function(name: str, result: type[_Simple] | None, *arguments: type) -> Callable[..., Any]:
+    def function(name: str, result: type | None, *arguments: type) -> Callable[..., Any]:
         # A copy with types of its own: an attribute of the library is shared with all its other users.
         address = ctypes.cast(getattr(library, name), pointer).value or 0
         return ctypes.CFUNCTYPE(result, *arguments)(address)

@@ -60,3 +60,11 @@ def _difference(expected: Sequence[int], found: Sequence[int]) -> str:
         same += 1
     shown = slice(same, same + _IDS_SHOWN)
     return f"from place {same} on expected {list(expected[shown])}, found {list(found[shown])}"
+
+
+def carried_tokenizer(gguf_file: Path) -> SourceTokenizer:
+    """Return the tokenizer of a GGUF file as a source; it knows the ids of the battery, as the runtime gives them."""
+    blank = SourceTokenizer("bpe", {}, (), lambda _text: [])
+    texts = battery(blank)
+    ids = dict(zip(texts, _runtime_ids(gguf_file, texts), strict=True))
+    return SourceTokenizer("bpe", {}, (), ids.__getitem__)

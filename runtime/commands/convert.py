@@ -28,7 +28,9 @@ TYPES = ", ".join(name for name, codec in codecs().items() if codec.for_linear)
 
 
 def convert(
-    model: Annotated[Path, typer.Argument(help="Hugging Face model folder (config.json, safetensors, tokenizer).")],
+    model: Annotated[
+        Path, typer.Argument(help="Hugging Face model folder (config.json, safetensors, tokenizer), or GGUF file.")
+    ],
     out: Annotated[Path | None, typer.Argument(help="GGUF file to write; not needed with --dry-run.")] = None,
     type: Annotated[
         str, typer.Option(help=f"Tensor type of the linear layers: auto (smallest exact) or {TYPES}.")
@@ -40,8 +42,12 @@ def convert(
     fallback: Annotated[
         str | None, typer.Option(help="Type of linear layers whose rows don't fit --type: f16; without it, stop.")
     ] = None,
-    embedding_type: Annotated[str, typer.Option(help="Tensor type of the token embeddings.")] = "f16",
-    output_type: Annotated[str, typer.Option(help="Tensor type of the output layer, where it has its own.")] = "f16",
+    embedding_type: Annotated[
+        str | None, typer.Option(help="Tensor type of the token embeddings (default: f16, or as a GGUF source has it).")
+    ] = None,
+    output_type: Annotated[
+        str | None, typer.Option(help="Tensor type of the output layer, where it has its own (default: likewise).")
+    ] = None,
     allow_lossy: Annotated[
         bool, typer.Option("--allow-lossy", help="Go on where a tensor's own grid doesn't fit --type.")
     ] = False,
@@ -57,7 +63,7 @@ def convert(
     ] = True,
     threads: Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)] = None,
 ) -> None:
-    """Convert a Hugging Face checkpoint to a GGUF file with ternary tensors."""
+    """Convert a Hugging Face checkpoint, or a GGUF file, to a GGUF file with ternary tensors."""
     choices: Choices = {
         "target": target,
         "fallback": fallback,

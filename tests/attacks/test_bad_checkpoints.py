@@ -369,7 +369,7 @@ def test_attack(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("model.gguf", b"GGUF\x03\0\0\0", "is a GGUF file already"),
+        ("model.gguf", b"GGUF\x03\0\0\0", "model.gguf: the header is damaged or cut off"),
         ("notes.txt", b"just some text", "is a file; expected a Hugging Face model folder"),
         ("pytorch_model.bin", b"PK\x03\x04rest", "is a PyTorch pickle"),
         ("old.bin", b"\x80\x02ctorch", "is a PyTorch pickle"),

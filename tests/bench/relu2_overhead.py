@@ -123,8 +123,8 @@ def report(title: str, seconds: dict[str, list[float]], n_tokens: int) -> None:
         extra = statistics.median(one - other for one, other in zip(values, baseline, strict=True))
         median = statistics.median(values)
         print(
-            f"{title}, {name}: {n_tokens / median:.2f} tokens/s, {1000 * median:.1f} ms (least {1000 * min(values):.1f})"
-            f", {ratio:.4f} of no callback, {1000 * extra:+.2f} ms"
+            f"{title}, {name}: {n_tokens / median:.2f} tokens/s, {1000 * median:.1f} ms, least {1000 * min(values):.1f}"
+            f"; {ratio:.4f} of no callback, {1000 * extra:+.2f} ms"
         )
 
 
@@ -149,6 +149,11 @@ def main() -> None:
                 report(f"prompt of {arguments.prompt}", read_prompt(ways, arguments.prompt, 3), arguments.prompt)
             for context in ways.values():
                 context.close()
+        if importlib.util.find_spec("resource"):  # not on Windows
+            import resource
+
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            print(f"peak memory of this process, {len(ways)} contexts and the mapped file: {peak / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

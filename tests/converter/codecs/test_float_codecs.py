@@ -47,8 +47,8 @@ def squared_error(values: np.ndarray, stored_values: np.ndarray) -> float:
 
 def test_f16_equals_ggml_for_values_of_every_size() -> None:
     rng = np.random.default_rng(11)
-    values = (rng.standard_normal((9, 1000)) * 10.0 ** rng.integers(-9, 5, (9, 1000))).astype(np.float32)
-    values = np.clip(values, -65504, 65504)
+    values = rng.standard_normal((9, 1000)) * 10.0 ** rng.integers(-9, 5, (9, 1000))
+    values = np.clip(values, -65504, 65504).astype(np.float32)
     theirs = np.empty(values.shape, np.uint16)
     ggml = libggml.library()
     ggml.ggml_fp32_to_fp16_row.argtypes = (libggml.FLOATS, ctypes.c_void_p, ctypes.c_int64)
