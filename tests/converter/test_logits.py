@@ -15,6 +15,7 @@ import tritgguf.runtime as rt
 from tests import checkpoints
 from tests.checkpoint_recipes import RECIPES
 from tritgguf.converter import convert
+from tritgguf.converter.codec import codecs
 from tritgguf.converter.errors import TensorError, UnsupportedError
 
 GOLDENS = Path(__file__).parents[1] / "golden" / "logits"
@@ -54,8 +55,7 @@ def cases() -> Iterator[tuple[str, str, str]]:
             continue
         yield name, "f16", "weights"
         if recipe.weights != "float":
-            yield name, "tq2_0", "weights"
-            yield name, "tq1_0", "weights"
+            yield from ((name, codec.name, "weights") for codec in codecs().values() if codec.ternary)
         for method in recipe.methods:
             yield name, "tq2_0", method
             yield name, "tq1_0", method

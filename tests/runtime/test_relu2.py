@@ -68,9 +68,12 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @contextmanager
 def f32_session(path: Path) -> Iterator[Session]:
-    """A session whose attention rounds nothing, so that all of the error is the FFN's and the weights'."""
+    """A session whose attention rounds nothing, so that all of the error is the FFN's and the weights'.
+
+    One thread, here and below: several spin at every node of the graph, for minutes where the cores are taken.
+    """
     model = Model(path)
-    context = Context(model, n_ctx=512, n_threads=2, n_batch=512, f32_attention=True)
+    context = Context(model, n_ctx=512, n_threads=1, n_batch=512, f32_attention=True)
     with Session(model, context, 512, None) as session:
         yield session
 
@@ -111,10 +114,11 @@ def test_logits_are_those_of_transformers(type_name, way, model_file, expected):
 @pytest.mark.parametrize("type_name", TYPES)
 def test_logits_of_a_session_as_users_open_it(type_name, model_file, expected):
     limit = DEFAULT_ATTENTION_ERROR[type_name]
-    with tritgguf.runtime.open(model_file(type_name)) as session:
+    with tritgguf.runtime.open(model_file(type_name), n_threads=2) as session:
         found = session.logits(IDS)
         assert relative_error(found, expected) <= limit
         assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.93
+    with tritgguf.runtime.open(model_file(type_name), n_threads=1) as session:
         one_by_one = [last_logits(session, IDS[: n + 1], n_cached=n) for n in range(200)]
         assert relative_error(np.array(one_by_one), expected) <= limit
         last_logits(session, [IDS[1]], n_cached=0)
@@ -139,7 +143,7 @@ def test_both_callbacks_give_the_same_bits(model_file, monkeypatch):
 
 def test_generation_and_chat(model_file):
     messages = [{"role": "user", "content": "the other thing"}]
-    with tritgguf.runtime.open(model_file("f32"), seed=1) as session:
+    with tritgguf.runtime.open(model_file("f32"), n_threads=1) as session:
         prompt = session.chat_tokens(messages)
         text = "".join(session.chat(messages, temperature=0, max_tokens=8))
         assert session.stats.n_prompt == len(prompt)
@@ -152,10 +156,10 @@ def test_generation_and_chat(model_file):
 
 def test_the_chat_command_answers(model_file):
     program = [sys.executable, "-m", "tritgguf.runtime", "chat", str(model_file("tq2_0"))]
-    options = ["--prompt", "the other thing", "--temperature", "0", "--max-tokens", "6"]
+    options = ["--prompt", "the other thing", "--temperature", "0", "--max-tokens", "6", "--threads", "1"]
     run = subprocess.run([*program, *options], capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
     assert run.returncode == 0, run.stderr
-    with tritgguf.runtime.open(model_file("tq2_0")) as session:
+    with tritgguf.runtime.open(model_file("tq2_0"), n_threads=1) as session:
         messages = [{"role": "user", "content": "the other thing"}]
         answer = "".join(session.chat(messages, temperature=0, max_tokens=6))
     assert run.stdout.decode().strip() == answer.strip()
@@ -188,7 +192,7 @@ def test_the_stock_library_does_not_load_the_file(model_file, capfd):
 def test_without_the_callback_the_logits_are_wrong(model_file, expected):
     with Model(model_file("f32")) as model:
         model.needs_relu2 = False  # the architecture is overridden already
-        context = Context(model, n_ctx=512, n_threads=2, n_batch=512, f32_attention=True)
+        context = Context(model, n_ctx=512, n_threads=1, n_batch=512, f32_attention=True)
         context.decode(IDS, 0)
         assert relative_error(context.logits()[-1], expected[199]) > 0.2
         context.close()
@@ -248,7 +252,7 @@ def test_another_activation_would_show(name, type_name, model_file, expected, mo
 
 
 def test_an_evaluation_that_did_not_rewrite_every_layer_is_an_error(model_file, way):
-    with tritgguf.runtime.open(model_file("f32")) as session:
+    with tritgguf.runtime.open(model_file("f32"), n_threads=1) as session:
         session.logits(IDS[:3])
         session.context.n_layers += 1
         with pytest.raises(EngineError, match=r"in 3 of 4 layers, 0 nodes .* install llama-cpp-python 0\.3\.36"):
@@ -260,7 +264,7 @@ def test_a_graph_with_another_activation_is_an_error(glu_off, kind_off, n_refuse
     glu_op, swiglu = relu2.check_layout(backend.libggml)
     monkeypatch.setattr(relu2, "check_layout", lambda _library: (glu_op + glu_off, swiglu + kind_off))
     with (
-        tritgguf.runtime.open(model_file("f32")) as session,
+        tritgguf.runtime.open(model_file("f32"), n_threads=1) as session,
         pytest.raises(EngineError, match=f"rewritten in 0 of 3 layers, {n_refused} nodes are of another kind"),
     ):
         session.evaluate(IDS[:3])
