@@ -96,15 +96,25 @@ def _packed_tensor(tensor: SafetensorsTensor, stored: StoredTensors, said_group:
     name = tensor.name
     if name + SCALES not in stored:
         raise SourceError(f"{name} is packed, but the checkpoint has no {name}{SCALES}: fetch it again")
+    shape = stored[name + SCALES].shape
+    if not _fits(tensor.shape, shape):
+        raise SourceError(
+            f"{name} of packed shape {tensor.shape} doesn't fit its scales of shape {shape}; expected as many rows, "
+            "and one scale per group of columns"
+        )
     scales = stored[name + SCALES].read(slice(None))
-    if len(tensor.shape) != 2 or len(scales) != tensor.shape[0] or 4 * tensor.shape[1] % scales.shape[1]:
-        raise SourceError(f"{name} of packed shape {tensor.shape} doesn't fit its scales of shape {scales.shape}")
     if (scales < 0).any():
         raise TensorError(f"{name}{SCALES} holds {scales.min():g}; expected scales of zero or more")
-    group = 4 * tensor.shape[1] // scales.shape[1]
+    group = 4 * tensor.shape[1] // shape[1]
     if said_group not in (None, group):
         raise SourceError(f"config.json says group_size {said_group}, but {name} has one scale per {group} columns")
     return Base3Tensor(tensor, scales, group, 4 * tensor.shape[1])
+
+
+def _fits(packed: tuple[int, ...], scales: tuple[int, ...]) -> bool:
+    if len(packed) != 2 or len(scales) != 2 or packed[0] != scales[0] or 0 in (*packed, *scales):
+        return False
+    return 4 * packed[1] % scales[1] == 0
 
 
 SOURCE = Source("base-3 packing", recognizes, read)

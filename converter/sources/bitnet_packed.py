@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from tritgguf.converter.source import Source, StoredTensors, quantization
 from tritgguf.converter.tensors import CodedRows, CodedTensor, Float32Array, RowIndices, SourceTensor
 
 SCALE = "_scale"
+METHOD = "bitnet"
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,20 @@ class BitnetTensor(CodedTensor):
 
 
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
-    """Whether a packed weight has a weight_scale beside it."""
+    """Whether a packed weight has a weight_scale beside it; other methods of that look say who they are."""
+    if quantization(config).get("quant_method", METHOD) != METHOD:
+        return False
     return any(tensor.dtype == "U8" and name + SCALE in stored for name, tensor in stored.items())
 
 
 def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
     """Return the tensors, packed ones as codes."""
     quantized = quantization(config)
-    if quantized.get("use_rms_norm"):
-        raise UnsupportedError(
-            "config.json: quantization_config.use_rms_norm puts a norm inside every linear layer, which no graph of "
-            "llama.cpp computes"
+    refuse_inner_norms(quantized)
+    if not quantized:
+        raise SourceError(
+            "config.json has no quantization_config, and only its linear_class tells whether the packed weights are "
+            "multiplied by their scale or divided: fetch config.json again"
         )
     multiplies = _multiplies(quantized.get("linear_class"))
     tensors: dict[str, SourceTensor] = {}
@@ -76,6 +81,15 @@ def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
         elif not (name.endswith(SCALE) and name.removesuffix(SCALE) in stored):
             tensors[name] = tensor
     return tensors
+
+
+def refuse_inner_norms(quantized: ConfigJson) -> None:
+    """Raise UnsupportedError where every linear layer norms its own input."""
+    if quantized.get("use_rms_norm"):
+        raise UnsupportedError(
+            "config.json: quantization_config.use_rms_norm puts a norm inside every linear layer, which no graph of "
+            "llama.cpp computes"
+        )
 
 
 def _multiplies(linear_class: object) -> bool:
@@ -93,9 +107,10 @@ def _row_scales(scale: SafetensorsTensor, packed: SafetensorsTensor, multiplies:
     if len(packed.shape) != 2:
         raise SourceError(f"{packed.name} has the shape {packed.shape}; expected packed rows and columns")
     n_rows = 4 * packed.shape[0]
+    n_values = math.prod(scale.shape)
+    if n_values not in (1, n_rows) or n_values == 0:
+        raise SourceError(f"{scale.name} has {n_values} values; expected one, or one for each of {n_rows} rows")
     values = scale.read(slice(None)).reshape(-1)
-    if len(values) not in (1, n_rows):
-        raise SourceError(f"{scale.name} has {len(values)} values; expected one, or one for each of {n_rows} rows")
     if (values <= 0).any():
         raise TensorError(f"{scale.name} holds {values.min():g}; expected scales above zero")
     worth = values if multiplies else np.float32(1) / values

@@ -8,13 +8,17 @@ quantization_config.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from tritgguf.converter.errors import SourceError
 from tritgguf.converter.model_config import ConfigJson
 from tritgguf.converter.source import LINEAR, Source, StoredTensors, quantization
+from tritgguf.converter.sources.bitnet_packed import refuse_inner_norms
 from tritgguf.converter.tensors import (
     CodedRows,
     CodedTensor,
@@ -74,11 +78,27 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
 
 def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
     """Return the tensors, the linear ones as masters; those in modules_to_not_convert are plain floats."""
-    kept = quantization(config).get("modules_to_not_convert") or []
+    quantized = quantization(config)
+    refuse_inner_norms(quantized)
+    kept = quantized.get("modules_to_not_convert") or []
+    if not isinstance(kept, list) or not all(isinstance(pattern, str) for pattern in kept):
+        raise SourceError(f"config.json: modules_to_not_convert must be a list of names, found {kept!r}")
     return {
-        name: MasterTensor(tensor) if LINEAR.search(name) and not any(part in name for part in kept) else tensor
+        name: MasterTensor(tensor) if LINEAR.search(name) and not _kept(name, kept) else tensor
         for name, tensor in stored.items()
     }
+
+
+def _kept(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a module stays as it is, by the rule of transformers' `should_convert_module`.
+
+    A pattern is the end of the module's name, or a regular expression for its start up to a dot.
+    """
+    module = name.removesuffix(".weight")
+    try:
+        return any(module.endswith(p) or re.match(rf"(?:{p})(?:(?<=\.)|(?=\.|$))", module) for p in patterns)
+    except re.error as error:
+        raise SourceError(f"config.json: modules_to_not_convert holds an invalid pattern: {error}") from error
 
 
 SOURCE = Source("bitnet masters", recognizes, read)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tritgguf.converter.errors import UnsupportedError
+from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.grids import find_grid
 from tritgguf.converter.model_config import ConfigJson
 from tritgguf.converter.source import LINEAR, Source, StoredTensors, quantization
@@ -19,6 +19,13 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
 
 def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
     """Return the tensors; floats under a bitnet config must be ternary, as Falcon-E's bfloat16 are."""
+    packed = next((name for name, tensor in stored.items() if tensor.dtype == "U8"), None)
+    if packed is not None:
+        raise SourceError(
+            f"{packed} is packed, but the checkpoint has neither {packed}{bitnet_packed.SCALE} nor "
+            f"{packed}{base3.SCALES}: fetch it again"
+        )
+    bitnet_packed.refuse_inner_norms(quantization(config))
     if quantization(config):
         first = next((tensor for name, tensor in stored.items() if LINEAR.search(name)), None)
         if first is None or find_grid(first) is None:
