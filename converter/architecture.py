@@ -224,8 +224,13 @@ def architecture_for(raw: dict[str, Any] | ConfigJson) -> Architecture:
     if not isinstance(named, list) or not named or not all(isinstance(name, str) for name in named):
         raise SourceError("config.json names no architectures; expected for example ['LlamaForCausalLM']")
     known = {hf_name: architecture for architecture in architectures() for hf_name in architecture.classes}
-    if named[0] not in known:
+    if named[0] in known:
+        return known[named[0]]
+    if named[0].endswith("Model") and not named[0].endswith("LMHeadModel"):
         raise UnsupportedError(
-            f"config.json: architecture {named[0]} isn't known here; known are {', '.join(sorted(known))}"
+            f"config.json: {named[0]} is a model without an output layer, such as one for text embeddings; the graphs "
+            "here are those of language models that generate text"
         )
-    return known[named[0]]
+    raise UnsupportedError(
+        f"config.json: architecture {named[0]} isn't known here; known are {', '.join(sorted(known))}"
+    )

@@ -28,8 +28,7 @@ class Checkpoint:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a Hugging Face folder; raise SourceError or UnsupportedError where it isn't one that can be read."""
-    _require_folder(path)
-    config = _read_config(path)
+    config = read_config_json(path)
     if safetensors_files.matches(path):
         source, tensors = read_source(config, safetensors_files.read_tensors(path))
         return Checkpoint(path, config, tensors, source)
@@ -54,7 +53,9 @@ def _require_folder(path: Path) -> None:
     raise SourceError(f"{path} is a file; expected a Hugging Face model folder with config.json")
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config_json(folder: Path) -> dict[str, Any]:
+    """Return config.json; raise SourceError where the folder isn't one of a model."""
+    _require_folder(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise SourceError(f"{folder} has no config.json; expected a Hugging Face model folder")

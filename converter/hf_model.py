@@ -8,7 +8,7 @@ from pathlib import Path
 from gguf import Keys
 
 from tritgguf.converter.architecture import architecture_for, context_length
-from tritgguf.converter.checkpoint import open_checkpoint
+from tritgguf.converter.checkpoint import open_checkpoint, read_config_json
 from tritgguf.converter.metadata import Metadata, string
 from tritgguf.converter.model import Model
 from tritgguf.converter.model_config import DecoderConfig
@@ -20,14 +20,15 @@ from tritgguf.converter.tokenizer import has_tokenizer, read_tokenizer
 
 def open_hf_model(folder: Path) -> Model:
     """Open a folder; raise SourceError, UnsupportedError or TokenizerError where it can't be converted."""
+    raw = read_config_json(folder)
+    architecture = architecture_for(raw)
+    config = architecture.read_config(raw)
     checkpoint = open_checkpoint(folder)
-    architecture = architecture_for(checkpoint.config)
-    config = architecture.read_config(checkpoint.config)
     specs = architecture.tensors(config)
     notes = _context_notes(config)
     tokenizer = None
     if checkpoint.tensors is not None or has_tokenizer(folder):
-        tokenizer = read_tokenizer(folder, n_vocab=config.vocab_size, config=checkpoint.config)
+        tokenizer = read_tokenizer(folder, n_vocab=config.vocab_size, config=raw)
         notes += tokenizer.notes
     else:
         notes.append("no tokenizer here: its bytes aren't counted")

@@ -128,6 +128,11 @@ def _sliding_window(raw: ConfigJson) -> int | None:
 
 def _require_plain_decoder(config: DecoderConfig, activations: tuple[str, ...]) -> None:
     """Refuse what changes the arithmetic in a way that the graph doesn't compute."""
+    if key := _hadamard_key(config.raw):
+        raise UnsupportedError(
+            f"config.json: {key} says that the weights lie in a Hadamard basis (as Bonsai 2's do); no graph of "
+            "llama.cpp turns the activations into that basis"
+        )
     activation = config.raw.get("hidden_act", activations[0])
     if activation not in activations:
         raise UnsupportedError(f"config.json: hidden_act is {activation}, but the graph computes {activations[0]}")
@@ -136,3 +141,13 @@ def _require_plain_decoder(config: DecoderConfig, activations: tuple[str, ...]) 
         raise UnsupportedError(f"config.json: partial_rotary_factor is {partial}, but the graph rotates whole heads")
     if config.head_dim % 2:
         raise UnsupportedError(f"config.json: head_dim {config.head_dim} is odd, but rotary embeddings pair values")
+
+
+def _hadamard_key(config: ConfigJson) -> str | None:
+    """Return the first key, at any depth, that speaks of a Hadamard basis and isn't switched off."""
+    for key, value in config.items():
+        if "hadamard" in key.lower() and value not in (False, None):
+            return key
+        if isinstance(value, dict) and (found := _hadamard_key(value)):
+            return f"{key}.{found}"
+    return None

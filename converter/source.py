@@ -36,6 +36,11 @@ def sources() -> dict[str, Source]:
 
 def read_source(config: ConfigJson, stored: StoredTensors) -> tuple[str, dict[str, SourceTensor]]:
     """Return the name of the one source that recognizes the checkpoint, and its tensors."""
+    if quantization(config).get("use_rms_norm"):
+        raise UnsupportedError(
+            "config.json: quantization_config.use_rms_norm puts a norm inside every linear layer, which no graph of "
+            "llama.cpp computes"
+        )
     found = [source for source in sources().values() if source.recognizes(config, stored)]
     if len(found) > 1:
         raise SourceError(

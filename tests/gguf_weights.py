@@ -1,4 +1,4 @@
-"""What a GGUF file makes a model compute with: dequantized by ggml, under the checkpoint's names and in its row order."""
+"""What a GGUF file makes a model compute with: dequantized by ggml, with the checkpoint's names and row order."""
 
 from __future__ import annotations
 
@@ -89,9 +89,28 @@ def _in_order(reader: gguf.GGUFReader, name: str, values: Floats) -> Floats:
     return ordered
 
 
+def assert_same(found: dict[str, Floats], expected: dict[str, Floats], tolerance: float) -> None:
+    """Raise AssertionError where a linear weight differs by more than `tolerance` (relative), or any other tensor.
+
+    Embeddings and the output layer may be rounded to fp16; norms and biases are the same.
+    """
+    if found.keys() != expected.keys():
+        raise AssertionError(f"tensors {sorted(found.keys() ^ expected.keys())} are only on one side")
+    for name, wanted in expected.items():
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            # Half a unit in the last place, of the smallest normal numbers and below that of a constant size.
+            allowed = np.maximum(np.abs(wanted) * 2.0**-11, 2.0**-25)
+            wrong = bool((np.abs(found[name] - wanted) > allowed).any())
+        else:
+            wrong = relative_error(found[name], wanted) > (tolerance if "_proj.weight" in name else 0)
+        if wrong:
+            raise AssertionError(f"{name} differs by {relative_error(found[name], wanted):.1e}")
+
+
 def relative_error(found: Floats, expected: Floats) -> float:
-    """Return the largest |found - expected| / |expected| of any value; where 0 is expected, anything else is infinite."""
-    assert found.shape == expected.shape
+    """Return the largest |found - expected| / |expected| of any value; infinity where only one of them is 0."""
+    if found.shape != expected.shape:
+        raise AssertionError(f"shapes {found.shape} and {expected.shape}")
     different = found != expected
     if not different.any():
         return 0.0

@@ -135,6 +135,11 @@ def write_tensors(folder: Path, tensors: Stored) -> None:
     checkpoints._write_safetensors(folder / "model.safetensors", tensors)
 
 
+def floats(values: Floats, dtype: str) -> tuple[str, tuple[int, ...], bytes]:
+    """Return one float tensor as safetensors has it; `dtype` must hold the values."""
+    return dtype, values.shape, checkpoints._encode(np.asarray(values, order="C"), dtype)
+
+
 def stored(name: str) -> Stored:
     """Return what model.safetensors of checkpoint `name` holds."""
     return {key: entry for _, _, entries in _tensors(name) for key, entry in entries.items()}
@@ -179,7 +184,7 @@ def _tensors(name: str) -> Iterator[tuple[str, Floats, Stored]]:
             yield key, *_ternary(name, packed, key, shape)
             continue
         values = checkpoints._rounded(_plain(name, packed, key, shape), packed.base.dtype)
-        yield key, values, {key: _floats(values, packed.base.dtype)}
+        yield key, values, {key: floats(values, packed.base.dtype)}
 
 
 def _shapes(packed: Packed) -> dict[str, tuple[int, ...]]:
@@ -206,7 +211,7 @@ def _ternary(name: str, packed: Packed, key: str, shape: tuple[int, ...]) -> tup
     noise = checkpoints._bell(label, shape)
     if packed.packing == "masters":
         master = checkpoints._rounded(noise * np.float32(1.25 / math.sqrt(shape[1])), base.dtype)
-        return absmean(master), {key: _floats(master, base.dtype)}
+        return absmean(master), {key: floats(master, base.dtype)}
     trits = (np.sign(noise) * (np.abs(noise) > np.float32(0.43))).astype(np.int8)
     if packed.packing == "bitnet":
         return _bitnet_packed(label, packed, key, trits)
@@ -216,9 +221,9 @@ def _ternary(name: str, packed: Packed, key: str, shape: tuple[int, ...]) -> tup
     scales = np.broadcast_to(scales, (shape[0], padded // group))
     values = trits * np.repeat(scales, group, axis=1)[:, : shape[1]]
     if packed.packing == "grid":
-        return values, {key: _floats(values, base.dtype)}
+        return values, {key: floats(values, base.dtype)}
     digits = pack_base3(np.pad(trits, ((0, 0), (0, padded - shape[1]))))
-    return values, {key: ("U8", digits.shape, digits.tobytes()), f"{key}.scales": _floats(scales, "F32")}
+    return values, {key: ("U8", digits.shape, digits.tobytes()), f"{key}.scales": floats(scales, "F32")}
 
 
 def _bitnet_packed(label: str, packed: Packed, key: str, trits: Trits) -> tuple[Floats, Stored]:
@@ -229,7 +234,7 @@ def _bitnet_packed(label: str, packed: Packed, key: str, trits: Trits) -> tuple[
         scale = checkpoints._rounded(1 / scale, packed.scale_dtype)
     worth = 1 / scale if packed.divides else scale
     digits = pack_bitnet(trits)
-    entries = {key: ("U8", digits.shape, digits.tobytes()), f"{key}_scale": _floats(scale, packed.scale_dtype)}
+    entries = {key: ("U8", digits.shape, digits.tobytes()), f"{key}_scale": floats(scale, packed.scale_dtype)}
     return trits * np.broadcast_to(worth.reshape(-1, 1), (n_rows, 1)), entries
 
 
@@ -239,10 +244,6 @@ def _scales(label: str, shape: tuple[int, ...], n_columns: int, significant_bits
     steps = 1 << significant_bits - 1
     words = checkpoints._raw_words(f"{label}/scales", math.prod(shape)) % np.uint64(steps)
     return ((steps + words.astype(np.float64)) / steps * unit).astype(np.float32).reshape(shape)
-
-
-def _floats(values: Floats, dtype: str) -> tuple[str, tuple[int, ...], bytes]:
-    return dtype, values.shape, checkpoints._encode(np.ascontiguousarray(values), dtype)
 
 
 if __name__ == "__main__":

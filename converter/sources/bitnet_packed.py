@@ -65,7 +65,6 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
 def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
     """Return the tensors, packed ones as codes."""
     quantized = quantization(config)
-    refuse_inner_norms(quantized)
     if not quantized:
         raise SourceError(
             "config.json has no quantization_config, and only its linear_class tells whether the packed weights are "
@@ -81,15 +80,6 @@ def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
         elif not (name.endswith(SCALE) and name.removesuffix(SCALE) in stored):
             tensors[name] = tensor
     return tensors
-
-
-def refuse_inner_norms(quantized: ConfigJson) -> None:
-    """Raise UnsupportedError where every linear layer norms its own input."""
-    if quantized.get("use_rms_norm"):
-        raise UnsupportedError(
-            "config.json: quantization_config.use_rms_norm puts a norm inside every linear layer, which no graph of "
-            "llama.cpp computes"
-        )
 
 
 def _multiplies(linear_class: object) -> bool:

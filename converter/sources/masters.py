@@ -18,7 +18,6 @@ import numpy as np
 from tritgguf.converter.errors import SourceError
 from tritgguf.converter.model_config import ConfigJson
 from tritgguf.converter.source import LINEAR, Source, StoredTensors, quantization
-from tritgguf.converter.sources.bitnet_packed import refuse_inner_norms
 from tritgguf.converter.tensors import (
     CodedRows,
     CodedTensor,
@@ -79,7 +78,6 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
 def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
     """Return the tensors, the linear ones as masters; those in modules_to_not_convert are plain floats."""
     quantized = quantization(config)
-    refuse_inner_norms(quantized)
     kept = quantized.get("modules_to_not_convert") or []
     if not isinstance(kept, list) or not all(isinstance(pattern, str) for pattern in kept):
         raise SourceError(f"config.json: modules_to_not_convert must be a list of names, found {kept!r}")

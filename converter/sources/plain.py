@@ -25,7 +25,6 @@ def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
             f"{packed} is packed, but the checkpoint has neither {packed}{bitnet_packed.SCALE} nor "
             f"{packed}{base3.SCALES}: fetch it again"
         )
-    bitnet_packed.refuse_inner_norms(quantization(config))
     if quantization(config):
         first = next((tensor for name, tensor in stored.items() if LINEAR.search(name)), None)
         if first is None or find_grid(first) is None:

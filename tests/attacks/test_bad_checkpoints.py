@@ -103,6 +103,32 @@ def bitnet_config_over_ordinary_floats(folder: Path) -> None:
     edit_config(folder, quantization_config={"quant_method": "bitnet"})
 
 
+@attack("use_rms_norm puts a norm inside every linear layer")
+def norms_inside_linear_layers(folder: Path) -> None:
+    quantization = {"quant_method": "bitnet", "linear_class": "bitlinear", "use_rms_norm": True}
+    edit_config(folder, quantization_config={**quantization, "quantization_mode": "online"})
+
+
+@attack("quantization_config.rotation.use_hadamard says that the weights lie in a Hadamard basis")
+def hadamard_basis(folder: Path) -> None:
+    edit_config(folder, quantization_config={"quant_method": "bitnet", "rotation": {"use_hadamard": True}})
+
+
+@attack("BitNetModel is a model without an output layer, such as one for text embeddings")
+def embedding_model(folder: Path) -> None:
+    edit_config(folder, architectures=["BitNetModel"])
+
+
+@attack("pre-tokenizer")
+def unknown_pre_tokenizer(folder: Path) -> None:
+    """As Falcon-E's, which llama.cpp doesn't have."""
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    punctuation = {"type": "Punctuation", "behavior": "Contiguous"}
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [punctuation, tokenizer["pre_tokenizer"]]}
+    path.write_text(json.dumps(tokenizer))
+
+
 @attack("quantization_config .gptq. that isn't known here")
 def unknown_quantization(folder: Path) -> None:
     edit_config(folder, quantization_config={"quant_method": "gptq"})

@@ -54,7 +54,8 @@ def layer(linear_class: str, dtype: str, scale_shape: tuple[int, ...]) -> Arrays
     label = f"{linear_class}/{dtype}/{scale_shape}"
     trits = noise(label).sign() * (noise(label).abs() > 0.43)
     scale = (noise(f"{label}/scale").flatten()[: max(1, sum(scale_shape))].abs() + 0.5).reshape(scale_shape)
-    scale = (scale if linear_class == "autobitlinear" else 40 * scale).to(DTYPES[dtype])
+    # So far from 1 that multiplying and dividing by it are told apart.
+    scale = (scale * (0.04 if linear_class == "autobitlinear" else 40)).to(DTYPES[dtype])
     packed = bitnet.pack_weights(trits.clone())
     module = CLASSES[linear_class](N_COLUMNS, N_ROWS, bias=False, dtype=torch.float32)
     if linear_class == "autobitlinear":  # its loader unpacks, as BitNetDeserialize does

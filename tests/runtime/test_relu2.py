@@ -31,7 +31,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "bitnet.npz"
 TYPES = ("f32", "f16", "tq2_0", "tq1_0")
 # With attention in float32: F16 weights round the activations to F16, ternary ones to 8 bits. Attention as it is by
 # default, with keys, values and flash attention in F16, takes 2.5e-3 at one token at a time, whatever the weights.
-RELATIVE_ERROR = {"f32": 1e-3, "f16": 1e-3, "tq2_0": 5e-2, "tq1_0": 5e-2}
+RELATIVE_ERROR = {"f32": 2e-4, "f16": 1e-3, "tq2_0": 5e-2, "tq1_0": 5e-2}
 DEFAULT_ATTENTION_ERROR = {**RELATIVE_ERROR, "f32": 4e-3, "f16": 4e-3}
 IDS = bitnet.token_ids()
 
@@ -129,7 +129,7 @@ def test_logits_of_a_session_as_users_open_it(type_name, model_file, expected):
 def test_scales_in_tensors_of_their_own_are_applied_before_the_activation(tmp_path, expected):
     path = bitnet.write_gguf(tmp_path / "scales.gguf", "f32", scale_tensors=True)
     with f32_session(path) as session:
-        assert relative_error(session.logits(IDS), expected) <= 1e-3
+        assert relative_error(session.logits(IDS), expected) <= RELATIVE_ERROR["f32"]
 
 
 def test_both_callbacks_give_the_same_bits(model_file, monkeypatch):
@@ -179,7 +179,7 @@ def test_two_sessions_at_once(model_file, expected):
         for n_tokens in (1, 3, 100, 200):
             for session in (one, other):
                 session.evaluate(IDS[:n_tokens])
-                assert relative_error(session.context.logits()[-1], expected[n_tokens - 1]) <= 1e-3
+                assert relative_error(session.context.logits()[-1], expected[n_tokens - 1]) <= RELATIVE_ERROR["f32"]
 
 
 # --- never silently wrong --------------------------------------------------------------------------------------------
