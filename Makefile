@@ -50,6 +50,7 @@ wheel-test: $(VENV)/installed  ## the tests against the built wheel, in an envir
 golden: $(VENV)/installed  ## record the goldens again; needs torch and transformers
 	$(PY) -m pip install --quiet --editable ".[golden]"
 	$(PY) -m tests.golden.record
+	$(PY) -m tests.golden.record_bitnet
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

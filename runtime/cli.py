@@ -15,11 +15,13 @@ import typer
 from tritgguf.converter.errors import TritggufError
 from tritgguf.runtime.commands.chat import chat
 from tritgguf.runtime.commands.convert import convert
+from tritgguf.runtime.commands.inspect import inspect
 
 # One row per command; the function's docstring and parameters are its help.
 COMMANDS: dict[str, Callable[..., Any]] = {
     "convert": convert,
     "chat": chat,
+    "inspect": inspect,
 }
 
 DEBUG_VARIABLE = "TRITGGUF_DEBUG"

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from tritgguf import converter
 from tritgguf.converter.codec import codecs
 from tritgguf.converter.method import methods
 from tritgguf.converter.pipeline import Choices, Conversion
-from tritgguf.converter.pipeline import Progress as ProgressCallback
 from tritgguf.converter.plan import FilePlan
 from tritgguf.converter.targets import TERNARY_TYPES
+from tritgguf.runtime.progress import show_progress
 
 TYPES = ", ".join(name for name, codec in codecs().items() if codec.for_linear)
 
@@ -72,14 +68,14 @@ def convert(
         "allow_lossy": allow_lossy,
     }
     if dry_run:
-        with _progress(json_output) as progress:
+        with show_progress(json_output) as progress:
             plan = converter.plan(model, type, method, threads=threads, progress=progress, **choices)
         _print_plan(plan, json_output)
         return
     if out is None:
         raise typer.BadParameter("name the file to write, or add --dry-run", param_hint="OUT")
     try:
-        with _progress(json_output) as progress:
+        with show_progress(json_output) as progress:
             result = converter.convert(
                 model,
                 out,
@@ -138,45 +134,3 @@ def _summary(plan: FilePlan) -> str:
 
 def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2f} MB"
-
-
-@contextmanager
-def _progress(json_output: bool) -> Iterator[ProgressCallback | None]:
-    """Give a callback that shows progress: a bar on a terminal, JSON lines for machines, else nothing."""
-    if json_output:
-        yield _json_lines()
-        return
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(stage: str, done: int, total: int) -> None:
-            if bar.tasks[task].description != stage:
-                bar.reset(task, description=stage)
-            bar.update(task, completed=done, total=total)
-
-        yield show
-
-
-def _json_lines() -> ProgressCallback:
-    started = last = time.monotonic()
-    current = ""
-
-    def report(stage: str, done: int, total: int) -> None:
-        nonlocal started, last, current
-        now = time.monotonic()
-        if stage != current:
-            started, current = now, stage
-        if now - last < 1 and done < total:
-            return
-        last = now
-        rate = done / max(now - started, 1e-9)
-        figures = {"done_bytes": done, "total_bytes": total, "bytes_per_second": round(rate)}
-        left = round((total - done) / max(rate, 1), 1)
-        print(json.dumps({"stage": stage, **figures, "seconds_left": left}), file=sys.stderr, flush=True)
-
-    return report

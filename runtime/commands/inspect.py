@@ -1,0 +1,126 @@
+"""`tritgguf inspect`: what a model is, what grids its weights are on, and which types would hold it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tritgguf.converter.inspect import Inspection, Size
+from tritgguf.converter.inspect import inspect as look
+from tritgguf.converter.tensor_facts import MATRICES, TensorFacts
+from tritgguf.runtime.progress import show_progress
+
+WIDTH = 100
+NOTES_SHOWN = 5
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Hugging Face model folder or GGUF file.")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor instead of groups alike.")] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error as JSON lines.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)] = None,
+) -> None:
+    """Show what a model is, which tensor types hold it exactly, how large the files are and where they run."""
+    with show_progress(json_output) as progress:
+        found = look(path, threads=threads, progress=progress)
+    if json_output:
+        print(json.dumps(found.as_json()))
+        return
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    console.print(escape(_headline(found)), soft_wrap=True)
+    console.print()
+    console.print(_tensor_table(found, every=tensors))
+    if found.sizes:
+        console.print()
+        console.print(_size_table(found))
+    for note in found.notes[:NOTES_SHOWN]:
+        print(f"note: {note}")
+    if len(found.notes) > NOTES_SHOWN:
+        print(f"note: and {len(found.notes) - NOTES_SHOWN} more; --json has them all")
+    if found.refused:
+        print(f"can't be converted: {found.refused}")
+
+
+def _headline(found: Inspection) -> str:
+    architecture = " → ".join(name for name in (found.hf_class, found.architecture) if name) or "unknown architecture"
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
+    weights = f"{found.n_parameters / 1e6:,.1f} M values in {_size(found.file_bytes)} ({dtypes})"
+    return f"{found.path.name}: {found.source or 'unknown format'}, {architecture}, {weights}"
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2f} MB"
+
+
+def _tensor_table(found: Inspection, *, every: bool) -> Table:
+    table = Table("tensors", box=None, pad_edge=False)
+    table.add_column("", justify="right")
+    for title in ("shape", "stored", "bits", "grid", "zeros", "exact in"):
+        table.add_column(title)
+    groups: dict[tuple[object, ...], list[TensorFacts]] = {}
+    for tensor in found.tensors:
+        if tensor.role in MATRICES or every:
+            name = tensor.name if every else re.sub(r"\d+", "*", tensor.name)
+            groups.setdefault((name, tensor.shape, tensor.dtype, _grid(tensor), tensor.exact_types), []).append(tensor)
+    for (name, *_), alike in groups.items():
+        first = alike[0]
+        table.add_row(
+            escape(str(name).removesuffix(".weight")),
+            f"x{len(alike)}" if len(alike) > 1 else "",
+            " x ".join(str(size) for size in first.shape),
+            first.dtype,
+            f"{sum(t.bits_per_weight for t in alike) / len(alike):.2f}" if first.n_bytes else "",
+            _grid(first),
+            _zeros(alike),
+            " ".join(first.exact_types),
+        )
+    return table
+
+
+def _grid(tensor: TensorFacts) -> str:
+    grid = tensor.grid
+    if grid is None:
+        return "none" if tensor.zeros is not None else ""
+    levels = "ternary" if grid.levels == 3 else f"{grid.levels} levels"
+    scale = "" if grid.levels != 3 or grid.fp16_error == 0 else f", fp16 rounds scale by {grid.fp16_error:.0e}"
+    return f"{levels} per {grid.extent}{scale}" + (f", {grid.strays} strays" if grid.strays else "")
+
+
+def _zeros(alike: list[TensorFacts]) -> str:
+    shares = [tensor.zeros for tensor in alike if tensor.zeros is not None]
+    if not shares:
+        return ""
+    low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
+    return low if low == high else f"{low[:-1]}-{high}"
+
+
+def _size_table(found: Inspection) -> Table:
+    table = Table("--type", box=None, pad_edge=False)
+    table.add_column("file", justify="right")
+    for title in ("linear layers exact", "runs on"):
+        table.add_column(title)
+    for size in found.sizes.values():
+        places = ", ".join(size.runs_on) + "".join(f" (slow on {place})" for place in size.slow_on)
+        table.add_row(size.type, "-" if size.file_bytes is None else _size(size.file_bytes), _exact(size), places)
+    return table
+
+
+def _exact(size: Size) -> str:
+    if size.file_bytes is None:
+        return "rows don't fit"
+    unfit = f", {size.n_unfit} as f16: rows don't fit" if size.n_unfit else ""
+    if size.n_exact is None:
+        return f"unknown without weights{unfit}"
+    if size.exact:
+        return "yes"
+    return (f"{size.n_exact} of {size.n_linear}" if size.n_exact else "no") + unfit
