@@ -44,14 +44,16 @@ OUTPUT = re.compile(r"^(lm_head|output)\.")
 class Size:
     """The file with linear layers of one type: its bytes, and how many of the linear tensors the type holds exactly.
 
-    `n_exact` is None where there are no weights to tell from; `n_unfit` tensors have rows that don't fit the type's
-    blocks and are F16. `file_bytes` is None where none fits. `slow_on` names machines that run the type by slow code.
+    `n_near` more keep every code and have their scales rounded to fp16; both are None where there are no weights to
+    tell from. `n_unfit` tensors have rows that don't fit the type's blocks and are F16; `file_bytes` is None where none
+    fits. `slow_on` names machines that run the type by slow code.
     """
 
     type: str
     file_bytes: int | None
     n_linear: int
     n_exact: int | None
+    n_near: int | None
     n_unfit: int
     runs_on: tuple[str, ...]
     slow_on: tuple[str, ...]
@@ -65,6 +67,7 @@ class Size:
             "file_bytes": self.file_bytes,
             "exact": self.exact,
             "exact_tensors": self.n_exact,
+            "near_tensors": self.n_near,
             "linear_tensors": self.n_linear,
             "stored_as_f16": self.n_unfit,
             "runs_on": list(self.runs_on),
@@ -271,11 +274,13 @@ def _size(model: Model, codec: Codec, facts: Mapping[str, TensorFacts], others: 
     linear = [spec for spec in model.specs if spec.role == "linear"]
     n_unfit = sum(spec.shape[-1] % codec.block != 0 for spec in linear)
     n_exact = sum(codec.name in facts[spec.name].exact_types for spec in linear)
+    n_near = sum(codec.name in facts[spec.name].near_types for spec in linear)
     return Size(
         type=codec.name,
         file_bytes=_file_bytes(model, plans) if n_unfit < len(linear) else None,
         n_linear=len(linear),
         n_exact=None if model.tensors is None else n_exact,
+        n_near=None if model.tensors is None else n_near,
         n_unfit=n_unfit,
         runs_on=_runs_on(codec),
         slow_on=("x86",) if codec.name in SLOW_ON_X86 else (),

@@ -12,6 +12,7 @@ from typing import TypedDict
 from gguf import GGML_QUANT_VERSION, Keys
 from typing_extensions import Unpack
 
+from tritgguf.converter.codec import codec_named
 from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_model import open_gguf_model
 from tritgguf.converter.gguf_tensors import is_gguf
@@ -21,6 +22,7 @@ from tritgguf.converter.model import Model
 from tritgguf.converter.parallel import n_threads
 from tritgguf.converter.plan import FilePlan, TensorPlan, with_metadata
 from tritgguf.converter.survey import ProgressStep, Request, survey
+from tritgguf.converter.targets import SLOW_ON_X86, is_x86
 from tritgguf.converter.tokenizer import check_token_ids
 from tritgguf.converter.writer import header_bytes, require_writable, whole_file, write_tensors
 
@@ -134,7 +136,7 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
     report = _reporter(progress, "reading", len(model.specs))
     tensors = survey(model.specs, model.tensors, request, n_threads(threads), report, scale_tensors=model.scale_tensors)
     metadata = with_metadata(model.metadata, _type_metadata(tensors))
-    notes = (*model.notes, *_quality_notes(tensors))
+    notes = (*model.notes, *_type_notes(tensors, request))
     return FilePlan(header_bytes(metadata, tensors), tensors, notes)
 
 
@@ -151,16 +153,27 @@ def _type_metadata(tensors: tuple[TensorPlan, ...]) -> Metadata:
     }
 
 
-def _quality_notes(tensors: tuple[TensorPlan, ...]) -> list[str]:
+def _type_notes(tensors: tuple[TensorPlan, ...], request: Request) -> list[str]:
+    """Say what the choice of types costs in quality and speed."""
     notes = []
+    linear = [tensor for tensor in tensors if tensor.spec.role == "linear"]
     ternary = [tensor for tensor in tensors if tensor.codec.ternary]
-    rounded = [tensor for tensor in ternary if tensor.rounded]
-    if rounded:
+    if rounded := [tensor for tensor in ternary if tensor.rounded]:
         notes.append(
             f"{len(rounded)} of {len(ternary)} ternary tensors weren't trained ternary: rounding them to three levels "
             "loses so much that the model's answers will likely be useless; --type f16 keeps the model as it is"
         )
-    fallen = [tensor for tensor in tensors if tensor.fallback]
-    if fallen:
+    if fallen := [tensor for tensor in linear if tensor.fallback]:
         notes.append(f"{len(fallen)} linear tensors are stored as {fallen[0].codec.name}: their rows don't fit")
+    if request.type is None and not ternary:
+        notes.append("no linear tensor is ternary: all are kept as they are; --type tq2_0 would make them ternary")
+    if request.target == "cpu" and is_x86():
+        if any(tensor.codec.name in SLOW_ON_X86 for tensor in linear):
+            notes.append("q2_0 has no fast code on x86: expect a tenth of the speed of other ternary types there")
+        elif request.type is None and any(_only_fine_types_fit(tensor) for tensor in linear):
+            notes.append("q2_0 would hold these weights in half the size of q4_0, but has no fast code on x86")
     return notes
+
+
+def _only_fine_types_fit(tensor: TensorPlan) -> bool:
+    return tensor.codec.name == "q4_0" and tensor.grid is not None and tensor.grid.fits(codec_named("q2_0").block)

@@ -127,8 +127,7 @@ def _choose_linear(spec: TensorSpec, source: SourceTensor | None, request: Reque
                 f"needs; add --fallback {FLOATS[0]} to store such tensors as F16"
             )
         reason = f"rows of {row_length} aren't a multiple of {codec.block}: fallback {request.fallback.name}"
-        plan = replace(_as_asked(spec, source, request.fallback, reason, request), fallback=True)
-        return plan
+        return replace(_as_asked(spec, source, request.fallback, reason, request), fallback=True)
     return _as_asked(spec, source, codec, f"linear layer: {codec.name.upper()} as asked", request)
 
 
@@ -144,11 +143,17 @@ def _as_floats(spec: TensorSpec, source: SourceTensor, codec: FloatCodec, reason
     if codec.holds(source.dtype):
         return TensorPlan(spec, codec, reason, exact=True)
     for rows in row_chunks(source.shape):
-        values = source.read(rows)
-        if not np.array_equal(codec.decode(encode(codec, values, spec.source)), values):
+        if not _keeps(codec, source.read(rows)):
             reason = f"{reason}; {source.dtype} values outside {codec.name.upper()} are rounded"
             return TensorPlan(spec, codec, reason, exact=False)
     return TensorPlan(spec, codec, reason, exact=True)
+
+
+def _keeps(codec: FloatCodec, values: Float32Array) -> bool:
+    try:
+        return np.array_equal(codec.decode(codec.encode(values)), values)
+    except TensorError:  # beyond the type's range, which is an error only if it is stored so
+        return False
 
 
 def encode(codec: FloatCodec, values: Float32Array, name: str) -> ByteArray:

@@ -11,7 +11,6 @@ import numpy as np
 from tritgguf.converter.architecture import TensorSpec
 from tritgguf.converter.codec import FloatCodec, TernaryCodec, codecs
 from tritgguf.converter.errors import TensorError, TritggufError
-from tritgguf.converter.gguf_tensors import GgufTensor
 from tritgguf.converter.grids import Grid, find_grid
 from tritgguf.converter.plan import TensorPlan
 from tritgguf.converter.survey import with_scale_tensor
@@ -24,8 +23,9 @@ MATRICES = ("linear", "embedding", "output")
 class TensorFacts:
     """One tensor of a model. `name` is GGUF's where the model has one, `source` the one on disk.
 
-    `n_bytes` are those on disk, its scales included. `grid`, `zeros` (their share) and `exact_types` (smallest first)
-    are known for matrices that can be read; `note` says what stood in the way.
+    `n_bytes` are those on disk, its scales included. `grid`, `zeros` (their share), `exact_types`, in which
+    `convert` would store it exactly, and `near_types`, which keep every code but round the scale to fp16, are known for
+    matrices that can be read, the smallest type first; `note` says what stood in the way.
     """
 
     name: str
@@ -37,6 +37,7 @@ class TensorFacts:
     grid: Grid | None = None
     zeros: float | None = None
     exact_types: tuple[str, ...] = ()
+    near_types: tuple[str, ...] = ()
     note: str = ""
 
     @property
@@ -55,6 +56,7 @@ class TensorFacts:
             "grid": None if self.grid is None else _grid_json(self.grid),
             "zeros": self.zeros,
             "exact_types": list(self.exact_types),
+            "near_types": list(self.near_types),
         }
 
 
@@ -80,11 +82,14 @@ def look_at(spec: TensorSpec, source: SourceTensor | None, n_bytes: int, *, scal
         zeros, floats = _scan(source, grid)
     except TritggufError as error:
         return replace(plain, note=str(error))
-    exact = {name: _bits(name) for name in [*floats, *_ternary_types(spec, grid, scale_tensors)]}
-    if isinstance(source, GgufTensor):
-        exact[source.dtype.lower()] = plain.bits_per_weight
-    names = tuple(sorted(exact, key=lambda name: exact[name]))
-    return replace(plain, grid=grid, zeros=zeros, exact_types=names)
+    exact, near = _ternary_types(spec, grid, scale_tensors)
+    return replace(
+        plain,
+        grid=grid,
+        zeros=zeros,
+        exact_types=tuple(sorted([*floats, *exact], key=_bits)),
+        near_types=tuple(sorted(near, key=_bits)),
+    )
 
 
 def _bits(name: str) -> float:
@@ -92,16 +97,16 @@ def _bits(name: str) -> float:
     return 8 * codec.block_bytes / codec.block
 
 
-def _ternary_types(spec: TensorSpec, grid: Grid | None, scale_tensors: bool) -> list[str]:
+def _ternary_types(spec: TensorSpec, grid: Grid | None, scale_tensors: bool) -> tuple[list[str], list[str]]:
+    """Return the ternary types that hold the tensor, and those that hold it but for fp16's rounding of the scale."""
     if grid is None:
-        return []
-    found = []
-    for codec in codecs().values():
-        if isinstance(codec, TernaryCodec) and grid.fits(codec.block):
-            plan = TensorPlan(spec, codec, "", exact=grid.fp16_error == 0, grid=grid)
-            if plan.exact or (scale_tensors and with_scale_tensor(plan)[0].exact):
-                found.append(codec.name)
-    return found
+        return [], []
+    fitting = [c for c in codecs().values() if isinstance(c, TernaryCodec) and grid.fits(c.block)]
+    plans = [TensorPlan(spec, codec, "", exact=grid.fp16_error == 0, grid=grid) for codec in fitting]
+    if scale_tensors:
+        plans = [with_scale_tensor(plan)[0] for plan in plans]
+    exact = [plan.codec.name for plan in plans if plan.exact]
+    return exact, [codec.name for codec in fitting if codec.name not in exact]
 
 
 def _scan(source: SourceTensor, grid: Grid | None) -> tuple[float, list[str]]:

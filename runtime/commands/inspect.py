@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tritgguf.converter.codec import codecs
 from tritgguf.converter.inspect import Inspection, Size
 from tritgguf.converter.inspect import inspect as look
 from tritgguf.converter.tensor_facts import MATRICES, TensorFacts
@@ -20,6 +21,7 @@ from tritgguf.runtime.progress import show_progress
 
 WIDTH = 100
 NOTES_SHOWN = 5
+_NEAR = "every code exact, the scales rounded to fp16"
 
 
 def inspect(
@@ -40,6 +42,9 @@ def inspect(
     console.print(escape(_headline(found)), soft_wrap=True)
     console.print()
     console.print(_tensor_table(found, every=tensors))
+    if any(tensor.near_types for tensor in found.tensors):
+        errors = [tensor.grid.fp16_error for tensor in found.tensors if tensor.grid]
+        console.print(f"≈ {_NEAR}, by up to {max(errors):.0e}", soft_wrap=True)
     if found.sizes:
         console.print()
         console.print(_size_table(found))
@@ -63,26 +68,27 @@ def _size(n_bytes: int) -> str:
 
 
 def _tensor_table(found: Inspection, *, every: bool) -> Table:
-    table = Table("tensors", box=None, pad_edge=False)
-    table.add_column("", justify="right")
-    for title in ("shape", "stored", "bits", "grid", "zeros", "exact in"):
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("tensors", no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True)
+    for title in ("shape", "stored", "bits", "ternary per", "zeros", "exact in"):
         table.add_column(title)
     groups: dict[tuple[object, ...], list[TensorFacts]] = {}
     for tensor in found.tensors:
         if tensor.role in MATRICES or every:
             name = tensor.name if every else re.sub(r"\d+", "*", tensor.name)
-            groups.setdefault((name, tensor.shape, tensor.dtype, _grid(tensor), tensor.exact_types), []).append(tensor)
+            groups.setdefault((name, tensor.shape, tensor.dtype, _grid(tensor), _types(tensor)), []).append(tensor)
     for (name, *_), alike in groups.items():
         first = alike[0]
         table.add_row(
             escape(str(name).removesuffix(".weight")),
             f"x{len(alike)}" if len(alike) > 1 else "",
             " x ".join(str(size) for size in first.shape),
-            first.dtype,
+            first.dtype.split()[0],
             f"{sum(t.bits_per_weight for t in alike) / len(alike):.2f}" if first.n_bytes else "",
             _grid(first),
             _zeros(alike),
-            " ".join(first.exact_types),
+            _types(first),
         )
     return table
 
@@ -90,10 +96,16 @@ def _tensor_table(found: Inspection, *, every: bool) -> Table:
 def _grid(tensor: TensorFacts) -> str:
     grid = tensor.grid
     if grid is None:
-        return "none" if tensor.zeros is not None else ""
-    levels = "ternary" if grid.levels == 3 else f"{grid.levels} levels"
-    scale = "" if grid.levels != 3 or grid.fp16_error == 0 else f", fp16 rounds scale by {grid.fp16_error:.0e}"
-    return f"{levels} per {grid.extent}{scale}" + (f", {grid.strays} strays" if grid.strays else "")
+        return "no" if tensor.zeros is not None else ""
+    levels = "" if grid.levels == 3 else f"{grid.levels} levels per "
+    return levels + grid.extent.removesuffix(" columns") + (f", {grid.strays} strays" if grid.strays else "")
+
+
+def _types(tensor: TensorFacts) -> str:
+    """The ternary types where there are any, else floats: of those the larger ones hold what the smaller hold."""
+    known = codecs()
+    ternary = [name for name in tensor.exact_types if known[name].ternary]
+    return " ".join(ternary or [f"≈{name}" for name in tensor.near_types] or tensor.exact_types)
 
 
 def _zeros(alike: list[TensorFacts]) -> str:
@@ -119,8 +131,12 @@ def _exact(size: Size) -> str:
     if size.file_bytes is None:
         return "rows don't fit"
     unfit = f", {size.n_unfit} as f16: rows don't fit" if size.n_unfit else ""
-    if size.n_exact is None:
+    if size.n_exact is None or size.n_near is None:
         return f"unknown without weights{unfit}"
     if size.exact:
         return "yes"
-    return (f"{size.n_exact} of {size.n_linear}" if size.n_exact else "no") + unfit
+    if size.n_near == size.n_linear:
+        return "≈"
+    counts = [f"{size.n_exact}" if size.n_exact else "", f"≈ {size.n_near}" if size.n_near else ""]
+    shares = " and ".join(count for count in counts if count)
+    return (f"{shares} of {size.n_linear}" if shares else "no") + unfit

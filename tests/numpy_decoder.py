@@ -1,0 +1,94 @@
+"""A decoder in float64, from the published descriptions of Llama, BitNet b1.58 and MiniCPM.
+
+It is for the models whose class transformers doesn't have. tests/converter/test_numpy_decoder.py compares it with
+transformers where both compute the same, then the runtime with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def silu(x: Array) -> Array:
+    return x / (1 + np.exp(-x))
+
+
+def relu2(x: Array) -> Array:
+    return np.maximum(x, 0) ** 2
+
+
+ACTIVATIONS = {"silu": silu, "relu2": relu2}
+
+
+def logits(
+    weights: Mapping[str, NDArray[np.float32]],
+    config: Mapping[str, Any],
+    token_ids: Sequence[int],
+    sub_norms: tuple[str, str] | None = None,
+) -> Array:
+    """Return the logits of every token, (n_tokens, n_vocab).
+
+    `weights` are what the linear layers compute with, by Hugging Face names; `config` is config.json in the spelling of
+    transformers 4; `sub_norms` are the names of BitNet's norms before o_proj and down_proj.
+    """
+    tensors = {name: values.astype(np.float64) for name, values in weights.items()}
+    residual_scale = config.get("scale_depth", 0) / math.sqrt(config["num_hidden_layers"]) or 1.0
+    states = tensors["model.embed_tokens.weight"][np.array(token_ids)] * config.get("scale_emb", 1)
+    for number in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{number}."
+        layer = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        norms = [layer[f"{name}.weight"] for name in sub_norms] if sub_norms else [None, None]
+        normed = rms_norm(states, layer["input_layernorm.weight"], config)
+        states = states + residual_scale * attention(normed, layer, config, norms[0])
+        normed = rms_norm(states, layer["post_attention_layernorm.weight"], config)
+        states = states + residual_scale * ffn(normed, layer, config, norms[1])
+    states = rms_norm(states, tensors["model.norm.weight"], config)
+    if "dim_model_base" in config:
+        states = states / (config["hidden_size"] / config["dim_model_base"])
+    output: Array = states @ tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"]).T
+    return output
+
+
+def rms_norm(x: Array, weight: Array | None, config: Mapping[str, Any]) -> Array:
+    if weight is None:
+        return x
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + config["rms_norm_eps"]) * weight
+
+
+def attention(x: Array, layer: Mapping[str, Array], config: Mapping[str, Any], sub_norm: Array | None) -> Array:
+    """Causal attention; `x` is (n_tokens, hidden)."""
+    n_tokens, n_heads, n_kv = len(x), config["num_attention_heads"], config["num_key_value_heads"]
+    q, k, v = (
+        (x @ layer[f"self_attn.{part}_proj.weight"].T).reshape(n_tokens, count, -1).swapaxes(0, 1)
+        for part, count in (("q", n_heads), ("k", n_kv), ("v", n_kv))
+    )
+    q, k = rotated(q, config["rope_theta"]), rotated(k, config["rope_theta"])
+    k, v = np.repeat(k, n_heads // n_kv, axis=0), np.repeat(v, n_heads // n_kv, axis=0)
+    scores = q @ k.swapaxes(1, 2) / math.sqrt(q.shape[-1])
+    scores = np.where(np.tril(np.ones((n_tokens, n_tokens), bool)), scores, -np.inf)
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    mixed = (shares @ v).swapaxes(0, 1).reshape(n_tokens, -1)
+    return rms_norm(mixed, sub_norm, config) @ layer["self_attn.o_proj.weight"].T
+
+
+def rotated(x: Array, theta: float) -> Array:
+    """Rotate value i of each head with value i + half a head; `x` is (n_heads, n_tokens, head)."""
+    half = x.shape[-1] // 2
+    angles = np.arange(x.shape[1])[:, None] * theta ** (-np.arange(half) / half)
+    first, second = x[..., :half], x[..., half:]
+    cosines, sines = np.cos(angles), np.sin(angles)
+    return np.concatenate([first * cosines - second * sines, second * cosines + first * sines], axis=-1)
+
+
+def ffn(x: Array, layer: Mapping[str, Array], config: Mapping[str, Any], sub_norm: Array | None) -> Array:
+    activation = ACTIVATIONS[config["hidden_act"]]
+    gated = activation(x @ layer["mlp.gate_proj.weight"].T) * (x @ layer["mlp.up_proj.weight"].T)
+    return rms_norm(gated, sub_norm, config) @ layer["mlp.down_proj.weight"].T
