@@ -13,6 +13,7 @@ import tritgguf.runtime
 from tritgguf.converter.architecture import architectures
 from tritgguf.converter.codec import codecs
 from tritgguf.converter.method import methods
+from tritgguf.converter.source import sources
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*ROOT.glob("converter/**/*.py"), *ROOT.glob("runtime/**/*.py")]
@@ -76,6 +77,7 @@ def table(title: str) -> list[str]:
 def test_the_tables_of_the_docs_are_complete() -> None:
     assert sorted(table("Tensor types")) == sorted(codecs())
     assert sorted(table("Methods")) == sorted(methods())
+    assert sorted(table("Sources")) == sorted(sources())
     assert sorted(table("Architectures")) == sorted(a.name for a in architectures())
 
 

@@ -5,7 +5,7 @@ import math
 from gguf import MODEL_ARCH, Keys
 
 from tritgguf.converter.architecture import Architecture
-from tritgguf.converter.errors import SourceError
+from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.metadata import Metadata, float32
 from tritgguf.converter.model_config import DecoderConfig
 
@@ -19,6 +19,11 @@ def scales(config: DecoderConfig) -> Metadata:
             raise SourceError(f"config.json: {key} must be a positive number, found {value!r}")
         return float(value)
 
+    if config.raw.get("sparse_config"):
+        raise UnsupportedError(
+            "config.json: sparse_config makes long texts attend sparsely, but llama.cpp's minicpm graph attends to "
+            "everything; set it to null to convert the model with dense attention"
+        )
     return {
         Keys.LLM.EMBEDDING_SCALE.format(arch="minicpm"): float32(number("scale_emb")),
         Keys.LLM.RESIDUAL_SCALE.format(arch="minicpm"): float32(number("scale_depth") / math.sqrt(config.n_layers)),

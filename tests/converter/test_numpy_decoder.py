@@ -16,6 +16,7 @@ from tritgguf.converter import convert
 
 GOLDENS = Path(__file__).parents[1] / "golden"
 TOKEN_IDS = [int(word % 320) for word in checkpoints._raw_words("numpy_decoder/token_ids", 96)]
+GOLDEN_ROUNDING = 2e-4  # the goldens are int16 and were computed in float32
 ACTIVATIONS_ROUNDED = 5e-2  # to 8 bits, per 32 or 256 values
 ALLOWED = {"f16": 2e-3, "tq1_0": ACTIVATIONS_ROUNDED, "tq2_0": ACTIVATIONS_ROUNDED, "q2_0": ACTIVATIONS_ROUNDED,
            "q4_0": ACTIVATIONS_ROUNDED, "q2_k": ACTIVATIONS_ROUNDED}  # fmt: skip
@@ -44,7 +45,7 @@ def test_the_decoder_computes_what_transformers_does(name: str) -> None:
     keys = config(RECIPES[name])
     keys.setdefault("rope_theta", keys.get("rope_parameters", {}).get("rope_theta"))
     found = numpy_decoder.logits(checkpoints.weights(name), keys, checkpoints.token_ids(name))
-    assert relative_error(found, recorded(GOLDENS / "logits" / f"{name}.npz", "weights")) < 1e-4
+    assert relative_error(found, recorded(GOLDENS / "logits" / f"{name}.npz", "weights")) < GOLDEN_ROUNDING
 
 
 def test_the_decoder_has_sub_norms_where_transformers_bitnet_has_them() -> None:
@@ -59,7 +60,7 @@ def test_the_decoder_has_sub_norms_where_transformers_bitnet_has_them() -> None:
     }
     sub_norms = ("self_attn.attn_sub_norm", "mlp.ffn_sub_norm")
     found = numpy_decoder.logits(bitnet_model.state_dict(), keys, bitnet_model.token_ids(), sub_norms)
-    assert relative_error(found, recorded(GOLDENS / "bitnet.npz", "logits")) < 1e-4
+    assert relative_error(found, recorded(GOLDENS / "bitnet.npz", "logits")) < GOLDEN_ROUNDING
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.oracles import libggml
 from tritgguf.converter import convert, plan
 from tritgguf.converter.errors import TensorError
 
-pytestmark = pytest.mark.real_model  # of a real one's size: 0.6 GB of disk, a minute
+pytestmark = pytest.mark.real_model  # of a real one's size: 0.4 GB of disk
 
 GROUP, ROWS_AT_ONCE = 64, 512
 SEED = Recipe(
