@@ -10,7 +10,7 @@ import numpy as np
 from tritgguf.converter.tensor_check import Pair, differences
 from tritgguf.converter.tensors import Float32Array
 
-ALIKE = 0.9  # cosine of two tensors that hold the same weights, be they rounded to three levels
+SAME_SIGNS = 0.99  # share from which on the codes are right
 FEW = 0.1  # share of rows up to which single rows are the matter
 
 
@@ -22,24 +22,27 @@ def diagnosis(pair: Pair, others: Sequence[Pair]) -> str | None:
     if len(found.bad_rows) <= FEW * len(found.row_errors):
         return None  # the rows that differ say it
     natural = replace(pair, spec=replace(pair.spec, rows=None))
-    if pair.spec.rows is not None and _alike(have, natural.want(rows)):
+    if pair.spec.rows is not None and _nearer(have, natural.want(rows), want):
         return "its rows are in the checkpoint's order, not in the one that the graph needs"
     if _same_signs(have, want):
         return _scale_fault(have, want)
     for other in others:
-        if other.spec.shape == pair.spec.shape and other.spec.name != pair.spec.name and _alike(have, other.want(rows)):
+        if other.spec.shape == pair.spec.shape and other is not pair and _nearer(have, other.want(rows), want):
             return f"it holds the values of {other.spec.source}"
     return "its rows are the source's in another order" if _same_rows(pair) else None
 
 
-def _alike(left: Float32Array, right: Float32Array) -> bool:
-    left, right = left.astype(np.float64).ravel(), right.astype(np.float64).ravel()  # type: ignore[assignment]
-    return bool(left @ right > ALIKE * np.sqrt((left @ left) * (right @ right)))
+def _nearer(have: Float32Array, candidate: Float32Array, want: Float32Array) -> bool:
+    """Whether the stored values are much nearer to other ones than to those that should be there."""
+    return bool(np.linalg.norm(have - candidate) < np.linalg.norm(have - want) / 2)
 
 
 def _same_signs(have: Float32Array, want: Float32Array) -> bool:
+    """Whether every code is right and the sizes are not."""
     used = want != 0
-    return bool(used.any() and (np.sign(have[used]) == np.sign(want[used])).mean() > ALIKE and not _near(have, want))
+    return bool(used.any() and (np.sign(have[used]) == np.sign(want[used])).mean() > SAME_SIGNS) and not _near(
+        have, want
+    )
 
 
 def _near(have: Float32Array, want: Float32Array) -> bool:

@@ -179,11 +179,11 @@ def _as_ternary(
     what = describe(grid, source)
     if not request.allow_lossy:
         error = relative_error(source, codec, request.method)
-        exact = _exact_types(source, grid)
+        exact = "exact" if grid.fp16_error == 0 else "exact but for scales rounded to fp16"
+        types = ", ".join(f"--type {name}" for name in _exact_types(source, grid))
         raise TensorError(
             f"{spec.source}: {what}, which {codec.name} can't hold: storing it would change the weights by "
-            f"{error:.0%} (relative error); exact are {', '.join(f'--type {name}' for name in exact)}; "
-            "--allow-lossy goes on all the same"
+            f"{error:.0%} (relative error); {exact} are {types}; --allow-lossy goes on all the same"
         )
     return TensorPlan(spec, codec, f"{what}: {rounded}", exact=False)
 

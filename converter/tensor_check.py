@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ from tritgguf.converter.codec import Codec, FloatCodec, TernaryCodec, codecs
 from tritgguf.converter.errors import TensorError, TritggufError
 from tritgguf.converter.gguf_tensors import GgufTensor
 from tritgguf.converter.grids import find_grid
-from tritgguf.converter.method import methods
+from tritgguf.converter.method import Method, methods
 from tritgguf.converter.tensors import Float32Array, RowIndices, SourceTensor, row_chunks
 
 Verdict = Literal["exact", "rounded", "wrong", "missing", "extra", "unreadable"]
@@ -30,7 +30,6 @@ Encoder = Callable[[Float32Array], Float32Array]
 
 UNRELATED = 0.95  # independent tensors of one size differ by sqrt(2) of their norm
 ROUNDING = {"F16": (2.0**-11, 2.0**-25), "BF16": (2.0**-8, 0.0)}  # relative, absolute; other tools cut bf16 off
-OWN = "own"
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,13 @@ class TensorCheck:
     def good(self) -> bool:
         return self.verdict in ("exact", "rounded")
 
+    @property
+    def line(self) -> str:
+        """The check in one line."""
+        error = "" if self.relative_error is None else f" (relative error {self.relative_error:.2g})"
+        kind = f" ({self.type})" if self.type else ""
+        return f"{self.name}{kind}: {self.reason}{error}"
+
     def as_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -70,7 +76,7 @@ class Pair:
     spec: TensorSpec
     source: SourceTensor | None
     stored: GgufTensor
-    factor: np.float32 = field(default_factory=lambda: np.float32(1))
+    factor: float = 1.0
 
     def have(self, rows: slice) -> Float32Array:
         return self.stored.read(rows) * self.factor
@@ -153,7 +159,7 @@ def differences(pair: Pair) -> Differences:
 
 def _explained(pair: Pair, found: Differences) -> tuple[Verdict, str, str]:
     kind = pair.stored.dtype
-    share = f"{len(found.bad_rows)} of {len(found.row_errors)} rows differ, the first is row {found.bad_rows[0]}"
+    share = _share(found)
     if kind in ROUNDING:
         return ("rounded", f"rounded to {kind}", kind) if found.rounded[kind] else ("wrong", share, "")
     codec = codecs().get(kind.lower())
@@ -171,6 +177,13 @@ def _explained(pair: Pair, found: Differences) -> tuple[Verdict, str, str]:
     if found.relative > bound or (bound < 1 / 3 and _lost_rows(found, bound)):
         return "wrong", f"{share}; {kind} alone can't lose that much", ""
     return "rounded", f"as near as {kind} can be expected to be", ""
+
+
+def _share(found: Differences) -> str:
+    n_rows = len(found.row_errors)
+    if n_rows == 1:
+        return "its values differ"
+    return f"{len(found.bad_rows)} of {n_rows} rows differ, the first is row {found.bad_rows[0]}"
 
 
 def _should_be_exact(pair: Pair, codec: Codec) -> bool:
@@ -202,12 +215,14 @@ def _encoders(kind: GGMLQuantizationType, codec: Codec | None) -> dict[str, Enco
     """Return what may have made a tensor of that type: each gives the values that it would have stored."""
     found: dict[str, Encoder] = {}
     if isinstance(codec, TernaryCodec):
-        for method in methods().values():
-            found[method.name] = lambda rows, m=method, c=codec: m.code(rows, c.block).dequantize()  # type: ignore[misc]
+        found = {name: _ternary(method, codec.block) for name, method in methods().items()}
     elif isinstance(codec, FloatCodec):
-        found[codec.name] = lambda rows: codec.decode(codec.encode(rows))
-    found["ggml"] = lambda rows: quants.dequantize(quants.quantize(rows, kind), kind)
-    return found
+        found = {codec.name: lambda rows: codec.decode(codec.encode(rows))}
+    return {**found, "ggml": lambda rows: quants.dequantize(quants.quantize(rows, kind), kind)}
+
+
+def _ternary(method: Method, block: int) -> Encoder:
+    return lambda rows: method.code(rows, block).dequantize()
 
 
 def _encoder_of(pair: Pair, codec: Codec | None) -> tuple[str, int]:

@@ -16,12 +16,14 @@ from tritgguf.converter.errors import TritggufError
 from tritgguf.runtime.commands.chat import chat
 from tritgguf.runtime.commands.convert import convert
 from tritgguf.runtime.commands.inspect import inspect
+from tritgguf.runtime.commands.verify import verify
 
 # One row per command; the function's docstring and parameters are its help.
 COMMANDS: dict[str, Callable[..., Any]] = {
     "convert": convert,
     "chat": chat,
     "inspect": inspect,
+    "verify": verify,
 }
 
 DEBUG_VARIABLE = "TRITGGUF_DEBUG"

@@ -1,4 +1,4 @@
-"""A decoder in float64, from the published descriptions of Llama, BitNet b1.58 and MiniCPM.
+"""A decoder in float64, from the published descriptions of Llama, Qwen3, BitNet b1.58 and MiniCPM.
 
 It is for the models whose class transformers doesn't have. tests/converter/test_numpy_decoder.py compares it with
 transformers where both compute the same, then the runtime with it.
@@ -69,6 +69,7 @@ def attention(x: Array, layer: Mapping[str, Array], config: Mapping[str, Any], s
         (x @ layer[f"self_attn.{part}_proj.weight"].T).reshape(n_tokens, count, -1).swapaxes(0, 1)
         for part, count in (("q", n_heads), ("k", n_kv), ("v", n_kv))
     )
+    q, k = (rms_norm(x, layer.get(f"self_attn.{part}_norm.weight"), config) for part, x in (("q", q), ("k", k)))
     q, k = rotated(q, config["rope_theta"]), rotated(k, config["rope_theta"])
     k, v = np.repeat(k, n_heads // n_kv, axis=0), np.repeat(v, n_heads // n_kv, axis=0)
     scores = q @ k.swapaxes(1, 2) / math.sqrt(q.shape[-1])

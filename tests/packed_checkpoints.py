@@ -106,6 +106,12 @@ PACKED: Mapping[str, Packed] = {
         128,
         ternary_embeddings=True,
     ),
+    "qwen3-tensor": Packed(
+        Recipe("Qwen3ForCausalLM", "float", "F32", head_dim=64, rope_theta=1000000.0, tokenizer="qwen2", vocab=384),
+        "grid",
+        None,
+        LONG,
+    ),
 }
 
 

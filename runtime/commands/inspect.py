@@ -78,10 +78,10 @@ def _tensor_table(found: Inspection, *, every: bool) -> Table:
         if tensor.role in MATRICES or every:
             name = tensor.name if every else re.sub(r"\d+", "*", tensor.name)
             groups.setdefault((name, tensor.shape, tensor.dtype, _grid(tensor), _types(tensor)), []).append(tensor)
-    for (name, *_), alike in groups.items():
+    for (label, *_), alike in groups.items():
         first = alike[0]
         table.add_row(
-            escape(str(name).removesuffix(".weight")),
+            escape(str(label).removesuffix(".weight")),
             f"x{len(alike)}" if len(alike) > 1 else "",
             " x ".join(str(size) for size in first.shape),
             first.dtype.split()[0],

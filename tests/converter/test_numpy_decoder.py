@@ -1,4 +1,4 @@
-"""Logits of 1bitLLM's BitNet and of MiniCPM, which transformers doesn't have, against a decoder in numpy."""
+"""Logits against a decoder in numpy: of models that transformers doesn't have, and of files with `.scale` tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tritgguf.runtime as rt
-from tests import bitnet_model, checkpoints, numpy_decoder, packed_checkpoints
+from tests import bitnet_model, checkpoints, gguf_weights, numpy_decoder, packed_checkpoints
 from tests.checkpoint_recipes import RECIPES, config
 from tests.packed_checkpoints import PACKED
 from tritgguf.converter import convert
@@ -40,7 +40,7 @@ def reference(name: str, **changes: Any) -> np.ndarray:
     return numpy_decoder.logits(packed_checkpoints.weights(name), keys, TOKEN_IDS, packed.sub_norms)
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "llama-tied", "llama-head-dim", "mistral-no-window"])
+@pytest.mark.parametrize("name", ["llama-gqa", "llama-tied", "llama-head-dim", "mistral-no-window", "qwen3"])
 def test_the_decoder_computes_what_transformers_does(name: str) -> None:
     keys = config(RECIPES[name])
     keys.setdefault("rope_theta", keys.get("rope_parameters", {}).get("rope_theta"))
@@ -66,13 +66,17 @@ def test_the_decoder_has_sub_norms_where_transformers_bitnet_has_them() -> None:
 @pytest.mark.parametrize(
     ("name", "type_name"),
     [("1bitllm", name) for name in ("f16", "tq1_0", "tq2_0", "q2_0", "q2_k", "q4_0")]
-    + [("bitcpm", name) for name in ("f16", "q2_0", "q4_0")],
+    + [("bitcpm", name) for name in ("f16", "q2_0", "q4_0")]
+    # Their scales lie beside the weights, as float32, for the graph to multiply by.
+    + [(name, type_name) for name in ("falcon3", "qwen3-tensor") for type_name in ("tq1_0", "q2_0", "q4_0")],
 )
 def test_the_runtime_computes_what_the_model_does(name: str, type_name: str, tmp_path: Path) -> None:
     folder = packed_checkpoints.build(name, tmp_path / "model")
     file = convert(folder, tmp_path / "out.gguf", type=type_name).out
     with rt.open(file, n_ctx=len(TOKEN_IDS)) as session:
         found = session.logits(TOKEN_IDS)
+    if name != "bitcpm" and type_name != "f16":
+        assert sum(tensor.endswith(".scale") for tensor in gguf_weights.types(file)) == 14
     expected = reference(name)
     error = relative_error(found, expected)
     assert error <= ALLOWED[type_name], f"relative error {error:.2e}"

@@ -9,9 +9,9 @@ import gguf
 import pytest
 
 from tests import gguf_weights
-from tests.packed_checkpoints import LONG, PACKED, Packed, build, read_config, weights, write_config
+from tests.packed_checkpoints import LONG, PACKED, Packed, weights
 from tritgguf.converter import convert, plan
-from tritgguf.converter.errors import TensorError, UnsupportedError
+from tritgguf.converter.errors import TensorError
 from tritgguf.converter.targets import is_x86
 
 BLOCKS = {"tq1_0": 256, "tq2_0": 256, "q2_0": 64, "q2_k": 256, "q4_0": 32}
@@ -130,11 +130,3 @@ def test_a_2b4t_file_goes_by_a_name_that_stock_programs_refuse(packed, tmp_path:
     assert {"block_count", "attention.head_count_kv", "rope.freq_base", "feed_forward_length"} <= graph
     for key in graph:
         assert fields[f"bitnet-b1.58.{key}"].contents() == fields[f"bitnet.{key}"].contents()
-
-
-def test_an_untied_bitnet_has_no_graph(packed, tmp_path: Path) -> None:
-    for name in ("2b4t", "1bitllm"):
-        folder = build(name, tmp_path / name)
-        write_config(folder, {**read_config(folder), "tie_word_embeddings": False})
-        with pytest.raises(UnsupportedError, match="no output layer of its own"):
-            convert(folder, tmp_path / "out.gguf")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import packed_checkpoints
+from tests import gguf_weights, packed_checkpoints
 from tests.packed_checkpoints import Stored, read_config, write_config, write_tensors
 from tritgguf.converter import convert
 from tritgguf.converter.errors import SourceError, TensorError, TritggufError, UnsupportedError
@@ -133,9 +133,24 @@ BASE3 = [
     ),
     Broken("14b-newer", {"quantization_config": {"quant_method": "gptq"}}, SourceError, ("gptq", "base-3 packed")),
 ]
+ARCHITECTURES = [
+    Broken("bitcpm", {"scale_emb": None}, SourceError, ("scale_emb", "positive number", "None")),
+    Broken("bitcpm", {"scale_depth": "1.4"}, SourceError, ("scale_depth", "'1.4'")),
+    Broken("bitcpm", {"dim_model_base": 0}, SourceError, ("dim_model_base", "found 0")),
+    Broken("bitcpm", {"sparse_config": {"dense_len": 8192}}, UnsupportedError, ("sparse_config", "null")),
+    Broken("bitcpm", {"hidden_act": "gelu"}, UnsupportedError, ("hidden_act", "gelu")),
+    Broken("2b4t", {"hidden_act": "silu"}, UnsupportedError, ("hidden_act", "silu", "relu2")),
+    Broken("1bitllm", {"hidden_act": "relu2"}, UnsupportedError, ("hidden_act", "relu2", "silu")),
+    Broken("2b4t", {"head_dim": 128}, UnsupportedError, ("4 heads of 128", "256")),
+    Broken("2b4t", {"tie_word_embeddings": False}, UnsupportedError, ("tie_word_embeddings", "no output layer")),
+    Broken("1bitllm", {"tie_word_embeddings": False}, UnsupportedError, ("tie_word_embeddings", "no output layer")),
+    Broken("1bitllm", without("inner_attn_ln.weight"), SourceError, ("0.self_attn.inner_attn_ln.weight",)),
+]
 
 
-@pytest.mark.parametrize("broken", [*BITNET, *MASTERS, *BASE3], ids=lambda broken: f"{broken.name}: {broken.words[-1]}")
+@pytest.mark.parametrize(
+    "broken", [*BITNET, *MASTERS, *BASE3, *ARCHITECTURES], ids=lambda broken: f"{broken.name}: {broken.words[-1]}"
+)
 def test_a_broken_checkpoint_is_refused_with_its_reason(broken: Broken, tmp_path: Path) -> None:
     folder = packed_checkpoints.build(broken.name, tmp_path / "model")
     if isinstance(broken.change, dict):
@@ -163,8 +178,6 @@ def test_a_scale_of_zero_is_fine_where_it_is_one_of_many(tmp_path: Path) -> None
 
 def test_modules_to_not_convert_are_named_as_transformers_names_them(tmp_path: Path) -> None:
     """A full name, its end, or a regular expression for its start up to a dot; never just any part of it."""
-    from tests import gguf_weights
-
     folder = packed_checkpoints.build("llama-online", tmp_path / "model")
     kept = [
         "lm_head",
