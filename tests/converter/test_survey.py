@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import tritgguf.runtime
+from tests import packed_checkpoints
 from tests.checkpoints import build
 from tests.oracles import libggml
 from tritgguf.converter import TensorError, UnsupportedError, convert, plan
@@ -157,3 +159,21 @@ def test_embeddings_and_output_get_the_type_that_was_asked_for(option: str, role
 def test_unknown_names_are_refused_with_the_known_ones(arguments, expected: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=expected):
         plan(build("llama-gqa", tmp_path / "model"), **arguments)
+
+
+@pytest.mark.parametrize("type_name", ["q2_0", "q4_0"])
+def test_ternary_embeddings_may_stay_ternary(type_name: str, tmp_path: Path) -> None:
+    """The 14B seed packs its embeddings and output layer too, per 64 columns."""
+    model = packed_checkpoints.build("14b-seed", tmp_path / "model")
+    floats = convert(model, tmp_path / "f16.gguf", "q2_0").out
+    kept = convert(model, tmp_path / "kept.gguf", "q2_0", embedding_type=type_name, output_type=type_name)
+    ends = [tensor for tensor in kept.plan.tensors if tensor.spec.role in ("embedding", "output")]
+    assert {tensor.codec.name for tensor in ends} == {type_name}
+    assert kept.out.stat().st_size < floats.stat().st_size
+    before, after = read_gguf(floats).tensors, read_gguf(kept.out).tensors
+    for tensor in ends:
+        stored = after[tensor.spec.name]
+        values = libggml.dequantize(stored.data.reshape(stored.shape[0], -1), stored.ggml_type)
+        np.testing.assert_array_equal(values.astype(np.float16), before[tensor.spec.name].read(slice(None)))
+    with tritgguf.runtime.open(kept.out, n_ctx=64) as session:
+        assert np.isfinite(session.logits([5, 6, 7])).all()
