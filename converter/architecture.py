@@ -27,6 +27,7 @@ from tritgguf.converter.metadata import Metadata, float32, string, uint32
 from tritgguf.converter.model_config import ConfigJson, DecoderConfig, read_decoder_config
 from tritgguf.converter.registry import offered
 from tritgguf.converter.rope import rotation, trained_length
+from tritgguf.converter.targets import TERNARY_TYPES
 from tritgguf.converter.tensors import Float32Array, RowIndices
 
 # Buffers that old checkpoints carry; the graph computes them itself.
@@ -94,6 +95,11 @@ class Architecture:
     def name(self) -> str:
         """The value of `general.architecture`."""
         return self.own_name or self.graph_name
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What a file can run on: a name of its own is known to tritgguf's runtime alone, which takes the CPU."""
+        return ("cpu",) if self.own_name else tuple(TERNARY_TYPES)
 
     def read_config(self, raw: ConfigJson) -> DecoderConfig:
         """Read config.json; raise SourceError or UnsupportedError where the graph can't compute it."""

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from gguf import Keys
 
-from tritgguf.converter.architecture import TensorSpec
+from tritgguf.converter.architecture import TensorSpec, architectures
 from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_tensors import GgufFile, GgufTensor, read_gguf
 from tritgguf.converter.metadata import Metadata
 from tritgguf.converter.model import Model
+from tritgguf.converter.targets import TERNARY_TYPES
 from tritgguf.converter.tokenizer import carried_tokenizer
 
 # Matrix products whose weights llama.cpp takes in any type. Routers, convolutions and lookup tables are left alone.
@@ -40,6 +41,7 @@ def open_gguf_model(path: Path) -> Model:
         tokenizer=carried_tokenizer(path) if _has_vocabulary(file) else None,
         notes=[],
         scale_tensors=False,
+        targets=next((a.targets for a in architectures() if a.name == file.architecture), tuple(TERNARY_TYPES)),
     )
 
 

@@ -43,7 +43,17 @@ def open_hf_model(folder: Path) -> Model:
         Keys.General.NAME: string(folder.resolve().name),
     }
     metadata = with_metadata(architecture.metadata(config), general, tokenizer.metadata if tokenizer else {})
-    return Model(folder, checkpoint.source, specs, tensors, metadata, tokenizer, notes, architecture.honours_scales)
+    return Model(
+        path=folder,
+        source=checkpoint.source,
+        specs=specs,
+        tensors=tensors,
+        metadata=metadata,
+        tokenizer=tokenizer,
+        notes=notes,
+        scale_tensors=architecture.honours_scales,
+        targets=architecture.targets,
+    )
 
 
 def _context_notes(config: DecoderConfig) -> list[str]:

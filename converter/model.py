@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tritgguf.converter.architecture import TensorSpec
 from tritgguf.converter.metadata import Metadata
+from tritgguf.converter.targets import TERNARY_TYPES
 from tritgguf.converter.tensors import SourceTensor
 from tritgguf.converter.tokenizer import SourceTokenizer
 
@@ -18,7 +19,7 @@ class Model:
 
     `source` says in words how its weights lie. `tensors` is None where there are no weights, `tokenizer` where there
     is none; `metadata` holds every key but those that follow from the chosen types. `scale_tensors` says that the
-    graph honours `.scale` tensors.
+    graph honours `.scale` tensors, `targets` what the file can run on at all.
     """
 
     path: Path
@@ -29,3 +30,4 @@ class Model:
     tokenizer: SourceTokenizer | None
     notes: list[str]
     scale_tensors: bool
+    targets: tuple[str, ...] = tuple(TERNARY_TYPES)

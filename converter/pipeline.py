@@ -13,7 +13,7 @@ from gguf import GGML_QUANT_VERSION, Keys
 from typing_extensions import Unpack
 
 from tritgguf.converter.codec import codec_named
-from tritgguf.converter.errors import SourceError
+from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_model import open_gguf_model
 from tritgguf.converter.gguf_tensors import is_gguf
 from tritgguf.converter.hf_model import open_hf_model
@@ -132,7 +132,13 @@ def open_model(path: Path) -> Model:
 
 
 def make_plan(model: Model, request: Request, threads: int | None, progress: Progress | None) -> FilePlan:
-    """Choose a type for every tensor and lay the file out."""
+    """Choose a type for every tensor and lay the file out; raise UnsupportedError where it can't run on the target."""
+    if request.target not in model.targets:
+        architecture = model.metadata[Keys.General.ARCHITECTURE].data
+        raise UnsupportedError(
+            f"a {architecture} file runs in tritgguf's own runtime alone, on {', '.join(model.targets)}: it can't be "
+            f"made --for {request.target}"
+        )
     report = _reporter(progress, "reading", len(model.specs))
     tensors = survey(model.specs, model.tensors, request, n_threads(threads), report, scale_tensors=model.scale_tensors)
     metadata = with_metadata(model.metadata, _type_metadata(tensors))

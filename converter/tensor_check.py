@@ -36,7 +36,7 @@ ROUNDING = {"F16": (2.0**-11, 2.0**-25), "BF16": (2.0**-8, 0.0)}  # relative, ab
 class TensorCheck:
     """One tensor's verdict and why; the errors are |stored - source| / |source| and the largest difference.
 
-    `encoder` names what made a rounded tensor, where that is known.
+    `encoder` names what made a rounded tensor, or most rows of a wrong one, where that is known.
     """
 
     name: str
@@ -172,7 +172,7 @@ def _explained(pair: Pair, found: Differences) -> tuple[Verdict, str, str]:
     if n_equal == n_rows:
         return "rounded", f"rounded as {name} does", name
     if n_equal > n_rows // 2:
-        return "wrong", f"{n_rows - n_equal} of {n_rows} rows aren't what {name} makes of the source", ""
+        return "wrong", f"{n_rows - n_equal} of {n_rows} rows aren't what {name} makes of the source", name
     bound = type_bound(pair.stored.ggml_type)
     if found.relative > bound or (bound < 1 / 3 and _lost_rows(found, bound)):
         return "wrong", f"{share}; {kind} alone can't lose that much", ""

@@ -177,3 +177,11 @@ def test_ternary_embeddings_may_stay_ternary(type_name: str, tmp_path: Path) -> 
         np.testing.assert_array_equal(values.astype(np.float16), before[tensor.spec.name].read(slice(None)))
     with tritgguf.runtime.open(kept.out, n_ctx=64) as session:
         assert np.isfinite(session.logits([5, 6, 7])).all()
+
+
+@pytest.mark.parametrize("target", [target for target in TERNARY_TYPES if target != "cpu"])
+def test_a_model_that_only_this_runtime_computes_is_made_for_nothing_else(target: str, tmp_path: Path) -> None:
+    model = packed_checkpoints.build("2b4t", tmp_path / "model")
+    assert linear_types(plan(model)) == {"tq1_0"}
+    with pytest.raises(UnsupportedError, match=rf"bitnet-b1.58 file runs in tritgguf's own runtime .* --for {target}"):
+        plan(model, target=target)
