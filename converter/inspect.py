@@ -282,7 +282,7 @@ def _size(model: Model, codec: Codec, facts: Mapping[str, TensorFacts], others: 
         n_exact=None if model.tensors is None else n_exact,
         n_near=None if model.tensors is None else n_near,
         n_unfit=n_unfit,
-        runs_on=_runs_on(codec),
+        runs_on=_runs_on(codec, model.targets),
         slow_on=("x86",) if codec.name in SLOW_ON_X86 else (),
     )
 
@@ -294,6 +294,7 @@ def _file_bytes(model: Model, plans: Sequence[TensorPlan]) -> int:
     return FilePlan(header, tuple(plans)).file_bytes
 
 
-def _runs_on(codec: Codec) -> tuple[str, ...]:
-    places = tuple(target for target in TERNARY_TYPES if target != "any")
+def _runs_on(codec: Codec, targets: Sequence[str]) -> tuple[str, ...]:
+    """Return where the type has kernels, among where the graph runs; float types have some everywhere."""
+    places = tuple(target for target in targets if target != "any")
     return tuple(t for t in places if codec.name in TERNARY_TYPES[t]) if codec.ternary else places

@@ -237,6 +237,7 @@ class Context:
     def __init__(self, model: Model, *, n_ctx: int, n_threads: int, n_batch: int, f32_attention: bool = False) -> None:
         self.handle: Any = None
         self.n_batch = min(n_batch, n_ctx)
+        self.n_threads = n_threads
         self._n_vocab = model.vocab.n_tokens
         self._n_outputs = 0
         params = native.llama_context_default_params()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -144,17 +145,25 @@ class Session:
         return self._template
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Logits after each of `tokens` (ids, taken as they are), float32 (n_tokens, n_vocab)."""
+        """Logits after each of `tokens` (ids, taken as they are), float32 (n_tokens, n_vocab).
+
+        They are for measuring, so attention is in float32, in a context of its own: generations, which take llama.cpp's
+        faster half-precision attention, may differ by up to 3e-3 of the logits' norm, and keep their prompt cache.
+        """
         ids = [int(token) for token in tokens]
         self.model.vocab.check(ids)
         if len(ids) > self.n_ctx:
             raise EngineError(f"{len(ids)} tokens don't fit the context of {self.n_ctx}: open it with a larger one")
         result = np.empty((len(ids), self.n_vocab), np.float32)
-        self._forget_from(0)
-        step = min(MAX_OUTPUT_ROWS, self.context.n_batch)
-        for start in range(0, len(ids), step):
-            self._decode(ids[start : start + step], all_logits=True)
-            result[start : start + step] = self.context.logits()
+        if not ids:
+            return result
+        n_threads = self.context.n_threads
+        with closing(
+            Context(self.model, n_ctx=len(ids), n_threads=n_threads, n_batch=MAX_OUTPUT_ROWS, f32_attention=True)
+        ) as context:
+            for start in range(0, len(ids), context.n_batch):
+                context.decode(ids[start : start + context.n_batch], start, all_logits=True)
+                result[start : start + context.n_batch] = context.logits()
         return result
 
     def evaluate(self, tokens: list[int]) -> int:
@@ -169,9 +178,9 @@ class Session:
             self._decode(tokens[start : start + self.context.n_batch])
         return n_same
 
-    def _decode(self, tokens: list[int], *, all_logits: bool = False) -> None:
+    def _decode(self, tokens: list[int]) -> None:
         try:
-            self.context.decode(tokens, len(self._cached), all_logits=all_logits)
+            self.context.decode(tokens, len(self._cached))
             self._cached += tokens
         except BaseException:  # Ctrl-C too: what the cache holds of these tokens isn't known
             self._forget_from(len(self._cached))
