@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
 from tritgguf.converter.metadata import Metadata
+from tritgguf.converter.model import Model
+from tritgguf.converter.tensors import CodedTensor
 from tritgguf.runtime.chat_template import ChatTemplate, Message
 
 if TYPE_CHECKING:
@@ -126,7 +128,7 @@ def compare_logits(found: Verification, threads: int | None) -> LogitsCheck:
     with session.open(out, n_threads=threads) as opened:
         ids = ids[: opened.n_ctx]
         logits = opened.logits(ids)
-    reference = _reference_logits(torch, transformers, model.path, ids)
+    reference = _reference_logits(torch, transformers, model, ids)
     return _compared(reference, logits)
 
 
@@ -137,18 +139,36 @@ def _module(name: str) -> Any:  # noqa: ANN401
         raise EngineError(f'--logits needs {name}, which isn\'t installed: pip install "tritgguf[golden]"') from error
 
 
-def _reference_logits(torch: Any, transformers: Any, folder: Path, ids: list[int]) -> NDArray[np.float32]:  # noqa: ANN401
+def _reference_logits(torch: Any, transformers: Any, model: Model, ids: list[int]) -> NDArray[np.float32]:  # noqa: ANN401
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-            logits: NDArray[np.float32] = model(torch.tensor([ids])).logits[0].float().numpy()
+            if any(isinstance(tensor, CodedTensor) for tensor in (model.tensors or {}).values()):
+                network = _with_effective_weights(torch, transformers, model)
+            else:
+                network = transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
+            logits: NDArray[np.float32] = network.eval()(torch.tensor([ids])).logits[0].float().numpy()
     except Exception as error:  # whatever transformers meets in a folder
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise EngineError(f"transformers can't compute {folder.name}: {reason:.300}") from error
+        raise EngineError(f"transformers can't compute {model.path.name}: {reason:.300}") from error
     return logits
+
+
+def _with_effective_weights(torch: Any, transformers: Any, model: Model) -> Any:  # noqa: ANN401
+    """Return the model's class with the weights that its packing stands for: its own layers round activations too."""
+    config = transformers.AutoConfig.from_pretrained(model.path)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    network = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    tensors = (model.tensors or {}).items()
+    weights = {name: torch.from_numpy(tensor.read(slice(None)).reshape(tensor.shape)) for name, tensor in tensors}
+    missing, unexpected = network.load_state_dict(weights, strict=False, assign=True)
+    network.tie_weights()
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise EngineError(f"its class has other weights: {[*unexpected, *missing][0]}")
+    return network
 
 
 def _compared(reference: NDArray[np.float32], logits: NDArray[np.float32]) -> LogitsCheck:
