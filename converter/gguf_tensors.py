@@ -206,16 +206,14 @@ class _Cursor:
     def entries(self, count: int) -> Iterator[tuple[str, Value]]:
         """Yield `count` keys with their values."""
         for _ in range(count):
-            key = self._text()
+            key = self._name()
             kind = GGUFValueType(self._number(_U32))
             yield key, self._array() if kind is GGUFValueType.ARRAY else Value(self._scalar(kind), kind)
 
     def tensors(self, count: int) -> Iterator[tuple[str, _Described]]:
         """Yield `count` tensor descriptions: name, then type, shape and offset after the header."""
         for _ in range(count):
-            name = self._text()
-            if not name.isprintable():
-                raise ValueError(f"a tensor is called {name!r:.80}")
+            name = self._name()
             n_dimensions = self._number(_U32)
             if n_dimensions > MAX_DIMENSIONS:
                 raise ValueError(f"tensor {name!r} has {n_dimensions} dimensions")
@@ -248,6 +246,12 @@ class _Cursor:
 
     def _text(self) -> str:
         return self._string().decode("utf-8")
+
+    def _name(self) -> str:
+        name = self._text()
+        if not name.isprintable():
+            raise ValueError(f"a name is {name!r:.80}")
+        return name
 
     def _scalar(self, kind: GGUFValueType) -> Scalar:
         if kind is GGUFValueType.STRING:

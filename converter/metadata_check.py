@@ -83,11 +83,10 @@ def _same(left: object, right: object) -> bool:
     """Whether two values are equal, floats as float32, whatever integer type they are spelled in."""
     left, right = _plain(left), _plain(right)
     if isinstance(left, float) or isinstance(right, float):
-        return (
-            isinstance(left, (int, float))
-            and isinstance(right, (int, float))
-            and bool(np.float32(left) == np.float32(right))
-        )
+        if not isinstance(left, (int, float)) or not isinstance(right, (int, float)):
+            return False
+        with np.errstate(over="ignore"):
+            return bool(np.float32(left) == np.float32(right))
     if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
         return len(left) == len(right) and all(_same(a, b) for a, b in zip(left, right, strict=True))
     return type(left) is type(right) and left == right

@@ -60,7 +60,8 @@ def _headline(found: Inspection) -> str:
     architecture = " → ".join(name for name in (found.hf_class, found.architecture) if name) or "unknown architecture"
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
     weights = f"{found.n_parameters / 1e6:,.1f} M values in {_size(found.file_bytes)} ({dtypes})"
-    return f"{found.path.name}: {found.source or 'unknown format'}, {architecture}, {weights}"
+    line = f"{found.path.name}: {found.source or 'unknown format'}, {architecture}, {weights}"
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 def _size(n_bytes: int) -> str:

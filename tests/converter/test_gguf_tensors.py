@@ -209,7 +209,8 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         lambda blob: patched(blob, DIMENSIONS, NAME + struct.pack("<IQQIQ", 2, 64, 16, 2, 0)),
         "overlaps blk.0.attn_q.weight",
     ),
-    "name of two lines": (lambda blob: patched(blob, NAME, NAME.replace(b".0.", b"\n0.")), "a tensor is called"),
+    "name of two lines": (lambda blob: patched(blob, NAME, NAME.replace(b".0.", b"\n0.")), "a name is"),
+    "key of two lines": (lambda blob: patched(blob, b"general.name", b"general\nname"), "a name is"),
     "name of no letters": (lambda blob: patched(blob, NAME, NAME.replace(b".0.", b"\xff0.")), "can't decode"),
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType
+from gguf import GGMLQuantizationType, GGUFValueType
 
 from tests import checkpoints, packed_checkpoints, tokenizer_folders
 from tests.checkpoint_recipes import RECIPES
@@ -16,6 +16,8 @@ from tests.gguf_edit import patch, rewrite
 from tests.oracles import libggml
 from tritgguf.converter import convert
 from tritgguf.converter.errors import SourceError, TensorError
+from tritgguf.converter.metadata import Value, boolean, float32, uint32
+from tritgguf.converter.metadata_check import compare_metadata
 from tritgguf.converter.tensor_check import type_bound
 from tritgguf.converter.verify import Verification, require_good, verify
 
@@ -389,6 +391,14 @@ def test_a_key_that_matters(
     assert len(found.wrong_keys) == 1
     with pytest.raises(TensorError, match=expected):
         require_good(found.problems, tmp_path / "out.gguf")
+
+
+def test_numbers_are_equal_by_value_whatever_their_type() -> None:
+    expected = {"x.a": uint32(3), "x.b": float32(0.1), "x.c": float32(2.0), "x.d": boolean(True)}
+    same = {"x.a": Value(3, GGUFValueType.INT64), "x.b": Value(0.1, GGUFValueType.FLOAT64), "x.c": uint32(2)}
+    assert compare_metadata(expected, {**same, "x.d": boolean(True)}) == ((), ())
+    wrong, _ = compare_metadata(expected, {**same, "x.b": Value(1e300, GGUFValueType.FLOAT64), "x.d": uint32(1)})
+    assert wrong == ("x.b is 1e+300; expected 0.1", "x.d is 1; expected True")
 
 
 def test_a_wrong_pre_tokenizer_gives_other_ids(tmp_path: Path, monkeypatch) -> None:
