@@ -64,6 +64,10 @@ class GgufTensor(SourceTensor):
     def ggml_type(self) -> GGMLQuantizationType:
         return GGMLQuantizationType[self.dtype]
 
+    @property
+    def n_bytes(self) -> int:
+        return self.data.nbytes
+
     def read_bytes(self, rows: slice | RowIndices) -> ByteArray:
         """Return those rows as they are stored, shape (n_rows, row bytes)."""
         return self.data.reshape(math.prod(self.shape[:-1]), -1)[rows]

@@ -11,7 +11,7 @@ import os
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from tritgguf.converter.metadata import uint32
 from tritgguf.converter.model import Model
 from tritgguf.converter.model_config import ConfigJson
 from tritgguf.converter.parallel import n_threads, parallel
-from tritgguf.converter.pipeline import Progress, open_model
+from tritgguf.converter.pipeline import open_model
 from tritgguf.converter.plan import FilePlan, TensorPlan, with_metadata
+from tritgguf.converter.progress import Progress, counted
 from tritgguf.converter.source import read_source
 from tritgguf.converter.survey import Request, choose_type, with_scale_tensor
 from tritgguf.converter.targets import SLOW_ON_X86, TERNARY_TYPES
@@ -132,7 +133,7 @@ def inspect(
     stored = _stored_bytes(place)
     specs = [spec for spec in model.specs if spec.data is None]
     sizes_on_disk = _with_companions(specs, stored)
-    report = _byte_counter(progress, sum(sizes_on_disk))
+    report = counted(progress, "reading", sum(sizes_on_disk))
 
     def facts(item: tuple[TensorSpec, int]) -> tuple[TensorFacts, int]:
         spec, n_bytes = item
@@ -226,18 +227,6 @@ def _with_companions(specs: Sequence[TensorSpec], stored: Mapping[str, int]) -> 
             last += 1
         sizes.append(sum(stored[name] for name in names[first:last]))
     return sizes
-
-
-def _byte_counter(progress: Progress | None, total: int) -> Callable[[int], None]:
-    done = 0
-
-    def report(n_bytes: int) -> None:
-        nonlocal done
-        done += n_bytes
-        if progress:
-            progress("reading", done, total)
-
-    return report
 
 
 def _sizes(model: Model, tensors: Sequence[TensorFacts]) -> dict[str, Size]:

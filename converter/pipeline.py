@@ -21,12 +21,11 @@ from tritgguf.converter.metadata import Metadata, uint32
 from tritgguf.converter.model import Model
 from tritgguf.converter.parallel import n_threads
 from tritgguf.converter.plan import FilePlan, TensorPlan, with_metadata
-from tritgguf.converter.survey import ProgressStep, Request, survey
+from tritgguf.converter.progress import Progress, counted
+from tritgguf.converter.survey import Request, survey
 from tritgguf.converter.targets import SLOW_ON_X86, is_x86
 from tritgguf.converter.tokenizer import check_token_ids
 from tritgguf.converter.writer import header_bytes, require_writable, whole_file, write_tensors
-
-Progress = Callable[[str, int, int], None]
 
 
 class Choices(TypedDict, total=False):
@@ -87,8 +86,8 @@ def convert(
     fit. `embedding_type` and `output_type` are by default F16, or what a GGUF source has.
 
     `check` runs the file's vocabulary in the runtime and compares token ids with the source's tokenizer.
-    `progress` is called with a stage, what is done and what in all: tensors "reading", then bytes "writing";
-    `planned` once before anything is written. Raises TritggufError, leaving no file.
+    `progress` is called with a stage ("reading", then "writing"), the bytes done and the bytes in all; `planned` once
+    before anything is written. Raises TritggufError, leaving no file.
     """
     started = time.monotonic()
     target = Path(out)
@@ -108,22 +107,9 @@ def convert(
         file.flush()
         if check and opened.tokenizer is not None:
             strings_checked = check_token_ids(opened.tokenizer, partial)
-        report = _reporter(progress, "writing", sum(tensor.n_bytes for tensor in file_plan.tensors))
+        report = counted(progress, "writing", sum(tensor.n_bytes for tensor in file_plan.tensors))
         write_tensors(file, file_plan, opened.tensors, request.method, n_threads(threads), report)
     return Conversion(target, file_plan, time.monotonic() - started, strings_checked)
-
-
-def _reporter(progress: Progress | None, stage: str, total: int) -> ProgressStep:
-    """Return a function that adds up the bytes done and passes them on with the total."""
-    done = 0
-
-    def report(n_bytes: int) -> None:
-        nonlocal done
-        done += n_bytes
-        if progress:
-            progress(stage, done, total)
-
-    return report
 
 
 def open_model(path: Path) -> Model:
@@ -139,7 +125,8 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
             f"a {architecture} file runs in tritgguf's own runtime alone, on {', '.join(model.targets)}: it can't be "
             f"made --for {request.target}"
         )
-    report = _reporter(progress, "reading", len(model.specs))
+    total = sum(tensor.n_bytes for tensor in model.tensors.values()) if model.tensors else 0
+    report = counted(progress, "reading", total)
     tensors = survey(model.specs, model.tensors, request, n_threads(threads), report, scale_tensors=model.scale_tensors)
     metadata = with_metadata(model.metadata, _type_metadata(tensors))
     notes = (*model.notes, *_type_notes(tensors, request))

@@ -39,6 +39,10 @@ class SafetensorsTensor(SourceTensor):
     file: Path
     data: npt.NDArray[np.uint8]
 
+    @property
+    def n_bytes(self) -> int:
+        return self.data.nbytes
+
     def read(self, rows: slice | RowIndices) -> Float32Array:
         if self.dtype not in FLOAT_VIEWS:
             raise SourceError(

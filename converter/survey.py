@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,13 +15,12 @@ from tritgguf.converter.grids import Grid, find_grid
 from tritgguf.converter.method import Method, method_named
 from tritgguf.converter.parallel import parallel
 from tritgguf.converter.plan import TensorPlan
+from tritgguf.converter.progress import Step
 from tritgguf.converter.targets import ternary_types
 from tritgguf.converter.tensors import ByteArray, Float32Array, SourceTensor, row_chunks
 
 AUTO = "auto"
 FLOATS = ("f16", "bf16", "f32")  # smallest first; the last holds every float
-
-ProgressStep = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,14 @@ def survey(
     tensors: Mapping[str, SourceTensor] | None,
     request: Request,
     threads: int,
-    progress: ProgressStep,
+    progress: Step,
     *,
     scale_tensors: bool = False,
 ) -> tuple[TensorPlan, ...]:
     """Return a plan per tensor, in order; each tensor is read until it is known what holds it.
 
     `scale_tensors` says that the graph honours `.scale` tensors, which keep a scale exact that fp16 would round.
-    `progress` is called with 1 for each tensor that is done.
+    `progress` is called with the bytes on disk of each tensor that is done.
     """
 
     def choose(spec: TensorSpec) -> list[TensorPlan]:
@@ -88,9 +87,9 @@ def survey(
         return with_scale_tensor(plan) if scale_tensors else [plan]
 
     plans: list[TensorPlan] = []
-    for chosen in parallel(choose, specs, threads):
+    for spec, chosen in zip(specs, parallel(choose, specs, threads), strict=True):
         plans += chosen
-        progress(1)
+        progress(tensors[spec.source].n_bytes if tensors is not None and spec.data is None else 0)
     return tuple(plans)
 
 

@@ -27,6 +27,11 @@ class SourceTensor(ABC):
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    @abstractmethod
+    def n_bytes(self) -> int:
+        """Its size on disk."""
+
     @abstractmethod
     def read(self, rows: slice | RowIndices) -> Float32Array:
         """Return those rows as float32, shape (n_rows, row length); raise TensorError if one is NaN or Inf."""

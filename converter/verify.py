@@ -20,7 +20,8 @@ from tritgguf.converter.metadata_check import compare_metadata
 from tritgguf.converter.method import methods
 from tritgguf.converter.model import Model
 from tritgguf.converter.parallel import n_threads, parallel
-from tritgguf.converter.pipeline import Progress, open_model
+from tritgguf.converter.pipeline import open_model
+from tritgguf.converter.progress import Progress, counted
 from tritgguf.converter.tensor_check import Pair, TensorCheck, check_tensor
 from tritgguf.converter.tokenizer import check_token_ids
 
@@ -81,7 +82,9 @@ def verify(
             f"{model} holds no weights (model.safetensors or its index): there is nothing to compare with"
         )
     pairs, strays = _pairs(opened, file)
-    checks = _check_all(pairs, n_threads(threads), _counter(progress, sum(pair.stored.data.nbytes for pair in pairs)))
+    checks = _check_all(
+        pairs, n_threads(threads), counted(progress, "comparing", sum(pair.stored.data.nbytes for pair in pairs))
+    )
     wrong_keys, other_keys = compare_metadata(opened.metadata, file.metadata)
     strings_checked, token_ids = _check_token_ids(opened, file)
     return Verification(
@@ -125,18 +128,6 @@ def _scale_tensors(specs: Mapping[str, TensorSpec], file: GgufFile) -> dict[str,
         if spec.role == "linear" and scale is not None and scale.name not in specs and scale.shape == (1,):
             found[name] = float(scale.read(slice(None))[0, 0])
     return found
-
-
-def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:
-    done = 0
-
-    def report(n_bytes: int) -> None:
-        nonlocal done
-        done += n_bytes
-        if progress:
-            progress("comparing", done, total)
-
-    return report
 
 
 def _check_all(pairs: Sequence[Pair], threads: int, report: Callable[[int], None]) -> list[TensorCheck]:

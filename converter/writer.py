@@ -22,7 +22,8 @@ from tritgguf.converter.metadata import Metadata
 from tritgguf.converter.method import Method
 from tritgguf.converter.parallel import parallel
 from tritgguf.converter.plan import FilePlan, TensorPlan
-from tritgguf.converter.survey import ProgressStep, encode
+from tritgguf.converter.progress import Step
+from tritgguf.converter.survey import encode
 from tritgguf.converter.tensors import (
     ByteArray,
     CodedRows,
@@ -93,7 +94,7 @@ def write_tensors(
     tensors: Mapping[str, SourceTensor],
     method: Method,
     threads: int,
-    progress: ProgressStep,
+    progress: Step,
 ) -> None:
     """Convert and write every tensor by chunks of rows, in parallel; `progress` is called with the bytes written."""
     lock = threading.Lock()

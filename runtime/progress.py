@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from tritgguf.converter.pipeline import Progress as ProgressCallback
+from tritgguf.converter.progress import Progress as ProgressCallback
 
 
 @contextmanager

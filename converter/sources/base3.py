@@ -40,6 +40,10 @@ class Base3Tensor(CodedTensor):
         return self.packed.name
 
     @property
+    def n_bytes(self) -> int:
+        return self.packed.n_bytes
+
+    @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return (self.packed.shape[0], self.n_columns)
 

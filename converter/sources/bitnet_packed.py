@@ -35,6 +35,10 @@ class BitnetTensor(CodedTensor):
         return self.packed.name
 
     @property
+    def n_bytes(self) -> int:
+        return self.packed.n_bytes
+
+    @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return (4 * self.packed.shape[0], self.packed.shape[1])
 

@@ -42,6 +42,10 @@ class MasterTensor(CodedTensor):
         return self.master.name
 
     @property
+    def n_bytes(self) -> int:
+        return self.master.n_bytes
+
+    @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return self.master.shape
 

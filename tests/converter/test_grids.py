@@ -20,6 +20,10 @@ class Rows(SourceTensor):
     dtype: str = "F32"
 
     @property
+    def n_bytes(self) -> int:
+        return self.values.nbytes
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
 
