@@ -41,10 +41,22 @@ class SourceTensor(ABC):
         return self if self.shape == shape else None
 
 
+@dataclass(frozen=True)
 class CodedTensor(SourceTensor):
-    """A tensor that is packed ternary: `group` neighbouring columns share one scale."""
+    """A tensor that is ternary as its model computes with it, made of what is `stored`.
 
+    `shape` is the model's, `group` neighbouring columns share one scale.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
     group: int
+    stored: SourceTensor
+
+    @property
+    def n_bytes(self) -> int:
+        return self.stored.n_bytes
 
     @abstractmethod
     def scales(self) -> Float32Array:

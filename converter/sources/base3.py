@@ -27,50 +27,33 @@ DIGITS = (np.arange(81, dtype=np.uint8)[:, None] // POWERS % 3).astype(np.int8) 
 
 @dataclass(frozen=True)
 class Base3Tensor(CodedTensor):
-    """One packed tensor; `stored_group` columns share a scale on disk, `n_columns` is a row without its padding."""
+    """One packed tensor; on disk `stored_group` columns share a scale, padding included."""
 
-    packed: SafetensorsTensor
+    stored: SafetensorsTensor
     stored_scales: Float32Array
     stored_group: int
-    n_columns: int
-    dtype: str = "base-3 packing"
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.packed.name
-
-    @property
-    def n_bytes(self) -> int:
-        return self.packed.n_bytes
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return (self.packed.shape[0], self.n_columns)
-
-    @property
-    def group(self) -> int:  # type: ignore[override]
-        return math.gcd(self.stored_group, self.n_columns)
 
     def fitted(self, shape: tuple[int, ...]) -> SourceTensor | None:
         """Return the tensor without its padding, if `shape` is what padding made this shape of."""
         rows, columns = shape
-        padding = self.n_columns - columns
-        return replace(self, n_columns=columns) if rows == self.shape[0] and 0 <= padding < self.stored_group else None
+        if rows != self.shape[0] or not 0 <= self.shape[1] - columns < self.stored_group:
+            return None
+        return replace(self, shape=shape, group=math.gcd(self.stored_group, columns))
 
     def scales(self) -> Float32Array:
         return self._scales(slice(None))
 
     def _scales(self, rows: slice | RowIndices) -> Float32Array:
         repeated = np.repeat(self.stored_scales[rows], self.stored_group // self.group, axis=1)
-        return repeated[:, : self.n_columns // self.group]
+        return repeated[:, : self.shape[1] // self.group]
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
-        stored = self.packed.data.reshape(self.packed.shape)[rows]
+        stored = self.stored.data.reshape(self.stored.shape)[rows]
         if (stored > 80).any():
             raise TensorError(
                 f"{self.name} holds the byte {stored.max()}; expected at most 80: the checkpoint is damaged"
             )
-        codes = DIGITS[stored].reshape(len(stored), -1)[:, : self.n_columns]
+        codes = DIGITS[stored].reshape(len(stored), -1)[:, : self.shape[1]]
         return CodedRows(np.ascontiguousarray(codes), self._scales(rows), self.group)
 
 
@@ -112,7 +95,8 @@ def _packed_tensor(tensor: SafetensorsTensor, stored: StoredTensors, said_group:
     group = 4 * tensor.shape[1] // shape[1]
     if said_group not in (None, group):
         raise SourceError(f"config.json says group_size {said_group}, but {name} has one scale per {group} columns")
-    return Base3Tensor(tensor, scales, group, 4 * tensor.shape[1])
+    shape = (tensor.shape[0], 4 * tensor.shape[1])
+    return Base3Tensor(name, SOURCE.name, shape, group, tensor, scales, group)
 
 
 def _fits(packed: tuple[int, ...], scales: tuple[int, ...]) -> bool:

@@ -26,33 +26,16 @@ METHOD = "bitnet"
 class BitnetTensor(CodedTensor):
     """One packed tensor; `row_scales` is what a trit of each row is worth, float32 (n_rows, 1)."""
 
-    packed: SafetensorsTensor
+    stored: SafetensorsTensor
     row_scales: Float32Array
-    dtype: str = "bitnet packing"
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.packed.name
-
-    @property
-    def n_bytes(self) -> int:
-        return self.packed.n_bytes
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return (4 * self.packed.shape[0], self.packed.shape[1])
-
-    @property
-    def group(self) -> int:  # type: ignore[override]
-        return self.packed.shape[1]
 
     def scales(self) -> Float32Array:
         return self.row_scales
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
-        n_packed, n_columns = self.packed.shape
+        n_packed, n_columns = self.stored.shape
         wanted = np.arange(4 * n_packed)[rows] if isinstance(rows, slice) else rows
-        stored = self.packed.data.reshape(n_packed, n_columns)[wanted % n_packed]
+        stored = self.stored.data.reshape(n_packed, n_columns)[wanted % n_packed]
         digits = stored >> (2 * (wanted // n_packed)).astype(np.uint8)[:, None] & 3
         if (digits == 3).any():
             raise TensorError(f"{self.name} holds the code 3, which stands for no trit: the checkpoint is damaged")
@@ -80,7 +63,10 @@ def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
         if tensor.dtype == "U8":
             if name + SCALE not in stored:
                 raise SourceError(f"{name} is packed, but the checkpoint has no {name}{SCALE}: fetch it again")
-            tensors[name] = BitnetTensor(tensor, _row_scales(stored[name + SCALE], tensor, multiplies))
+            row_scales = _row_scales(stored[name + SCALE], tensor, multiplies)
+            n_packed, n_columns = tensor.shape
+            shape = (4 * n_packed, n_columns)
+            tensors[name] = BitnetTensor(name, SOURCE.name, shape, n_columns, tensor, row_scales)
         elif not (name.endswith(SCALE) and name.removesuffix(SCALE) in stored):
             tensors[name] = tensor
     return tensors

@@ -34,29 +34,10 @@ LEAST_SCALE = np.float32(1e-5)
 class MasterTensor(CodedTensor):
     """A float tensor as its model computes with it: ternary, with one scale."""
 
-    master: SourceTensor
-    dtype: str = "bitnet master"
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.master.name
-
-    @property
-    def n_bytes(self) -> int:
-        return self.master.n_bytes
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self.master.shape
-
-    @property
-    def group(self) -> int:  # type: ignore[override]
-        return self.master.shape[-1]
-
     @cached_property
     def inverse_scale(self) -> float:
         """1 / s, as the reference computes it; the sum is taken in float64, chunk by chunk."""
-        total = sum(float(np.abs(self.master.read(rows)).sum(dtype=np.float64)) for rows in row_chunks(self.shape))
+        total = sum(float(np.abs(self.stored.read(rows)).sum(dtype=np.float64)) for rows in row_chunks(self.shape))
         mean = np.float32(total / math.prod(self.shape))
         return float(np.float32(1.0 / float(max(mean, LEAST_SCALE))))
 
@@ -64,9 +45,14 @@ class MasterTensor(CodedTensor):
         return np.full((self.shape[0], 1), np.float32(1.0 / self.inverse_scale), np.float32)
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
-        values = self.master.read(rows)
+        values = self.stored.read(rows)
         codes = np.clip(np.rint(values * np.float32(self.inverse_scale)), -1, 1).astype(np.int8)
         return CodedRows(codes, np.full((len(values), 1), np.float32(1.0 / self.inverse_scale), np.float32), self.group)
+
+
+def master(tensor: SourceTensor) -> MasterTensor:
+    """Return a float tensor as its model computes with it."""
+    return MasterTensor(tensor.name, "bitnet master", tensor.shape, tensor.shape[-1], tensor)
 
 
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
@@ -86,7 +72,7 @@ def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
     if not isinstance(kept, list) or not all(isinstance(pattern, str) for pattern in kept):
         raise SourceError(f"config.json: modules_to_not_convert must be a list of names, found {kept!r}")
     return {
-        name: MasterTensor(tensor) if LINEAR.search(name) and not _kept(name, kept) else tensor
+        name: master(tensor) if LINEAR.search(name) and not _kept(name, kept) else tensor
         for name, tensor in stored.items()
     }
 

@@ -23,41 +23,52 @@ from tritgguf.runtime.progress import show_progress
 TYPES = ", ".join(name for name, codec in codecs().items() if codec.for_linear)
 
 
+# The options, by the names of the function's parameters.
+ModelPath = Annotated[
+    Path, typer.Argument(help="Hugging Face model folder (config.json, safetensors, tokenizer), or GGUF file.")
+]
+OutPath = Annotated[Path | None, typer.Argument(help="GGUF file to write; not needed with --dry-run.")]
+TypeName = Annotated[str, typer.Option(help=f"Tensor type of the linear layers: auto (smallest exact) or {TYPES}.")]
+Target = Annotated[str, typer.Option("--for", help=f"What auto chooses for: {', '.join(TERNARY_TYPES)}.")]
+MethodName = Annotated[
+    str, typer.Option(help=f"How linear layers that aren't ternary yet are made so: {', '.join(methods())}.")
+]
+Fallback = Annotated[
+    str | None, typer.Option(help="Type of linear layers whose rows don't fit --type: f16; without it, stop.")
+]
+EmbeddingType = Annotated[
+    str | None, typer.Option(help="Tensor type of the token embeddings (default: f16, or as a GGUF source has it).")
+]
+OutputType = Annotated[
+    str | None, typer.Option(help="Tensor type of the output layer, where it has its own (default: likewise).")
+]
+AllowLossy = Annotated[bool, typer.Option("--allow-lossy", help="Go on where a tensor's own grid doesn't fit --type.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and the exact file size; write nothing.")]
+JsonOutput = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error as JSON lines.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
+Check = Annotated[
+    bool, typer.Option("--check/--no-check", help="Compare the file's token ids with the source tokenizer's.")
+]
+Threads = Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)]
+
+
 def convert(
-    model: Annotated[
-        Path, typer.Argument(help="Hugging Face model folder (config.json, safetensors, tokenizer), or GGUF file.")
-    ],
-    out: Annotated[Path | None, typer.Argument(help="GGUF file to write; not needed with --dry-run.")] = None,
-    type: Annotated[
-        str, typer.Option(help=f"Tensor type of the linear layers: auto (smallest exact) or {TYPES}.")
-    ] = "auto",
-    target: Annotated[str, typer.Option("--for", help=f"What auto chooses for: {', '.join(TERNARY_TYPES)}.")] = "cpu",
-    method: Annotated[
-        str, typer.Option(help=f"How linear layers that aren't ternary yet are made so: {', '.join(methods())}.")
-    ] = "mse",
-    fallback: Annotated[
-        str | None, typer.Option(help="Type of linear layers whose rows don't fit --type: f16; without it, stop.")
-    ] = None,
-    embedding_type: Annotated[
-        str | None, typer.Option(help="Tensor type of the token embeddings (default: f16, or as a GGUF source has it).")
-    ] = None,
-    output_type: Annotated[
-        str | None, typer.Option(help="Tensor type of the output layer, where it has its own (default: likewise).")
-    ] = None,
-    allow_lossy: Annotated[
-        bool, typer.Option("--allow-lossy", help="Go on where a tensor's own grid doesn't fit --type.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and the exact file size; write nothing.")
-    ] = False,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error as JSON lines.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Compare the file's token ids with the source tokenizer's.")
-    ] = True,
-    threads: Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)] = None,
+    model: ModelPath,
+    out: OutPath = None,
+    type: TypeName = "auto",
+    target: Target = "cpu",
+    method: MethodName = "mse",
+    fallback: Fallback = None,
+    embedding_type: EmbeddingType = None,
+    output_type: OutputType = None,
+    allow_lossy: AllowLossy = False,
+    dry_run: DryRun = False,
+    json_output: JsonOutput = False,
+    force: Force = False,
+    check: Check = True,
+    threads: Threads = None,
 ) -> None:
     """Convert a Hugging Face checkpoint, or a GGUF file, to a GGUF file with ternary tensors."""
     choices: Choices = {

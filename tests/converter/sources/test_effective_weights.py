@@ -66,9 +66,9 @@ def test_the_file_holds_what_the_model_computes_with(name, type_name, packed, tm
     ("name", "target", "type_name"),
     [
         ("2b4t", "cpu", "tq1_0"),
-        ("2b4t", "cuda", "q2_0"),
-        ("2b4t", "metal", "tq2_0"),
-        ("2b4t", "ollama", "q2_k"),
+        ("falcon3", "cuda", "q2_0"),
+        ("falcon3", "metal", "tq2_0"),
+        ("falcon3", "ollama", "q2_k"),
         ("14b-seed", "cpu", "q4_0" if is_x86() else "q2_0"),
         ("14b-seed", "cuda", "q2_0"),
         ("14b-seed", "ollama", "q4_0"),
