@@ -26,7 +26,7 @@ def check_token_ids(tokenizer: SourceTokenizer, gguf_file: Path) -> int:
         if found != expected:
             hint = f" ({tokenizer.hint})" if tokenizer.hint else ""
             raise TokenizerError(
-                f"{gguf_file.name}: text {text!r:.100} becomes other token ids than in the source tokenizer: "
+                f"text {text!r:.100} becomes other token ids than in the source tokenizer: "
                 f"{_difference(expected, found)}{hint}; --no-check keeps the file all the same"
             )
     return len(texts)
@@ -38,19 +38,20 @@ def _runtime_ids(gguf_file: Path, texts: Sequence[str]) -> list[list[int]]:
     )
     if child.returncode != 0:
         lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
-        reason = lines[-1].removeprefix("error: ") if lines else f"exit code {child.returncode}"
+        reason = (
+            lines[-1].removeprefix("error: ").removeprefix(f"{gguf_file}: ")
+            if lines
+            else f"exit code {child.returncode}"
+        )
         raise TokenizerError(
-            f"{gguf_file.name}: the runtime can't read the vocabulary back: {reason}; "
-            "--no-check keeps the file all the same"
+            f"the runtime can't read the vocabulary back: {reason}; --no-check keeps the file all the same"
         )
     try:
         ids: list[list[int]] = json.loads(child.stdout)["ids"]
     except (ValueError, KeyError, TypeError) as error:
-        raise TokenizerError(
-            f"{gguf_file.name}: the runtime's token ids aren't the JSON that was expected: {error}"
-        ) from error
+        raise TokenizerError(f"the runtime's token ids aren't the JSON that was expected: {error}") from error
     if len(ids) != len(texts):
-        raise TokenizerError(f"{gguf_file.name}: the runtime gave ids for {len(ids)} texts; expected {len(texts)}")
+        raise TokenizerError(f"the runtime gave ids for {len(ids)} texts; expected {len(texts)}")
     return ids
 
 

@@ -65,13 +65,13 @@ def test_a_special_token_that_is_not_marked_as_one(tokenizer: SourceTokenizer, t
 
 def test_a_file_that_the_runtime_cannot_load(tokenizer: SourceTokenizer, tmp_path: Path) -> None:
     unknown = tokenizer.metadata | {"tokenizer.ggml.pre": string("no-such-name")}
-    with pytest.raises(TokenizerError, match=r"^unknown\.gguf: the runtime can't read the vocabulary back: [^\n]+$"):
+    with pytest.raises(TokenizerError, match=r"^the runtime can't read the vocabulary back: [^\n]+$"):
         check_token_ids(tokenizer, write_vocab_file(tmp_path / "unknown.gguf", unknown))
     repeated = list(tokenizer.metadata["tokenizer.ggml.tokens"].data)
     repeated[300] = repeated[301]
     doubled = tokenizer.metadata | {"tokenizer.ggml.tokens": strings(repeated)}
-    with pytest.raises(TokenizerError, match=r"^doubled\.gguf: the runtime can't read the vocabulary back: [^\n]+$"):
+    with pytest.raises(TokenizerError, match=r"^the runtime can't read the vocabulary back: [^\n]+$"):
         check_token_ids(tokenizer, write_vocab_file(tmp_path / "doubled.gguf", doubled))
     (tmp_path / "empty.gguf").write_bytes(b"")
-    with pytest.raises(TokenizerError, match=r"^empty\.gguf: the runtime can't read the vocabulary back: [^\n]+$"):
+    with pytest.raises(TokenizerError, match=r"^the runtime can't read the vocabulary back: [^\n]+$"):
         check_token_ids(tokenizer, tmp_path / "empty.gguf")
