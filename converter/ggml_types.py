@@ -1,7 +1,7 @@
-"""Teach the package gguf the tensor type Q2_0, which llama.cpp has and gguf 0.19.0 doesn't know.
+"""Teach the package gguf the tensor type Q2_0, which llama.cpp has and gguf 0.19.0 doesn't know, and to read Q1_0.
 
 Importing this module is enough: from then on GGUFWriter, GGUFReader and gguf.quants.dequantize take Q2_0 tensors. Where
-a later gguf knows the type itself, its own entries are kept. The numbers are those of ggml.h (GGML_TYPE_Q2_0), llama.h
+a later gguf knows a type itself, its own entries are kept. The numbers are those of ggml.h (GGML_TYPE_Q2_0), llama.h
 (LLAMA_FTYPE_MOSTLY_Q2_0) and ggml-common.h (block_q2_0).
 """
 
@@ -52,3 +52,15 @@ if Q2_0 not in quants._type_traits:
             digits = packed[..., None] >> np.array([0, 2, 4, 6], np.uint8) & 3
             values = digits.reshape(len(blocks), -1).astype(np.float32) - 1
             return values * scale.view("<f2").astype(np.float32)
+
+
+if GGMLQuantizationType.Q1_0 not in quants._type_traits:
+
+    class _Q1_0(_Quant, qtype=GGMLQuantizationType.Q1_0):  # type: ignore[misc, call-arg]  # noqa: N801
+        """A scale and 128 signs; gguf has the type, but can't read it."""
+
+        @classmethod
+        def dequantize_blocks(cls, blocks: ByteArray) -> Float32Array:
+            scale, packed = np.hsplit(blocks, [2])
+            signs = np.unpackbits(packed, axis=1, bitorder="little").astype(np.float32) * 2 - 1
+            return signs * scale.view("<f2").astype(np.float32)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType, GGUFWriter
 
 import tritgguf.runtime
 from tests.checkpoints import build, token_ids
@@ -109,8 +110,6 @@ def test_rows_that_do_not_fit_stop_it(tmp_path: Path) -> None:
 
 
 def test_a_file_without_linear_layers_is_no_model(tmp_path: Path) -> None:
-    from gguf import GGUFWriter
-
     writer = GGUFWriter(tmp_path / "a.gguf", "llama")
     writer.add_tensor("output_norm.weight", np.ones(256, np.float32))
     writer.write_header_to_file()
@@ -119,3 +118,23 @@ def test_a_file_without_linear_layers_is_no_model(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(SourceError, match="holds no linear layer"):
         plan(tmp_path / "a.gguf")
+
+
+def test_binary_weights_are_ternary_too(tmp_path: Path) -> None:
+    """Q1_0 holds -a and a per 128 columns, which Q2_0 holds exactly."""
+    name = "blk.0.attn_q.weight"
+    stored = np.random.default_rng(61).integers(0, 256, (512, 2 * 18), dtype=np.uint8)
+    stored.reshape(512, 2, 18)[..., :2] = np.float16(0.0371).reshape(1).view(np.uint8)
+    stored.reshape(512, 2, 18)[::2, 1, :2] = np.float16(0.25).reshape(1).view(np.uint8)
+    writer = GGUFWriter(tmp_path / "binary.gguf", "llama")
+    writer.add_tensor(name, stored, raw_dtype=GGMLQuantizationType.Q1_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    result = convert(tmp_path / "binary.gguf", tmp_path / "out.gguf", "q2_0")
+    assert [tensor.exact for tensor in result.plan.tensors] == [True]
+    expected = libggml.dequantize(stored, GGMLQuantizationType.Q1_0)
+    np.testing.assert_array_equal(values(read_gguf(result.out), name), expected)
+    with pytest.raises(TensorError, match="ternary grid per 128 columns, which tq2_0 can't hold"):
+        plan(tmp_path / "binary.gguf", "tq2_0")

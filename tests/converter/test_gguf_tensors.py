@@ -16,7 +16,7 @@ from tritgguf.converter.writer import header_bytes
 
 FLOATS = ("F32", "F16", "BF16")
 QUANTIZED = (
-    "Q2_0", "TQ1_0", "TQ2_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+    "Q1_0", "Q2_0", "TQ1_0", "TQ2_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
     "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "MXFP4",
 )  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_values_are_those_of_ggml(type_name: str, tmp_path: Path) -> None:
     assert whole.dtype == np.float32
     np.testing.assert_array_equal(whole, gguf.quants.dequantize(stored, kind))
     np.testing.assert_allclose(whole, expected, rtol=3e-7, atol=0)  # gguf multiplies in another order for some types
-    if type_name in ("Q2_0", "TQ1_0", "TQ2_0", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"):
+    if type_name in ("Q1_0", "Q2_0", "TQ1_0", "TQ2_0", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"):
         np.testing.assert_array_equal(whole, expected)
     np.testing.assert_array_equal(tensor.read(slice(5, 9)), whole[5:9])
     order = np.array([23, 0, 7, 7], np.int64)
