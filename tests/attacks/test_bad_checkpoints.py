@@ -1,20 +1,15 @@
 """Damaged, wrong and hostile input: one clear line, exit code 1, no file left, nothing lost."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from tests.attacks.damage import assert_one_error_line, edit_config, edit_entry, join_header, poison, split_header
 from tests.checkpoints import build
-from tritgguf.runtime import cli
+from tests.command_line import run
 
 Attack = Callable[[Path], None]
 ATTACKS: dict[str, tuple[str, Attack, str]] = {}
@@ -28,39 +23,6 @@ def attack(expected: str, recipe: str = "llama-gqa") -> Callable[[Attack], Attac
         return function
 
     return register
-
-
-def edit_config(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    config = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
-
-
-def split_header(path: Path) -> tuple[dict, bytes]:
-    blob = path.read_bytes()
-    length = int.from_bytes(blob[:8], "little")
-    return json.loads(blob[8 : 8 + length]), blob[8 + length :]
-
-
-def join_header(path: Path, header: dict | bytes, body: bytes) -> None:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
-
-
-def edit_entry(folder: Path, tensor: str, **changes: object) -> None:
-    header, body = split_header(folder / "model.safetensors")
-    header[tensor].update(changes)
-    join_header(folder / "model.safetensors", header, body)
-
-
-def poison(folder: Path, tensor: str, value: float) -> None:
-    """Set one value in the middle of a bf16 tensor."""
-    header, body = split_header(folder / "model.safetensors")
-    start, stop = header[tensor]["data_offsets"]
-    assert header[tensor]["dtype"] == "BF16"
-    middle = start + (stop - start) // 4 * 2
-    bits = (np.float32([value]).view(np.uint32) >> 16).astype("<u2").tobytes()
-    join_header(folder / "model.safetensors", header, body[:middle] + bits + body[middle + 2 :])
 
 
 @attack("has no config.json")
@@ -363,31 +325,13 @@ def edit_index(folder: Path, rename: Callable[[str], object]) -> None:
     path.write_text(json.dumps(index))
 
 
-def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["tritgguf", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
-
-
-def assert_one_error_line(capsys: pytest.CaptureFixture[str], expected: str) -> None:
-    import re
-
-    printed = capsys.readouterr()
-    errors = [line for line in printed.err.splitlines() if not line.startswith("note: ")]
-    assert len(errors) == 1, printed.err
-    assert errors[0].startswith("error: ")
-    assert re.search(expected, errors[0]), errors[0]
-    assert "Traceback" not in printed.err
-
-
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, damage, expected = ATTACKS[name]
     model, target = build(recipe, tmp_path / "model"), tmp_path / "target"
     target.mkdir()
     damage(model)
-    assert run_cli(monkeypatch, "convert", model, target / "out.gguf", "--type", "tq2_0") == 1
+    assert run(monkeypatch, "convert", model, target / "out.gguf", "--type", "tq2_0") == 1
     assert_one_error_line(capsys, expected)
     assert list(target.iterdir()) == []
 
@@ -405,112 +349,11 @@ def test_attack(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 )
 def test_a_file_given_as_the_model(name, content, expected, tmp_path, monkeypatch, capsys) -> None:
     (tmp_path / name).write_bytes(content)
-    assert run_cli(monkeypatch, "convert", tmp_path / name, tmp_path / "out.gguf") == 1
+    assert run(monkeypatch, "convert", tmp_path / name, tmp_path / "out.gguf") == 1
     assert_one_error_line(capsys, expected)
     assert not (tmp_path / "out.gguf").exists()
 
 
 def test_a_model_that_is_not_there(tmp_path, monkeypatch, capsys) -> None:
-    assert run_cli(monkeypatch, "convert", tmp_path / "nowhere", tmp_path / "out.gguf") == 1
+    assert run(monkeypatch, "convert", tmp_path / "nowhere", tmp_path / "out.gguf") == 1
     assert_one_error_line(capsys, "nowhere doesn't exist")
-
-
-def test_an_existing_target_is_kept_without_force_and_replaced_with_it(tmp_path, monkeypatch, capsys) -> None:
-    model, out = build("llama-gqa", tmp_path / "model"), tmp_path / "out.gguf"
-    out.write_text("precious")
-    assert run_cli(monkeypatch, "convert", model, out) == 1
-    assert_one_error_line(capsys, "exists already; add --force")
-    assert out.read_text() == "precious"
-    assert run_cli(monkeypatch, "convert", model, out, "--force") == 0
-    assert out.read_bytes()[:4] == b"GGUF"
-
-
-def test_a_failed_replacement_keeps_the_old_file(tmp_path, monkeypatch, capsys) -> None:
-    model, out = build("llama-gqa", tmp_path / "model"), tmp_path / "out.gguf"
-    out.write_text("precious")
-    poison(model, "model.layers.1.mlp.down_proj.weight", float("nan"))
-    assert run_cli(monkeypatch, "convert", model, out, "--force") == 1
-    assert out.read_text() == "precious"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out.gguf"]
-
-
-@pytest.mark.parametrize(
-    ("target", "expected"),
-    [("missing/out.gguf", "is no folder"), (".", "is a folder; expected the name of the file")],
-)
-def test_targets_that_cannot_be(target, expected, tmp_path, monkeypatch, capsys) -> None:
-    model = build("llama-gqa", tmp_path / "model")
-    assert run_cli(monkeypatch, "convert", model, tmp_path / target) == 1
-    assert_one_error_line(capsys, expected)
-
-
-def test_a_target_folder_without_write_permission(tmp_path, monkeypatch, capsys) -> None:
-    model, target = build("llama-gqa", tmp_path / "model"), tmp_path / "target"
-    target.mkdir()
-    if os.geteuid() == 0:  # root may write anywhere but here
-        out = Path("/proc/out.gguf")
-    else:
-        target.chmod(0o500)
-        out = target / "out.gguf"
-    assert run_cli(monkeypatch, "convert", model, out) == 1
-    assert_one_error_line(capsys, "isn't writable|can't be written|free, but")
-
-
-def test_a_full_disk(tmp_path) -> None:
-    """The size limit of a process stands in for a disk that fills up while writing."""
-    model, out = build("llama-gqa", tmp_path / "model"), tmp_path / "target" / "out.gguf"
-    out.parent.mkdir()
-    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
-    code = limit + "import sys; from tritgguf.runtime.cli import main; main()"
-    command = [sys.executable, "-c", code, "convert", str(model), str(out), "--no-check"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    assert done.returncode == 1, done.stderr
-    errors = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
-    assert len(errors) == 1, done.stderr
-    assert "can't be written: File too large" in errors[0]
-    assert list(out.parent.iterdir()) == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_stopping_in_the_middle_leaves_nothing(number: signal.Signals, tmp_path) -> None:
-    """Stop a real conversion once its temporary file is there; the weights are large enough to take a while."""
-    model, out = build("llama-gqa", tmp_path / "model"), tmp_path / "target" / "out.gguf"
-    out.parent.mkdir()
-    enlarge_vocabulary(model, 400_000)
-    options = ["--no-check", "--threads", "1"]
-    command = [sys.executable, "-m", "tritgguf.runtime", "convert", str(model), str(out), *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(out.parent.iterdir()) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    assert process.poll() is None, "the conversion was over before it could be stopped"
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 128 + number
-    printed = [line for line in errors.splitlines() if not line.startswith("note: ")]
-    assert printed == ([f"error: interrupted; {out} was not written"] if number == signal.SIGINT else [])
-    assert list(out.parent.iterdir()) == []
-
-
-def enlarge_vocabulary(folder: Path, vocab_size: int) -> None:
-    """Give a checkpoint large embeddings of zeros, as a sparse file."""
-    header, body = split_header(folder / "model.safetensors")
-    data, entries = b"", {}
-    for name, entry in header.items():
-        if name == "__metadata__" or name in ("model.embed_tokens.weight", "lm_head.weight"):
-            continue
-        start, stop = entry["data_offsets"]
-        entries[name] = {**entry, "data_offsets": [len(data), len(data) + stop - start]}
-        data += body[start:stop]
-    end = len(data)
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        if name in header:
-            size = vocab_size * 256 * 2
-            entries[name] = {"dtype": "BF16", "shape": [vocab_size, 256], "data_offsets": [end, end + size]}
-            end += size
-    join_header(folder / "model.safetensors", entries, data)
-    path = folder / "model.safetensors"
-    with path.open("r+b") as file:
-        file.truncate(path.stat().st_size + end - len(data))
-    edit_config(folder, vocab_size=vocab_size)

@@ -24,18 +24,6 @@ UP = "blk.1.ffn_up.weight"
 TERNARY = ("tq1_0", "tq2_0", "q2_0", "q2_k", "q4_0")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """The folder of a recipe's checkpoint, built once."""
-    root = tmp_path_factory.mktemp("models")
-
-    def folder(name: str) -> Path:
-        module = packed_checkpoints if name in packed_checkpoints.PACKED else checkpoints
-        return root / name if (root / name).exists() else module.build(name, root / name)
-
-    return folder
-
-
 def tensor(found: Inspection, name: str) -> TensorFacts:
     return next(tensor for tensor in found.tensors if tensor.name == name)
 

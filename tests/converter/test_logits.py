@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,6 @@ SAME_TOP1 = 0.95
 # What llama.cpp's graphs don't compute, and a word of the refusal.
 REFUSED = {"qwen3-biases": "attention_bias"}
 NEEDS_FALLBACK = {"llama-hidden-192"}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return the folder of a recipe's checkpoint, built once."""
-    root = tmp_path_factory.mktemp("checkpoints")
-
-    def folder(name: str) -> Path:
-        return root / name if (root / name).exists() else checkpoints.build(name, root / name)
-
-    return folder
 
 
 def read_golden(name: str) -> dict[str, Any]:
@@ -62,9 +51,9 @@ def cases() -> Iterator[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_the_golden_was_recorded_on_these_weights(name, checkpoint):
+def test_the_golden_was_recorded_on_these_weights(name, model):
     golden = read_golden(name)
-    assert checkpoints.digest(checkpoint(name)) == str(golden["checkpoint_sha256"]), "run `make golden` again"
+    assert checkpoints.digest(model(name)) == str(golden["checkpoint_sha256"]), "run `make golden` again"
     assert golden["token_ids"].tolist() == checkpoints.token_ids(name)
 
 
@@ -73,12 +62,12 @@ def test_every_golden_belongs_to_a_recipe():
 
 
 @pytest.mark.parametrize(("name", "type_name", "reference"), list(cases()))
-def test_the_runtime_computes_what_transformers_does(name, type_name, reference, checkpoint, tmp_path):
+def test_the_runtime_computes_what_transformers_does(name, type_name, reference, model, tmp_path):
     golden = read_golden(name)
     expected = golden[f"{reference}_int16"] * golden[f"{reference}_step"]
     method = "mse" if reference == "weights" else reference
     fallback = "f16" if name in NEEDS_FALLBACK else None
-    convert(checkpoint(name), tmp_path / "out.gguf", type=type_name, method=method, fallback=fallback)
+    convert(model(name), tmp_path / "out.gguf", type=type_name, method=method, fallback=fallback)
     found = runtime_logits(tmp_path / "out.gguf", golden["token_ids"].tolist())
     assert found.shape == expected.shape
     assert found.dtype == np.float32
@@ -90,9 +79,9 @@ def test_the_runtime_computes_what_transformers_does(name, type_name, reference,
 
 
 @pytest.mark.parametrize("name", list(REFUSED))
-def test_what_the_graph_lacks_is_refused(name, checkpoint, tmp_path):
+def test_what_the_graph_lacks_is_refused(name, model, tmp_path):
     with pytest.raises(UnsupportedError, match=REFUSED[name]):
-        convert(checkpoint(name), tmp_path / "out.gguf", type="f16")
+        convert(model(name), tmp_path / "out.gguf", type="f16")
     assert not list(tmp_path.iterdir())
 
 
@@ -118,7 +107,7 @@ def test_a_rotation_that_the_graph_lacks_is_refused(rope_change, word, tmp_path)
 
 
 @pytest.mark.parametrize("type_name", ["tq2_0", "tq1_0"])
-def test_rows_that_do_not_fit_stop_without_the_fallback(type_name, checkpoint, tmp_path):
+def test_rows_that_do_not_fit_stop_without_the_fallback(type_name, model, tmp_path):
     with pytest.raises(TensorError, match=r"q_proj\.weight.*192.*--fallback f16"):
-        convert(checkpoint("llama-hidden-192"), tmp_path / "out.gguf", type=type_name)
+        convert(model("llama-hidden-192"), tmp_path / "out.gguf", type=type_name)
     assert not list(tmp_path.iterdir())

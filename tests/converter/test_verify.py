@@ -26,18 +26,6 @@ Q, GATE, UP, NORM = (f"blk.1.{part}.weight" for part in ("attn_q", "ffn_gate", "
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """The folder of a recipe's checkpoint, built once."""
-    root = tmp_path_factory.mktemp("models")
-
-    def folder(name: str) -> Path:
-        module = packed_checkpoints if name in packed_checkpoints.PACKED else checkpoints
-        return root / name if (root / name).exists() else module.build(name, root / name)
-
-    return folder
-
-
-@pytest.fixture(scope="module")
 def ordinary(model: Folder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """llama-gqa, ordinary floats, as F16."""
     return convert(model("llama-gqa"), tmp_path_factory.mktemp("f16") / "f16.gguf", "f16").out

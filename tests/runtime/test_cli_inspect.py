@@ -8,17 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests import checkpoints, packed_checkpoints
+from tests.command_line import run_captured
 from tritgguf.converter import convert
-from tritgguf.runtime import cli
-
-
-def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of one command."""
-    monkeypatch.setattr("sys.argv", ["tritgguf", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    out, err = capsys.readouterr()
-    return int(caught.value.code or 0), out, err
 
 
 def cells(text: str, first: str) -> list[str]:
@@ -28,7 +19,7 @@ def cells(text: str, first: str) -> list[str]:
 
 
 def test_alike_tensors_share_a_line(tmp_path: Path, monkeypatch, capsys) -> None:
-    code, out, err = run(monkeypatch, capsys, "inspect", checkpoints.build("llama-tied", tmp_path / "model"))
+    code, out, err = run_captured(monkeypatch, capsys, "inspect", checkpoints.build("llama-tied", tmp_path / "model"))
     assert (code, err) == (0, "")
     assert out.startswith("model: plain floats, LlamaForCausalLM → llama, 1.9 M values in 3.71 MB (29 BF16)\n")
     assert " ".join(cells(out, "blk.*.ffn_up")) == (
@@ -42,14 +33,14 @@ def test_alike_tensors_share_a_line(tmp_path: Path, monkeypatch, capsys) -> None
 
 def test_every_tensor(tmp_path: Path, monkeypatch, capsys) -> None:
     model = checkpoints.build("llama1", tmp_path / "model")
-    _, out, _ = run(monkeypatch, capsys, "inspect", model, "--tensors")
+    _, out, _ = run_captured(monkeypatch, capsys, "inspect", model, "--tensors")
     assert cells(out, "blk.1.attn_q")[:4] == ["blk.1.attn_q", "256", "x", "256"]
     assert cells(out, "blk.0.attn_norm") == ["blk.0.attn_norm", "256", "F16", "16.00"]
     assert "*" not in out
 
 
 def test_scales_that_fp16_rounds(tmp_path: Path, monkeypatch, capsys) -> None:
-    _, out, _ = run(monkeypatch, capsys, "inspect", packed_checkpoints.build("14b-seed", tmp_path / "model"))
+    _, out, _ = run_captured(monkeypatch, capsys, "inspect", packed_checkpoints.build("14b-seed", tmp_path / "model"))
     assert cells(out, "blk.*.ffn_up")[5:] == ["base-3", "2.50", "64", "32%", "≈q2_0", "≈q4_0"]
     assert "≈ every code exact, the scales rounded to fp16, by up to 5e-04" in out
     assert cells(out, "q2_0")[:4] == ["q2_0", "0.74", "MB", "≈"]
@@ -59,7 +50,7 @@ def test_scales_that_fp16_rounds(tmp_path: Path, monkeypatch, capsys) -> None:
 
 def test_a_gguf_file_as_json(tmp_path: Path, monkeypatch, capsys) -> None:
     file = convert(checkpoints.build("llama1", tmp_path / "model"), tmp_path / "out.gguf", "tq1_0").out
-    code, out, err = run(monkeypatch, capsys, "inspect", file, "--json")
+    code, out, err = run_captured(monkeypatch, capsys, "inspect", file, "--json")
     said = json.loads(out)
     assert code == 0
     assert (said["kind"], said["path"], said["architecture"]) == ("gguf", "out.gguf", "llama")
@@ -70,7 +61,7 @@ def test_a_gguf_file_as_json(tmp_path: Path, monkeypatch, capsys) -> None:
 
 
 def test_a_refused_model(tmp_path: Path, monkeypatch, capsys) -> None:
-    code, out, _ = run(monkeypatch, capsys, "inspect", checkpoints.build("qwen3-biases", tmp_path / "model"))
+    code, out, _ = run_captured(monkeypatch, capsys, "inspect", checkpoints.build("qwen3-biases", tmp_path / "model"))
     assert code == 0
     assert "ternary per" in out
     assert cells(out, "model.layers.*.mlp.up_proj")[1] == "x2"
@@ -88,7 +79,7 @@ def test_damage_in_one_line(kind: str, tmp_path: Path, monkeypatch, capsys) -> N
         path.write_bytes(file.read_bytes()[:5000])
     elif kind == "text":
         path.write_text("hello")
-    code, out, err = run(monkeypatch, capsys, "inspect", path)
+    code, out, err = run_captured(monkeypatch, capsys, "inspect", path)
     assert (code, out) == (1, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
@@ -99,7 +90,7 @@ def test_names_cannot_format_the_table(tmp_path: Path, monkeypatch, capsys) -> N
     model = checkpoints.build("llama1", tmp_path / "[bold]x")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"architectures": ["[red]Y[/red]"]}))
-    _, out, _ = run(monkeypatch, capsys, "inspect", model)
+    _, out, _ = run_captured(monkeypatch, capsys, "inspect", model)
     assert out.startswith("[bold]x: plain floats, [red]Y[/red], ")
 
 

@@ -11,24 +11,15 @@ import numpy as np
 import pytest
 
 from tests import checkpoints, packed_checkpoints
+from tests.command_line import run_captured
 from tests.gguf_edit import patch, rewrite
 from tritgguf.converter import convert
 from tritgguf.converter.gguf_tensors import read_gguf
 from tritgguf.converter.metadata import string
 from tritgguf.converter.verify import verify
-from tritgguf.runtime import cli
 from tritgguf.runtime.verify import CONVERSATIONS, LogitsCheck, _compared, compare_templates, logits_problem
 
 TEMPLATE = "tokenizer.chat_template"
-
-
-def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of one command."""
-    monkeypatch.setattr("sys.argv", ["tritgguf", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    out, err = capsys.readouterr()
-    return int(caught.value.code or 0), out, err
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +33,7 @@ def out(model: Path, tmp_path: Path) -> Path:
 
 
 def test_a_good_file(model: Path, out: Path, monkeypatch, capsys) -> None:
-    code, said, err = run(monkeypatch, capsys, "verify", model, out)
+    code, said, err = run_captured(monkeypatch, capsys, "verify", model, out)
     assert (code, err) == (0, "")
     assert "14 TQ2_0: rounded as mse does, relative error up to 0." in said
     assert "5 F32: every value is the source's\n" in said
@@ -56,7 +47,7 @@ def test_a_bad_file(model: Path, out: Path, tmp_path: Path, monkeypatch, capsys)
         rows[5, 6] ^= 1
 
     bad = rewrite(patch(out, "blk.0.attn_k.weight", flip), tmp_path / "bad.gguf", keys={"llama.rope.freq_base": 5e5})
-    code, said, err = run(monkeypatch, capsys, "verify", model, bad)
+    code, said, err = run_captured(monkeypatch, capsys, "verify", model, bad)
     assert code == 1
     assert "wrong: blk.0.attn_k.weight (TQ2_0): 1 of 128 rows aren't what mse makes of the source" in said
     assert "metadata: llama.rope.freq_base is 500000.0; expected 10000.0" in said
@@ -66,20 +57,20 @@ def test_a_bad_file(model: Path, out: Path, tmp_path: Path, monkeypatch, capsys)
 
 
 def test_every_tensor(model: Path, out: Path, monkeypatch, capsys) -> None:
-    _, said, _ = run(monkeypatch, capsys, "verify", model, out, "--tensors")
+    _, said, _ = run_captured(monkeypatch, capsys, "verify", model, out, "--tensors")
     assert "rounded    blk.1.ffn_up.weight (TQ2_0): rounded as mse does (relative error 0." in said
     assert "exact      output_norm.weight (F32): every value is the source's (relative error 0)" in said
 
 
 def test_json(model: Path, out: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    code, said, err = run(monkeypatch, capsys, "verify", model, out, "--json")
+    code, said, err = run_captured(monkeypatch, capsys, "verify", model, out, "--json")
     found = json.loads(said)
     assert code == 0
     assert (found["good"], found["problems"], found["strings_checked"], found["logits"]) == (True, [], 195, None)
     assert len(found["tensors"]) == 21
     assert json.loads(err.splitlines()[-1])["stage"] == "comparing"
     bad = rewrite(out, tmp_path / "bad.gguf", keys={TEMPLATE: "{{ messages[0].content }}"})
-    code, said, err = run(monkeypatch, capsys, "verify", model, bad, "--json")
+    code, said, err = run_captured(monkeypatch, capsys, "verify", model, bad, "--json")
     found = json.loads(said)
     assert code == 1
     assert found["good"] is False
@@ -89,7 +80,7 @@ def test_json(model: Path, out: Path, tmp_path: Path, monkeypatch, capsys) -> No
 
 def test_something_else_in_one_line(model: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     for path in (tmp_path / "nothing", model, model / "config.json"):
-        code, said, err = run(monkeypatch, capsys, "verify", model, path)
+        code, said, err = run_captured(monkeypatch, capsys, "verify", model, path)
         assert (code, said) == (1, "")
         assert err.startswith("error: ")
         assert err.count("\n") == 1
@@ -138,14 +129,14 @@ def test_another_bos_changes_what_is_rendered(out: Path) -> None:
 
 def test_without_torch_the_remedy_is_told(model: Path, out: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    code, _, err = run(monkeypatch, capsys, "verify", model, out, "--logits")
+    code, _, err = run_captured(monkeypatch, capsys, "verify", model, out, "--logits")
     assert code == 1
     assert err == 'error: --logits needs torch, which isn\'t installed: pip install "tritgguf[golden]"\n'
 
 
 def test_logits_need_a_folder(out: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     copy = convert(out, tmp_path / "copy.gguf", "auto", check=False).out
-    code, _, err = run(monkeypatch, capsys, "verify", out, copy, "--logits")
+    code, _, err = run_captured(monkeypatch, capsys, "verify", out, copy, "--logits")
     assert code == 1
     assert err == "error: out.gguf is no Hugging Face folder with a tokenizer, which --logits needs\n"
 
@@ -188,7 +179,7 @@ def test_logits_against_transformers(name: str, kind: str, tmp_path: Path, monke
     module = packed_checkpoints if name in packed_checkpoints.PACKED else checkpoints
     folder = module.build(name, tmp_path / "model")
     file = convert(folder, tmp_path / "out.gguf", kind).out
-    code, out, _ = run(monkeypatch, capsys, "verify", folder, file, "--logits", "--json")
+    code, out, _ = run_captured(monkeypatch, capsys, "verify", folder, file, "--logits", "--json")
     figures = json.loads(out)["logits"]
     assert code == 0, out
     assert figures["tokens"] == 64
