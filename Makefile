@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 MODELS ?= models
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-real lint types wheel-test golden clean
+.PHONY: demo demo-model test test-real lint types wheel-test golden clean
 
 $(VENV)/installed: pyproject.toml vendor/llama-cpp-python.json vendor/install_runtime.py
 	$(PYTHON) -m venv $(VENV)
@@ -15,13 +15,17 @@ $(VENV)/installed: pyproject.toml vendor/llama-cpp-python.json vendor/install_ru
 	$(PY) -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-demo: $(VENV)/installed  ## convert a ternary checkpoint exactly, then a small real model, and chat one turn
-	$(PY) -m tests.checkpoints llama-tied $(MODELS)/ternary
-	$(PY) -m tritgguf.runtime convert $(MODELS)/ternary $(MODELS)/ternary.gguf --type tq2_0 --force
-	$(PY) -m tests.real_models smollm2-135m $(MODELS)/smollm2-135m
-	$(PY) -m tritgguf.runtime convert $(MODELS)/smollm2-135m $(MODELS)/smollm2-135m.gguf --type f16 --force
-	$(PY) -m tritgguf.runtime chat $(MODELS)/smollm2-135m.gguf --temperature 0 --max-tokens 60 --stats \
-		--prompt "What is the capital of France?"
+demo: $(VENV)/installed  ## convert the ternary model in vendor/demo-model exactly, check the file, chat two turns
+	$(PY) -m tritgguf.runtime convert vendor/demo-model $(MODELS)/demo.gguf --type tq2_0 --force
+	$(PY) -m tritgguf.runtime verify vendor/demo-model $(MODELS)/demo.gguf
+	$(PY) -m tritgguf.runtime chat $(MODELS)/demo.gguf --temperature 0 --stats \
+		--prompt "Hello! How are you?" --prompt "What are ternary weights?" < /dev/null
+	@echo "Go on talking with it: $(VENV)/bin/tritgguf chat"
+
+demo-model: $(VENV)/installed  ## train the demo model again: about 80 minutes on 2 cores; needs torch
+	$(PY) -m pip install --quiet --editable ".[demo-training]"
+	$(PY) -m vendor.demo_training vendor/demo-model
+	$(PY) -m tests.golden.record_demo_model
 
 test: $(VENV)/installed  ## every test but those of real models
 	$(PY) -m pytest -m "not real_model" $(PYTEST_ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 
 from tritgguf.converter.errors import TritggufError
 from tritgguf.runtime.chat import Answer, Conversation
@@ -26,10 +27,13 @@ class Console:
         self._show_stats = show_stats
         self._totals = [0, 0.0, 0, 0.0]  # prompt tokens and seconds, generated tokens and seconds
 
-    def answer_once(self, text: str) -> None:
-        """Answer `text`; Ctrl-C raises KeyboardInterrupt."""
+    def answer(self, texts: Sequence[str]) -> None:
+        """Answer the texts in turn, each shown first where there are several; Ctrl-C raises KeyboardInterrupt."""
         try:
-            self._stream(self._conversation.ask(text))
+            for text in texts:
+                if len(texts) > 1:
+                    _note(PROMPT + text)
+                self._stream(self._conversation.ask(text))
         finally:
             self._print_stats()
 

@@ -17,12 +17,16 @@ from tritgguf.runtime.console import Console
 from tritgguf.runtime.sampling import Sampling
 
 DEFAULTS = Sampling()
+DEMO_MODEL = Path("models/demo.gguf")  # what `make demo` writes
 NOTICE_SECONDS = 2.0  # a pipe that nobody closes would look like a hang
 
 
 def chat(
-    model: Annotated[Path, typer.Argument(help="GGUF file.", show_default=False)],
-    prompt: Annotated[str | None, typer.Option(help="Answer this text and exit; piped input is appended.")] = None,
+    model: Annotated[Path, typer.Argument(help="GGUF file; default: the demo's.")] = DEMO_MODEL,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="Answer this text and exit; piped input is appended. Given again: the next turn."),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System message, said before the conversation.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="End an answer after this many tokens.")] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = DEFAULTS.temperature,
@@ -40,36 +44,44 @@ def chat(
 ) -> None:
     """Chat with a model, or answer one --prompt or standard input."""
     sampling = Sampling(temperature, top_p, top_k, min_p, repeat_penalty, seed)
-    text = _one_shot_text(prompt)
+    if model == DEMO_MODEL and not model.exists():
+        raise EngineError(f"no model named, and no {DEMO_MODEL} here: name a GGUF file, or run `make demo` first")
+    texts = _one_shot_texts(prompt or [])
     _prepare_native_library()
     with tritgguf.runtime.open(model, n_ctx=ctx, n_threads=threads, n_gpu_layers=gpu_layers) as session:
         conversation = Conversation(session, system=system, max_tokens=max_tokens, **vars(sampling))
         console = Console(conversation, show_stats=stats)
-        if text is None:
-            console.converse()
+        if texts:
+            console.answer(texts)
         else:
-            console.answer_once(text)
+            console.converse()
 
 
-def _one_shot_text(prompt: str | None) -> str | None:
-    """The one message from --prompt and piped input; None for a conversation on the terminal."""
-    piped = None
-    if sys.stdin is not None and not sys.stdin.isatty():
-        notice = Timer(NOTICE_SECONDS, print, ["reading standard input until it ends"], {"file": sys.stderr})
-        notice.daemon = True
-        notice.start()
-        try:
-            piped = sys.stdin.buffer.read().decode("utf-8").strip("\r\n")
-        except UnicodeDecodeError as error:
-            raise EngineError(f"standard input isn't UTF-8 text (byte {error.start}: {error.reason})") from error
-        finally:
-            notice.cancel()
-    if prompt is None and piped is None:
-        return None
-    text = "\n\n".join(part for part in (prompt, piped) if part)
-    if not text.strip():
+def _one_shot_texts(prompts: list[str]) -> list[str]:
+    """The messages from --prompt, the last with piped input; none for a conversation on the terminal."""
+    piped = _piped_text()
+    if not prompts and piped is None:
+        return []
+    *texts, last = prompts or [""]
+    texts.append("\n\n".join(part for part in (last, piped) if part))
+    if not all(text.strip() for text in texts):
         raise EngineError("nothing to answer: --prompt and standard input are empty")
-    return text
+    return texts
+
+
+def _piped_text() -> str | None:
+    """What standard input holds, if it isn't a terminal."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return None
+    notice = Timer(NOTICE_SECONDS, print, ["reading standard input until it ends"], {"file": sys.stderr})
+    notice.daemon = True
+    notice.start()
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").strip("\r\n")
+    except UnicodeDecodeError as error:
+        raise EngineError(f"standard input isn't UTF-8 text (byte {error.start}: {error.reason})") from error
+    finally:
+        notice.cancel()
 
 
 def _prepare_native_library() -> None:

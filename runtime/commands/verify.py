@@ -22,7 +22,7 @@ def verify(
     model: Annotated[Path, typer.Argument(help="Hugging Face model folder or GGUF file that OUT was made from.")],
     out: Annotated[Path, typer.Argument(help="GGUF file to check.")],
     logits: Annotated[
-        bool, typer.Option("--logits", help="Compare logits with transformers in float32; needs tritgguf[golden].")
+        bool, typer.Option("--logits", help="Compare logits with transformers in float32; needs the extra golden.")
     ] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with its errors.")] = False,
     json_output: Annotated[

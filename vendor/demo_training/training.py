@@ -45,7 +45,7 @@ def run(kind: str, recipe: Recipe, corpus: Corpus, folder: Path) -> Path:
 
 
 def train(kind: str, recipe: Recipe, batches: Iterator[tuple[np.ndarray, ...]]) -> Decoder:
-    """Train a `ternary` or a `float` model from `recipe.seed`; Muon moves the matrices, AdamW the embedding and the norms."""
+    """Train a `ternary` or a `float` model: Muon moves the matrices, AdamW the embedding and the norms."""
     torch.manual_seed(recipe.seed)
     model = Decoder(kind == "ternary").train()
     losses = torch.compile(model.losses)
@@ -76,7 +76,9 @@ def train(kind: str, recipe: Recipe, batches: Iterator[tuple[np.ndarray, ...]]) 
         recent.append(loss.item())
         if (step + 1) % PRINT_EVERY == 0 or step + 1 == recipe.steps:
             speed = (step + 1) * ids.numel() / (time.monotonic() - begun)
-            print(f"{kind}: step {step + 1}/{recipe.steps}  loss {np.mean(recent):.3f}  {speed:.0f} tokens/s", flush=True)
+            print(
+                f"{kind}: step {step + 1}/{recipe.steps}  loss {np.mean(recent):.3f}  {speed:.0f} tokens/s", flush=True
+            )
             recent.clear()
     return model.eval()
 
