@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 import jinja2
+from gguf import Keys
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tritgguf.converter.errors import EngineError
+from tritgguf.converter.metadata import Metadata
 
 Message = Mapping[str, str]
 
@@ -85,6 +87,14 @@ class ChatTemplate:
             )
         except Exception as error:  # the template is a program from the file: it can fail in any way
             raise EngineError(f"the file's chat template refuses the conversation ({_line(error)})") from error
+
+
+def special_text(metadata: Metadata, id_key: str) -> str:
+    """The text of the token whose id stands under a key of a GGUF file, such as BOS; "" where there is none."""
+    token_id, tokens = metadata.get(id_key), metadata.get(Keys.Tokenizer.LIST)
+    if token_id is None or tokens is None or not isinstance(token_id.data, int) or not isinstance(tokens.data, list):
+        return ""
+    return str(tokens.data[token_id.data]) if 0 <= token_id.data < len(tokens.data) else ""
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message] | None:

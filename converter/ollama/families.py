@@ -1,8 +1,8 @@
 """The Go templates that are known here, as data: one row per way in which chat models write a conversation.
 
-A row is chosen by what it renders, never by its name (`translate.py`). {eos} stands for the text of the file's end token.
-No template begins with `{{-`, which would eat the end of what is put before it: a BOS text, or what the model's jinja
-says where a conversation has no system message (`translate.py` finds both).
+A row is chosen by what it renders, never by its name (`translate.py`). {eos} stands for the text of the file's end
+token. No template begins with `{{-`, which would eat the end of what is put before it: a BOS text, or what the model's
+jinja says where a conversation has no system message (`translate.py` finds both).
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ class Family:
     stops: tuple[str, ...]
 
 
-_LAST_USER = '{{ $last := -1 }}{{ range $i, $_ := .Messages }}{{ if eq .Role "user" }}{{ $last = $i }}{{ end }}{{ end }}'
+_LAST_USER = (
+    '{{ $last := -1 }}{{ range $i, $_ := .Messages }}{{ if eq .Role "user" }}{{ $last = $i }}{{ end }}{{ end }}'
+)
 _SYSTEM_IN_FIRST = "{{ if and $.System $first }}{{ $.System }}\n\n{{ end }}{{ $first = false }}"
 _SYSTEM_IN_LAST = "{{ if and $.System (eq $i $last) }}{{ $.System }}\n\n{{ end }}"
 _CHATML_STOPS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -29,7 +31,8 @@ _LLAMA3_STOPS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 _FALCON3_STOPS = ("<|system|>", "<|user|>", "<|assistant|>")
 
 # An answer's thoughts are kept only after the last question, as Qwen3's own template does. Ollama reads the tags from
-# here, and offers thinking to clients because .Thinking is there. $last comes first: Ollama before 0.9 has no .Thinking.
+# here, and offers thinking to clients because .Thinking is there. $last is asked first: Ollama before 0.9 has no
+# .Thinking, and an answer after the last question is rare.
 _QWEN3_MESSAGES = (
     _LAST_USER + "{{ range $i, $_ := .Messages }}<|im_start|>{{ .Role }}\n"
     '{{ if and (gt $i $last) (eq .Role "assistant") .Thinking }}<think>\n{{ .Thinking }}\n</think>\n\n{{ end }}'

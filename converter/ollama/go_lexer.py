@@ -13,7 +13,7 @@ _COMMENT = re.compile(r"\{\{(?:-[ \t\r\n])?/\*.*?\*/(?P<right>[ \t\r\n]-)?\}\}",
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r\n]+)
     |(?P<string>"(?:[^"\\\n]|\\.)*"|`[^`]*`)
-    |(?P<number>[+-]?\d+(?:\.\d+)?)
+    |(?P<number>[+-]?\d+)
     |(?P<variable>\$\w*)
     |(?P<field>\.[^\W\d]\w*)
     |(?P<word>[^\W\d]\w*)

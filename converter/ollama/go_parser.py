@@ -1,4 +1,4 @@
-"""A Go template as a tree of nodes. Not known here: define, block, template, methods with arguments, complex numbers."""
+"""A Go template as a tree of nodes; define, block, template and methods with arguments aren't known here."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ class _Commands:
             case "string":
                 return Constant(_unquoted(token.text))
             case "number":
-                return Constant(float(token.text) if "." in token.text else int(token.text))
+                return Constant(int(token.text))
             case "variable":
                 self.require_variable(token.text)
                 return Variable(token.text)
@@ -246,7 +246,9 @@ def _word(word: str) -> Operand:
         return Constant(constants[word])
     if word in FUNCTIONS:
         return Call(word, ())
-    raise GoTemplateError(f"the Go template uses {word}, which isn't known here; known are {', '.join(sorted(FUNCTIONS))}")
+    raise GoTemplateError(
+        f"the Go template uses {word}, which isn't known here; known are {', '.join(sorted(FUNCTIONS))}"
+    )
 
 
 def _unquoted(text: str) -> str:

@@ -60,7 +60,9 @@ class Modelfile:
 
 def _quoted(name: str, text: str) -> str:
     if QUOTES in text or text.endswith('"'):
-        raise UnsupportedError(f"the {name} text holds {QUOTES} or ends with a quote, which no Modelfile can say: change it")
+        raise UnsupportedError(
+            f"the {name} text holds {QUOTES} or ends with a quote, which no Modelfile can say: change it"
+        )
     return QUOTES + text + QUOTES
 
 

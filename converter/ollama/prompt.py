@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tritgguf.converter.ollama.go_template import GoTemplate, Record
+from tritgguf.converter.ollama.go_functions import Record
+from tritgguf.converter.ollama.go_template import GoTemplate
 
 Message = Mapping[str, str]
 
@@ -45,7 +46,9 @@ def go_literal(text: str) -> str:
     """
     written = text.replace("{{", '{{ "{{" }}').replace('"""', '{{ "\\"\\"\\"" }}')
     return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else "".join(f'{{{{ "{unit}" }}}}' for unit in _escaped(letter))
+        letter
+        if letter.isprintable() or letter in "\n\t"
+        else "".join(f'{{{{ "{unit}" }}}}' for unit in _escaped(letter))
         for letter in written
     )
 

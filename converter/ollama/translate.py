@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tritgguf.converter.ollama.families import EOS, FAMILIES, Family
+from tritgguf.converter.ollama.families import EOS, FAMILIES
 from tritgguf.converter.ollama.go_template import GoTemplate
 from tritgguf.converter.ollama.prompt import Message, go_literal, ollama_prompt
 
@@ -76,19 +76,29 @@ def translate(render: Render, *, bos: str, eos: str, add_bos: bool) -> Translati
     the tokenizer puts BOS before a prompt, as Ollama's does too: then the Go template must not write it.
     """
     wanted = [render(sample.messages, sample.think) for sample in SAMPLES]
-    start = ""
-    if bos and all(text.startswith(bos) for text in wanted):
-        wanted = [text[len(bos) :] for text in wanted]
-        start = "" if add_bos else go_literal(bos)
+    readings = _readings(wanted, bos, add_bos=add_bos)
     scores = []
     for family in FAMILIES:
         body = family.template.replace(EOS, go_literal(eos))
-        alike, preface = _alike(body, wanted)
-        if alike == len(SAMPLES):
-            return Translation(family.name, start + preface + body, family.stops)
-        scores.append(alike)
-    best: Family = FAMILIES[scores.index(max(scores))]
-    return NearMiss(best.name, max(scores), len(SAMPLES))
+        for start, texts in readings:
+            n_alike, preface = _alike(body, texts)
+            if n_alike == len(SAMPLES):
+                return Translation(family.name, go_literal(start) + preface + body, family.stops)
+            scores.append((n_alike, family.name))
+    n_alike, name = max(scores, key=lambda score: score[0])
+    return NearMiss(name, n_alike, len(SAMPLES))
+
+
+def _readings(wanted: list[str], bos: str, *, add_bos: bool) -> list[tuple[str, list[str]]]:
+    """Return what the Go template may begin with, and the texts after it.
+
+    BOS may be a text of its own or what any turn begins with, as in SmolLM2; Ollama would write it twice where the
+    tokenizer adds it.
+    """
+    if not bos or not all(text.startswith(bos) for text in wanted):
+        return [("", wanted)]
+    after = [text[len(bos) :] for text in wanted]
+    return [("", after)] if add_bos else [("", wanted), (bos, after)]
 
 
 def _alike(body: str, wanted: Sequence[str]) -> tuple[int, str]:

@@ -10,8 +10,9 @@ import pytest
 
 from tests.golden.go_template_cases import DATA, FEATURES, ODD_TEXT, with_bos
 from tritgguf.converter.ollama.families import FAMILIES
+from tritgguf.converter.ollama.go_functions import Record
 from tritgguf.converter.ollama.go_lexer import GoTemplateError
-from tritgguf.converter.ollama.go_template import GoTemplate, Record
+from tritgguf.converter.ollama.go_template import GoTemplate
 from tritgguf.converter.ollama.prompt import go_literal, ollama_prompt
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "go_templates.json").read_text(encoding="utf-8"))
@@ -49,7 +50,7 @@ def test_every_feature_renders_as_in_go(case: dict[str, Any]) -> None:
         assert GoTemplate(case["template"]).render(given(case["data"])) == case["text"]
 
 
-# --- what Ollama does around a template --------------------------------------------------------------------------------
+# --- what Ollama does around a template -----------------------------------------------------------------------------
 
 
 def test_messages_in_a_row_from_one_role_are_one() -> None:
