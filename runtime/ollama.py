@@ -66,7 +66,7 @@ def pack(path: Path, *, system: str = "", context: int | None = None) -> Package
     verdict = verdicts(file)[-1]
     types = refused(file)
     if verdict.loads is False and not types:
-        raise UnsupportedError(f"{path.name} can't become an Ollama model: every version {'; '.join(verdict.reasons)}")
+        raise UnsupportedError(f"{path.name} can't become an Ollama model: Ollama {'; '.join(verdict.reasons)}")
     chat = chat_template_facts(file)
     reasons = [f"Ollama refuses {', '.join(types)} tensors"] if types else []
     if chat.jinja not in (None, file.value(Keys.Tokenizer.CHAT_TEMPLATE)):
