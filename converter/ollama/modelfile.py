@@ -59,10 +59,8 @@ class Modelfile:
 
 
 def _quoted(name: str, text: str) -> str:
-    if QUOTES in text or text.endswith('"'):
-        raise UnsupportedError(
-            f"the {name} text holds {QUOTES} or ends with a quote, which no Modelfile can say: change it"
-        )
+    if QUOTES in text:
+        raise UnsupportedError(f"the {name} text holds {QUOTES}, which ends a text in a Modelfile: change it")
     return QUOTES + text + QUOTES
 
 

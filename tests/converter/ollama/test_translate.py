@@ -1,0 +1,111 @@
+"""Which Go template is found for a chat template, that both render the same, and the Modelfile that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.chat_templates import CASES, Case
+from tritgguf.converter.ollama.families import FAMILIES
+from tritgguf.converter.ollama.go_template import GoTemplate
+from tritgguf.converter.ollama.modelfile import Modelfile
+from tritgguf.converter.ollama.prompt import Message, ollama_prompt
+from tritgguf.converter.ollama.translate import SAMPLES, NearMiss, Translation, translate
+from tritgguf.runtime.chat_template import ChatTemplate
+
+GOLDENS = Path(__file__).parents[2] / "golden" / "modelfiles"
+
+
+def rendered(case: Case, messages: Sequence[Message], think: bool | None = None) -> str:
+    named = [{("reasoning_content" if k == "thinking" else k): text for k, text in m.items()} for m in messages]
+    return ChatTemplate(case.jinja, bos=case.bos, eos=case.eos).render(named, think=think)
+
+
+def found(case: Case) -> Translation | NearMiss:
+    return translate(
+        lambda messages, think: rendered(case, messages, think), bos=case.bos, eos=case.eos, add_bos=case.add_bos
+    )
+
+
+def modelfile(case: Case) -> Modelfile:
+    choice = found(case)
+    assert isinstance(choice, Translation)
+    parameters = {"stop": choice.stops, "num_ctx": 4096, "temperature": 0.7, "top_k": 20}
+    return Modelfile("model.gguf", choice.template, parameters, system='Say "hi".', license="apache-2.0")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_family_is_found_and_renders_the_same(name: str) -> None:
+    case = CASES[name]
+    choice = found(case)
+    assert isinstance(choice, Translation), choice
+    assert choice.family == case.family
+    other = [
+        # What the choice wasn't made on.
+        ({"role": "system", "content": "Ö"}, {"role": "user", "content": "Only this."}),
+        ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}),
+    ]
+    template = GoTemplate(choice.template)
+    for messages in other:
+        for think in (None, True, False):
+            bos = case.bos if case.add_bos else ""
+            assert ollama_prompt(template, messages, think=think) == rendered(case, messages, think).removeprefix(bos)
+
+
+def test_every_family_has_a_chat_template_here() -> None:
+    assert {case.family for case in CASES.values()} == {family.name for family in FAMILIES}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_modelfile_is_the_golden(name: str) -> None:
+    """Written by `modelfile(case).text()`, read through by a person, and kept."""
+    assert modelfile(CASES[name]).text() == (GOLDENS / f"{name}.Modelfile").read_text(encoding="utf-8")
+
+
+def test_every_golden_belongs_to_a_case() -> None:
+    assert {path.stem for path in GOLDENS.iterdir()} == set(CASES)
+
+
+@pytest.mark.parametrize("name", ["chatml", "qwen3", "mistral-v3"])
+def test_a_template_that_differs_anywhere_is_not_taken_for_the_family(name: str) -> None:
+    """Each sample kind matters: a change in one role, in one place, is seen."""
+    case = CASES[name]
+    exact = [rendered(case, sample.messages, sample.think) for sample in SAMPLES]
+    for index in range(1, len(SAMPLES)):
+        changed = [*exact[:index], exact[index] + "x", *exact[index + 1 :]]
+        texts = iter(changed)
+        choice = translate(lambda *_, texts=texts: next(texts), bos=case.bos, eos=case.eos, add_bos=case.add_bos)
+        assert isinstance(choice, NearMiss)
+        assert choice.n_samples == len(SAMPLES)
+        assert choice.n_alike == len(SAMPLES) - 1
+
+
+def test_a_bos_that_the_tokenizer_does_not_add_stands_in_the_template() -> None:
+    choice = found(CASES["chatml-with-bos"])
+    assert isinstance(choice, Translation)
+    assert choice.template.startswith("<s>{{ range .Messages }}")
+    assert CASES["llama3"].add_bos
+    without = found(CASES["llama3"])
+    assert isinstance(without, Translation)
+    assert "<|begin_of_text|>" not in without.template
+
+
+def test_a_default_system_text_with_braces_is_escaped() -> None:
+    jinja = CASES["qwen2.5"].jinja.replace("You are Qwen", 'You are {{ .Qwen }} """')
+    case = Case("chatml", jinja, eos="<|im_end|>")
+    choice = found(case)
+    assert isinstance(choice, Translation)
+    assert 'You are {{ "{{" }} .Qwen }} {{ "\\"\\"\\"" }}' in choice.template
+
+
+def test_qwen3_offers_thinking_to_ollama() -> None:
+    """Ollama reads the tags from the text around .Thinking in the range over .Messages."""
+    choice = found(CASES["qwen3"])
+    assert isinstance(choice, Translation)
+    assert "<think>\n{{ .Thinking }}\n</think>" in choice.template
+    template = GoTemplate(choice.template)
+    thoughts = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "thinking": "hm"})
+    assert "<think>\nhm\n</think>\n\nb<|im_end|>" in ollama_prompt(template, thoughts)
+    assert "hm" not in ollama_prompt(template, (*thoughts, {"role": "user", "content": "c"}))
