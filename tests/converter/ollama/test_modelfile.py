@@ -54,7 +54,7 @@ def test_any_text_reads_back(text: str) -> None:
     commands = read(modelfile.text())
     assert commands[0] == ("FROM", "./a b.gguf")
     assert commands[1] == ("TEMPLATE", text)
-    assert [value for word, value in commands if word == "stop"] == ['say "x"', "a\nb", " ", '"']
+    assert [value for word, value in commands if word == "stop"] == list(stops)
     assert [value for word, value in commands if word in ("SYSTEM", "LICENSE")] == ([text, text] if text else [])
 
 
