@@ -105,14 +105,15 @@ def write_model(
     threads: int | None = None,
     progress: Progress | None = None,
     planned: Callable[[FilePlan], None] | None = None,
+    file_plan: FilePlan | None = None,
 ) -> Conversion:
-    """Plan and write an opened model; the arguments are those of `convert`."""
+    """Plan and write an opened model, unless `file_plan` is its plan already; the arguments are those of `convert`."""
     started = time.monotonic()
     if opened.tensors is None:
         raise SourceError(
             f"{opened.path} holds no weights (model.safetensors or its index); it can only be planned: --dry-run"
         )
-    file_plan = make_plan(opened, request, threads, progress)
+    file_plan = file_plan or make_plan(opened, request, threads, progress)
     if planned:
         planned(file_plan)
     strings_checked = 0

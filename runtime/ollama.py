@@ -60,7 +60,7 @@ class Package:
         return f"ollama create {name} -f {self.modelfile_path}", f"ollama run {name}"
 
 
-def pack(path: Path, *, system: str = "", context: int | None = None) -> Package:
+def pack(path: Path, *, system: str = "", context: int | None = None, progress: Progress | None = None) -> Package:
     """Look at a GGUF file and plan what Ollama gets; nothing is written. Raises TritggufError where that can't be."""
     file = read_gguf(path)
     verdict = verdicts(file)[-1]
@@ -71,7 +71,7 @@ def pack(path: Path, *, system: str = "", context: int | None = None) -> Package
     reasons = [f"Ollama refuses {', '.join(types)} tensors"] if types else []
     if chat.jinja not in (None, file.value(Keys.Tokenizer.CHAT_TEMPLATE)):
         reasons.append("its chat template needs the guard")
-    plan = repack_plan(path, jinja=chat.jinja) if reasons else None
+    plan = repack_plan(path, jinja=chat.jinja, progress=progress) if reasons else None
     out = path.with_name(f"{path.stem}-ollama.gguf") if reasons else path
     parameters = {"stop": chat.stops} if chat.stops else {}
     modelfile = Modelfile(
@@ -119,7 +119,8 @@ def write(
     if not same:
         _require_writable(path, force)
     if package.plan is not None and not package.is_repacked_already:
-        repack(package.source.path, package.file, jinja=package.chat.jinja, force=force, progress=progress)
+        jinja, plan = package.chat.jinja, package.plan
+        repack(package.source.path, package.file, jinja=jinja, force=force, progress=progress, plan=plan)
     if not same:
         with whole_file(path, len(text)) as (_, file):
             file.write(text)

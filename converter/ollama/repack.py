@@ -37,9 +37,9 @@ def guarded(jinja: str) -> str:
     return jinja if jinja.startswith(GUARD) else f"{GUARD}\n{jinja}"
 
 
-def repack_plan(path: Path, *, jinja: str | None = None) -> FilePlan:
-    """Return the file as `repack` would write it; raise TritggufError where that can't be exact."""
-    return make_plan(_model(path, jinja), _request(), None, None)
+def repack_plan(path: Path, *, jinja: str | None = None, progress: Progress | None = None) -> FilePlan:
+    """Return the file as `repack` would write it; raise TritggufError where that can't be."""
+    return make_plan(_model(path, jinja), _request(), None, progress)
 
 
 def repack(
@@ -49,10 +49,14 @@ def repack(
     jinja: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    plan: FilePlan | None = None,
 ) -> Conversion:
-    """Write the file again with types that Ollama takes, and with another chat template if one is given."""
+    """Write the file again with types that Ollama takes, and with another chat template if one is given.
+
+    `plan` is what `repack_plan` gave, where it was asked before: the file isn't read for it once more.
+    """
     require_writable(out, force)
-    return write_model(_model(path, jinja), out, _request(), progress=progress)
+    return write_model(_model(path, jinja), out, _request(), progress=progress, file_plan=plan)
 
 
 def _request() -> Request:

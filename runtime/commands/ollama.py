@@ -14,6 +14,7 @@ from tritgguf.converter.errors import UnsupportedError
 from tritgguf.runtime import ollama as steps
 from tritgguf.runtime.ollama_api import Ollama
 from tritgguf.runtime.progress import show_progress
+from tritgguf.runtime.sizes import shown_size
 
 FilePath = Annotated[Path, typer.Argument(help="GGUF file.", show_default=False)]
 Name = Annotated[str | None, typer.Argument(help="What the model is to be called in Ollama; not needed with --check.")]
@@ -45,7 +46,8 @@ def ollama(
         return
     if name is None:
         raise typer.BadParameter("say what the model is to be called, or add --check", param_hint="NAME")
-    package = steps.pack(file, system=system, context=ctx)
+    with show_progress(json_output) as progress:
+        package = steps.pack(file, system=system, context=ctx, progress=progress)
     report = _Report(json_output)
     report.packed(package)
     if dry_run:
@@ -120,11 +122,9 @@ class _Report:
         assert package.plan is not None
         types = Counter(tensor.codec.name for tensor in package.plan.tensors)
         exact = all(tensor.exact for tensor in package.plan.tensors)
-        size = f"{package.plan.file_bytes / 1e6:,.1f} MB"
         held = ", ".join(f"{count} {kind}" for kind, count in types.items())
-        return f"{package.file}: {size}; {held}; {'every value as it was' if exact else 'some values rounded'}" + (
-            f" ({package.why_repacked})"
-        )
+        kept = "every value as it was" if exact else "some values rounded"
+        return f"{package.file}: {shown_size(package.plan.file_bytes)}; {held}; {kept} ({package.why_repacked})"
 
     @staticmethod
     def _template(package: steps.Package) -> str:

@@ -109,7 +109,7 @@ def test_a_ternary_file_is_repacked_first(file: Path, monkeypatch, capsys) -> No
         code, out, err = run_captured(monkeypatch, capsys, "ollama", file, "tiny")
     assert (code, err) == (0, "")
     repacked = file.with_name("tiny-ollama.gguf")
-    assert f"{repacked}: 0.8 MB; 1 f16, 7 f32, 21 q2_k; every value as it was (Ollama refuses TQ2_0 tensors)\n" in out
+    assert f"{repacked}: 0.76 MB; 1 f16, 7 f32, 21 q2_k; every value as it was (Ollama refuses TQ2_0 tensors)\n" in out
     digest = hashlib.sha256(repacked.read_bytes()).hexdigest()
     assert server.models["tiny"]["files"] == {"tiny-ollama.gguf": f"sha256:{digest}"}
     assert {tensor.tensor_type.name for tensor in GGUFReader(repacked).tensors} == {"Q2_K", "F32", "F16"}
@@ -166,7 +166,7 @@ def test_dry_run_shows_all_and_writes_nothing(file: Path, monkeypatch, capsys) -
     assert code == 0
     assert server.calls == []
     assert "would write " in out
-    assert "tiny-ollama.gguf: 0.8 MB; 1 f16, 7 f32, 21 q2_k; every value as it was" in out
+    assert "tiny-ollama.gguf: 0.76 MB; 1 f16, 7 f32, 21 q2_k; every value as it was" in out
     assert '\nPARAMETER stop "<|im_end|>"\n' in out
     assert "\nPARAMETER num_ctx 512\n" in out
     assert f"\n  ollama create tiny -f {file.with_suffix('.Modelfile')}\n  ollama run tiny\n" in out

@@ -12,7 +12,7 @@ import pytest
 from gguf import GGMLQuantizationType
 
 import tritgguf.runtime
-from tests import checkpoints, packed_checkpoints
+from tests import checkpoints
 from tests.chat_templates import CASES
 from tests.gguf_edit import rewrite
 from tests.oracles import libggml
@@ -48,8 +48,8 @@ def assert_same_model(before: GgufFile, after: GgufFile) -> None:
 
 @pytest.mark.parametrize("recipe", ["llama-tied", "qwen3-tied", "llama-shards-of-rows"])
 @pytest.mark.parametrize("kind", ["tq1_0", "tq2_0", "q2_0"])
-def test_a_repacked_file_is_the_same_model(recipe: str, kind: str, tmp_path: Path) -> None:
-    source = convert(checkpoints.build(recipe, tmp_path / "model"), tmp_path / "a.gguf", kind, check=False).out
+def test_a_repacked_file_is_the_same_model(recipe: str, kind: str, model, tmp_path: Path) -> None:
+    source = convert(model(recipe), tmp_path / "a.gguf", kind, check=False).out
     result = repack(source, tmp_path / "b.gguf")
     after = read_gguf(result.out)
     assert all(tensor.exact for tensor in result.plan.tensors)
@@ -60,32 +60,32 @@ def test_a_repacked_file_is_the_same_model(recipe: str, kind: str, tmp_path: Pat
     assert result.plan.file_bytes == result.out.stat().st_size
 
 
-def test_groups_of_64_become_exact_q4_0(tmp_path: Path) -> None:
-    model = packed_checkpoints.build("14b-seed", tmp_path / "model")
-    source = convert(model, tmp_path / "a.gguf", "q2_0", check=False).out
+def test_groups_of_64_become_exact_q4_0(model, tmp_path: Path) -> None:
+    folder = model("14b-seed")
+    source = convert(folder, tmp_path / "a.gguf", "q2_0", check=False).out
     after = read_gguf(repack(source, tmp_path / "b.gguf").out)
     assert_same_model(read_gguf(source), after)
     kinds = [tensor.dtype for name, tensor in after.tensors.items() if "attn_q.weight" in name or "ffn" in name]
     assert "Q4_0" in kinds
     assert after.value("general.file_type") == 2
-    straight = read_gguf(convert(model, tmp_path / "c.gguf", target="ollama", check=False).out)
+    straight = read_gguf(convert(folder, tmp_path / "c.gguf", target="ollama", check=False).out)
     assert {name: tensor.dtype for name, tensor in straight.tensors.items()} == {
         name: tensor.dtype for name, tensor in after.tensors.items()
     }
 
 
 @pytest.mark.parametrize("embedding", ["f16", "q8_0", "q6_k"])
-def test_embeddings_as_asked(embedding: str, tmp_path: Path) -> None:
-    model = checkpoints.build("llama-tied", tmp_path / "model")
-    file = read_gguf(convert(model, tmp_path / "a.gguf", target="ollama", embedding_type=embedding, check=False).out)
+def test_embeddings_as_asked(embedding: str, model, tmp_path: Path) -> None:
+    folder = model("llama-tied")
+    file = read_gguf(convert(folder, tmp_path / "a.gguf", target="ollama", embedding_type=embedding, check=False).out)
     assert file.tensors["token_embd.weight"].dtype == embedding.upper()
     assert file.value("general.file_type") == 10
     assert verdicts(file)[-1].loads is True
 
 
-def test_ternary_embeddings_become_exact_f16(tmp_path: Path) -> None:
+def test_ternary_embeddings_become_exact_f16(model, tmp_path: Path) -> None:
     """Some models' embeddings are ternary; a TQ2_0 file of them has no other tensor that Ollama would take."""
-    source = convert(checkpoints.build("llama-tied", tmp_path / "model"), tmp_path / "a.gguf", "tq2_0", check=False).out
+    source = convert(model("llama-tied"), tmp_path / "a.gguf", "tq2_0", check=False).out
     shape = read_gguf(source).tensors["token_embd.weight"].shape
     codec = codec_named("tq2_0")
     assert isinstance(codec, TernaryCodec)
@@ -99,8 +99,8 @@ def test_ternary_embeddings_become_exact_f16(tmp_path: Path) -> None:
     assert_same_model(read_gguf(ternary), after)
 
 
-def test_a_refused_tensor_that_is_no_matrix_product_stops(tmp_path: Path) -> None:
-    source = convert(checkpoints.build("llama-tied", tmp_path / "model"), tmp_path / "a.gguf", "tq2_0", check=False).out
+def test_a_refused_tensor_that_is_no_matrix_product_stops(model, tmp_path: Path) -> None:
+    source = convert(model("llama-tied"), tmp_path / "a.gguf", "tq2_0", check=False).out
     odd = {"blk.0.router.weight": (np.zeros((2, 66), np.uint8), GGMLQuantizationType.TQ2_0)}
     bad = rewrite(source, tmp_path / "b.gguf", tensors=odd)
     with pytest.raises(TensorError, match=r"blk\.0\.router\.weight is TQ2_0, which ollama refuses"):
@@ -121,25 +121,25 @@ def test_a_refused_tensor_that_is_no_matrix_product_stops(tmp_path: Path) -> Non
         ({"output_type": "q2_0"}, "--output-type q2_0 contradicts --for ollama"),
     ],
 )
-def test_a_refused_type_that_is_asked_for_stops(choices: dict[str, str], message: str, tmp_path: Path) -> None:
-    model = checkpoints.build("llama-tied", tmp_path / "model")
+def test_a_refused_type_that_is_asked_for_stops(choices: dict[str, str], message: str, model, tmp_path: Path) -> None:
+    folder = model("llama-tied")
     with pytest.raises(UnsupportedError, match=message):
-        convert(model, tmp_path / "out.gguf", target="ollama", **choices)
+        convert(folder, tmp_path / "out.gguf", target="ollama", **choices)
     assert not (tmp_path / "out.gguf").exists()
 
 
 @pytest.mark.parametrize("kind", ["q2_k", "q4_0", "f16"])
-def test_other_types_may_be_asked_for(kind: str, tmp_path: Path) -> None:
-    model = checkpoints.build("llama-tied", tmp_path / "model")
-    file = read_gguf(convert(model, tmp_path / "out.gguf", kind, target="ollama", check=False).out)
+def test_other_types_may_be_asked_for(kind: str, model, tmp_path: Path) -> None:
+    folder = model("llama-tied")
+    file = read_gguf(convert(folder, tmp_path / "out.gguf", kind, target="ollama", check=False).out)
     assert file.tensors["blk.0.attn_q.weight"].dtype == kind.upper()
 
 
-def test_bitnet_2b_4t_is_refused_for_what_it_is(tmp_path: Path) -> None:
-    model = packed_checkpoints.build("2b4t", tmp_path / "model")
+def test_bitnet_2b_4t_is_refused_for_what_it_is(model, tmp_path: Path) -> None:
+    folder = model("2b4t")
     with pytest.raises(UnsupportedError, match="runs in tritgguf's own runtime alone"):
-        convert(model, tmp_path / "out.gguf", target="ollama", check=False)
-    source = convert(model, tmp_path / "own.gguf", "tq2_0", check=False).out
+        convert(folder, tmp_path / "out.gguf", target="ollama", check=False)
+    source = convert(folder, tmp_path / "own.gguf", "tq2_0", check=False).out
     with pytest.raises(UnsupportedError, match="runs in tritgguf's own runtime alone"):
         repack_plan(source)
 
@@ -147,16 +147,16 @@ def test_bitnet_2b_4t_is_refused_for_what_it_is(tmp_path: Path) -> None:
 # --- the runtime -----------------------------------------------------------------------------------------------------
 
 
-def test_logits_are_those_of_the_tq2_0_file(tmp_path: Path) -> None:
+def test_logits_are_those_of_the_tq2_0_file(model, tmp_path: Path) -> None:
     """The weights are the same; the kernels round activations their own way, Q4_0's in blocks of 32 instead of 256."""
-    model = checkpoints.build("llama-tied", tmp_path / "model")
+    folder = model("llama-tied")
     ids = checkpoints.token_ids("llama-tied")
     logits = {}
     for kind in ("tq2_0", "f16"):
-        file = convert(model, tmp_path / f"{kind}.gguf", kind, check=False).out
+        file = convert(folder, tmp_path / f"{kind}.gguf", kind, check=False).out
         logits[kind] = _logits(file, ids)
     logits["q2_k"] = _logits(repack(tmp_path / "tq2_0.gguf", tmp_path / "q2_k.gguf").out, ids)
-    logits["q4_0"] = _logits(convert(model, tmp_path / "q4_0.gguf", "q4_0", check=False).out, ids)
+    logits["q4_0"] = _logits(convert(folder, tmp_path / "q4_0.gguf", "q4_0", check=False).out, ids)
     size = np.linalg.norm(logits["f16"])
     errors = {kind: np.linalg.norm(found - logits["tq2_0"]) / size for kind, found in logits.items()}
     assert errors["q2_k"] < 0.02, errors
@@ -172,12 +172,12 @@ def _logits(file: Path, ids: list[int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("recipe", "file_type"), [("llama-tied", 10), ("llama-hidden-192", 2), ("qwen3-tied", 10)])
-def test_llama_cpp_copies_the_file_unchanged(recipe: str, file_type: int, tmp_path: Path) -> None:
+def test_llama_cpp_copies_the_file_unchanged(recipe: str, file_type: int, model, tmp_path: Path) -> None:
     """Some versions of Ollama write a file again on `create`, through llama.cpp's quantizer told to copy."""
     from llama_cpp import llama_cpp as native
 
-    model = checkpoints.build(recipe, tmp_path / "model")
-    source = convert(model, tmp_path / "a.gguf", target="ollama", check=False).out
+    folder = model(recipe)
+    source = convert(folder, tmp_path / "a.gguf", target="ollama", check=False).out
     parameters = native.llama_model_quantize_default_params()
     parameters.only_copy, parameters.nthread = True, 1
     result = native.llama_model_quantize(

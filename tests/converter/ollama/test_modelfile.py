@@ -21,14 +21,8 @@ from tritgguf.converter.ollama.prompt import go_literal
 
 GOLDENS = sorted((Path(__file__).parents[2] / "golden" / "modelfiles").iterdir())
 ODD = [
-    "a\nb",
-    "  spaces ",
-    'a "quoted" word',
-    "tab\tand 'quotes'",
-    "",
-    "Grüße 你好",
-    "# no comment",
-    "line\n\n  \nline",
+    *("a\nb", "  spaces ", 'a "quoted" word', "tab\tand 'quotes'", "", "Grüße 你好", "# no comment", "l\n\n  \nl"),
+    *('ends with "', '"', '""', '" begins', '"" "" ""', "FROM x\nSYSTEM y"),
 ]
 
 
@@ -48,9 +42,8 @@ def test_the_goldens_read_back(path: Path) -> None:
 
 @pytest.mark.parametrize("text", ODD)
 def test_any_text_reads_back(text: str) -> None:
-    modelfile = Modelfile(
-        "a b.gguf", go_literal(text), {"stop": ('say "x"', "a\nb", " ", '"')}, system=text, license=text
-    )
+    stops = ('say "x"', "a\nb", " ", '"')
+    modelfile = Modelfile("a b.gguf", go_literal(text), {"stop": stops}, system=text, license=text)
     commands = read(modelfile.text())
     assert commands[0] == ("FROM", "./a b.gguf")
     assert commands[1] == ("TEMPLATE", text)
