@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ class Package:
 
     def commands(self, name: str) -> tuple[str, str]:
         """The two commands that make and run the model by hand."""
-        return f"ollama create {name} -f {self.modelfile_path}", f"ollama run {name}"
+        words = ("ollama", "create", name, "-f", str(self.modelfile_path)), ("ollama", "run", name)
+        return shlex.join(words[0]), shlex.join(words[1])
 
 
 def pack(path: Path, *, system: str = "", context: int | None = None, progress: Progress | None = None) -> Package:

@@ -70,7 +70,7 @@ def _less(first: object, second: object) -> bool:
         case (bool(), _) | (_, bool()):
             pass
         case (str(), str()):
-            return first.encode() < second.encode()
+            return first < second
         case (int(), int()):
             return first < second
     raise TypeError("incompatible types for comparison")

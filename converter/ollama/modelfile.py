@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,8 @@ class Modelfile:
 
     def request(self, model: str, digest: str) -> dict[str, Any]:
         """Return the body of POST /api/create for a file that was sent as the blob of that digest."""
-        body: dict[str, Any] = {"model": model, "files": {self.source: digest}}
+        # The server takes the name for a path, and refuses what is one on Windows.
+        body: dict[str, Any] = {"model": model, "files": {re.sub(r"[\\:]", "_", self.source): digest}}
         if self.template is not None:
             body["template"] = self.template
         body["parameters"] = {k: list(v) if isinstance(v, tuple) else v for k, v in self.parameters.items()}

@@ -70,6 +70,16 @@ def test_a_blob_arrives_whole_and_is_checked(tmp_path: Path) -> None:
     assert ("sending", 3_500_001, 3_500_001) in steps
 
 
+def test_a_server_that_stops_reading_is_heard(tmp_path: Path) -> None:
+    """A file larger than what the system buffers: writing fails, and the answer says why."""
+    path = tmp_path / "blob"
+    path.write_bytes(bytes(64_000_000))
+    with ollama_server(fails="disk full at once") as server:
+        client = Ollama(Address(server.address))
+        with pytest.raises(OllamaError, match=r"Ollama's disk is full \(write .*: no space left on device\)"):
+            client.send_blob(path, digest_of(path))
+
+
 def test_the_server_here_refuses_what_ollama_refuses(tmp_path: Path) -> None:
     """Were a ternary file not repacked, or a file not sent, the tests of the command would fail."""
     path = tmp_path / "tq2.gguf"

@@ -64,10 +64,10 @@ def test_what_no_modelfile_can_say_is_refused(text: str) -> None:
 
 
 def test_the_request_says_the_same() -> None:
-    modelfile = Modelfile("x.gguf", "{{ .Prompt }}", {"stop": ("a", "b"), "top_p": 0.8}, system="S", license="L")
+    modelfile = Modelfile("x:y.gguf", "{{ .Prompt }}", {"stop": ("a", "b"), "top_p": 0.8}, system="S", license="L")
     assert modelfile.request("name", "sha256:1") == {
         "model": "name",
-        "files": {"x.gguf": "sha256:1"},
+        "files": {"x_y.gguf": "sha256:1"},
         "template": "{{ .Prompt }}",
         "parameters": {"stop": ["a", "b"], "top_p": 0.8},
         "system": "S",
