@@ -9,6 +9,8 @@ import pytest
 
 from tests.chat_templates import CASES, Case
 from tritgguf.converter.ollama.families import FAMILIES
+from tritgguf.converter.ollama.go_lexer import Text
+from tritgguf.converter.ollama.go_parser import Branch, Dot, Field, Node, Pipeline, parse
 from tritgguf.converter.ollama.go_template import GoTemplate
 from tritgguf.converter.ollama.modelfile import Modelfile
 from tritgguf.converter.ollama.prompt import Message, ollama_prompt
@@ -100,11 +102,34 @@ def test_a_default_system_text_with_braces_is_escaped() -> None:
     assert 'You are {{ "{{" }} .Qwen }} {{ "\\"\\"\\"" }}' in choice.template
 
 
-def test_qwen3_offers_thinking_to_ollama() -> None:
-    """Ollama reads the tags from the text around .Thinking in the range over .Messages."""
-    choice = found(CASES["qwen3"])
+def thinking_tags(template: str) -> tuple[str, str]:
+    """What Ollama takes for the tags around thoughts.
+
+    Where a range over .Messages writes .Thinking: the first and the last text beside it, without their spaces.
+    """
+    tags = ("", "")
+
+    def visit(nodes: list[Node], in_messages: bool) -> None:
+        nonlocal tags
+        for node in nodes:
+            if in_messages and isinstance(node, Pipeline) and node.commands == (Field(Dot(), "Thinking"),):
+                first, last = nodes[0], nodes[-1]
+                assert isinstance(first, Text)
+                assert isinstance(last, Text)
+                tags = first.text.strip(), last.text.strip()
+            if isinstance(node, Branch):
+                over = node.keyword == "range" and node.pipeline.commands == (Field(Dot(), "Messages"),)
+                visit(node.body, in_messages or over)
+
+    visit(parse(template), False)
+    return tags
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3.5", "minicpm5", "qwen3-thinking-2507"])
+def test_ollama_finds_the_tags_around_thoughts(name: str) -> None:
+    choice = found(CASES[name])
     assert isinstance(choice, Translation)
-    assert "<think>\n{{ .Thinking }}\n</think>" in choice.template
+    assert thinking_tags(choice.template) == ("<think>", "</think>")
     template = GoTemplate(choice.template)
     thoughts = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "thinking": "hm"})
     assert "<think>\nhm\n</think>\n\nb<|im_end|>" in ollama_prompt(template, thoughts)
