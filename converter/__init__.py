@@ -6,6 +6,7 @@
 
 from tritgguf.converter.errors import (
     EngineError,
+    OllamaError,
     OutputError,
     SourceError,
     TensorError,
@@ -20,6 +21,7 @@ __all__ = [
     "Conversion",
     "EngineError",
     "FilePlan",
+    "OllamaError",
     "OutputError",
     "SourceError",
     "TensorError",

@@ -6,7 +6,8 @@
     ├── TensorError               a tensor's values or shape don't fit what was asked for
     ├── TokenizerError            the tokenizer can't be carried over so that token ids stay the same
     ├── OutputError               the target file can't be written
-    └── EngineError               the native runtime can't load or run a file
+    ├── EngineError               the native runtime can't load or run a file
+    └── OllamaError               Ollama's server can't be reached, or refuses what it is asked for
 
 A message names the file or tensor, what was found, what was expected, and the remedy.
 """
@@ -40,3 +41,7 @@ class OutputError(TritggufError):
 
 class EngineError(TritggufError):
     """The native runtime can't load or run the file."""
+
+
+class OllamaError(TritggufError):
+    """Ollama's server can't be reached, or refuses what it is asked for."""

@@ -11,6 +11,7 @@ from tritgguf.converter.architecture import architecture_for, context_length
 from tritgguf.converter.checkpoint import open_checkpoint, read_config_json
 from tritgguf.converter.metadata import Metadata, string
 from tritgguf.converter.model import Model
+from tritgguf.converter.model_card import card_metadata
 from tritgguf.converter.model_config import DecoderConfig
 from tritgguf.converter.plan import match_tensors, with_metadata
 from tritgguf.converter.rope import trained_length
@@ -41,6 +42,7 @@ def open_hf_model(folder: Path) -> Model:
     general: Metadata = {
         Keys.General.TYPE: string("model"),
         Keys.General.NAME: string(folder.resolve().name),
+        **card_metadata(folder),
     }
     metadata = with_metadata(architecture.metadata(config), general, tokenizer.metadata if tokenizer else {})
     return Model(

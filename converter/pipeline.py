@@ -22,7 +22,7 @@ from tritgguf.converter.model import Model
 from tritgguf.converter.parallel import n_threads
 from tritgguf.converter.plan import FilePlan, TensorPlan, with_metadata
 from tritgguf.converter.progress import Progress, counted
-from tritgguf.converter.survey import Request, survey
+from tritgguf.converter.survey import Request, require_taken, survey
 from tritgguf.converter.targets import SLOW_ON_X86, is_x86
 from tritgguf.converter.tokenizer import check_token_ids
 from tritgguf.converter.writer import header_bytes, require_writable, whole_file, write_tensors
@@ -89,16 +89,31 @@ def convert(
     `progress` is called with a stage ("reading", then "writing"), the bytes done and the bytes in all; `planned` once
     before anything is written. Raises TritggufError, leaving no file.
     """
-    started = time.monotonic()
     target = Path(out)
     require_writable(target, force)
     request = Request.named(type, method, **choices)
     opened = open_model(Path(model))
+    return write_model(opened, target, request, check=check, threads=threads, progress=progress, planned=planned)
+
+
+def write_model(
+    opened: Model,
+    target: Path,
+    request: Request,
+    *,
+    check: bool = True,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    planned: Callable[[FilePlan], None] | None = None,
+    file_plan: FilePlan | None = None,
+) -> Conversion:
+    """Plan and write an opened model, unless `file_plan` is its plan already; the arguments are those of `convert`."""
+    started = time.monotonic()
     if opened.tensors is None:
         raise SourceError(
-            f"{model} holds no weights (model.safetensors or its index); it can only be planned: --dry-run"
+            f"{opened.path} holds no weights (model.safetensors or its index); it can only be planned: --dry-run"
         )
-    file_plan = make_plan(opened, request, threads, progress)
+    file_plan = file_plan or make_plan(opened, request, threads, progress)
     if planned:
         planned(file_plan)
     strings_checked = 0
@@ -125,6 +140,7 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
             f"a {architecture} file runs in tritgguf's own runtime alone, on {', '.join(model.targets)}: it can't be "
             f"made --for {request.target}"
         )
+    require_taken(request)
     total = sum(tensor.n_bytes for tensor in model.tensors.values()) if model.tensors else 0
     report = counted(progress, "reading", total)
     tensors = survey(model.specs, model.tensors, request, n_threads(threads), report, scale_tensors=model.scale_tensors)

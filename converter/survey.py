@@ -16,7 +16,7 @@ from tritgguf.converter.method import Method, method_named
 from tritgguf.converter.parallel import parallel
 from tritgguf.converter.plan import TensorPlan
 from tritgguf.converter.progress import Step
-from tritgguf.converter.targets import ternary_types
+from tritgguf.converter.targets import refuses, ternary_types
 from tritgguf.converter.tensors import ByteArray, Float32Array, SourceTensor, row_chunks
 
 AUTO = "auto"
@@ -98,13 +98,39 @@ def choose_type(spec: TensorSpec, source: SourceTensor | None, request: Request)
     if spec.role == "linear":
         return _choose_linear(spec, source, request)
     wanted = {"embedding": request.embedding, "output": request.output}.get(spec.role)
-    if wanted is None and isinstance(source, GgufTensor):
+    if wanted is None and isinstance(source, GgufTensor) and _carried(spec, source, request):
         return TensorPlan(spec, Stored(source.ggml_type), f"{spec.role}: carried over as it is", exact=True)
     codec = wanted or codec_named("f16" if spec.role in ("embedding", "output") else "f32")
     reason = f"{spec.role}: {codec.name.upper()}"
     if source is None:
         return TensorPlan(_fitting(spec, codec), codec, reason, None)
     return _as_asked(_fitting(spec, codec), source, codec, reason, request)
+
+
+def _carried(spec: TensorSpec, source: GgufTensor, request: Request) -> bool:
+    """Whether a tensor's stored type may stay; TensorError where the target refuses it and nothing can replace it."""
+    refused = refuses(request.target, source.dtype)
+    if refused and spec.role not in ("linear", "embedding", "output"):
+        raise TensorError(
+            f"{spec.source} is {source.dtype}, which {request.target} refuses, and no linear layer: "
+            "start from the model in another type"
+        )
+    return not refused
+
+
+def require_taken(request: Request) -> None:
+    """Raise UnsupportedError where a type was asked for that the target refuses."""
+    for option, codec in (
+        ("type", request.type),
+        ("embedding-type", request.embedding),
+        ("output-type", request.output),
+    ):
+        if codec is not None and refuses(request.target, codec.name):
+            instead = "q2_k holds the same values exactly" if codec.block == 256 else "q2_k or q4_0 hold them exactly"
+            raise UnsupportedError(
+                f"--{option} {codec.name} contradicts --for {request.target}: Ollama since 0.31.2 refuses files with "
+                f"{codec.name.upper()} tensors; leave --{option} out, {instead}"
+            )
 
 
 def _fitting(spec: TensorSpec, codec: Codec) -> TensorSpec:
@@ -206,7 +232,7 @@ def _smallest_exact(spec: TensorSpec, source: SourceTensor | None, request: Requ
             if grid.fits(codec.block):
                 return _exact_ternary(spec, codec, grid)
     what = "not on a grid" if grid is None else f"{describe(grid, source)}, which no ternary type here holds"
-    if isinstance(source, GgufTensor):
+    if isinstance(source, GgufTensor) and _carried(spec, source, request):
         return TensorPlan(spec, Stored(source.ggml_type), f"{what}: carried over as it is", exact=True)
     for name in FLOATS:
         codec = codec_named(name)

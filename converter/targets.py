@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 
 from tritgguf.converter.errors import UnsupportedError
+from tritgguf.converter.ollama.versions import refused_types
 
 # Smallest first. Any type that no row names runs, if at all, on the CPU or by unpacked arithmetic.
 TERNARY_TYPES = {
@@ -29,3 +30,8 @@ def ternary_types(target: str) -> tuple[str, ...]:
         raise UnsupportedError(f"unknown target {target!r}; expected one of {', '.join(TERNARY_TYPES)}")
     names = TERNARY_TYPES[target]
     return tuple(name for name in names if not (target == "cpu" and is_x86() and name in SLOW_ON_X86))
+
+
+def refuses(target: str, type_name: str) -> bool:
+    """Whether programs of that target can't load a file with a tensor of that type."""
+    return target == "ollama" and bool(refused_types([type_name.upper()]))

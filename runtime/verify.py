@@ -16,7 +16,7 @@ from tritgguf.converter.errors import EngineError
 from tritgguf.converter.metadata import Metadata
 from tritgguf.converter.model import Model
 from tritgguf.converter.tensors import CodedTensor
-from tritgguf.runtime.chat_template import ChatTemplate, Message
+from tritgguf.runtime.chat_template import ChatTemplate, Message, special_text
 
 if TYPE_CHECKING:
     from tritgguf.converter.verify import Verification
@@ -92,7 +92,7 @@ def compare_templates(expected: Metadata, found: Metadata) -> TemplateCheck:
 
 def _rendered(key: str, metadata: Metadata) -> Iterator[str]:
     """Yield what a template makes of each conversation; a refusal counts as a text too."""
-    bos, eos = (_token(metadata, id_key) for id_key in (Keys.Tokenizer.BOS_ID, Keys.Tokenizer.EOS_ID))
+    bos, eos = (special_text(metadata, id_key) for id_key in (Keys.Tokenizer.BOS_ID, Keys.Tokenizer.EOS_ID))
     for conversation in CONVERSATIONS:
         for prompt in (True, False):
             try:
@@ -100,13 +100,6 @@ def _rendered(key: str, metadata: Metadata) -> Iterator[str]:
                 yield template.render(conversation, add_generation_prompt=prompt, fold_system=False)
             except EngineError as error:
                 yield f"({error})"
-
-
-def _token(metadata: Metadata, id_key: str) -> str:
-    token_id, tokens = metadata.get(id_key), metadata.get(Keys.Tokenizer.LIST)
-    if token_id is None or tokens is None or not isinstance(token_id.data, int) or not isinstance(tokens.data, list):
-        return ""
-    return str(tokens.data[token_id.data]) if 0 <= token_id.data < len(tokens.data) else ""
 
 
 def _difference(rendered: str, wanted: str) -> str:

@@ -19,6 +19,7 @@ from tritgguf.converter.pipeline import Choices, Conversion
 from tritgguf.converter.plan import FilePlan
 from tritgguf.converter.targets import TERNARY_TYPES
 from tritgguf.runtime.progress import show_progress
+from tritgguf.runtime.sizes import shown_size
 
 TYPES = ", ".join(name for name, codec in codecs().items() if codec.for_linear)
 
@@ -110,7 +111,7 @@ def _print_result(result: Conversion, json_output: bool) -> None:
         figures = {"out": str(result.out), "seconds": result.seconds, "strings_checked": result.strings_checked}
         print(json.dumps({**figures, **result.plan.as_json()}))
         return
-    print(f"{result.out}: {_size(result.plan.file_bytes)} in {result.seconds:.1f} s; {_summary(result.plan)}")
+    print(f"{result.out}: {shown_size(result.plan.file_bytes)} in {result.seconds:.1f} s; {_summary(result.plan)}")
     if result.strings_checked:
         print(f"Token ids equal the source tokenizer's on {result.strings_checked} test strings.")
 
@@ -126,7 +127,7 @@ def _print_plan(plan: FilePlan, json_output: bool) -> None:
         table.add_row(tensor.spec.name, tensor.codec.name, shape, f"{tensor.n_bytes:,}", exact, tensor.reason)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     print(f"{len(plan.tensors)} tensors, {_summary(plan)}")
-    print(f"File size: {plan.file_bytes:,} bytes ({_size(plan.file_bytes)})")
+    print(f"File size: {plan.file_bytes:,} bytes ({shown_size(plan.file_bytes)})")
     _print_notes(plan)
 
 
@@ -141,7 +142,3 @@ def _summary(plan: FilePlan) -> str:
     unknown = any(tensor.exact is None for tensor in plan.tensors)
     exactness = "exactness unknown" if unknown else f"{inexact} not exact" if inexact else "every tensor exact"
     return ", ".join(f"{count} {name}" for name, count in types.items()) + f"; {exactness}"
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2f} MB"

@@ -18,6 +18,7 @@ from tritgguf.converter.inspect import Inspection, Size
 from tritgguf.converter.inspect import inspect as look
 from tritgguf.converter.tensor_facts import MATRICES, TensorFacts
 from tritgguf.runtime.progress import show_progress
+from tritgguf.runtime.sizes import shown_size
 
 WIDTH = 100
 NOTES_SHOWN = 5
@@ -59,13 +60,9 @@ def inspect(
 def _headline(found: Inspection) -> str:
     architecture = " → ".join(name for name in (found.hf_class, found.architecture) if name) or "unknown architecture"
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
-    weights = f"{found.n_parameters / 1e6:,.1f} M values in {_size(found.file_bytes)} ({dtypes})"
+    weights = f"{found.n_parameters / 1e6:,.1f} M values in {shown_size(found.file_bytes)} ({dtypes})"
     line = f"{found.path.name}: {found.source or 'unknown format'}, {architecture}, {weights}"
     return "".join(letter if letter.isprintable() else "?" for letter in line)
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2f} MB"
 
 
 def _tensor_table(found: Inspection, *, every: bool) -> Table:
@@ -124,7 +121,7 @@ def _size_table(found: Inspection) -> Table:
         table.add_column(title)
     for size in found.sizes.values():
         places = ", ".join(size.runs_on) + "".join(f" (slow on {place})" for place in size.slow_on)
-        table.add_row(size.type, "-" if size.file_bytes is None else _size(size.file_bytes), _exact(size), places)
+        table.add_row(size.type, "-" if size.file_bytes is None else shown_size(size.file_bytes), _exact(size), places)
     return table
 
 

@@ -1,0 +1,95 @@
+"""The Modelfile: what `ollama create -f` reads, and the same as a request to Ollama's API."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gguf import Keys
+
+from tritgguf.converter.errors import UnsupportedError
+from tritgguf.converter.gguf_tensors import GgufFile
+
+DEFAULT_CONTEXT = 4096
+QUOTES = '"""'
+# What a file says about sampling, which convert takes from generation_config.json, by Ollama's names for it.
+SAMPLING = {
+    Keys.General.SAMPLING_TEMP: "temperature",
+    Keys.General.SAMPLING_TOP_K: "top_k",
+    Keys.General.SAMPLING_TOP_P: "top_p",
+    Keys.General.SAMPLING_MIN_P: "min_p",
+    Keys.General.SAMPLING_PENALTY_REPEAT: "repeat_penalty",
+}
+Parameter = int | float | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Modelfile:
+    """FROM `source` (a file's name in the Modelfile's folder), and what is set; None and "" leave a line out."""
+
+    source: str
+    template: str | None
+    parameters: Mapping[str, Parameter]
+    system: str = ""
+    license: str = ""
+
+    def text(self) -> str:
+        """Return the Modelfile; raise UnsupportedError where a text can't be quoted in it."""
+        lines = [f"FROM ./{self.source}"]
+        if self.template is not None:
+            lines.append(f"TEMPLATE {_quoted('TEMPLATE', self.template)}")
+        for name, value in self.parameters.items():
+            values = value if isinstance(value, tuple) else (value,)
+            lines += [f"PARAMETER {name} {_stop(one) if isinstance(one, str) else one}" for one in values]
+        lines += [f"{name} {_quoted(name, text)}" for name, text in self._texts() if text]
+        return "\n".join(lines) + "\n"
+
+    def request(self, model: str, digest: str) -> dict[str, Any]:
+        """Return the body of POST /api/create for a file that was sent as the blob of that digest."""
+        # The server takes the name for a path, and refuses what is one on Windows.
+        body: dict[str, Any] = {"model": model, "files": {re.sub(r"[\\:]", "_", self.source): digest}}
+        if self.template is not None:
+            body["template"] = self.template
+        body["parameters"] = {k: list(v) if isinstance(v, tuple) else v for k, v in self.parameters.items()}
+        return body | {name.lower(): text for name, text in self._texts() if text}
+
+    def _texts(self) -> tuple[tuple[str, str], ...]:
+        return ("SYSTEM", self.system), ("LICENSE", self.license)
+
+
+def _quoted(name: str, text: str) -> str:
+    if QUOTES in text:
+        raise UnsupportedError(f"the {name} text holds {QUOTES}, which ends a text in a Modelfile: change it")
+    return QUOTES + text + QUOTES
+
+
+def _stop(text: str) -> str:
+    return _quoted("stop", text) if '"' in text or "\n" in text else f'"{text}"'
+
+
+def sampling_parameters(file: GgufFile) -> dict[str, Parameter]:
+    """Return Ollama's parameters for what the file says about sampling."""
+    found: dict[str, Parameter] = {}
+    for key, name in SAMPLING.items():
+        value = file.value(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found[name] = value if isinstance(value, int) else float(str(np.float32(value)))
+    return found
+
+
+def context_parameter(file: GgufFile, asked: int | None) -> int:
+    """Return num_ctx: what was asked for, else 4096 or what the model was trained for if that is less."""
+    trained = file.value(f"{file.architecture}.context_length")
+    limit = trained if isinstance(trained, int) else DEFAULT_CONTEXT
+    if asked is not None and not 2 <= asked <= limit:
+        raise UnsupportedError(f"a context of {asked} was asked for; the model is good for 2 to {limit}")
+    return asked or min(limit, DEFAULT_CONTEXT)
+
+
+def license_text(file: GgufFile) -> str:
+    """Return what the file says about its licence, in words."""
+    keys = (Keys.General.LICENSE_NAME, Keys.General.LICENSE, Keys.General.LICENSE_LINK)
+    return "\n".join(dict.fromkeys(str(file.value(key)) for key in keys if file.value(key)))

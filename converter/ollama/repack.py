@@ -1,0 +1,69 @@
+"""A file that Ollama can't load becomes one that it can: the same values in exact types, the same keys."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from gguf import Keys
+
+from tritgguf.converter.gguf_model import open_gguf_model
+from tritgguf.converter.gguf_tensors import GgufFile
+from tritgguf.converter.metadata import string
+from tritgguf.converter.model import Model
+from tritgguf.converter.ollama.versions import refused_types
+from tritgguf.converter.pipeline import Conversion, make_plan, write_model
+from tritgguf.converter.plan import FilePlan
+from tritgguf.converter.progress import Progress
+from tritgguf.converter.survey import AUTO, Request
+from tritgguf.converter.writer import require_writable
+
+# Ollama takes a file's jinja for one of some thirty that it knows within an edit distance of 100, and puts its own Go
+# template in its place. Those have next to none of this letter, so nearly each costs an edit.
+_GUARD_LETTERS = "~" * 160
+GUARD = f"{{# Against guessing the template from its first letters: {_GUARD_LETTERS} #}}"
+
+
+def refused(file: GgufFile) -> list[str]:
+    """Return the file's tensor types that the newest Ollama refuses."""
+    return refused_types({tensor.dtype for tensor in file.tensors.values()})
+
+
+def guarded(jinja: str) -> str:
+    """Return the template behind a comment that keeps Ollama from taking it for one that it knows.
+
+    The line's end after the comment vanishes (trim_blocks), and keeps the template's first line one for lstrip_blocks.
+    """
+    return jinja if jinja.startswith(GUARD) else f"{GUARD}\n{jinja}"
+
+
+def repack_plan(path: Path, *, jinja: str | None = None, progress: Progress | None = None) -> FilePlan:
+    """Return the file as `repack` would write it; raise TritggufError where that can't be."""
+    return make_plan(_model(path, jinja), _request(), None, progress)
+
+
+def repack(
+    path: Path,
+    out: Path,
+    *,
+    jinja: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    plan: FilePlan | None = None,
+) -> Conversion:
+    """Write the file again with types that Ollama takes, and with another chat template if one is given.
+
+    `plan` is what `repack_plan` gave, where it was asked before: the file isn't read for it once more.
+    """
+    require_writable(out, force)
+    return write_model(_model(path, jinja), out, _request(), progress=progress, file_plan=plan)
+
+
+def _request() -> Request:
+    return Request.named(AUTO, "mse", target="ollama")
+
+
+def _model(path: Path, jinja: str | None) -> Model:
+    opened = open_gguf_model(path)
+    template = {} if jinja is None else {Keys.Tokenizer.CHAT_TEMPLATE: string(jinja)}
+    return replace(opened, metadata={**opened.metadata, **template})

@@ -1,0 +1,94 @@
+"""What each range of Ollama versions takes, as data; where the facts come from stands in docs/ollama.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from gguf import MODEL_ARCH_NAMES
+
+from tritgguf.converter.gguf_tensors import GgufFile
+
+Version = tuple[int, int, int]
+CREATE_API: Version = (0, 5, 5)  # from here on /api/create takes files by digest and a template
+
+
+@dataclass(frozen=True)
+class Era:
+    """Versions from `first` on, up to the next era, and what they do with chat templates."""
+
+    name: str
+    first: Version
+    template: str
+
+
+_GUESSES = "the Modelfile's TEMPLATE; without one, a guess from the file's jinja, or none at all"
+_RENDERS = "the Modelfile's TEMPLATE; without one, a guess from the file's jinja, or the jinja itself"
+ERAS = (
+    Era("before 0.7.1", (0, 0, 0), _GUESSES),
+    Era("0.7.1 to 0.29", (0, 7, 1), _GUESSES),
+    Era("0.30.0 to 0.31.1", (0, 30, 0), _RENDERS),
+    Era("0.31.2 and newer", (0, 31, 2), _RENDERS),
+)
+# Per era: taken, refused, or None where nobody tried. Types that no row names are taken by all.
+TYPES: Mapping[str, tuple[bool | None, ...]] = {
+    "TQ1_0": (None, True, True, False),
+    "TQ2_0": (None, True, True, False),
+    "Q2_0": (None, None, None, False),
+    "Q1_0": (None, None, None, True),
+    "MXFP4": (None, None, None, True),
+    "NVFP4": (None, None, None, True),
+}
+# Architectures that llama.cpp doesn't have are refused by all; those that it had by then, per era.
+ARCHITECTURES: Mapping[str, tuple[bool | None, ...]] = {
+    "llama": (True, True, True, True),
+    "qwen2": (True, True, True, True),
+    "qwen3": (None, True, True, True),
+    "bitnet": (None, True, True, True),
+    "minicpm": (None, True, True, True),
+}
+_OTHER = (None, None, None, True)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the versions of an era load a file (None: not known), and why not."""
+
+    era: Era
+    loads: bool | None
+    reasons: tuple[str, ...]
+
+
+def verdicts(file: GgufFile) -> tuple[Verdict, ...]:
+    """Return a verdict per era, oldest first."""
+    types = {tensor.dtype: tensor.name for tensor in file.tensors.values()}
+    return tuple(_verdict(file.architecture or "", types, number) for number in range(len(ERAS)))
+
+
+def _verdict(architecture: str, types: Mapping[str, str], number: int) -> Verdict:
+    known = architecture in MODEL_ARCH_NAMES.values()
+    answers = [(ARCHITECTURES.get(architecture, _OTHER)[number] if known else False, f"architecture {architecture}")]
+    for kind, name in types.items():
+        answers.append((TYPES.get(kind, (True,) * len(ERAS))[number], f"{kind} tensors such as {name}"))
+    refused = tuple(f"refuses {what}" for taken, what in answers if taken is False)
+    unknown = tuple(f"not tried with {what}" for taken, what in answers if taken is None)
+    loads = False if refused else None if unknown else True
+    return Verdict(ERAS[number], loads, refused or unknown)
+
+
+def verdict_for(file: GgufFile, version: str) -> Verdict:
+    """Return the verdict of the era that a version is in; builds without a number count as the newest."""
+    return next(v for v in reversed(verdicts(file)) if v.era.first <= parsed(version))
+
+
+def parsed(version: str) -> Version:
+    """Return a version's numbers, as Ollama writes it: 0.31.1, 0.12.0-rc1; 0.0.0 is a build from source."""
+    match = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
+    numbers = tuple(int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    return (99, 0, 0) if numbers == (0, 0, 0) else (numbers[0], numbers[1], numbers[2])
+
+
+def refused_types(types: Iterable[str]) -> list[str]:
+    """Return those tensor types that the newest Ollama refuses."""
+    return sorted({kind for kind in types if TYPES.get(kind, (True,))[-1] is False})

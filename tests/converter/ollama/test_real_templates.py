@@ -1,0 +1,98 @@
+"""Real models' chat templates, and what llama.cpp's authors recorded that they render."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.chat_templates import Case
+from tests.converter.ollama.test_translate import found, rendered
+from tests.fetch import pypi_files
+from tritgguf.converter.ollama.go_template import GoTemplate
+from tritgguf.converter.ollama.prompt import ollama_prompt
+from tritgguf.converter.ollama.translate import NearMiss, Translation
+
+pytestmark = pytest.mark.network
+
+LLAMA_CPP = "llama-cpp-python==0.3.36"
+# File of llama.cpp's models/templates: family to be found, None for those that no Go template here renders, and sha256.
+TEMPLATES: dict[str, tuple[str | None, str]] = {
+    "Qwen-Qwen2.5-7B-Instruct": ("chatml", "cd8e9439f0570856fd70470bf8889ebd8b5d1107207f67a5efb46e342330527f"),
+    "Qwen-Qwen3-0.6B": ("qwen3", "87a2728cb8dc9fe424d624542f6060ec05a1d285ebbec578bb078900e33396b5"),
+    "Qwen3-Coder": ("chatml", "d287fb2edf144207f868ae1b282755dc19db2a3f1c5b3a3d57e9e5abffa98392"),
+    "Qwen3.5-4B": ("qwen3.5", "a4aee8afcf2e0711942cf848899be66016f8d14a889ff9ede07bca099c28f715"),
+    "openbmb-MiniCPM5-1B": ("minicpm5", "7451a05cf1e28a79d97d7c0bc951028c0b1915119bf9046acd06a0e3d931f47c"),
+    "google-gemma-2-2b-it": ("gemma", "ecd6ae513fe103f0eb62e8ab5bfa8d0fe45c1074fa398b089c93a7e70c15cfd6"),
+    "meta-llama-Llama-3.1-8B-Instruct": (
+        "llama3.1",
+        "e10ca381b1ccc5cf9db52e371f3b6651576caee0a630b452e2816b2d404d4b65",
+    ),
+    "mistralai-Mistral-Nemo-Instruct-2407": (
+        "mistral-tekken",
+        "e4676cb56dffea7782fd3e2b577cfaf1e123537e6ef49b3ec7caa6c095c62272",
+    ),
+    "meta-llama-Llama-3.2-3B-Instruct": (None, "5816fce10444e03c2e9ee1ef8a4a1ea61ae7e69e438613f3b17b69d0426223a4"),
+    "HuggingFaceTB-SmolLM3-3B": (None, "19eacf64569032f07644ea92c8e2a87af06ee7008147557302c31e474912ca97"),
+    "microsoft-Phi-3.5-mini-instruct": (None, "78d976a442bcde2f0be15aafbb8e3050e1104f86732266f68403251b89982a90"),
+}
+RECORDED = "7a790605222858ca5d5a2de94de27115d693e2c293638c392b7726a44ad3451f"
+# The conversation of llama.cpp's tests/test-chat-template.cpp.
+TALK = [
+    ("system", "You are a helpful assistant"),
+    ("user", "Hello"),
+    ("assistant", "Hi there"),
+    ("user", "Who are you"),
+    ("assistant", "   I am an assistant   "),
+    ("user", "Another question"),
+]
+KNOWN = {  # how the case's name begins, and the family
+    "teknium/OpenHermes-2.5-Mistral-7B": "chatml",
+    "mistralai/Mistral-7B-Instruct-v0.2 (mistralai 'v1'": "mistral-v1",
+    "Mistral-Large-Instruct-2407 (mistralai 'v3'": "mistral-v3",
+    "Mistral-Nemo-Instruct-2407 (mistralai 'v3-tekken'": "mistral-tekken",
+}
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, str]:
+    pins = {rf"models/templates/{re.escape(name)}\.jinja$": sha256 for name, (_, sha256) in TEMPLATES.items()}
+    paths = pypi_files(LLAMA_CPP, {**pins, r"tests/test-chat-template\.cpp$": RECORDED}, sdist=True)
+    return {name: path.read_text(encoding="utf-8") for name, path in zip([*TEMPLATES, ""], paths, strict=True)}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_family_of_a_real_template(name: str, files: dict[str, str]) -> None:
+    family, _ = TEMPLATES[name]
+    choice = found(Case("", files[name], bos="<s>", eos="</s>", add_bos=True))
+    if family is None:
+        assert isinstance(choice, NearMiss)
+    else:
+        assert isinstance(choice, Translation), choice
+        assert choice.family == family
+
+
+@pytest.fixture(scope="module")
+def recorded(files: dict[str, str]) -> dict[str, dict[str, str]]:
+    cases = {}
+    for block in files[""].split("/* .name= */")[1:]:
+        name, rest = block.split(",\n", 1)
+        entries = re.findall(r"/\* \.(\w+)= \*/\s+\"((?:[^\"\\]|\\.)*)\"", rest)
+        cases[json.loads(name)] = {key: json.loads(f'"{value}"', strict=False) for key, value in entries}
+    return cases
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_go_template_renders_what_llama_cpp_expects_of_the_jinja(name: str, recorded) -> None:
+    (entry,) = [entry for title, entry in recorded.items() if title.startswith(name)]
+    case = Case("", entry["template_str"], bos=entry.get("bos_token", ""), eos=entry.get("eos_token") or "</s>")
+    choice = found(case)
+    assert isinstance(choice, Translation), choice
+    assert choice.family == KNOWN[name]
+    expected = entry["expected_output_jinja"] or entry["expected_output"]
+    messages = [{"role": role, "content": content} for role, content in TALK]
+    if TALK[4][1] not in expected:  # the jinja trims, which Ollama can't: it is sent no spaces
+        messages[4]["content"] = TALK[4][1].strip()
+    assert ollama_prompt(GoTemplate(choice.template), messages) == expected
+    assert rendered(case, messages) == expected

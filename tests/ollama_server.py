@@ -1,0 +1,234 @@
+"""A real HTTP server that plays Ollama's API as far as its sources say: strict about digests, order and bodies.
+
+It keeps blobs and models in memory, refuses what Ollama refuses, and answers chats by running the blob in the real
+runtime on the prompt that the model's own Go template makes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+import tritgguf.runtime
+from tritgguf.converter.ollama.go_template import GoTemplate
+from tritgguf.converter.ollama.prompt import ollama_prompt
+
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+# api.Options, as far as a Modelfile may set them, and the types that Ollama converts to.
+PARAMETERS = {
+    "stop": list,
+    "num_ctx": int,
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "repeat_penalty": float,
+}
+REFUSED_SINCE_0_31_2 = ("TQ1_0", "TQ2_0", "Q2_0")
+NO_SPACE = "write /root/.ollama/models/blobs/sha256-partial: no space left on device"
+
+
+@dataclass
+class State:
+    """What the server has and was asked; `fails` names what goes wrong."""
+
+    version: str = "0.34.1"
+    fails: str = ""
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    address: str = ""
+
+
+@contextmanager
+def ollama_server(**settings: Any) -> Iterator[State]:
+    """Serve on a free port of this machine until the block ends."""
+    state = State(**settings)
+
+    class Handler(_Handler):
+        pass
+
+    Handler.state = state
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.address = f"127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    state: State
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+    def do_GET(self) -> None:
+        self.state.calls.append(f"GET {self.path}")
+        if self.path != "/api/version":
+            self._answer(404, {"error": "404 page not found"})
+        elif self.state.fails == "another program":
+            self._bytes(200, b"<html>hello</html>")
+        else:
+            self._answer(200, {"version": self.state.version})
+
+    def do_HEAD(self) -> None:
+        self.state.calls.append(f"HEAD {self.path}")
+        digest = self.path.removeprefix("/api/blobs/").replace("%3A", ":")
+        if not DIGEST.fullmatch(digest):
+            self._bytes(400, b"", length="0")
+        else:
+            self._bytes(200 if digest in self.state.blobs else 404, b"", length="0")
+
+    def do_POST(self) -> None:
+        self.state.calls.append(f"POST {self.path}")
+        if self.path.startswith("/api/blobs/"):
+            self._blob(self.path.removeprefix("/api/blobs/").replace("%3A", ":"))
+            return
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        route = {"/api/show": self._show, "/api/create": self._create, "/api/chat": self._chat}
+        route[self.path](body)
+
+    def _blob(self, digest: str) -> None:
+        length = self.headers["Content-Length"]
+        if not DIGEST.fullmatch(digest) or length is None:
+            self._answer(400, {"error": "invalid digest format"})
+            return
+        if self.state.fails == "disk full at once":  # without reading on: the client's writing breaks
+            self.close_connection = True
+            self._answer(500, {"error": NO_SPACE}, close=True)
+            return
+        if self.state.fails == "connection lost":
+            self.close_connection = True
+            self.connection.close()
+            return
+        data = self.rfile.read(int(length))
+        found = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        if self.state.fails == "disk full":
+            self._answer(500, {"error": NO_SPACE})
+        elif found != digest or self.state.fails == "damaged on the way":
+            self._answer(400, {"error": f'digest mismatch, expected "{digest}", got "{found[:-4]}ffff"'})
+        else:
+            self.state.blobs[digest] = data
+            self._bytes(201, b"")
+
+    def _show(self, body: dict[str, Any]) -> None:
+        if not re.fullmatch(r"[\w.:/-]+", body["model"]):
+            self._answer(400, {"error": "invalid model name"})
+        elif body["model"] not in self.state.models:
+            self._answer(404, {"error": f"model '{body['model']}' not found"})
+        else:
+            self._answer(200, {"modelfile": "FROM …"})
+
+    def _create(self, body: dict[str, Any]) -> None:
+        surplus = body.keys() - {"model", "files", "template", "system", "license", "parameters", "stream"}
+        files = body.get("files") or {}
+        if surplus or not files or not isinstance(body.get("model"), str):
+            self._answer(400, {"error": f"neither 'from' or 'files' was specified, or surplus {surplus}"})
+            return
+        for path, digest in files.items():
+            if path.startswith(("/", ".")) or "\\" in path or ":" in path:
+                self._answer(400, {"error": f"file path must be relative: {path}"})
+                return
+            if digest not in self.state.blobs:
+                self._answer(400, {"error": f"blob not found for {path} (digest {digest})"})
+                return
+        self._stream(self._creating(body, next(iter(files.values()))))
+
+    def _creating(self, body: dict[str, Any], digest: str) -> Iterator[dict[str, Any]]:
+        yield {"status": "parsing GGUF"}
+        if self.state.fails == "disk full while creating":
+            yield {"error": NO_SPACE}
+            return
+        with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
+            file.write(self.state.blobs[digest])
+            file.flush()
+            for tensor in gguf.GGUFReader(file.name).tensors:
+                if tensor.tensor_type.name in REFUSED_SINCE_0_31_2:
+                    yield {"error": f'unsupported tensor "{tensor.name}" size overflows'}
+                    return
+        for name, value in body.get("parameters", {}).items():
+            if name not in PARAMETERS:
+                yield {"error": f"unknown parameter '{name}'"}
+                return
+            assert type(value) is PARAMETERS[name] or (PARAMETERS[name] is float and type(value) is int), name
+        GoTemplate(body.get("template", "{{ .Prompt }}"))
+        yield {"status": f"using existing layer {digest}"}
+        if self.state.fails == "stops":
+            return
+        self.state.models[body["model"]] = {**body, "digest": digest}
+        yield {"status": "writing manifest"}
+        yield {"status": "success"}
+
+    def _chat(self, body: dict[str, Any]) -> None:
+        model = self.state.models.get(body["model"])
+        if model is None:
+            self._answer(404, {"error": f"model '{body['model']}' not found"})
+        elif self.state.fails == "model dies":
+            self._answer(500, {"error": "llama runner process has terminated: exit status 2"})
+        else:
+            self._stream(self._answering(model, body))
+
+    def _answering(self, model: dict[str, Any], body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        messages = body["messages"]
+        if model.get("system") and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": model["system"]}, *messages]
+        prompt = ollama_prompt(GoTemplate(model["template"]), messages)
+        self.state.prompts.append(prompt)
+        parameters = model["parameters"]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "blob.gguf"
+            path.write_bytes(self.state.blobs[model["digest"]])
+            n_ctx, stop = parameters["num_ctx"], parameters["stop"]
+            with tritgguf.runtime.open(path, n_ctx=n_ctx, n_threads=1) as session:
+                options = {"max_tokens": body["options"]["num_predict"], "temperature": 0.0}
+                for piece in session.generate(prompt, stop=stop, **options):
+                    yield {"message": {"role": "assistant", "content": piece}, "done": False}
+                    if self.state.fails == "breaks off":
+                        return
+        yield {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop"}
+
+    def _answer(self, status: int, body: dict[str, Any], *, close: bool = False) -> None:
+        self._bytes(status, json.dumps(body).encode(), close=close)
+
+    def _bytes(self, status: int, data: bytes, *, length: str | None = None, close: bool = False) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", length or str(len(data)))
+        if close:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _stream(self, lines: Iterator[dict[str, Any]]) -> None:
+        """Lines of JSON in chunks, as Ollama streams."""
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-ndjson")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for line in lines:
+            data = json.dumps(line).encode() + b"\n"
+            self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        self.wfile.write(b"0\r\n\r\n")
