@@ -19,10 +19,10 @@ demo: $(VENV)/installed  ## convert the ternary model in vendor/demo-model exact
 	$(PY) -m tritgguf.runtime convert vendor/demo-model $(MODELS)/demo.gguf --type tq2_0 --force
 	$(PY) -m tritgguf.runtime verify vendor/demo-model $(MODELS)/demo.gguf
 	$(PY) -m tritgguf.runtime chat $(MODELS)/demo.gguf --temperature 0 --stats \
-		--prompt "Hello! How are you?" --prompt "What are ternary weights?" < /dev/null
+		--prompt "Who are you?" --prompt "How are you today?" < /dev/null
 	@echo "Go on talking with it: $(VENV)/bin/tritgguf chat"
 
-demo-model: $(VENV)/installed  ## train the demo model again: about 80 minutes on 2 cores; needs torch
+demo-model: $(VENV)/installed  ## train the demo model again: about 90 minutes on 2 cores; needs torch
 	$(PY) -m pip install --quiet --editable ".[demo-training]"
 	$(PY) -m vendor.demo_training vendor/demo-model
 	$(PY) -m tests.golden.record_demo_model

@@ -15,7 +15,7 @@ from vendor.demo_training.rows import RowMaker
 
 MODEL = Path(__file__).parents[2] / "vendor" / "demo-model"
 GOLDEN = Path(__file__).with_name("demo_model.npz")
-N_ROWS = 40
+N_ROWS = 16
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Conversations to learn from: two packages from PyPI with clear licences, and a page of our own.
 
 - chitchat-dataset (MIT): 7,168 conversations between students of Brigham Young University.
-- chatterbot-corpus (BSD 3-clause): questions and answers for chat programs; the parts of it that are small talk.
+- chatterbot-corpus (BSD): questions and answers for chat programs; the parts of it that are small talk.
 - own_conversations.txt: what the model says about itself, and courtesies.
 
 People type without capitals, apostrophes and full stops; `sentences` puts them back, so that the model answers in whole

@@ -35,13 +35,12 @@ class Recipe:
     weight_decay: float = 0.1
 
 
-def run(kind: str, recipe: Recipe, corpus: Corpus, folder: Path) -> Path:
-    """Train in a process of its own, with half of the cores; return the file of the weights."""
+def run(weights: Path, recipe: Recipe, corpus: Corpus, tokenizer_json: Path) -> None:
+    """Train the model that the file is named after, ternary or float, with half of the cores, and save it there."""
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
-    rows = RowMaker(Tokenizer.from_file(str(folder / "tokenizer.json")), recipe.length, recipe.seed)
-    weights = folder / f"{kind}.pt"
-    torch.save(train(kind, recipe, rows.batches(corpus.train, corpus.short, recipe.batch)).state_dict(), weights)
-    return weights
+    rows = RowMaker(Tokenizer.from_file(str(tokenizer_json)), recipe.length, recipe.seed)
+    model = train(weights.stem, recipe, rows.batches(corpus.train, corpus.short, recipe.batch))
+    torch.save(model.state_dict(), weights)
 
 
 def train(kind: str, recipe: Recipe, batches: Iterator[tuple[np.ndarray, ...]]) -> Decoder:
