@@ -16,6 +16,7 @@ from tritgguf.converter.errors import TritggufError
 from tritgguf.runtime.commands.chat import chat
 from tritgguf.runtime.commands.convert import convert
 from tritgguf.runtime.commands.inspect import inspect
+from tritgguf.runtime.commands.quantize import quantize
 from tritgguf.runtime.commands.verify import verify
 
 # One row per command; the function's docstring and parameters are its help.
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "chat": chat,
     "inspect": inspect,
     "verify": verify,
+    "quantize": quantize,
 }
 
 DEBUG_VARIABLE = "TRITGGUF_DEBUG"

@@ -37,7 +37,9 @@ def main() -> None:
     arguments.out_dir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(text_tokenizer, arguments.out_dir, CONFIG["max_position_embeddings"])
     with ProcessPoolExecutor(2, get_context("spawn")) as processes:
-        jobs = [processes.submit(training.run, kind, recipe, corpus, arguments.out_dir) for kind in ("ternary", "float")]
+        jobs = [
+            processes.submit(training.run, kind, recipe, corpus, arguments.out_dir) for kind in ("ternary", "float")
+        ]
         weights = [torch.load(job.result()) for job in jobs]
     model = Decoder(ternary=True).eval()
     model.load_state_dict(weights[0])

@@ -59,7 +59,9 @@ def save_masters(model: Decoder, folder: Path, token_ids: dict[str, int]) -> Non
 
 def _save(tensors: dict[str, Tensor], folder: Path, quantization: dict[str, str], token_ids: dict[str, int]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
     ids = {"bos_token_id": None, "eos_token_id": token_ids[END], "pad_token_id": token_ids[TEXT_END]}
     config = {**CONFIG, **ids, "dtype": "float32", "quantization_config": quantization}
     for name, content in (("config.json", config), ("generation_config.json", ids)):

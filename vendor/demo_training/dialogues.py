@@ -23,7 +23,18 @@ from pathlib import Path
 CHITCHAT = ("chitchat-dataset==0.9.0", "chitchat_dataset/dataset.json")
 CHATTERBOT = ("chatterbot-corpus==1.3.3", "chatterbot_corpus/data/english/")
 OWN = Path(__file__).with_name("own_conversations.txt")
-SMALL_TALK = ("conversations", "greetings", "botprofile", "ai", "emotion", "food", "movies", "sports", "humor", "science")
+SMALL_TALK = (
+    "conversations",
+    "greetings",
+    "botprofile",
+    "ai",
+    "emotion",
+    "food",
+    "movies",
+    "sports",
+    "humor",
+    "science",
+)
 ANSWERS_ARE_TURNS = ("conversations",)  # in the other files each line after the first is one possible answer
 
 HELD_OUT_PER_1000 = 25

@@ -76,7 +76,9 @@ def train(kind: str, recipe: Recipe, batches: Iterator[tuple[np.ndarray, ...]]) 
         recent.append(loss.item())
         if (step + 1) % PRINT_EVERY == 0 or step + 1 == recipe.steps:
             speed = (step + 1) * ids.numel() / (time.monotonic() - begun)
-            print(f"{kind}: step {step + 1}/{recipe.steps}  loss {np.mean(recent):.3f}  {speed:.0f} tokens/s", flush=True)
+            print(
+                f"{kind}: step {step + 1}/{recipe.steps}  loss {np.mean(recent):.3f}  {speed:.0f} tokens/s", flush=True
+            )
             recent.clear()
     return model.eval()
 
