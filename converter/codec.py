@@ -101,9 +101,13 @@ def fp16(values: Float32Array) -> Float32Array:
 def block_scales(rows: CodedRows, block: int) -> ByteArray:
     """Return one fp16 scale per block as bytes, shape (n_rows, n_blocks, 2); raise TensorError where one overflows."""
     n_rows, n_columns = rows.codes.shape
-    if rows.group % block:
-        raise ValueError(f"groups of {rows.group} columns don't share one scale in blocks of {block}")
-    scales = np.repeat(rows.scales, rows.group // block, axis=1)
+    if rows.group % block == 0:
+        scales = np.repeat(rows.scales, rows.group // block, axis=1)
+    else:
+        narrow = rows.scales.reshape(n_rows, n_columns // block, -1)  # groups that share a scale all the same
+        scales = narrow.max(axis=-1)
+        if ((narrow != scales[..., None]) & (narrow != 0)).any():
+            raise ValueError(f"groups of {rows.group} columns don't share one scale in blocks of {block}")
     with np.errstate(over="ignore"):
         halves = np.ascontiguousarray(scales.astype("<f2"))
     if not np.isfinite(halves).all():
