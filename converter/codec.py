@@ -17,7 +17,10 @@ from tritgguf.converter.tensors import ByteArray, CodedRows, Float32Array
 
 
 class Codec(ABC):
-    """One GGUF tensor type: `block` values of a row become `block_bytes` bytes."""
+    """One GGUF tensor type: `block` values of a row become `block_bytes` bytes.
+
+    `grid_levels` are the grids, by their number of levels, that `pack_grid` stores better than floats would be.
+    """
 
     name: str
     ggml_type: GGMLQuantizationType
@@ -26,10 +29,18 @@ class Codec(ABC):
     block_bytes: int
     ternary: bool
     for_linear: bool = True
+    grid_levels: tuple[int, ...] = ()
 
     def row_bytes(self, n_columns: int) -> int:
         """Return the bytes of a row of `n_columns` values, which must be a multiple of the block."""
         return n_columns // self.block * self.block_bytes
+
+    def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
+        """Return blocks, (n_blocks, block_bytes), of values code · step per 16 columns, by least squared error.
+
+        `codes` is (n_blocks, block / 16, 16), `steps` (n_blocks, block / 16).
+        """
+        raise NotImplementedError(f"{self.name} knows no grids")
 
 
 class Stored(Codec):

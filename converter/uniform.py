@@ -88,7 +88,8 @@ def codebook(source: SourceTensor, digits: int, threads: int) -> Codebook:
 
 def _log_spaced(top: float, ratio: float) -> Float32Array:
     places = np.arange(ENTRIES - 1, -1, -1) / (ENTRIES - 1)
-    return np.asarray(top * ratio**places, np.float32)
+    entries: npt.NDArray[np.float64] = top * ratio**places
+    return entries.astype(np.float32)
 
 
 def _sample(source: SourceTensor) -> Float32Array:
@@ -108,7 +109,7 @@ def best_steps(groups: Float32Array, k: int) -> Float32Array:
         gain = gains(groups, candidate, k)
         better = gain > best
         steps, best = np.where(better, candidate, steps), np.where(better, gain, best)
-    return steps
+    return np.asarray(steps)
 
 
 def gains(groups: Float32Array, steps: Float32Array, k: int) -> Float32Array:
@@ -123,7 +124,8 @@ def gains(groups: Float32Array, steps: Float32Array, k: int) -> Float32Array:
 def rounded(groups: Float32Array, steps: Float32Array, k: int) -> Float32Array:
     """Return the nearest codes as floats; 0 where the step is."""
     with np.errstate(divide="ignore", over="ignore"):
-        inverse = np.where(steps > 0, np.float32(1) / steps, np.float32(0))
+        inverse: Float32Array = np.where(steps > 0, np.float32(1) / steps, np.float32(0))
     inverse[~np.isfinite(inverse)] = 0
     codes: Float32Array = np.rint(groups * inverse[:, None])
-    return np.clip(codes, -k, k, out=codes)
+    clipped: Float32Array = np.clip(codes, -k, k, out=codes)
+    return clipped

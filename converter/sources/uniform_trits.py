@@ -118,11 +118,11 @@ def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
 
 def _packed_tensor(name: str, stored: StoredTensors, digits: int) -> UniformTensor:
     packed = stored[name + TRITS]
-    for suffix, dtype, shape in ((STEPS, "F32", (ENTRIES,)), (SHAPE, "I64", (2,))):
+    for suffix, dtype, size in ((STEPS, "F32", (ENTRIES,)), (SHAPE, "I64", (2,))):
         beside = stored.get(name + suffix)
-        if beside is None or (beside.dtype, beside.shape) != (dtype, shape):
+        if beside is None or (beside.dtype, beside.shape) != (dtype, size):
             found = "nothing" if beside is None else f"{beside.dtype} {beside.shape}"
-            raise SourceError(f"{name + suffix} should be {dtype} {shape}, found {found}: fetch the checkpoint again")
+            raise SourceError(f"{name + suffix} should be {dtype} {size}, found {found}: fetch the checkpoint again")
     n_rows, n_columns = (int(size) for size in stored[name + SHAPE].data.copy().view("<i8"))
     shape = (n_rows, n_columns)
     fits = min(shape) > 0 and shape[1] % GROUP == 0 and packed.shape == (n_blocks(shape, digits), BLOCK_BYTES)
