@@ -29,3 +29,13 @@ def ternary_types(target: str) -> tuple[str, ...]:
         raise UnsupportedError(f"unknown target {target!r}; expected one of {', '.join(TERNARY_TYPES)}")
     names = TERNARY_TYPES[target]
     return tuple(name for name in names if not (target == "cpu" and is_x86() and name in SLOW_ON_X86))
+
+
+# Types for weights that no ternary type holds; llama.cpp has kernels for them wherever no row says otherwise.
+FLOAT_TYPES = ("q2_k", "q3_k", "q4_k", "nvfp4", "q6_k", "q8_0", "bf16", "f16")
+NOT_ON = {"nvfp4": ("metal", "ollama", "any")}
+
+
+def float_types(target: str) -> tuple[str, ...]:
+    """Return the types to choose from for a target where no ternary type is exact."""
+    return tuple(name for name in FLOAT_TYPES if target not in NOT_ON.get(name, ()))

@@ -19,7 +19,7 @@ SUB, SUBS = 32, 8
 D, DMIN, SCALES, CODES = slice(0, 2), slice(2, 4), slice(4, 16), slice(16, 144)
 SIXES, HIGHEST = 63, 15
 # What the span of a sub-block's values is over 15 steps, times these, is tried as the step.
-FACTORS = np.geomspace(0.85, 1.8, 24, dtype=np.float32)
+FACTORS = np.geomspace(0.85, 1.8, 16, dtype=np.float32)
 ZERO, MOST = 8, 7  # on a known grid: the code that stands for zero, and how far codes are from it at most
 
 Floats = npt.NDArray[np.float32]
