@@ -26,7 +26,7 @@ from tritgguf.converter.safetensors_layout import Shard, index_file
 from tritgguf.converter.tensors import Float32Array, row_chunks
 from tritgguf.converter.writer import whole_file
 
-DTYPES = {"f16": "F16", "bf16": "BF16"}
+DTYPES = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
 COPIED = (
     "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "generation_config.json", "LICENSE*", "NOTICE*", "configuration_*.py", "modeling_*.py",

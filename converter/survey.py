@@ -188,11 +188,9 @@ def _as_ternary(
     what = describe(grid, source)
     if not request.allow_lossy:
         error = relative_error(source, codec, request.method)
-        exact = "exact" if grid.fp16_error == 0 else "exact but for scales rounded to fp16"
-        types = ", ".join(f"--type {name}" for name in _exact_types(source, grid))
         raise TensorError(
             f"{spec.source}: {what}, which {codec.name} can't hold: storing it would change the weights by "
-            f"{error:.0%} (relative error); {exact} are {types}; --allow-lossy goes on all the same"
+            f"{error:.0%} (relative error); {_ways_out(source, grid)}; --allow-lossy goes on all the same"
         )
     return TensorPlan(spec, codec, f"{what}: {rounded}", exact=False)
 
@@ -246,6 +244,13 @@ def describe(grid: Grid, source: SourceTensor) -> str:
 
 def _ternary_types_for(grid: Grid) -> list[Codec]:
     return [codec for codec in codecs().values() if isinstance(codec, TernaryCodec) and grid.fits(codec.block)]
+
+
+def _ways_out(source: SourceTensor, grid: Grid) -> str:
+    """Say which types hold the tensor, or where none does, how to find the one that loses least."""
+    exact = "exact" if grid.fp16_error == 0 else "exact but for scales rounded to fp16"
+    types = ", ".join(f"--type {name}" for name in _exact_types(source, grid))
+    return f"{exact} are {types}" if types else "--max-bits BITS takes the type that loses least, f32 loses nothing"
 
 
 def _exact_types(source: SourceTensor, grid: Grid) -> list[str]:

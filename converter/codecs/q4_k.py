@@ -71,13 +71,27 @@ def _steps(subs: Floats) -> tuple[Floats, Floats]:
     best = [np.full(low.shape, np.inf, np.float32), np.zeros_like(low), np.zeros_like(low)]
     for factor in FACTORS:
         step = (high - low) / HIGHEST * factor
-        fewest = np.clip(np.floor(quotient(-low, step)), 0, HIGHEST)
+        lowest = np.clip(quotient(-low, step), 0, HIGHEST)
         scaled = columns * quotient(np.float32(1), step)
-        for zero in (fewest, np.minimum(fewest + 1, HIGHEST)):
-            error = np.square(np.clip(np.rint(scaled), -zero, HIGHEST - zero) - scaled).sum(axis=0) * np.square(step)
+        for zero in (np.floor(lowest), lowest):  # the first keeps zeros, the second the least value
+            nearest = np.clip(np.rint(scaled + zero), 0, HIGHEST) - zero
+            error = np.square(nearest - scaled).sum(axis=0) * np.square(step)
             better = error < best[0]
             best = [np.where(better, new, old) for new, old in zip((error, step, zero), best, strict=True)]
-    return best[1], best[2]
+    return _refined(columns, *best)
+
+
+def _refined(columns: Floats, error: Floats, step: Floats, zero: Floats) -> tuple[Floats, Floats]:
+    """Return step and zero after a linear fit to the codes that they give, where that lowers the error."""
+    scaled = columns * quotient(np.float32(1), step)
+    codes = np.clip(np.rint(scaled + zero), 0, HIGHEST)
+    sums, sums_of_codes = columns.sum(axis=0), codes.sum(axis=0)
+    spread = SUB * np.square(codes).sum(axis=0) - np.square(sums_of_codes)
+    fit = quotient(SUB * (columns * codes).sum(axis=0) - sums * sums_of_codes, spread)
+    fit_zero = quotient((fit * sums_of_codes - sums) / np.float32(SUB), fit)
+    fit_error = np.square((codes - fit_zero) * fit - columns).sum(axis=0)
+    better = (fit_error < error) & (fit > 0) & (fit_zero >= 0)
+    return np.where(better, fit, step), np.where(better, fit_zero, zero)
 
 
 def _in_sixes(values: Floats) -> tuple[Floats, Floats]:
