@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +108,17 @@ def test_base3_bytes_are_those_of_the_plain_rule(values: Floats) -> None:
         weights = unpack_base3(entry.data.reshape(entry.shape), found)
         digits = np.array([[int(byte) // 3**place % 3 - 1 for byte in row for place in range(4)] for row in rows])
         np.testing.assert_array_equal(weights, digits.astype(np.float32) * np.repeat(found, 64, axis=1))
+
+
+def test_the_unpack_of_the_docs_is_the_public_one() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "formats.md").read_text()
+    (code,) = re.findall(r"```python\n(def unpack.*?)```", text, re.S)
+    assert len(code.splitlines()) <= 10
+    names: dict[str, Any] = {"np": np}
+    exec(code, names)
+    packed = np.random.default_rng(1).integers(0, 81, (6, 32), dtype=np.uint8)
+    scales = np.random.default_rng(2).random((6, 2), dtype=np.float32)
+    np.testing.assert_array_equal(names["unpack"](packed, scales), unpack_base3(packed, scales))
 
 
 @settings(max_examples=50, deadline=None)
