@@ -57,14 +57,17 @@ def block_scales(scales: Float32Array, lowest: int) -> Halves:
 
 
 def encoded(
-    columns: Float32Array, lowest_code: int, lowest_scale: int, largest_codes: Float32Array
+    columns: Float32Array, lowest_code: int, lowest_scale: int, largest_codes: Float32Array, limit: str
 ) -> tuple[Halves, Codes, Codes]:
-    """Return d (n_blocks,), scales (n_blocks, 16) and codes (n_blocks, 256) of any floats, (16, n_columns)."""
+    """Return d (n_blocks,), scales (n_blocks, 16) and codes (n_blocks, 256) of any floats, (16, n_columns).
+
+    `limit` says in words where the type ends, for the error.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         wanted = best_scales(columns, lowest_code, largest_codes).reshape(-1, SUBS)
         d = block_scales(wanted, lowest_scale)
     if not np.isfinite(d).all():
-        raise TensorError(f"a value is {np.abs(columns).max():g}, which is beyond this type: store this tensor as f32")
+        raise TensorError(f"a value is {np.abs(columns).max():g}, but {limit}: store this tensor as f32")
     steps = d.astype(np.float32)[:, None]
     scales = np.clip(np.rint(quotient(wanted, steps)), lowest_scale, -lowest_scale - 1)
     codes = np.clip(np.rint(quotient(columns, (steps * scales).reshape(-1))), lowest_code, -lowest_code - 1)

@@ -187,7 +187,7 @@ def _as_ternary(
         return known
     what = describe(grid, source)
     if not request.allow_lossy:
-        error = relative_error(source, codec, request.method)
+        error = relative_error(source, codec, request.method) if known.error is None else known.error
         raise TensorError(
             f"{spec.source}: {what}, which {codec.name} can't hold: storing it would change the weights by "
             f"{error:.0%} (relative error); {_ways_out(source, grid)}; --allow-lossy goes on all the same"

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType, LlamaFileType, quants
 
 from tritgguf.converter.codec import FloatCodec
+from tritgguf.converter.errors import TensorError
 from tritgguf.converter.tensors import ByteArray, Float32Array
 
 SUB, SUBS = 16, 4
@@ -18,6 +19,7 @@ MIDPOINTS = (MAGNITUDES[1:] + MAGNITUDES[:-1]) / 2
 NEGATIVE = np.uint8(8)
 # What half a unit is worth by the scale's byte, 0 to 126, in rising order.
 HALVES = quants.NVFP4.ue4m3_to_fp32(np.arange(127, dtype=np.uint8)).astype(np.float32)
+LARGEST = float(HALVES[-1] * MAGNITUDES[-1])
 
 Floats = npt.NDArray[np.float32]
 
@@ -54,6 +56,9 @@ def _best_scales(values: Floats, counts: Floats, least: Floats, most: Floats) ->
 
     `values`, (n_groups, n), stand in their group as often as `counts` says.
     """
+    largest = np.abs(values).max(initial=0)
+    if not largest <= LARGEST * (1 + 2**-4):  # half a step of the scale further than the type reaches
+        raise TensorError(f"a value is {largest:g}, but nvfp4 ends at {LARGEST:g}: store this tensor as f16 or f32")
     first = np.maximum(np.searchsorted(HALVES, least).astype(np.int64) - 1, 0)
     last = np.minimum(np.searchsorted(HALVES, most).astype(np.int64) + 1, len(HALVES) - 1)
     best: npt.NDArray[np.int64] = first.copy()

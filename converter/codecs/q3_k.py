@@ -16,6 +16,7 @@ from tritgguf.converter.tensors import ByteArray, Float32Array
 MASK, LOW, SCALES, D = slice(0, 32), slice(32, 96), slice(96, 108), slice(108, 110)
 LOWEST_CODE, LOWEST_SCALE = -4, -32
 LARGEST_CODES = np.arange(2.5, 5, 0.25, dtype=np.float32)
+LIMIT = "q3_k ends near 4e6"
 SHIFTS = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
 BITS = np.arange(8, dtype=np.uint8).reshape(2, 4, 1)
 
@@ -30,7 +31,7 @@ class Q3K(FloatCodec):
 
     def encode(self, values: Float32Array) -> ByteArray:
         columns = np.ascontiguousarray(values.reshape(-1, SUB).T)
-        return _stored(*encoded(columns, LOWEST_CODE, LOWEST_SCALE, LARGEST_CODES)).reshape(len(values), -1)
+        return _stored(*encoded(columns, LOWEST_CODE, LOWEST_SCALE, LARGEST_CODES, LIMIT)).reshape(len(values), -1)
 
     def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
         return _stored(*fitted(codes, steps, -LOWEST_CODE - 1, LOWEST_SCALE))

@@ -52,13 +52,13 @@ class Q4K(FloatCodec):
 
 def _encoded(subs: Floats) -> ByteArray:
     """Return the bytes of blocks of any values, (n_blocks, 8, 32)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        wanted, zeros = _steps(subs)
-        d, scales = _in_sixes(wanted)
-        steps = d[:, None] * scales
-        dmin, minima = _in_sixes(zeros * steps)
-    if not (np.isfinite(d).all() and np.isfinite(dmin).all()):
-        raise TensorError(f"a value is {np.abs(subs).max():g}, beyond what q4_k holds: store this tensor as f32")
+    largest = np.abs(subs).max(initial=0)
+    if not largest <= SIXES * float(np.finfo(np.float16).max):
+        raise TensorError(f"a value is {largest:g}, but q4_k ends near 4e6: store this tensor as f32")
+    wanted, zeros = _steps(subs)
+    d, scales = _in_sixes(wanted)
+    steps = d[:, None] * scales
+    dmin, minima = _in_sixes(zeros * steps)
     offsets = (dmin[:, None] * minima)[:, :, None]
     codes = np.clip(np.rint(quotient(subs + offsets, steps[:, :, None])), 0, HIGHEST)
     return _stored(d, dmin, scales, minima, codes)
@@ -105,11 +105,9 @@ def _even(levels: Floats, steps: Floats, values: Floats) -> ByteArray:
     largest = (levels.max(axis=2) * steps).max(axis=1)
     # With the block's largest level at code 4, the scales reach from there to code 7 and finer.
     d = halves_above(largest / np.float32(4 * SIXES))
-    with np.errstate(over="ignore"):
-        dmin = (ZERO * d).astype(np.float16).astype(np.float32)
     scales = _nearest_scales(levels, steps, d)
     codes = np.clip(np.rint(quotient(values, (d[:, None] * scales)[:, :, None])), -MOST, MOST) + ZERO
-    return _stored(d, dmin, scales, scales, codes)
+    return _stored(d, ZERO * d, scales, scales, codes)
 
 
 def _nearest_scales(levels: Floats, steps: Floats, d: Floats) -> Floats:

@@ -17,6 +17,7 @@ LOW, HIGH, SCALES, D = slice(0, 128), slice(128, 192), slice(192, 208), slice(20
 LOWEST_CODE, LOWEST_SCALE = -32, -128
 # The code that the largest value is tried at; beyond 32 it is cut off, in favour of the others.
 LARGEST_CODES = np.arange(27, 34, 0.5, dtype=np.float32)
+LIMIT = "q6_k ends near 2.3e8"
 SHIFTS = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
 
 
@@ -30,7 +31,7 @@ class Q6K(FloatCodec):
 
     def encode(self, values: Float32Array) -> ByteArray:
         columns = np.ascontiguousarray(values.reshape(-1, SUB).T)
-        return _stored(*encoded(columns, LOWEST_CODE, LOWEST_SCALE, LARGEST_CODES)).reshape(len(values), -1)
+        return _stored(*encoded(columns, LOWEST_CODE, LOWEST_SCALE, LARGEST_CODES, LIMIT)).reshape(len(values), -1)
 
     def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
         return _stored(*fitted(codes, steps, -LOWEST_CODE - 1, LOWEST_SCALE))

@@ -16,7 +16,15 @@ from tritgguf.converter.errors import SourceError, TensorError
 from tritgguf.converter.model_config import ConfigJson
 from tritgguf.converter.safetensors_files import SafetensorsTensor
 from tritgguf.converter.source import Source, StoredTensors, quantization
-from tritgguf.converter.tensors import ByteArray, CodedRows, CodedTensor, Float32Array, RowIndices, SourceTensor
+from tritgguf.converter.tensors import (
+    ByteArray,
+    CodedRows,
+    CodedTensor,
+    Float32Array,
+    RowIndices,
+    SourceTensor,
+    row_chunks,
+)
 from tritgguf.converter.trit_packing import BLOCK, BLOCK_BYTES, unpack_trits
 from tritgguf.converter.uniform import ENTRIES, GROUP, INDEX_TRITS, highest_code
 
@@ -60,7 +68,7 @@ class UniformTensor(CodedTensor):
         return 2 * highest_code(self.digits) + 1
 
     def scales(self) -> Float32Array:
-        return self.read_codes(slice(0, self.shape[0])).scales
+        return np.concatenate([self._decoded(rows.start, rows.stop).scales for rows in row_chunks(self.shape)])
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
         if isinstance(rows, slice):

@@ -137,11 +137,15 @@ def test_ordinary_floats_and_odd_ones(name: str) -> None:
 def test_zeros_and_sizes(codec, levels: int, size: float) -> None:
     values = uniform(levels, 1)[:4] / np.float32(0.03) * np.float32(size)
     values[1], values[2, :512] = 0, 0
+    if codec.name == "nvfp4" and size > 1e3:
+        with pytest.raises(TensorError, match="nvfp4 ends at 2688"):
+            KnownGridCodec(codec, levels).encode(values)
+        return
     stored = KnownGridCodec(codec, levels).encode(values)
     found = libggml.dequantize(stored, codec.ggml_type)
     assert np.isfinite(found).all()
     np.testing.assert_array_equal(found[1], 0)
-    if size >= 1e-3 and (codec.name != "nvfp4" or 1e-2 < size < 1e3):
+    if size >= 1e-3 and (codec.name != "nvfp4" or size > 1e-2):
         assert error(stored, codec, values) < 0.1
 
 
