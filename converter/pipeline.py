@@ -166,7 +166,10 @@ def _type_notes(tensors: tuple[TensorPlan, ...], request: Request) -> list[str]:
     if fallen := [tensor for tensor in linear if tensor.fallback]:
         notes.append(f"{len(fallen)} linear tensors are stored as {fallen[0].codec.name}: their rows don't fit")
     if request.type is None and request.max_bits is None and not ternary:
-        notes.append("no linear tensor is ternary: all are kept as they are; --type tq2_0 would make them ternary")
+        notes.append(
+            "no linear tensor fits a ternary type: all are kept as they are; --type tq2_0 would make them ternary, "
+            "--max-bits takes the types that lose least"
+        )
     if request.target == "cpu" and is_x86():
         if any(tensor.codec.name in SLOW_ON_X86 for tensor in linear):
             notes.append("q2_0 has no fast code on x86: expect a tenth of the speed of other ternary types there")

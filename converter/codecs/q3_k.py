@@ -16,7 +16,7 @@ from tritgguf.converter.tensors import ByteArray, Float32Array
 MASK, LOW, SCALES, D = slice(0, 32), slice(32, 96), slice(96, 108), slice(108, 110)
 LOWEST_CODE, LOWEST_SCALE = -4, -32
 LARGEST_CODES = np.arange(2.5, 5, 0.25, dtype=np.float32)
-LIMIT = "q3_k ends near 4e6"
+LIMIT = "q3_k ends near 6e6"
 SHIFTS = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
 BITS = np.arange(8, dtype=np.uint8).reshape(2, 4, 1)
 
