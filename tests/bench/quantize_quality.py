@@ -1,6 +1,6 @@
 """What the schemes of `tritgguf quantize` cost: errors per kind of tensor, and KL divergence on a text. Needs torch.
 
-python -m tests.bench.quantize_quality MODEL TEXT FOLDER [scheme ...]
+python -m tests.bench.quantize_quality MODEL TEXT FOLDER [scheme ...] [--chunks 20]
 
 MODEL is a Hugging Face folder of floats, TEXT a text file; the quantized folders are written into FOLDER. The protocol
 is llama-perplexity's: chunks of 512 tokens, those at positions 256 to 510 are scored.
@@ -8,8 +8,8 @@ is llama-perplexity's: chunks of 512 tokens, those at positions 256 to 510 are s
 
 from __future__ import annotations
 
+import argparse
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ from tritgguf.converter import form_named, quantize
 from tritgguf.converter.quantize import Quantization
 
 SCHEMES = ("uniform-d1", "uniform-d2", "uniform-d3")
-CHUNK, FIRST, N_CHUNKS = 512, 256, 20
+CHUNK, FIRST = 512, 256
 
 
 def log_probabilities(folder: Path, chunks: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -50,21 +50,25 @@ def print_errors(result: Quantization) -> None:
 
 
 def main() -> None:
-    model, text, out = (Path(argument) for argument in sys.argv[1:4])
-    ids = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text.read_text()).ids
-    chunks = torch.tensor(ids[: N_CHUNKS * CHUNK]).reshape(-1, CHUNK)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "text", "folder"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("schemes", nargs="*", default=SCHEMES)
+    parser.add_argument("--chunks", type=int, default=20)
+    arguments = parser.parse_args()
+    model, out = arguments.model, arguments.folder
+    ids = Tokenizer.from_file(str(model / "tokenizer.json")).encode(arguments.text.read_text()).ids
+    chunks = torch.tensor(ids[: arguments.chunks * CHUNK]).reshape(-1, CHUNK)
     targets = chunks[:, FIRST + 1 :]
-    n_vocab = None
     base = None
     for number, found in enumerate(log_probabilities(model, chunks)):
         if base is None:
-            n_vocab = found.shape[1]
-            base = np.memmap(out / "base.f32", np.float32, "w+", shape=(len(chunks), CHUNK - 1 - FIRST, n_vocab))
+            base = np.memmap(out / "base.f32", np.float32, "w+", shape=(len(chunks), *found.shape))
         base[number] = found.numpy()
     assert base is not None
     losses = [-float(torch.from_numpy(base[i]).gather(1, targets[i][:, None]).mean()) for i in range(len(chunks))]
     print(f"{model.name}: {len(chunks)} chunks, perplexity {math.exp(np.mean(losses)):.2f}")
-    for scheme in sys.argv[4:] or SCHEMES:
+    for scheme in arguments.schemes:
         result = quantize(model, out / scheme, form_named(scheme, dequantized=True), force=True)
         print(f"{scheme}:")
         print_errors(result)
