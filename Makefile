@@ -56,6 +56,7 @@ golden: $(VENV)/installed  ## record the goldens again; needs torch and transfor
 	$(PY) -m tests.golden.record
 	$(PY) -m tests.golden.record_bitnet
 	$(PY) -m tests.golden.record_packing
+	$(PY) -m tests.golden.record_exports
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

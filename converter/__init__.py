@@ -16,6 +16,8 @@ from tritgguf.converter.errors import (
 )
 from tritgguf.converter.pipeline import Conversion, convert, plan
 from tritgguf.converter.plan import FilePlan, TensorPlan
+from tritgguf.converter.quantize import Quantization, form_named, plan_quantization, quantize
+from tritgguf.converter.sources.base3 import unpack as unpack_base3
 
 __all__ = [
     "Conversion",
@@ -23,6 +25,7 @@ __all__ = [
     "FilePlan",
     "OllamaError",
     "OutputError",
+    "Quantization",
     "SourceError",
     "TensorError",
     "TensorPlan",
@@ -30,5 +33,9 @@ __all__ = [
     "TritggufError",
     "UnsupportedError",
     "convert",
+    "form_named",
     "plan",
+    "plan_quantization",
+    "quantize",
+    "unpack_base3",
 ]

@@ -17,7 +17,10 @@ from tritgguf.converter.tensors import ByteArray, CodedRows, Float32Array
 
 
 class Codec(ABC):
-    """One GGUF tensor type: `block` values of a row become `block_bytes` bytes."""
+    """One GGUF tensor type: `block` values of a row become `block_bytes` bytes.
+
+    `grid_levels` are the grids, by their number of levels, that `pack_grid` stores better than floats would be.
+    """
 
     name: str
     ggml_type: GGMLQuantizationType
@@ -26,10 +29,18 @@ class Codec(ABC):
     block_bytes: int
     ternary: bool
     for_linear: bool = True
+    grid_levels: tuple[int, ...] = ()
 
     def row_bytes(self, n_columns: int) -> int:
         """Return the bytes of a row of `n_columns` values, which must be a multiple of the block."""
         return n_columns // self.block * self.block_bytes
+
+    def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
+        """Return blocks, (n_blocks, block_bytes), of values code · step per 16 columns, by least squared error.
+
+        `codes` is (n_blocks, block / 16, 16), `steps` (n_blocks, block / 16).
+        """
+        raise NotImplementedError(f"{self.name} knows no grids")
 
 
 class Stored(Codec):
@@ -101,9 +112,13 @@ def fp16(values: Float32Array) -> Float32Array:
 def block_scales(rows: CodedRows, block: int) -> ByteArray:
     """Return one fp16 scale per block as bytes, shape (n_rows, n_blocks, 2); raise TensorError where one overflows."""
     n_rows, n_columns = rows.codes.shape
-    if rows.group % block:
-        raise ValueError(f"groups of {rows.group} columns don't share one scale in blocks of {block}")
-    scales = np.repeat(rows.scales, rows.group // block, axis=1)
+    if rows.group % block == 0:
+        scales = np.repeat(rows.scales, rows.group // block, axis=1)
+    else:
+        narrow = rows.scales.reshape(n_rows, n_columns // block, -1)  # groups that share a scale all the same
+        scales = narrow.max(axis=-1)
+        if ((narrow != scales[..., None]) & (narrow != 0)).any():
+            raise ValueError(f"groups of {rows.group} columns don't share one scale in blocks of {block}")
     with np.errstate(over="ignore"):
         halves = np.ascontiguousarray(scales.astype("<f2"))
     if not np.isfinite(halves).all():

@@ -61,6 +61,8 @@ def code_on_grid(rows: Float32Array, group: int) -> CodedRows | None:
 def find_grid(source: SourceTensor) -> Grid | None:
     """Return the tensor's grid, or None."""
     n_columns = source.shape[-1]
+    if isinstance(source, CodedTensor) and source.levels > 3:
+        return Grid(source.levels, source.group, f"{source.group} columns")
     if isinstance(source, CodedTensor):
         evidence = _Evidence(source.group, n_columns)
         evidence.add(source.scales())

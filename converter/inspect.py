@@ -32,7 +32,7 @@ from tritgguf.converter.plan import FilePlan, TensorPlan, with_metadata
 from tritgguf.converter.progress import Progress, counted
 from tritgguf.converter.source import read_source
 from tritgguf.converter.survey import Request, choose_type, with_scale_tensor
-from tritgguf.converter.targets import SLOW_ON_X86, TERNARY_TYPES
+from tritgguf.converter.targets import NOT_ON, SLOW_ON_X86, TERNARY_TYPES
 from tritgguf.converter.tensor_facts import TensorFacts, look_at
 from tritgguf.converter.tensors import SourceTensor
 from tritgguf.converter.writer import header_bytes
@@ -286,4 +286,6 @@ def _file_bytes(model: Model, plans: Sequence[TensorPlan]) -> int:
 def _runs_on(codec: Codec, targets: Sequence[str]) -> tuple[str, ...]:
     """Return where the type has kernels, among where the graph runs; float types have some everywhere."""
     places = tuple(target for target in targets if target != "any")
-    return tuple(t for t in places if codec.name in TERNARY_TYPES[t]) if codec.ternary else places
+    if codec.ternary:
+        return tuple(target for target in places if codec.name in TERNARY_TYPES[target])
+    return tuple(target for target in places if target not in NOT_ON.get(codec.name, ()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -36,6 +36,7 @@ class Choices(TypedDict, total=False):
     embedding_type: str | None
     output_type: str | None
     allow_lossy: bool
+    max_bits: float | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def convert(
     """Convert a Hugging Face checkpoint folder, or a GGUF file, to a GGUF file.
 
     `type` is the tensor type of the linear layers; "auto" takes for each the smallest that holds it exactly and
-    runs well on `target` ("cpu", "cuda", "metal", "vulkan", "ollama" or "any"). `method` is how those that aren't
+    runs well on `target` ("cpu", "cuda", "metal", "vulkan", "ollama" or "any"); where none does, the one that loses
+    least at `max_bits` per weight or fewer, or without it floats. `method` is how those that aren't
     ternary are made so where a ternary type was asked for ("mse" or "absmean"); tensors on a finer grid than the
     type holds stop the conversion unless `allow_lossy`. `fallback` is the type ("f16") of tensors whose rows don't
     fit. `embedding_type` and `output_type` are by default F16, or what a GGUF source has.
@@ -172,16 +174,30 @@ def _type_notes(tensors: tuple[TensorPlan, ...], request: Request) -> list[str]:
             f"{len(rounded)} of {len(ternary)} ternary tensors weren't trained ternary: rounding them to three levels "
             "loses so much that the model's answers will likely be useless; --type f16 keeps the model as it is"
         )
+    if lossy := [tensor for tensor in linear if tensor.error]:
+        notes.append(
+            f"{len(lossy)} of {len(linear)} linear tensors lose something to their type: relative error "
+            f"{_spread(lossy)}; --type f16 keeps them as they are"
+        )
     if fallen := [tensor for tensor in linear if tensor.fallback]:
         notes.append(f"{len(fallen)} linear tensors are stored as {fallen[0].codec.name}: their rows don't fit")
-    if request.type is None and not ternary:
-        notes.append("no linear tensor is ternary: all are kept as they are; --type tq2_0 would make them ternary")
+    if request.type is None and request.max_bits is None and not ternary:
+        notes.append(
+            "no linear tensor fits a ternary type: all are kept as they are; --type tq2_0 would make them ternary, "
+            "--max-bits takes the types that lose least"
+        )
     if request.target == "cpu" and is_x86():
         if any(tensor.codec.name in SLOW_ON_X86 for tensor in linear):
             notes.append("q2_0 has no fast code on x86: expect a tenth of the speed of other ternary types there")
         elif request.type is None and any(_only_fine_types_fit(tensor) for tensor in linear):
             notes.append("q2_0 would hold these weights in half the size of q4_0, but has no fast code on x86")
     return notes
+
+
+def _spread(tensors: Sequence[TensorPlan]) -> str:
+    """Return the least and the largest relative error, as the plan has them."""
+    errors = sorted(tensor.error for tensor in tensors if tensor.error is not None)
+    return f"{errors[0]:.2g} to {errors[-1]:.2g}"
 
 
 def _only_fine_types_fit(tensor: TensorPlan) -> bool:

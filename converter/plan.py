@@ -25,7 +25,7 @@ class TensorPlan:
 
     `exact` is None where there are no weights to tell from. `grid` is set where the values' own codes are stored;
     without it a ternary type gets them from a method. With `unit_scale` the blocks' scales are 1: a `.scale` tensor
-    holds it.
+    holds it. `error` is the relative error on a sample of rows, where it was measured.
     """
 
     spec: TensorSpec
@@ -35,6 +35,7 @@ class TensorPlan:
     grid: Grid | None = None
     unit_scale: bool = False
     fallback: bool = False
+    error: float | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -54,6 +55,7 @@ class TensorPlan:
             "bytes": self.n_bytes,
             "exact": self.exact,
             "reason": self.reason,
+            "relative_error": self.error,
         }
 
 

@@ -11,6 +11,7 @@ from tritgguf.converter.architecture import TensorSpec
 from tritgguf.converter.codec import Codec, FloatCodec, Stored, TernaryCodec, codec_named, codecs
 from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.gguf_tensors import GgufTensor
+from tritgguf.converter.grid_types import by_known_grid, least_error
 from tritgguf.converter.grids import Grid, find_grid
 from tritgguf.converter.method import Method, method_named
 from tritgguf.converter.parallel import parallel
@@ -34,6 +35,7 @@ class Request:
     embedding: Codec | None
     output: Codec | None
     allow_lossy: bool
+    max_bits: float | None = None
 
     @classmethod
     def named(
@@ -46,6 +48,7 @@ class Request:
         embedding_type: str | None = None,
         output_type: str | None = None,
         allow_lossy: bool = False,
+        max_bits: float | None = None,
     ) -> Request:
         """Look the names up; raise UnsupportedError listing what there is."""
         choices = [AUTO, *(name for name, codec in codecs().items() if codec.for_linear)]
@@ -53,6 +56,8 @@ class Request:
             raise UnsupportedError(f"unknown tensor type {type!r}; expected one of {', '.join(choices)}")
         if fallback not in (None, "f16"):
             raise UnsupportedError(f"unknown fallback {fallback!r}; expected f16")
+        if max_bits is not None and type != AUTO:
+            raise UnsupportedError(f"--max-bits is for --type {AUTO}: {type} has the bits that it has")
         ternary_types(target)
         return cls(
             None if type == AUTO else codec_named(type),
@@ -62,6 +67,7 @@ class Request:
             codec_named(embedding_type) if embedding_type else None,
             codec_named(output_type) if output_type else None,
             allow_lossy,
+            max_bits,
         )
 
 
@@ -160,7 +166,8 @@ def _as_asked(spec: TensorSpec, source: SourceTensor | None, codec: Codec, reaso
     if source is None:
         return TensorPlan(spec, codec, reason)
     if isinstance(codec, FloatCodec):
-        return _as_floats(spec, source, codec, reason)
+        plan = _as_floats(spec, source, codec, reason)
+        return by_known_grid(plan, source, find_grid(source)) if codec.grid_levels and not plan.exact else plan
     return _as_ternary(spec, source, codec, find_grid(source), request)
 
 
@@ -201,14 +208,15 @@ def _as_ternary(
     rounded = f"rounded by {request.method.name}, which loses quality"
     if grid is None:
         return TensorPlan(spec, codec, f"not on a ternary grid: {rounded}", exact=False)
+    known = by_known_grid(TensorPlan(spec, codec, ""), source, grid)
+    if known.codec is not codec and (request.allow_lossy or not _ternary_types_for(grid)):
+        return known
     what = describe(grid, source)
     if not request.allow_lossy:
-        error = relative_error(source, codec, request.method)
-        exact = "exact" if grid.fp16_error == 0 else "exact but for scales rounded to fp16"
-        types = ", ".join(f"--type {name}" for name in _exact_types(source, grid))
+        error = relative_error(source, codec, request.method) if known.error is None else known.error
         raise TensorError(
             f"{spec.source}: {what}, which {codec.name} can't hold: storing it would change the weights by "
-            f"{error:.0%} (relative error); {exact} are {types}; --allow-lossy goes on all the same"
+            f"{error:.0%} (relative error); {_ways_out(source, grid)}; --allow-lossy goes on all the same"
         )
     return TensorPlan(spec, codec, f"{what}: {rounded}", exact=False)
 
@@ -225,6 +233,7 @@ def _exact_ternary(spec: TensorSpec, codec: Codec, grid: Grid) -> TensorPlan:
 def _smallest_exact(spec: TensorSpec, source: SourceTensor | None, request: Request) -> TensorPlan:
     if source is None:
         raise UnsupportedError("no weights here to choose exact types by: give --type, such as --type tq2_0")
+    row_length = spec.shape[-1]
     grid = find_grid(source)
     if grid is not None:
         for name in ternary_types(request.target):
@@ -234,6 +243,15 @@ def _smallest_exact(spec: TensorSpec, source: SourceTensor | None, request: Requ
     what = "not on a grid" if grid is None else f"{describe(grid, source)}, which no ternary type here holds"
     if isinstance(source, GgufTensor) and _carried(spec, source, request):
         return TensorPlan(spec, Stored(source.ggml_type), f"{what}: carried over as it is", exact=True)
+    if request.max_bits is not None:
+        plan = least_error(TensorPlan(spec, codec_named(FLOATS[-1]), ""), source, request.target, request.max_bits)
+        if plan is not None:
+            return plan
+        if request.fallback is None:
+            raise TensorError(
+                f"{spec.source}: rows of {row_length} values fit no type of at most {request.max_bits:g} bits per "
+                f"weight for {request.target}; give more with --max-bits, or add --fallback f16"
+            )
     for name in FLOATS:
         codec = codec_named(name)
         assert isinstance(codec, FloatCodec)
@@ -250,9 +268,20 @@ def describe(grid: Grid, source: SourceTensor) -> str:
     return f"its values are on a {kind} grid per {grid.extent}{strays}"
 
 
+def _ternary_types_for(grid: Grid) -> list[Codec]:
+    return [codec for codec in codecs().values() if isinstance(codec, TernaryCodec) and grid.fits(codec.block)]
+
+
+def _ways_out(source: SourceTensor, grid: Grid) -> str:
+    """Say which types hold the tensor, or where none does, how to find the one that loses least."""
+    exact = "exact" if grid.fp16_error == 0 else "exact but for scales rounded to fp16"
+    types = ", ".join(f"--type {name}" for name in _exact_types(source, grid))
+    return f"{exact} are {types}" if types else "--max-bits BITS takes the type that loses least, f32 loses nothing"
+
+
 def _exact_types(source: SourceTensor, grid: Grid) -> list[str]:
     """Return the types for linear layers that hold the tensor, smallest first."""
-    found = [c for c in codecs().values() if isinstance(c, TernaryCodec) and grid.fits(c.block)]
+    found = _ternary_types_for(grid)
     floats = [
         c for c in (codec_named(name) for name in FLOATS[:2]) if isinstance(c, FloatCodec) and c.holds(source.dtype)
     ]

@@ -35,3 +35,13 @@ def ternary_types(target: str) -> tuple[str, ...]:
 def refuses(target: str, type_name: str) -> bool:
     """Whether programs of that target can't load a file with a tensor of that type."""
     return target == "ollama" and bool(refused_types([type_name.upper()]))
+
+
+# Types for weights that no ternary type holds; llama.cpp has kernels for them wherever no row says otherwise.
+FLOAT_TYPES = ("q2_k", "q3_k", "q4_k", "nvfp4", "q6_k", "q8_0", "bf16", "f16")
+NOT_ON = {"nvfp4": ("metal", "ollama", "any")}
+
+
+def float_types(target: str) -> tuple[str, ...]:
+    """Return the types to choose from for a target where no ternary type is exact."""
+    return tuple(name for name in FLOAT_TYPES if target not in NOT_ON.get(name, ()))

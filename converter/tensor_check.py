@@ -22,6 +22,7 @@ from tritgguf.converter.codec import Codec, FloatCodec, TernaryCodec, codecs
 from tritgguf.converter.errors import TensorError, TritggufError
 from tritgguf.converter.gguf_tensors import GgufTensor
 from tritgguf.converter.grids import find_grid
+from tritgguf.converter.known_grid import KnownGridCodec
 from tritgguf.converter.method import Method, methods
 from tritgguf.converter.tensors import Float32Array, RowIndices, SourceTensor, row_chunks
 
@@ -217,8 +218,15 @@ def _encoders(kind: GGMLQuantizationType, codec: Codec | None) -> dict[str, Enco
     if isinstance(codec, TernaryCodec):
         found = {name: _ternary(method, codec.block) for name, method in methods().items()}
     elif isinstance(codec, FloatCodec):
-        found = {codec.name: lambda rows: codec.decode(codec.encode(rows))}
+        found = {codec.name: _floats(codec)}
+    if codec is not None:
+        for levels in codec.grid_levels:
+            found[f"{codec.name} for {levels} levels"] = _floats(KnownGridCodec(codec, levels))
     return {**found, "ggml": lambda rows: quants.dequantize(quants.quantize(rows, kind), kind)}
+
+
+def _floats(codec: FloatCodec) -> Encoder:
+    return lambda rows: codec.decode(codec.encode(rows))
 
 
 def _ternary(method: Method, block: int) -> Encoder:

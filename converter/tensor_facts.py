@@ -87,7 +87,7 @@ def look_at(spec: TensorSpec, source: SourceTensor | None, n_bytes: int, *, scal
         plain,
         grid=grid,
         zeros=zeros,
-        exact_types=tuple(sorted([*floats, *exact], key=_bits)),
+        exact_types=tuple(sorted([*exact, *floats], key=_bits)),
         near_types=tuple(sorted(near, key=_bits)),
     )
 

@@ -1,4 +1,4 @@
-"""The kinds of data that flow through a conversion: tensors on disk, and ternary codes with scales."""
+"""The kinds of data that flow through a conversion: tensors on disk, and codes with scales."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SourceTensor(ABC):
 
 @dataclass(frozen=True)
 class CodedTensor(SourceTensor):
-    """A tensor that is ternary as its model computes with it, made of what is `stored`.
+    """A tensor that lies on a grid as its model computes with it, a ternary one or finer, made of what is `stored`.
 
     `shape` is the model's, `group` neighbouring columns share one scale.
     """
@@ -57,6 +57,11 @@ class CodedTensor(SourceTensor):
     @property
     def n_bytes(self) -> int:
         return self.stored.n_bytes
+
+    @property
+    def levels(self) -> int:
+        """How many levels its codes have, evenly spaced around zero."""
+        return 3
 
     @abstractmethod
     def scales(self) -> Float32Array:
@@ -72,7 +77,8 @@ class CodedTensor(SourceTensor):
 
 @dataclass(frozen=True)
 class CodedRows:
-    """Ternary rows: `codes` int8 in {-1, 0, 1}, (n_rows, n_columns); `scales` float32, (n_rows, n_columns / group).
+    """Coded rows: `codes` int8, (n_rows, n_columns), in {-1, 0, 1} for all but grids of more levels; `scales` float32,
+    (n_rows, n_columns / group).
 
     A weight is `code * scale` of the group of `group` neighbouring columns it lies in.
     """

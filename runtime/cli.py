@@ -17,6 +17,7 @@ from tritgguf.runtime.commands.chat import chat
 from tritgguf.runtime.commands.convert import convert
 from tritgguf.runtime.commands.inspect import inspect
 from tritgguf.runtime.commands.ollama import ollama
+from tritgguf.runtime.commands.quantize import quantize
 from tritgguf.runtime.commands.verify import verify
 
 # One row per command; the function's docstring and parameters are its help.
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "inspect": inspect,
     "verify": verify,
     "ollama": ollama,
+    "quantize": quantize,
 }
 
 DEBUG_VARIABLE = "TRITGGUF_DEBUG"

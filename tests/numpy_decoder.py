@@ -36,7 +36,8 @@ def logits(
     """Return the logits of every token, (n_tokens, n_vocab).
 
     `weights` are what the linear layers compute with, by Hugging Face names; `config` is config.json in the spelling of
-    transformers 4; `sub_norms` are the names of BitNet's norms before o_proj and down_proj.
+    transformers 4; `sub_norms` are the names of BitNet's norms before o_proj and down_proj. Where `config` has
+    `rounded_activations`, linear layers see their inputs in 8 bits per token, as transformers' BitLinear does.
     """
     tensors = {name: values.astype(np.float64) for name, values in weights.items()}
     residual_scale = config.get("scale_depth", 0) / math.sqrt(config["num_hidden_layers"]) or 1.0
@@ -62,11 +63,20 @@ def rms_norm(x: Array, weight: Array | None, config: Mapping[str, Any]) -> Array
     return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + config["rms_norm_eps"]) * weight
 
 
+def linear(x: Array, weight: Array, config: Mapping[str, Any]) -> Array:
+    """One linear layer; `x` is (n_tokens, n_columns)."""
+    if config.get("rounded_activations"):
+        steps = np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5) / 127
+        x = np.clip(np.round(x / steps), -128, 127) * steps
+    output: Array = x @ weight.T
+    return output
+
+
 def attention(x: Array, layer: Mapping[str, Array], config: Mapping[str, Any], sub_norm: Array | None) -> Array:
     """Causal attention; `x` is (n_tokens, hidden)."""
     n_tokens, n_heads, n_kv = len(x), config["num_attention_heads"], config["num_key_value_heads"]
     q, k, v = (
-        (x @ layer[f"self_attn.{part}_proj.weight"].T).reshape(n_tokens, count, -1).swapaxes(0, 1)
+        linear(x, layer[f"self_attn.{part}_proj.weight"], config).reshape(n_tokens, count, -1).swapaxes(0, 1)
         for part, count in (("q", n_heads), ("k", n_kv), ("v", n_kv))
     )
     q, k = (rms_norm(x, layer.get(f"self_attn.{part}_norm.weight"), config) for part, x in (("q", q), ("k", k)))
@@ -77,7 +87,7 @@ def attention(x: Array, layer: Mapping[str, Array], config: Mapping[str, Any], s
     shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
     shares /= shares.sum(axis=-1, keepdims=True)
     mixed = (shares @ v).swapaxes(0, 1).reshape(n_tokens, -1)
-    return rms_norm(mixed, sub_norm, config) @ layer["self_attn.o_proj.weight"].T
+    return linear(rms_norm(mixed, sub_norm, config), layer["self_attn.o_proj.weight"], config)
 
 
 def rotated(x: Array, theta: float) -> Array:
@@ -91,5 +101,5 @@ def rotated(x: Array, theta: float) -> Array:
 
 def ffn(x: Array, layer: Mapping[str, Array], config: Mapping[str, Any], sub_norm: Array | None) -> Array:
     activation = ACTIVATIONS[config["hidden_act"]]
-    gated = activation(x @ layer["mlp.gate_proj.weight"].T) * (x @ layer["mlp.up_proj.weight"].T)
-    return rms_norm(gated, sub_norm, config) @ layer["mlp.down_proj.weight"].T
+    gate, up = (linear(x, layer[f"mlp.{part}_proj.weight"], config) for part in ("gate", "up"))
+    return linear(rms_norm(activation(gate) * up, sub_norm, config), layer["mlp.down_proj.weight"], config)

@@ -12,6 +12,7 @@ import tritgguf.converter
 import tritgguf.runtime
 from tritgguf.converter.architecture import architectures
 from tritgguf.converter.codec import codecs
+from tritgguf.converter.export import schemes
 from tritgguf.converter.method import methods
 from tritgguf.converter.source import sources
 
@@ -58,7 +59,7 @@ def test_importing_the_converter_loads_no_native_runtime() -> None:
 
 def test_the_public_names() -> None:
     assert tritgguf.converter.__all__ == sorted(tritgguf.converter.__all__)
-    assert {"convert", "plan", "TritggufError"} <= set(tritgguf.converter.__all__)
+    assert {"convert", "plan", "quantize", "unpack_base3", "TritggufError"} <= set(tritgguf.converter.__all__)
     assert "open" in tritgguf.runtime.__all__
     for package in (tritgguf.converter, tritgguf.runtime):
         for name in package.__all__:
@@ -77,6 +78,7 @@ def table(title: str) -> list[str]:
 def test_the_tables_of_the_docs_are_complete() -> None:
     assert sorted(table("Tensor types")) == sorted(codecs())
     assert sorted(table("Methods")) == sorted(methods())
+    assert sorted(table("Schemes")) == sorted(schemes())
     assert sorted(table("Sources")) == sorted(sources())
     assert sorted(table("Architectures")) == sorted(a.name for a in architectures())
 

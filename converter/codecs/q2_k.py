@@ -10,7 +10,8 @@ from gguf import GGMLQuantizationType, LlamaFileType
 
 from tritgguf.converter.codec import TernaryCodec, block_scales, stored_scales
 from tritgguf.converter.errors import TensorError
-from tritgguf.converter.tensors import ByteArray, CodedRows
+from tritgguf.converter.scaled_blocks import fitted
+from tritgguf.converter.tensors import ByteArray, CodedRows, Float32Array
 
 ONES = 0x11  # sub-scale 1 in the low nibble, sub-minimum 1 in the high one
 SUBS, CODES, SCALE, MINIMUM = slice(0, 16), slice(16, 80), slice(80, 82), slice(82, 84)
@@ -23,6 +24,17 @@ class Q2K(TernaryCodec):
     file_type = LlamaFileType.MOSTLY_Q2_K
     block = 256
     block_bytes = 84
+    grid_levels = (3,)
+
+    def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
+        """As ternary data, but with sub-scale = sub-minimum from 1 to 15: what a trit is worth per 16 columns."""
+        d, subs, _ = fitted(codes, steps, 1, -15)
+        digits = (codes + 1).astype(np.uint8).reshape(len(codes), 2, 4, 32)
+        stored = np.empty((len(codes), self.block_bytes), np.uint8)
+        stored[:, SUBS] = (-subs).astype(np.uint8) * np.uint8(ONES)
+        stored[:, CODES] = np.bitwise_or.reduce(digits << SHIFTS, axis=2).reshape(len(codes), -1)
+        stored[:, SCALE] = stored[:, MINIMUM] = d.astype("<f2")[:, None].view(np.uint8)
+        return stored
 
     def pack(self, rows: CodedRows) -> ByteArray:
         n_rows, n_columns = rows.codes.shape

@@ -12,12 +12,20 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from tritgguf.converter.errors import SourceError, TensorError
 from tritgguf.converter.model_config import ConfigJson
 from tritgguf.converter.safetensors_files import SafetensorsTensor
 from tritgguf.converter.source import Source, StoredTensors, quantization
-from tritgguf.converter.tensors import CodedRows, CodedTensor, Float32Array, RowIndices, SourceTensor
+from tritgguf.converter.tensors import (
+    ByteArray,
+    CodedRows,
+    CodedTensor,
+    Float32Array,
+    RowIndices,
+    SourceTensor,
+)
 
 SCALES = ".scales"
 METHOD, PACKING = "bitnet_158", "base3_columns"
@@ -55,6 +63,24 @@ class Base3Tensor(CodedTensor):
             )
         codes = DIGITS[stored].reshape(len(stored), -1)[:, : self.shape[1]]
         return CodedRows(np.ascontiguousarray(codes), self._scales(rows), self.group)
+
+
+def pack(codes: npt.NDArray[np.int8]) -> ByteArray:
+    """Return the bytes of ternary rows, their length a multiple of four, shape (n_rows, n_columns / 4)."""
+    digits = (codes.view(np.uint8) + np.uint8(1)).reshape(len(codes), -1, 4)
+    packed: ByteArray = digits[..., 0] + 3 * digits[..., 1] + 9 * digits[..., 2] + 27 * digits[..., 3]
+    return packed
+
+
+def unpack(packed: ByteArray, scales: Float32Array) -> Float32Array:
+    """Return the weights of base-3 packed rows: U8 (n_rows, n_columns / 4), scales (n_rows, n_groups).
+
+    >>> unpack(np.array([[0 + 3 * 1 + 9 * 2 + 27 * 1]], np.uint8), np.array([[0.5]], np.float32))
+    array([[-0.5,  0. ,  0.5,  0. ]], dtype=float32)
+    """
+    digits = packed[:, :, None] // np.array([1, 3, 9, 27], np.uint8) % 3
+    trits = digits.reshape(len(packed), -1).astype(np.float32) - 1
+    return trits * np.repeat(scales, trits.shape[1] // scales.shape[1], axis=1)
 
 
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:

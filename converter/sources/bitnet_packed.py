@@ -11,12 +11,20 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
 from tritgguf.converter.model_config import ConfigJson
 from tritgguf.converter.safetensors_files import SafetensorsTensor
 from tritgguf.converter.source import Source, StoredTensors, quantization
-from tritgguf.converter.tensors import CodedRows, CodedTensor, Float32Array, RowIndices, SourceTensor
+from tritgguf.converter.tensors import (
+    ByteArray,
+    CodedRows,
+    CodedTensor,
+    Float32Array,
+    RowIndices,
+    SourceTensor,
+)
 
 SCALE = "_scale"
 METHOD = "bitnet"
@@ -40,6 +48,13 @@ class BitnetTensor(CodedTensor):
         if (digits == 3).any():
             raise TensorError(f"{self.name} holds the code 3, which stands for no trit: the checkpoint is damaged")
         return CodedRows((digits - np.uint8(1)).view(np.int8), self.row_scales[wanted], n_columns)
+
+
+def pack(codes: npt.NDArray[np.int8]) -> ByteArray:
+    """Return the bytes of ternary rows, their number a multiple of four, shape (n_rows / 4, n_columns)."""
+    digits = (codes.view(np.uint8) + np.uint8(1)).reshape(4, -1, codes.shape[1])
+    packed: ByteArray = digits[0] | digits[1] << 2 | digits[2] << 4 | digits[3] << 6
+    return packed
 
 
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:

@@ -44,6 +44,10 @@ OutputType = Annotated[
     str | None, typer.Option(help="Tensor type of the output layer, where it has its own (default: likewise).")
 ]
 AllowLossy = Annotated[bool, typer.Option("--allow-lossy", help="Go on where a tensor's own grid doesn't fit --type.")]
+MaxBits = Annotated[
+    float | None,
+    typer.Option(help="With auto: where no ternary type is exact, the type of least error of at most so many bits."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and the exact file size; write nothing.")]
 JsonOutput = Annotated[
     bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error as JSON lines.")
@@ -65,6 +69,7 @@ def convert(
     embedding_type: EmbeddingType = None,
     output_type: OutputType = None,
     allow_lossy: AllowLossy = False,
+    max_bits: MaxBits = None,
     dry_run: DryRun = False,
     json_output: JsonOutput = False,
     force: Force = False,
@@ -78,6 +83,7 @@ def convert(
         "embedding_type": embedding_type,
         "output_type": output_type,
         "allow_lossy": allow_lossy,
+        "max_bits": max_bits,
     }
     if dry_run:
         with show_progress(json_output) as progress:

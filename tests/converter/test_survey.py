@@ -148,7 +148,7 @@ def test_embeddings_and_output_get_the_type_that_was_asked_for(option: str, role
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"type": "q3_k"}, "unknown tensor type 'q3_k'; expected one of auto, bf16"),
+        ({"type": "q3_9"}, "unknown tensor type 'q3_9'; expected one of auto, bf16"),
         ({"target": "tpu"}, "unknown target 'tpu'; expected one of cpu, cuda"),
         ({"method": "gptq"}, "unknown method 'gptq'; expected one of absmean, mse"),
         ({"fallback": "q4_0"}, "unknown fallback 'q4_0'; expected f16"),

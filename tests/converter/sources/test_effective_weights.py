@@ -100,7 +100,8 @@ def test_a_type_with_wider_blocks_stops_with_its_error_and_the_alternatives(name
     found, expected = gguf_weights.read(out)[first], weights(name)[first]
     error = float(((found - expected) ** 2).sum() / (expected**2).sum()) ** 0.5
     assert f"by {error:.0%} (relative error)" in message
-    assert error > 0.1
+    # Q2_K has a scale per 16 columns, of 4 bits: a type with more would be exact.
+    assert error > (0.003 if type_name == "q2_k" else 0.1)
 
 
 def test_ternary_embeddings_and_output_can_stay_ternary(packed, tmp_path: Path) -> None:
