@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 ByteArray: TypeAlias = npt.NDArray[np.uint8]
+Codes: TypeAlias = npt.NDArray[np.int8]
 RowIndices: TypeAlias = npt.NDArray[np.int64]
 
 CHUNK_VALUES = 1 << 18  # a megabyte of float32 stays in a core's cache
@@ -77,7 +78,7 @@ class CodedRows:
     A weight is `code * scale` of the group of `group` neighbouring columns it lies in.
     """
 
-    codes: npt.NDArray[np.int8]
+    codes: Codes
     scales: Float32Array
     group: int
 
