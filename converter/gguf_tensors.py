@@ -21,7 +21,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, Keys, qu
 from tritgguf.converter import ggml_types
 from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
 from tritgguf.converter.metadata import Metadata, Scalar, Value
-from tritgguf.converter.tensors import ByteArray, Float32Array, RowIndices, SourceTensor
+from tritgguf.converter.tensors import ByteArray, Float32Array, RowIndices, SourceTensor, span
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -67,6 +67,10 @@ class GgufTensor(SourceTensor):
     @property
     def n_bytes(self) -> int:
         return self.data.nbytes
+
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        n_rows = math.prod(self.shape[:-1])
+        return [self.data.reshape(n_rows, -1)[span(rows, n_rows)].reshape(-1)]
 
     def read_bytes(self, rows: slice | RowIndices) -> ByteArray:
         """Return those rows as they are stored, shape (n_rows, row bytes)."""

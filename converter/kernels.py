@@ -1,9 +1,9 @@
 """Compiled loops: what numpy does in several passes over memory, numba does in one.
 
-A kernel is a loop in plain Python that stands beside the numpy code it replaces and gives the same bytes. It is compiled
-in a thread of its own when it is first wanted, and kept on disk (numba's cache: beside the module, or in the user's
-cache folder, or in NUMBA_CACHE_DIR) for later runs. Until it is there numpy does the work, which it also does where numba
-can't, and for models so small that loading the compiler would take longer.
+A kernel is a loop in plain Python that stands beside the numpy code it replaces and gives the same bytes. It is
+compiled in a thread of its own when it is first wanted, and kept on disk for later runs (numba's cache: beside the
+module, in the user's cache folder, or in NUMBA_CACHE_DIR). Until it is there numpy does the work, which it also does
+where numba can't, and for models so small that loading the compiler would take longer.
 
 The variable TRITGGUF_KERNELS overrides this: `numpy` never compiles, `compiled` waits for each kernel.
 """
@@ -130,4 +130,3 @@ def prepare(n_bytes: int) -> None:
     """Say that so many bytes of weights are going to be read: the compiler is loaded if that is worth its time."""
     if n_bytes >= WORTH_BYTES:
         _compiler.start()
-

@@ -19,7 +19,7 @@ LANES = 16  # partial sums, each of every 16th value, then added in halves: the 
 def code_absmean(rows: Float32Array, group: int) -> CodedRows:
     """Code float32 rows, shape (n_rows, n_columns), by their groups' mean magnitude; the scale is stored as fp16."""
     means = mean_magnitudes(rows.reshape(-1, group)).reshape(len(rows), -1)
-    return code_beyond(rows, means / 2, fp16(means), group)
+    return code_beyond(rows, means / np.float32(2), fp16(means), group)
 
 
 def mean_magnitudes(groups: Float32Array) -> Float32Array:
@@ -30,11 +30,12 @@ def mean_magnitudes(groups: Float32Array) -> Float32Array:
         return means
     with np.errstate(over="ignore"):
         sums = _added_up(np.abs(groups).reshape(n_groups, -1, math.gcd(group, LANES)))
-    return sums / np.float32(group)
+    np.divide(sums, np.float32(group), out=means)
+    return means
 
 
 def _added_up(magnitudes: Float32Array) -> Float32Array:
-    sums = magnitudes[:, 0].copy()
+    sums: Float32Array = magnitudes[:, 0].copy()
     for step in range(1, magnitudes.shape[1]):
         sums += magnitudes[:, step]
     while sums.shape[1] > 1:

@@ -15,8 +15,8 @@ from tritgguf.converter.tensors import CodedRows, Float32Array
 
 Float64Array = npt.NDArray[np.float64]
 
-# Where a group's magnitudes lie between these, and its largest and smallest are no further apart than EXACT_RATIO, float64
-# holds every sum of up to LARGEST_GROUP float32 values exactly, and float32 a mean with an error far below MARGIN.
+# Where a group's magnitudes lie between these, its largest and smallest no further apart than EXACT_RATIO, float64
+# holds every sum of up to LARGEST_GROUP float32 values exactly, and float32 a mean with an error below MARGIN.
 LEAST, MOST, EXACT_RATIO, LARGEST_GROUP, MARGIN = 1e-30, 1e30, 2.0**20, 256, 2.0**-15
 LOW, HIGH, SUM, COUNT = range(4)
 STEP = 16  # values that are looked at together
@@ -25,7 +25,7 @@ STEP = 16  # values that are looked at together
 def code_mse(rows: Float32Array, group: int) -> CodedRows:
     """Code float32 rows, shape (n_rows, n_columns), with least squared error per group; the scale is stored as fp16."""
     scales = fp16(best_scales(rows.reshape(-1, group)).reshape(len(rows), -1))
-    return code_beyond(rows, scales / 2, scales, group)
+    return code_beyond(rows, scales / np.float32(2), scales, group)
 
 
 def best_scales(groups: Float32Array) -> Float32Array:
@@ -42,7 +42,8 @@ def best_scales(groups: Float32Array) -> Float32Array:
     largest_left_out = np.pad(descending[:, 1:], ((0, 0), (0, 1)))
     reproduced = (descending > means / 2) & (largest_left_out <= means / 2)
     best = np.where(reproduced, sums * means, -1).argmax(axis=1)
-    return means[np.arange(n_groups), best].astype(np.float32)
+    chosen: Float32Array = means[np.arange(n_groups), best].astype(np.float32)
+    return chosen
 
 
 def _brackets(groups: Float32Array, brackets: Float64Array) -> int:

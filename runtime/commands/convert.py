@@ -51,6 +51,9 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing file."
 Check = Annotated[
     bool, typer.Option("--check/--no-check", help="Compare the file's token ids with the source tokenizer's.")
 ]
+MaxShardSize = Annotated[
+    str | None, typer.Option(help="Split the file into parts of at most this size: bytes, or such as 500M or 4G.")
+]
 Threads = Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)]
 
 
@@ -68,6 +71,7 @@ def convert(
     json_output: JsonOutput = False,
     force: Force = False,
     check: Check = True,
+    max_shard_size: MaxShardSize = None,
     threads: Threads = None,
 ) -> None:
     """Convert a Hugging Face checkpoint, or a GGUF file, to a GGUF file with ternary tensors."""
@@ -77,6 +81,7 @@ def convert(
         "embedding_type": embedding_type,
         "output_type": output_type,
         "allow_lossy": allow_lossy,
+        "max_shard_size": max_shard_size,
     }
     if dry_run:
         with show_progress(json_output) as progress:
