@@ -4,6 +4,11 @@
 >>> convert("model/", "out.gguf", type="tq2_0")  # doctest: +SKIP
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from tritgguf.converter.errors import (
     EngineError,
     OutputError,
@@ -13,8 +18,10 @@ from tritgguf.converter.errors import (
     TritggufError,
     UnsupportedError,
 )
-from tritgguf.converter.pipeline import Conversion, convert, plan
-from tritgguf.converter.plan import FilePlan, TensorPlan
+
+if TYPE_CHECKING:
+    from tritgguf.converter.file_plan import FilePlan, TensorPlan
+    from tritgguf.converter.pipeline import Conversion, convert, plan
 
 __all__ = [
     "Conversion",
@@ -30,3 +37,17 @@ __all__ = [
     "convert",
     "plan",
 ]
+_HOMES = {
+    "Conversion": "pipeline",
+    "FilePlan": "file_plan",
+    "TensorPlan": "file_plan",
+    "convert": "pipeline",
+    "plan": "pipeline",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Loaded when first used: numpy and gguf take longer to load than the command line's help to print.
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,10 +10,10 @@ from gguf import Keys
 from tritgguf.converter import kernels
 from tritgguf.converter.architecture import architecture_for, context_length
 from tritgguf.converter.checkpoint import open_checkpoint, read_config_json
+from tritgguf.converter.file_plan import match_tensors, with_metadata
 from tritgguf.converter.metadata import Metadata, string
 from tritgguf.converter.model import Model
 from tritgguf.converter.model_config import DecoderConfig
-from tritgguf.converter.plan import match_tensors, with_metadata
 from tritgguf.converter.rope import trained_length
 from tritgguf.converter.tensors import SourceTensor
 from tritgguf.converter.tokenizer import has_tokenizer, read_tokenizer

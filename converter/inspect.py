@@ -22,6 +22,7 @@ from tritgguf.converter import safetensors_files
 from tritgguf.converter.architecture import TensorSpec
 from tritgguf.converter.codec import Codec, codecs
 from tritgguf.converter.errors import TritggufError
+from tritgguf.converter.file_plan import FilePart, TensorPlan, with_metadata
 from tritgguf.converter.gguf_tensors import is_gguf, read_gguf
 from tritgguf.converter.metadata import uint32
 from tritgguf.converter.model import Model
@@ -29,7 +30,6 @@ from tritgguf.converter.model_config import ConfigJson
 from tritgguf.converter.parallel import n_threads, parallel
 from tritgguf.converter.parts import header_bytes
 from tritgguf.converter.pipeline import open_model
-from tritgguf.converter.plan import FilePart, TensorPlan, with_metadata
 from tritgguf.converter.progress import Progress, counted
 from tritgguf.converter.source import read_source
 from tritgguf.converter.survey import Request, choose_type, with_scale_tensor

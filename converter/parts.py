@@ -15,8 +15,8 @@ import numpy as np
 from gguf import GGUFValueType, GGUFWriter, Keys
 
 from tritgguf.converter.errors import UnsupportedError
+from tritgguf.converter.file_plan import FilePart, TensorPlan, aligned
 from tritgguf.converter.metadata import Metadata, Value
-from tritgguf.converter.plan import FilePart, TensorPlan, aligned
 
 NUMBER, COUNT, TENSOR_COUNT = (
     Keys.Split.LLM_KV_SPLIT_NO,

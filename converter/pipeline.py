@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 
 from tritgguf.converter.codec import codec_named
 from tritgguf.converter.errors import SourceError, UnsupportedError
+from tritgguf.converter.file_plan import FilePlan, TensorPlan, with_metadata
 from tritgguf.converter.gguf_model import open_gguf_model
 from tritgguf.converter.gguf_tensors import is_gguf
 from tritgguf.converter.hf_model import open_hf_model
@@ -22,7 +23,6 @@ from tritgguf.converter.metadata import Metadata, uint32
 from tritgguf.converter.model import Model
 from tritgguf.converter.parallel import n_threads
 from tritgguf.converter.parts import lay_out, part_paths
-from tritgguf.converter.plan import FilePlan, TensorPlan, with_metadata
 from tritgguf.converter.progress import Progress, counted
 from tritgguf.converter.survey import Request, survey
 from tritgguf.converter.targets import SLOW_ON_X86, is_x86

@@ -10,12 +10,12 @@ import numpy as np
 from tritgguf.converter.architecture import TensorSpec
 from tritgguf.converter.codec import Codec, FloatCodec, Stored, TernaryCodec, codec_named, codecs
 from tritgguf.converter.errors import TensorError, UnsupportedError
+from tritgguf.converter.file_plan import TensorPlan
 from tritgguf.converter.gguf_tensors import GgufTensor
 from tritgguf.converter.grids import Grid, find_grid
 from tritgguf.converter.method import Method, method_named
 from tritgguf.converter.parallel import parallel
 from tritgguf.converter.parts import size_in_bytes
-from tritgguf.converter.plan import TensorPlan
 from tritgguf.converter.progress import Step
 from tritgguf.converter.targets import ternary_types
 from tritgguf.converter.tensors import SourceTensor

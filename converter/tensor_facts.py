@@ -11,8 +11,8 @@ import numpy as np
 from tritgguf.converter.architecture import TensorSpec
 from tritgguf.converter.codec import FloatCodec, TernaryCodec, codecs
 from tritgguf.converter.errors import TritggufError
+from tritgguf.converter.file_plan import TensorPlan
 from tritgguf.converter.grids import Grid, find_grid
-from tritgguf.converter.plan import TensorPlan
 from tritgguf.converter.survey import with_scale_tensor
 from tritgguf.converter.tensors import SourceTensor
 

@@ -15,11 +15,11 @@ import numpy as np
 from tritgguf.converter.architecture import TensorSpec
 from tritgguf.converter.codec import FloatCodec, Stored, TernaryCodec
 from tritgguf.converter.errors import OutputError, TensorError
+from tritgguf.converter.file_plan import FilePart, FilePlan, TensorPlan
 from tritgguf.converter.gguf_tensors import GgufTensor
 from tritgguf.converter.grids import code_on_grid
 from tritgguf.converter.method import Method
 from tritgguf.converter.parallel import parallel
-from tritgguf.converter.plan import FilePart, FilePlan, TensorPlan
 from tritgguf.converter.progress import Step
 from tritgguf.converter.tensors import (
     ByteArray,

@@ -6,21 +6,21 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from tritgguf import converter
-from tritgguf.converter.codec import codecs
-from tritgguf.converter.method import methods
-from tritgguf.converter.pipeline import Choices, Conversion
-from tritgguf.converter.plan import FilePlan
+from tritgguf.converter.registry import names
 from tritgguf.converter.targets import TERNARY_TYPES
 from tritgguf.runtime.progress import show_progress
 
-TYPES = ", ".join(name for name, codec in codecs().items() if codec.for_linear)
+if TYPE_CHECKING:
+    from tritgguf.converter.file_plan import FilePlan
+    from tritgguf.converter.pipeline import Choices, Conversion
+
+TYPES = ", ".join(name for name in names("tritgguf.converter.codecs") if name != "f32")  # which is for norms
+METHODS = ", ".join(names("tritgguf.converter.methods"))
 
 
 # The options, by the names of the function's parameters.
@@ -30,9 +30,7 @@ ModelPath = Annotated[
 OutPath = Annotated[Path | None, typer.Argument(help="GGUF file to write; not needed with --dry-run.")]
 TypeName = Annotated[str, typer.Option(help=f"Tensor type of the linear layers: auto (smallest exact) or {TYPES}.")]
 Target = Annotated[str, typer.Option("--for", help=f"What auto chooses for: {', '.join(TERNARY_TYPES)}.")]
-MethodName = Annotated[
-    str, typer.Option(help=f"How linear layers that aren't ternary yet are made so: {', '.join(methods())}.")
-]
+MethodName = Annotated[str, typer.Option(help=f"How linear layers that aren't ternary yet are made so: {METHODS}.")]
 Fallback = Annotated[
     str | None, typer.Option(help="Type of linear layers whose rows don't fit --type: f16; without it, stop.")
 ]
@@ -124,6 +122,9 @@ def _print_plan(plan: FilePlan, json_output: bool) -> None:
     if json_output:
         print(json.dumps(plan.as_json()))
         return
+    from rich.console import Console  # not at the top: help shouldn't wait for it
+    from rich.table import Table
+
     table = Table("tensor", "type", "shape", "bytes", "exact", "reason", box=None, pad_edge=False)
     for tensor in plan.tensors:
         exact = {True: "yes", False: "no", None: "?"}[tensor.exact]
