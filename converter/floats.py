@@ -13,6 +13,7 @@ from tritgguf.converter.tensors import Float32Array
 Words = npt.NDArray[np.unsignedinteger[Any]]
 Half = npt.NDArray[np.uint16]
 
+FLOAT_VIEWS = {"F32": "<u4", "F16": "<u2", "BF16": "<u2"}  # the words that hold each
 LARGEST_F16 = np.float32(65504)
 
 

@@ -40,7 +40,7 @@ def open_gguf_model(path: Path) -> Model:
         specs=[_spec(tensor) for tensor in file.tensors.values()],
         tensors=file.tensors,
         metadata=architecture | kept,
-        tokenizer=carried_tokenizer(path) if _has_vocabulary(file) else None,
+        tokenizer=carried_tokenizer(file.path) if _has_vocabulary(file) else None,
         notes=[],
         scale_tensors=False,
         targets=next((a.targets for a in architectures() if a.name == file.architecture), tuple(TERNARY_TYPES)),

@@ -23,6 +23,7 @@ NUMBER, COUNT, TENSOR_COUNT = (
     Keys.Split.LLM_KV_SPLIT_COUNT,
     Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT,
 )
+KEYS = (NUMBER, COUNT, TENSOR_COUNT)
 MOST_PARTS = 1 << 16  # split.count is a 16-bit number
 _NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tritgguf.converter.errors import SourceError, TensorError
-from tritgguf.converter.floats import widened
+from tritgguf.converter.floats import FLOAT_VIEWS, widened
 from tritgguf.converter.mapped import mapped
 from tritgguf.converter.tensors import ByteArray, Float32Array, RowIndices, SourceTensor, span
 
@@ -27,7 +27,6 @@ ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
-FLOAT_VIEWS = {"F32": "<u4", "F16": "<u2", "BF16": "<u2"}  # as words, whose floats floats.py knows
 
 
 @dataclass(frozen=True)

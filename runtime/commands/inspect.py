@@ -113,7 +113,6 @@ def _grid(tensor: TensorFacts) -> str:
 
 def _types(tensor: TensorFacts) -> str:
     """The ternary types where there are any, else floats: of those the larger ones hold what the smaller hold."""
-
     from tritgguf.converter.codec import codecs
 
     known = codecs()
@@ -130,6 +129,8 @@ def _zeros(alike: list[TensorFacts]) -> str:
 
 
 def _size_table(found: Inspection) -> Table:
+    from rich.table import Table
+
     table = Table("--type", box=None, pad_edge=False)
     table.add_column("file", justify="right")
     for title in ("linear layers exact", "runs on"):

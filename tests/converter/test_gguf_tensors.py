@@ -255,16 +255,6 @@ def test_random_damage_never_escapes(small: Path) -> None:
     assert not any("\n" in line for line in lines)
 
 
-def test_parts_of_a_model_are_refused(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "part.gguf", "llama")
-    writer.add_uint16("split.count", 3)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    with pytest.raises(UnsupportedError, match=r"one of 3 parts.*--merge"):
-        read_gguf(tmp_path / "part.gguf")
-
-
 def test_types_that_gguf_cannot_dequantize(tmp_path: Path) -> None:
     kind = GGMLQuantizationType.Q8_K
     tensors = read_gguf(write(tmp_path / "out.gguf", {"x": (stored_rows(kind, 2, 256), kind)})).tensors
