@@ -19,15 +19,17 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, Keys, quants
 
 from tritgguf.converter import ggml_types, parts
+from tritgguf.converter.codec import TernaryCodec, codec_named
 from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
 from tritgguf.converter.floats import FLOAT_VIEWS, widened
 from tritgguf.converter.gguf_cursor import Cursor, Described
 from tritgguf.converter.metadata import Metadata
-from tritgguf.converter.tensors import ByteArray, Float32Array, RowIndices, SourceTensor, span
+from tritgguf.converter.tensors import ByteArray, CodedRows, Float32Array, RowIndices, SourceTensor, span
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
+TERNARY = ("TQ1_0", "TQ2_0", "Q2_0")  # types that hold little else; this package reads them faster than gguf's
 _PREAMBLE = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of key-value pairs
 assert ggml_types.Q2_0  # the import makes GGMLQuantizationType and quants know Q2_0
 
@@ -67,6 +69,8 @@ class GgufTensor(SourceTensor):
             values, all_finite = widened(stored.view(FLOAT_VIEWS[self.dtype]), self.dtype)
             if all_finite:
                 return values
+        if self.dtype in TERNARY and (coded := self._coded(stored)) is not None:
+            return coded.dequantize()
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 values = quants.dequantize(stored, self.ggml_type)
@@ -81,6 +85,16 @@ class GgufTensor(SourceTensor):
                 "rows read; expected finite weights: the file is damaged, fetch it again"
             )
         return values
+
+    def _coded(self, stored: ByteArray) -> CodedRows | None:
+        """Return rows of a ternary type as codes and finite scales, or None where they are something else."""
+        codec = codec_named(self.dtype.lower())
+        assert isinstance(codec, TernaryCodec)
+        try:
+            coded = codec.unpack(stored)
+        except TensorError:
+            return None
+        return coded if np.isfinite(coded.scales).all() else None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from functools import cache
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,6 +16,7 @@ def names(package: str) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
 
 
+@cache
 def offered(package: str, attribute: str, kind: type[T]) -> tuple[T, ...]:
     """Return `attribute` of every module in `package`, ordered by module name; each must be a `kind`."""
     modules = names(package)

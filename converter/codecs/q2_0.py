@@ -5,6 +5,7 @@ which no ternary tensor has. The layout is that of ggml's `block_q2_0`; its scal
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from tritgguf.converter.codec import TernaryCodec, block_scales, stored_scales
 from tritgguf.converter.errors import TensorError
@@ -45,7 +46,10 @@ class Q20(TernaryCodec):
                 "Q2_0 data holds the code 3, twice the scale, but ternary values end at once the scale: "
                 "read the tensor as floats instead"
             )
-        codes = CODES_OF_BYTE[packed].view(np.int8)
+        fours = np.empty(packed.shape, np.uint32)
+        if TRITS(np.ascontiguousarray(packed).reshape(-1), fours.reshape(-1)) is None:
+            fours = CODES_OF_BYTE[packed]
+        codes = fours.view(np.int8)
         scales = stored_scales(blocks[..., :SCALE_BYTES])
         negative = scales < 0
         if negative.any():
@@ -62,5 +66,12 @@ def _fours(codes: Codes, blocks: ByteArray) -> int:
     return 0
 
 
+def _trits(packed: ByteArray, fours: npt.NDArray[np.uint32]) -> int:
+    for index in range(len(packed)):
+        fours[index] = CODES_OF_BYTE[packed[index]]
+    return 0
+
+
+TRITS = Kernel(_trits)
 FOURS = Kernel(_fours)
 CODEC = Q20()

@@ -37,16 +37,10 @@ class TQ10(TernaryCodec):
     def unpack(self, stored: ByteArray) -> CodedRows:
         n_rows = len(stored)
         blocks = stored.reshape(n_rows, -1, self.block_bytes)
-        codes = np.empty((n_rows, blocks.shape[1], self.block), np.int8)
-        position = 0
-        for first, n_digits, n_bytes in SECTIONS:
-            fraction = blocks[..., position : position + n_bytes].copy()
-            for digit in range(n_digits):
-                tripled = fraction.astype(np.uint16) * 3
-                start = first + digit * n_bytes
-                codes[..., start : start + n_bytes] = (tripled >> 8).astype(np.int8) - 1
-                fraction = tripled.astype(np.uint8)  # keeps the low byte: the digits still to come
-            position += n_bytes
+        codes: Codes = np.empty((n_rows, blocks.shape[1], self.block), np.int8)
+        flat = np.ascontiguousarray(blocks).reshape(-1, self.block_bytes)
+        if UNPACK(flat, codes.reshape(-1, self.block)) is None:
+            _unpack(flat, codes.reshape(-1, self.block))
         return CodedRows(codes.reshape(n_rows, -1), stored_scales(blocks[..., CODE_BYTES:]), self.block)
 
 
@@ -60,6 +54,33 @@ def _pack(codes: Codes, blocks: ByteArray) -> None:
             number += section[:, digit] * np.uint8(3 ** (4 - digit))
         blocks[:, position : position + n_bytes] = FRACTIONS[number]
         position += n_bytes
+
+
+def _unpack(blocks: ByteArray, codes: Codes) -> None:
+    position = 0
+    for first, n_digits, n_bytes in SECTIONS:
+        fraction = blocks[:, position : position + n_bytes]
+        for digit in range(n_digits):
+            tripled = fraction.astype(np.uint16) * 3
+            start = first + digit * n_bytes
+            codes[:, start : start + n_bytes] = (tripled >> 8).astype(np.int8) - 1
+            fraction = tripled.astype(np.uint8)  # keeps the low byte: the digits still to come
+        position += n_bytes
+
+
+def _unpack_loop(blocks: ByteArray, codes: Codes) -> int:
+    for number in range(len(blocks)):
+        packed, trits = blocks[number], codes[number]
+        position = 0
+        for first, n_digits, n_bytes in SECTIONS:
+            for byte in range(n_bytes):
+                fraction = np.uint32(packed[position + byte])
+                for digit in range(n_digits):
+                    fraction *= np.uint32(3)
+                    trits[first + digit * n_bytes + byte] = (fraction >> np.uint32(8)) - 1
+                    fraction &= np.uint32(255)
+            position += n_bytes
+    return 0
 
 
 def _pack_loop(codes: Codes, blocks: ByteArray) -> int:
@@ -81,5 +102,6 @@ def _pack_loop(codes: Codes, blocks: ByteArray) -> int:
     return 0
 
 
+UNPACK = Kernel(_unpack_loop)
 PACK = Kernel(_pack_loop)
 CODEC = TQ10()

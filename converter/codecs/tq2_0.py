@@ -32,11 +32,14 @@ class TQ20(TernaryCodec):
     def unpack(self, stored: ByteArray) -> CodedRows:
         n_rows = len(stored)
         blocks = stored.reshape(n_rows, -1, self.block_bytes)
-        packed = blocks[..., :CODE_BYTES].reshape(n_rows, -1, 2, 1, 32)
-        digits = packed >> np.array([0, 2, 4, 6], np.uint8).reshape(4, 1) & 3
-        if (digits == 3).any():
+        codes: Codes = np.empty((n_rows, blocks.shape[1] * self.block), np.int8)
+        n_invalid = UNPACK(np.ascontiguousarray(blocks).reshape(-1, self.block_bytes), codes.reshape(-1, self.block))
+        if n_invalid is None:
+            packed = blocks[..., :CODE_BYTES].reshape(n_rows, -1, 2, 1, 32)
+            digits = packed >> np.array([0, 2, 4, 6], np.uint8).reshape(4, 1) & 3
+            codes, n_invalid = (digits.reshape(n_rows, -1) - np.uint8(1)).view(np.int8), int((digits == 3).sum())
+        if n_invalid:
             raise TensorError("TQ2_0 data holds the code 3, which stands for no ternary value: the file is damaged")
-        codes = (digits.reshape(n_rows, -1) - np.uint8(1)).view(np.int8)
         return CodedRows(codes, stored_scales(blocks[..., CODE_BYTES:]), self.block)
 
 
@@ -59,5 +62,22 @@ def _pairs(codes: Codes, blocks: ByteArray, offset: int) -> int:
     return 0
 
 
+def _unpack(blocks: ByteArray, codes: Codes) -> int:
+    """Fill in the codes of each block; return how many bytes hold one that stands for nothing."""
+    n_invalid = 0
+    for number in range(len(blocks)):
+        for half in range(2):
+            packed = blocks[number, half * 32 : half * 32 + 32]
+            trits = codes[number, half * 128 : half * 128 + 128]
+            for byte in range(32):
+                n_invalid += packed[byte] & packed[byte] >> 1 & 0b01010101 != 0
+                trits[byte] = (packed[byte] & 3) - 1
+                trits[byte + 32] = (packed[byte] >> 2 & 3) - 1
+                trits[byte + 64] = (packed[byte] >> 4 & 3) - 1
+                trits[byte + 96] = (packed[byte] >> 6) - 1
+    return n_invalid
+
+
+UNPACK = Kernel(_unpack)
 PAIRS = Kernel(_pairs)
 CODEC = TQ20()
