@@ -21,7 +21,10 @@ from typing import Any
 
 import numpy.typing as npt
 
+from tritgguf.converter.errors import UnsupportedError
+
 VARIABLE = "TRITGGUF_KERNELS"
+MODES = ("auto", "numpy", "compiled")
 WORTH_BYTES = 200_000_000  # numpy reads as much in the time that it takes to load the compiler
 
 Loop = Callable[..., int]
@@ -43,10 +46,11 @@ class Kernel:
 
     def __call__(self, *arguments: Argument) -> int | None:
         """Run the compiled loop and return its result; None where there is none (yet), and nothing was done."""
-        if self.compiled is None:
-            _compiler.want(self, arguments)
-            if self.compiled is None:
-                return None
+        how = mode()
+        if self.compiled is None and how != "numpy":
+            _compiler.want(self, arguments, waits=how == "compiled")
+        if self.compiled is None or how == "numpy":
+            return None
         return self.compiled(*arguments)
 
 
@@ -61,7 +65,7 @@ class _Compiler:
 
     def start(self) -> None:
         with self.lock:
-            if self.thread is None and mode() != "numpy":
+            if self.thread is None:
                 self.thread = threading.Thread(target=self._run, name="kernels", daemon=True)
                 self.thread.start()
                 # A process that ends within machine code of a daemon thread may crash.
@@ -75,12 +79,11 @@ class _Compiler:
             self.requests.put(None)
             self.thread.join()
 
-    def want(self, kernel: Kernel, arguments: tuple[Argument, ...]) -> None:
-        """Ask for a kernel that takes such arguments; the first asks for all."""
-        waits = mode() == "compiled"
+    def want(self, kernel: Kernel, arguments: tuple[Argument, ...], *, waits: bool) -> None:
+        """Ask for a kernel that takes such arguments, unless that was done already."""
         if waits:
             self.start()
-        if self.thread is None or mode() == "numpy":
+        if self.thread is None:
             return
         with self.lock:
             if not kernel.wanted:
@@ -122,11 +125,14 @@ _compiler = _Compiler()
 
 
 def mode() -> str:
-    """Return how kernels are used: `auto`, `numpy` or `compiled`."""
-    return os.environ.get(VARIABLE, "auto")
+    """Return how kernels are used; raise UnsupportedError where the variable says something else."""
+    chosen = os.environ.get(VARIABLE, MODES[0])
+    if chosen not in MODES:
+        raise UnsupportedError(f"{VARIABLE} is {chosen!r}; expected one of {', '.join(MODES)}")
+    return chosen
 
 
 def prepare(n_bytes: int) -> None:
     """Say that so many bytes of weights are going to be read: the compiler is loaded if that is worth its time."""
-    if n_bytes >= WORTH_BYTES:
+    if mode() == "auto" and n_bytes >= WORTH_BYTES:
         _compiler.start()

@@ -109,6 +109,7 @@ def blocks(packing: str) -> dict[str, np.ndarray]:
         "BF16": bf16["plain"].view(np.uint8),
         "linear": bf16["3" if packing == "ternary" else "plain"].view(np.uint8),
         "U8": (digits * places[:, None]).sum(axis=0, dtype=np.uint8),
+        "scale": np.array([0x3E80], "<u2").view(np.uint8),  # a quarter
         "F32": (np.abs(weights) + np.float32(0.001)).astype("<f4").view(np.uint8),
     }
 
@@ -150,7 +151,8 @@ def _write_shard(path: Path, shard: list[Entry], made: dict[str, np.ndarray]) ->
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for number, entry in enumerate(shard):
-            block = made["linear" if entry[1] == "BF16" and "_proj.weight" in entry[0] else entry[1]]
+            kind = {"_proj.weight": "linear", "weight_scale": "scale"}.get(entry[0][-12:], entry[1])
+            block = made[kind if entry[1] == "BF16" else entry[1]]
             left, start = _n_bytes(entry), number * 4096 % (len(block) // 2)
             while left:
                 part = block[start : start + left]
