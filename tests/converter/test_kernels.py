@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ from hypothesis import strategies as st
 
 from tests import checkpoints, packed_checkpoints
 from tritgguf.converter import TensorError, UnsupportedError, convert, kernels, tensors, writer
+from tritgguf.converter.checkpoint import open_checkpoint
 from tritgguf.converter.codec import TernaryCodec, codecs
 from tritgguf.converter.codecs.q2_0 import CODEC as Q2_0
+from tritgguf.converter.codecs.tq2_0 import CODEC as TQ2_0
 from tritgguf.converter.floats import narrowed, widened
 from tritgguf.converter.grids import code_on_grid, find_grid
 from tritgguf.converter.method import methods
+from tritgguf.converter.methods.absmean import mean_magnitudes
+from tritgguf.converter.methods.mse import best_scales
 from tritgguf.converter.tensors import CodedRows
 
 TERNARY = [codec for codec in codecs().values() if isinstance(codec, TernaryCodec)]
@@ -101,6 +106,18 @@ def test_methods(method, group: int, values: np.ndarray) -> None:
     assert_same(coded)
 
 
+@pytest.mark.parametrize("group", [32, 64, 256])
+@pytest.mark.parametrize("scales", [mean_magnitudes, best_scales], ids=["absmean", "mse"])
+@examples
+@given(values=rows())
+def test_scales_before_they_are_rounded(scales, group: int, values: np.ndarray) -> None:
+    def found() -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return scales(values.reshape(-1, group))
+
+    assert_same(found)
+
+
 @pytest.mark.parametrize("codec", TERNARY, ids=lambda codec: codec.name)
 @examples
 @given(seed=seeds, n_rows=st.integers(1, 3), n_blocks=st.integers(1, 3))
@@ -114,6 +131,15 @@ def test_ternary_codecs(codec: TernaryCodec, seed: int, n_rows: int, n_blocks: i
     assert_same(coded.dequantize)
     damaged = rng.integers(0, 256, (n_rows, n_blocks * codec.block_bytes), np.uint8)
     assert_same(lambda: codec.unpack(damaged))
+
+
+@pytest.mark.parametrize("shift", [0, 2, 4, 6])
+@pytest.mark.parametrize("byte", [0, 31, 32, 63])
+def test_one_invalid_code_is_refused(byte: int, shift: int) -> None:
+    stored = TQ2_0.pack(CodedRows(np.zeros((2, 512), np.int8), np.ones((2, 2), np.float32), 256))
+    stored[1, 66 + byte] |= 3 << shift
+    with computed_by("compiled"), pytest.raises(TensorError, match="code 3"):
+        TQ2_0.unpack(stored)
 
 
 @examples
@@ -131,11 +157,11 @@ def test_every_16_bit_float_is_widened_the_same(dtype: str, kind: str) -> None:
     limit = {"BF16": 0x7F80, "F16": 0x7C00}[dtype]
     finite = words[(words & 0x7FFF).max(axis=1) < limit]
     assert_same(lambda: widened(finite, dtype))
-    for row in words:
-        with computed_by("numpy"):
-            expected = widened(row, dtype)[1]
-        with computed_by("compiled"):
-            assert widened(row, dtype)[1] == expected
+    with computed_by("compiled"):
+        for word in (limit, limit + 1, limit | 0x8000, 0xFFFF):
+            assert widened(np.array([0, word, 1], kind), dtype)[1] is False
+        for word in (limit - 1, limit - 1 | 0x8000):
+            assert widened(np.array([0, word, 1], kind), dtype)[1] is True
 
 
 @examples
@@ -167,6 +193,24 @@ def test_halfway_between_fp16_values_and_at_its_ends() -> None:
 @given(values=rows(), group=st.sampled_from([32, 64, 256]))
 def test_codes_on_a_grid(values: np.ndarray, group: int) -> None:
     assert_same(lambda: code_on_grid(values, group))
+
+
+@pytest.mark.parametrize(
+    ("name", "byte", "message"),
+    [("falcon3", 0b11, "code 3"), ("14b-seed", 81, "byte 81"), ("14b-padded", 255, "byte 255")],
+)
+def test_damaged_packings_are_refused(name: str, byte: int, message: str, tmp_path: Path) -> None:
+    folder = source(name, tmp_path / "model")
+    opened = open_checkpoint(folder).tensors
+    assert opened is not None
+    tensor = next(t for t in opened.values() if isinstance(t, tensors.CodedTensor))
+    assert_same(lambda: tensor.read_codes(np.arange(tensor.shape[0])[::-1]))
+    data = tensor.stored.data.copy()
+    data[len(data) // 2] = byte
+    damaged = replace(tensor, stored=replace(tensor.stored, data=data))
+    for how in ("numpy", "compiled"):
+        with computed_by(how), pytest.raises(TensorError, match=message):
+            damaged.read_codes(slice(None))
 
 
 class Rows(tensors.SourceTensor):
@@ -261,7 +305,8 @@ coded = method_named("mse").code(np.ones((2, 256), np.float32), 256)
 
 def test_a_small_model_never_waits_for_the_compiler(tmp_path: Path) -> None:
     folder = checkpoints.build("llama-gqa", tmp_path / "model")
-    code = f"import sys; from tritgguf.converter import plan; plan({str(folder)!r}, 'tq2_0'); print('numba' in sys.modules)"
+    code = f"from tritgguf.converter import plan; plan({str(folder)!r}, 'tq2_0')"
+    code += "\nimport sys; print('numba' in sys.modules)"
     assert run(code, TRITGGUF_KERNELS="auto") == "False"
 
 
