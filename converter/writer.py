@@ -77,7 +77,9 @@ def whole_files(paths: Sequence[Path], plan: FilePlan) -> Iterator[list[OpenPart
             yield opened
             for part in opened:
                 os.fsync(part.file.fileno())
-        # The first part comes last: a program that finds it finds all.
+        # The first part goes first and comes last: a program that finds it finds all of one conversion.
+        if len(paths) > 1:
+            paths[0].unlink(missing_ok=True)
         for path, target in reversed(list(zip(partial, paths, strict=True))):
             path.replace(target)
             renamed.append(target)
