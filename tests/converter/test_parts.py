@@ -57,8 +57,9 @@ def test_a_part_takes_what_fits(model: Path) -> None:
     assert len(first.tensors) > 2
     same = plan(model, "tq2_0", max_shard_size=first.file_bytes).parts[0]
     less = plan(model, "tq2_0", max_shard_size=first.file_bytes - 1).parts[0]
-    assert same.tensors == first.tensors
-    assert less.tensors == first.tensors[:-1]
+    names = [[tensor.spec.name for tensor in part.tensors] for part in (first, same, less)]
+    assert names[1] == names[0]
+    assert names[2] == names[0][:-1]
 
 
 def test_a_file_that_fits_stays_one(model: Path, tmp_path: Path) -> None:
