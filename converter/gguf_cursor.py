@@ -17,7 +17,7 @@ Described = tuple[GGMLQuantizationType, tuple[int, ...], int]  # type, shape, of
 MAX_DIMENSIONS = 4
 
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
-_NUMBERS = {
+NUMBERS = {
     GGUFValueType.UINT8: "<u1",
     GGUFValueType.INT8: "<i1",
     GGUFValueType.UINT16: "<u2",
@@ -92,7 +92,7 @@ class Cursor:
     def _scalar(self, kind: GGUFValueType) -> Scalar:
         if kind is GGUFValueType.STRING:
             return self._text()
-        layout = np.dtype(_NUMBERS[kind])
+        layout = np.dtype(NUMBERS[kind])
         number: Scalar = np.frombuffer(self._take(layout.itemsize), layout)[0].item()
         return number
 
@@ -101,7 +101,7 @@ class Cursor:
         if element is GGUFValueType.ARRAY:
             raise ValueError("an array of arrays")
         if element is not GGUFValueType.STRING:
-            layout = np.dtype(_NUMBERS[element])
+            layout = np.dtype(NUMBERS[element])
             numbers = np.frombuffer(self._take(length * layout.itemsize), layout).tolist()
             return Value(numbers, GGUFValueType.ARRAY, element)
         strings = [self._string() for _ in range(length)]

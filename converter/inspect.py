@@ -24,11 +24,11 @@ from tritgguf.converter.codec import Codec, codecs
 from tritgguf.converter.errors import TritggufError
 from tritgguf.converter.file_plan import FilePart, TensorPlan, with_metadata
 from tritgguf.converter.gguf_tensors import is_gguf, read_gguf
+from tritgguf.converter.header import header_bytes
 from tritgguf.converter.metadata import uint32
 from tritgguf.converter.model import Model
 from tritgguf.converter.model_config import ConfigJson
 from tritgguf.converter.parallel import n_threads, parallel
-from tritgguf.converter.parts import header_bytes
 from tritgguf.converter.pipeline import open_model
 from tritgguf.converter.progress import Progress, counted
 from tritgguf.converter.source import read_source

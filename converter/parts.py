@@ -7,15 +7,14 @@ Parts are llama.cpp's: `NAME-00001-of-00003.gguf`, the first with all keys, each
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from gguf import GGUFValueType, GGUFWriter, Keys
+from gguf import GGUFValueType, Keys
 
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.file_plan import FilePart, TensorPlan, aligned
+from tritgguf.converter.header import entry_bytes, header_bytes
 from tritgguf.converter.metadata import Metadata, Value
 
 NUMBER, COUNT, TENSOR_COUNT = (
@@ -65,7 +64,7 @@ def lay_out(metadata: Metadata, tensors: Sequence[TensorPlan], max_bytes: int | 
         return (whole,)
     little: Metadata = {Keys.General.ARCHITECTURE: metadata[Keys.General.ARCHITECTURE]}
     least = len(header_bytes({**little, **_split_keys(0, 0, 0)}, ()))
-    first = len(whole.header) - sum(map(_entry_bytes, tensors)) + least - len(header_bytes(little, ()))
+    first = len(whole.header) - sum(map(entry_bytes, tensors)) + least - len(header_bytes(little, ()))
     groups = _grouped(tensors, first, least, max_bytes)
     if len(groups) >= MOST_PARTS:
         raise UnsupportedError(f"files of at most {max_bytes} bytes would be {len(groups)} parts: allow larger ones")
@@ -84,36 +83,12 @@ def _grouped(tensors: Sequence[TensorPlan], first: int, least: int, max_bytes: i
     group: tuple[TensorPlan, ...] = ()
     header, data = first, 0
     for tensor in tensors:
-        header, data = header + _entry_bytes(tensor), data + aligned(tensor.n_bytes)
+        header, data = header + entry_bytes(tensor), data + aligned(tensor.n_bytes)
         if group and aligned(header) + data > max_bytes:
             groups.append(group)
-            group, header, data = (), least + _entry_bytes(tensor), aligned(tensor.n_bytes)
+            group, header, data = (), least + entry_bytes(tensor), aligned(tensor.n_bytes)
         group = (*group, tensor)
     return [*groups, group]
-
-
-def _entry_bytes(tensor: TensorPlan) -> int:
-    """Return the size of a tensor's entry in the header: name, number of dimensions, these, type and offset."""
-    return 8 + len(tensor.spec.name.encode()) + 4 + 8 * len(tensor.spec.shape) + 4 + 8
-
-
-def header_bytes(metadata: Metadata, tensors: Sequence[TensorPlan]) -> bytes:
-    """Return a file's bytes up to the padding before the first tensor."""
-    keys = dict(metadata)
-    architecture = keys.pop(Keys.General.ARCHITECTURE)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "header.gguf"
-        writer = GGUFWriter(path, str(architecture.data))
-        for key, value in keys.items():
-            writer.add_key_value(key, value.data, value.type, value.element)
-        for tensor in tensors:
-            spec = tensor.spec
-            writer.add_tensor_info(spec.name, spec.shape, np.dtype(np.float32), tensor.n_bytes, tensor.codec.ggml_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.close()
-        return path.read_bytes()
 
 
 def _split_keys(number: int, n_parts: int, n_tensors: int) -> Metadata:

@@ -12,7 +12,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from tests.oracles import libggml
 from tritgguf.converter.errors import SourceError, TensorError, TritggufError, UnsupportedError
 from tritgguf.converter.gguf_tensors import is_gguf, read_gguf
-from tritgguf.converter.parts import header_bytes
+from tritgguf.converter.header import header_bytes
 
 FLOATS = ("F32", "F16", "BF16")
 QUANTIZED = (
