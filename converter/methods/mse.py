@@ -79,7 +79,8 @@ def _brackets(groups: Float32Array, brackets: Float64Array) -> int:
                 n_low += one if magnitude > low else nothing
                 high_sum += magnitude if magnitude > high else nothing
                 n_high += one if magnitude > high else nothing
-            if n_low == n_low_before and n_high == n_high_before:
+            settled = n_low == n_low_before and n_high == n_high_before
+            if settled:
                 break
             low, high = low_sum / n_low * down, high_sum / n_high * up
         kept, n_kept = 0.0, nothing
@@ -88,6 +89,8 @@ def _brackets(groups: Float32Array, brackets: Float64Array) -> int:
             kept += np.float64(magnitude) if magnitude > high else 0.0
             n_kept += one if magnitude > high else nothing
         bracket[LOW], bracket[HIGH], bracket[SUM], bracket[COUNT] = low, high, kept, n_kept
+        if settled and n_low == n_high:  # nothing lies between
+            bracket[HIGH] = low
     return 0
 
 
@@ -98,7 +101,7 @@ def _best(groups: Float32Array, brackets: Float64Array, scales: Float32Array) ->
         values, low, high = groups[number], brackets[number, LOW], brackets[number, HIGH]
         kept, n_kept = brackets[number, SUM], brackets[number, COUNT]
         n_between = 0
-        for start in range(0, len(values), STEP):
+        for start in range(0, len(values) if low < high else 0, STEP):
             n_inside = 0
             for index in range(start, start + STEP):
                 n_inside += (abs(values[index]) > low) & (abs(values[index]) <= high)
