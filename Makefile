@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 MODELS ?= models
 PYTEST_ARGS ?=
 
-.PHONY: demo demo-model test test-real lint types wheel-test golden clean
+.PHONY: demo demo-model test test-real lint types wheel-test golden bench clean
 
 $(VENV)/installed: pyproject.toml vendor/llama-cpp-python.json vendor/install_runtime.py
 	$(PYTHON) -m venv $(VENV)
@@ -57,6 +57,11 @@ golden: $(VENV)/installed  ## record the goldens again; needs torch and transfor
 	$(PY) -m tests.golden.record_bitnet
 	$(PY) -m tests.golden.record_packing
 	$(PY) -m tests.golden.record_exports
+
+bench: $(VENV)/installed  ## conversion times against llama.cpp's ways and cp; needs torch and 35 GB of disk
+	$(PY) -m pip install --quiet --editable ".[bench,golden]"
+	$(PY) -m tests.bench.conversion $(MODELS)/bench
+	$(PY) -m tests.bench.sizes $(MODELS)/bench-sizes
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,6 +4,11 @@
 >>> convert("model/", "out.gguf", type="tq2_0")  # doctest: +SKIP
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from tritgguf.converter.errors import (
     EngineError,
     OllamaError,
@@ -14,10 +19,12 @@ from tritgguf.converter.errors import (
     TritggufError,
     UnsupportedError,
 )
-from tritgguf.converter.pipeline import Conversion, convert, plan
-from tritgguf.converter.plan import FilePlan, TensorPlan
-from tritgguf.converter.quantize import Quantization, form_named, plan_quantization, quantize
-from tritgguf.converter.sources.base3 import unpack as unpack_base3
+
+if TYPE_CHECKING:
+    from tritgguf.converter.file_plan import FilePlan, TensorPlan
+    from tritgguf.converter.pipeline import Conversion, convert, plan
+    from tritgguf.converter.quantize import Quantization, form_named, plan_quantization, quantize
+    from tritgguf.converter.sources.base3 import unpack as unpack_base3
 
 __all__ = [
     "Conversion",
@@ -39,3 +46,22 @@ __all__ = [
     "quantize",
     "unpack_base3",
 ]
+_HOMES = {
+    "Conversion": "pipeline",
+    "FilePlan": "file_plan",
+    "Quantization": "quantize",
+    "TensorPlan": "file_plan",
+    "convert": "pipeline",
+    "form_named": "quantize",
+    "plan": "pipeline",
+    "plan_quantization": "quantize",
+    "quantize": "quantize",
+    "unpack_base3": "sources.base3",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Loaded when first used: numpy and gguf take longer to load than the command line's help to print.
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

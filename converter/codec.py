@@ -67,9 +67,16 @@ class FloatCodec(Codec):
         """Whether every finite value of that dtype comes back unchanged."""
         return dtype in self.holds_dtypes
 
+    def keeps(self, values: Float32Array) -> bool:
+        """Whether every one of these values comes back unchanged."""
+        try:
+            return np.array_equal(self.decode(self.encode(values)), values)
+        except TensorError:  # beyond the type's range, which is an error only if it is stored so
+            return False
+
     @abstractmethod
     def encode(self, values: Float32Array) -> ByteArray:
-        """Return the bytes of float32 rows, shape (n_rows, row bytes)."""
+        """Return the bytes of float32 rows, shape (n_rows, row bytes); raise TensorError where one is out of range."""
 
     @abstractmethod
     def decode(self, stored: ByteArray) -> Float32Array:

@@ -14,11 +14,10 @@ from typing import Any, TypeAlias
 import numpy.typing as npt
 
 from tritgguf.converter.codec import FloatCodec, codec_named
-from tritgguf.converter.errors import UnsupportedError
+from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.grids import Grid
 from tritgguf.converter.registry import offered
 from tritgguf.converter.safetensors_layout import Entry
-from tritgguf.converter.survey import encode
 from tritgguf.converter.tensors import ByteArray, CodedRows, Float32Array, RowIndices, SourceTensor, row_chunks
 
 Piece: TypeAlias = tuple[str, int, ByteArray]  # the entry, the offset in it, the bytes that stand there
@@ -70,7 +69,10 @@ class FloatPacking:
 
     def pack(self, name: str, chunk: slice, values: Float32Array) -> tuple[Piece, Float32Array]:
         """Return the bytes of some rows, and the values that they stand for."""
-        stored = encode(self.codec, values, name)
+        try:
+            stored = self.codec.encode(values)
+        except TensorError as error:
+            raise TensorError(f"{name}: {error}") from error
         return (name, chunk.start * stored.shape[1], stored), self.codec.decode(stored)
 
 

@@ -12,11 +12,11 @@ from tritgguf.converter.architecture import TensorSpec, architecture_for
 from tritgguf.converter.checkpoint import Checkpoint, open_checkpoint, read_config_json
 from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.export import FloatPacking, Packing, Scheme
+from tritgguf.converter.file_plan import match_tensors
+from tritgguf.converter.floats import FLOAT_VIEWS
 from tritgguf.converter.grids import Grid, find_grid
 from tritgguf.converter.parallel import parallel
-from tritgguf.converter.plan import match_tensors
 from tritgguf.converter.progress import Step
-from tritgguf.converter.safetensors_files import FLOAT_VIEWS
 from tritgguf.converter.safetensors_layout import Entry, Shard, shards
 from tritgguf.converter.survey import describe
 from tritgguf.converter.tensors import CodedTensor, SourceTensor

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gguf import Keys
 
+from tritgguf.converter import kernels
 from tritgguf.converter.architecture import TensorSpec, architectures
 from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_tensors import GgufFile, GgufTensor, read_gguf
@@ -26,6 +27,7 @@ REWRITTEN = (Keys.General.FILE_TYPE, Keys.General.QUANTIZATION_VERSION, Keys.Gen
 def open_gguf_model(path: Path) -> Model:
     """Open a GGUF file; raise SourceError or UnsupportedError where it is damaged or in parts."""
     file = read_gguf(path)
+    kernels.prepare(file.file_bytes)
     if file.architecture is None:
         raise SourceError(f"{path.name} has no {Keys.General.ARCHITECTURE}: it is no model, or damaged")
     if not any(LINEAR.match(name) for name in file.tensors):
@@ -38,7 +40,7 @@ def open_gguf_model(path: Path) -> Model:
         specs=[_spec(tensor) for tensor in file.tensors.values()],
         tensors=file.tensors,
         metadata=architecture | kept,
-        tokenizer=carried_tokenizer(path) if _has_vocabulary(file) else None,
+        tokenizer=carried_tokenizer(file.path) if _has_vocabulary(file) else None,
         notes=[],
         scale_tensors=False,
         targets=next((a.targets for a in architectures() if a.name == file.architecture), tuple(TERNARY_TYPES)),

@@ -16,34 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, Keys, quants
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, Keys, quants
 
-from tritgguf.converter import ggml_types
+from tritgguf.converter import ggml_types, parts
+from tritgguf.converter.codec import TernaryCodec, codec_named
 from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
-from tritgguf.converter.metadata import Metadata, Scalar, Value
-from tritgguf.converter.tensors import ByteArray, Float32Array, RowIndices, SourceTensor
+from tritgguf.converter.floats import FLOAT_VIEWS, widened
+from tritgguf.converter.gguf_cursor import Cursor, Described
+from tritgguf.converter.metadata import Metadata
+from tritgguf.converter.tensors import ByteArray, CodedRows, Float32Array, RowIndices, SourceTensor, span
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-MAX_DIMENSIONS = 4
 DEFAULT_ALIGNMENT = 32
-SPLIT_COUNT = "split.count"
-
+TERNARY = ("TQ1_0", "TQ2_0", "Q2_0")  # types that hold little else; this package reads them faster than gguf's
 _PREAMBLE = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of key-value pairs
-_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
-_NUMBERS = {
-    GGUFValueType.UINT8: "<u1",
-    GGUFValueType.INT8: "<i1",
-    GGUFValueType.UINT16: "<u2",
-    GGUFValueType.INT16: "<i2",
-    GGUFValueType.UINT32: "<u4",
-    GGUFValueType.INT32: "<i4",
-    GGUFValueType.FLOAT32: "<f4",
-    GGUFValueType.BOOL: "?",
-    GGUFValueType.UINT64: "<u8",
-    GGUFValueType.INT64: "<i8",
-    GGUFValueType.FLOAT64: "<f8",
-}
 assert ggml_types.Q2_0  # the import makes GGMLQuantizationType and quants know Q2_0
 
 
@@ -68,15 +55,25 @@ class GgufTensor(SourceTensor):
     def n_bytes(self) -> int:
         return self.data.nbytes
 
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        n_rows = math.prod(self.shape[:-1])
+        return [self.data.reshape(n_rows, -1)[span(rows, n_rows)].reshape(-1)]
+
     def read_bytes(self, rows: slice | RowIndices) -> ByteArray:
         """Return those rows as they are stored, shape (n_rows, row bytes)."""
         return self.data.reshape(math.prod(self.shape[:-1]), -1)[rows]
 
     def read(self, rows: slice | RowIndices) -> Float32Array:
         stored = np.ascontiguousarray(self.read_bytes(rows))
+        if self.dtype in FLOAT_VIEWS:
+            values, all_finite = widened(stored.view(FLOAT_VIEWS[self.dtype]), self.dtype)
+            if all_finite:
+                return values
+        if self.dtype in TERNARY and (coded := self._coded(stored)) is not None:
+            return coded.dequantize()
         try:
             with np.errstate(over="ignore", invalid="ignore"):
-                values: Float32Array = quants.dequantize(stored, self.ggml_type)
+                values = quants.dequantize(stored, self.ggml_type)
         except NotImplementedError as error:
             raise UnsupportedError(
                 f"{self.file.name}: tensor {self.name} is {self.dtype}, which gguf's Python package can't dequantize; "
@@ -88,6 +85,16 @@ class GgufTensor(SourceTensor):
                 "rows read; expected finite weights: the file is damaged, fetch it again"
             )
         return values
+
+    def _coded(self, stored: ByteArray) -> CodedRows | None:
+        """Return rows of a ternary type as codes and finite scales, or None where they are something else."""
+        codec = codec_named(self.dtype.lower())
+        assert isinstance(codec, TernaryCodec)
+        try:
+            coded = codec.unpack(stored)
+        except TensorError:
+            return None
+        return coded if np.isfinite(coded.scales).all() else None
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,43 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Open a GGUF file; raise SourceError where it is damaged, UnsupportedError for big-endian and split files."""
+    """Open a GGUF file, with all its parts if it is one of several.
+
+    Raises SourceError where it is damaged or a part is missing, UnsupportedError for big-endian files.
+    """
+    file = _read_file(path)
+    n_parts = file.value(parts.COUNT, 1)
+    if not isinstance(n_parts, int) or n_parts < 2:
+        return file
+    siblings = parts.sibling_paths(path, n_parts)
+    if siblings is None:
+        raise SourceError(
+            f"{path.name} is one of {n_parts} parts of a model; expected a name like model-00001-of-{n_parts:05d}.gguf"
+        )
+    return _joined([_read_file(sibling) for sibling in siblings])
+
+
+def _joined(files: Sequence[GgufFile]) -> GgufFile:
+    """Return the parts of a model as one file, called as the first is."""
+    path = files[0].path
+    tensors: dict[str, GgufTensor] = {}
+    for number, part in enumerate(files):
+        if (part.value(parts.NUMBER), part.value(parts.COUNT)) != (number, len(files)):
+            raise SourceError(
+                f"{part.path.name} says that it is part {part.value(parts.NUMBER)} of {part.value(parts.COUNT)}, "
+                f"expected {number} of {len(files)}, counted from 0: it belongs to another model, or was renamed"
+            )
+        if twice := tensors.keys() & part.tensors.keys():
+            raise SourceError(f"{part.path.name} and another part both hold {min(twice)}: fetch the parts again")
+        tensors |= part.tensors
+    expected = files[0].value(parts.TENSOR_COUNT, len(tensors))
+    if len(tensors) != expected:
+        raise SourceError(f"{path.name} and its other parts hold {len(tensors)} tensors, expected {expected}")
+    metadata = {key: value for key, value in files[0].metadata.items() if key not in parts.KEYS}
+    return GgufFile(path, metadata, tensors, sum(part.file_bytes for part in files))
+
+
+def _read_file(path: Path) -> GgufFile:
     data = _mapped(path)
     if data[: len(MAGIC)] != MAGIC:
         raise SourceError(f"{path.name} begins with {data[:4]!r}; expected {MAGIC!r}: it is no GGUF file")
@@ -144,13 +187,8 @@ def _read(path: Path, data: mmap.mmap | bytes) -> GgufFile:
     if version not in VERSIONS:
         what = "big-endian" if version & 0xFFFF == 0 else f"of version {version}"
         raise UnsupportedError(f"{path.name} is {what}; expected a little-endian GGUF file of version 2 or 3")
-    cursor = _Cursor(data, _PREAMBLE.size)
+    cursor = Cursor(data, _PREAMBLE.size)
     metadata = dict(_unique(cursor.entries(n_values), "key"))
-    n_parts = metadata[SPLIT_COUNT].data if SPLIT_COUNT in metadata else 0
-    if isinstance(n_parts, int) and n_parts > 1:
-        raise UnsupportedError(
-            f"{path.name} is one of {n_parts} parts of a model; join them first: llama-gguf-split --merge"
-        )
     described = dict(_unique(cursor.tensors(n_tensors), "tensor"))
     start = _aligned(cursor.offset, metadata)
     body = np.frombuffer(data, np.uint8)[start:]
@@ -169,15 +207,12 @@ def _aligned(offset: int, metadata: Metadata) -> int:
     return -(-offset // alignment) * alignment
 
 
-_Described = tuple[GGMLQuantizationType, tuple[int, ...], int]
-
-
 def _n_bytes(kind: GGMLQuantizationType, shape: Sequence[int]) -> int:
     block, block_bytes = GGML_QUANT_SIZES[kind]
     return math.prod(shape) // block * block_bytes
 
 
-def _require_places(path: Path, described: Mapping[str, _Described], body_bytes: int) -> None:
+def _require_places(path: Path, described: Mapping[str, Described], body_bytes: int) -> None:
     """Check that every tensor has its own place in the file, and that the file is all there."""
     end, previous = 0, ""
     for name, (kind, shape, offset) in sorted(described.items(), key=lambda item: item[1][2]):
@@ -198,82 +233,3 @@ def _unique(entries: Iterator[tuple[str, Any]], what: str) -> Iterator[tuple[str
             raise ValueError(f"{what} {name!r} stands there twice")
         seen.add(name)
         yield name, entry
-
-
-class _Cursor:
-    """A read position in the header; running over the end raises struct.error or ValueError."""
-
-    def __init__(self, data: mmap.mmap | bytes, offset: int) -> None:
-        self.data = data
-        self.offset = offset
-
-    def entries(self, count: int) -> Iterator[tuple[str, Value]]:
-        """Yield `count` keys with their values."""
-        for _ in range(count):
-            key = self._name()
-            kind = GGUFValueType(self._number(_U32))
-            yield key, self._array() if kind is GGUFValueType.ARRAY else Value(self._scalar(kind), kind)
-
-    def tensors(self, count: int) -> Iterator[tuple[str, _Described]]:
-        """Yield `count` tensor descriptions: name, then type, shape and offset after the header."""
-        for _ in range(count):
-            name = self._name()
-            n_dimensions = self._number(_U32)
-            if n_dimensions > MAX_DIMENSIONS:
-                raise ValueError(f"tensor {name!r} has {n_dimensions} dimensions")
-            shape = tuple(reversed([self._number(_U64) for _ in range(n_dimensions)])) or (1,)
-            number, offset = self._number(_U32), self._number(_U64)
-            try:
-                kind = GGMLQuantizationType(number)
-            except ValueError:
-                raise UnsupportedError(
-                    f"tensor {name} has the type {number}, which isn't known here; known are those of gguf's Python "
-                    "package"
-                ) from None
-            if shape[-1] % GGML_QUANT_SIZES[kind][0] or 0 in shape:
-                raise ValueError(f"tensor {name!r} of shape {shape} doesn't fit {kind.name}")
-            yield name, (kind, shape, offset)
-
-    def _number(self, layout: struct.Struct) -> int:
-        number: int = layout.unpack_from(self.data, self.offset)[0]
-        self.offset += layout.size
-        return number
-
-    def _take(self, n_bytes: int) -> bytes:
-        start, self.offset = self.offset, self.offset + n_bytes
-        if self.offset > len(self.data):
-            raise ValueError(f"{n_bytes} bytes wanted at byte {start} of {len(self.data)}")
-        return self.data[start : self.offset]
-
-    def _string(self) -> bytes:
-        return self._take(self._number(_U64))
-
-    def _text(self) -> str:
-        return self._string().decode("utf-8")
-
-    def _name(self) -> str:
-        name = self._text()
-        if not name.isprintable():
-            raise ValueError(f"a name is {name!r:.80}")
-        return name
-
-    def _scalar(self, kind: GGUFValueType) -> Scalar:
-        if kind is GGUFValueType.STRING:
-            return self._text()
-        layout = np.dtype(_NUMBERS[kind])
-        number: Scalar = np.frombuffer(self._take(layout.itemsize), layout)[0].item()
-        return number
-
-    def _array(self) -> Value:
-        element, length = GGUFValueType(self._number(_U32)), self._number(_U64)
-        if element is GGUFValueType.ARRAY:
-            raise ValueError("an array of arrays")
-        if element is not GGUFValueType.STRING:
-            layout = np.dtype(_NUMBERS[element])
-            numbers = np.frombuffer(self._take(length * layout.itemsize), layout).tolist()
-            return Value(numbers, GGUFValueType.ARRAY, element)
-        strings = [self._string() for _ in range(length)]
-        try:
-            return Value([string.decode("utf-8") for string in strings], GGUFValueType.ARRAY, element)
-        except UnicodeDecodeError:  # a token may be a part of a character
-            return Value(strings, GGUFValueType.ARRAY, element)

@@ -8,9 +8,9 @@ import numpy as np
 
 from tritgguf.converter.codec import Codec, FloatCodec, codecs
 from tritgguf.converter.errors import TensorError
+from tritgguf.converter.file_plan import TensorPlan
 from tritgguf.converter.grids import Grid, find_grid
 from tritgguf.converter.known_grid import GROUP, KnownGridCodec, codes_and_steps
-from tritgguf.converter.plan import TensorPlan
 from tritgguf.converter.targets import float_types
 from tritgguf.converter.tensors import CHUNK_VALUES, Float32Array, SourceTensor, row_chunks
 

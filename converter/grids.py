@@ -2,7 +2,8 @@
 
 Ternary grids are compared for equality: rounding to bf16 or fp16 maps equal values to equal values, so it never takes a
 value off its grid. The groups may share their scale over 16 to 256 neighbouring columns, a row, a shard of rows or the
-whole tensor; the widest that holds is reported. One pass in chunks; a tensor that is no grid is known after its first.
+whole tensor; the widest that holds is reported. One pass in chunks, the first of which is small: it mostly suffices for
+a tensor that is no grid.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tritgguf.converter.codec import fp16
-from tritgguf.converter.tensors import CodedRows, CodedTensor, Float32Array, SourceTensor, row_chunks
+from tritgguf.converter.kernels import Kernel
+from tritgguf.converter.tensors import CodedRows, CodedTensor, Codes, Float32Array, SourceTensor, row_chunks
 
 GROUPS = (16, 32, 64, 128, 256)
 FLOAT_DTYPES = ("F32", "F16", "BF16")  # a quantized source has levels of its own, which nobody trained
 BF16_ROUNDING = 2 * 1.01 * 2.0**-8  # of a quotient: half a unit in the last place of each of two bf16 values
+FIRST_LOOK = 1 << 14  # values
+FEW = 64  # groups, of which one is off in nearly every tensor that is no grid
 NEAR = 0.05  # a grid is still reported, with its strays counted, while fewer groups than this hold any
 
 
@@ -50,12 +54,31 @@ class Grid:
 
 def code_on_grid(rows: Float32Array, group: int) -> CodedRows | None:
     """Return the rows as codes and scales if every group lies on a {-a, 0, a} grid, else None."""
-    groups = rows.reshape(len(rows), -1, group)
-    scales = np.abs(groups).max(axis=-1)
-    codes = np.sign(groups)
-    if not np.array_equal(codes * scales[..., None], groups):
+    groups = rows.reshape(-1, group)
+    scales: Float32Array = np.empty(len(groups), np.float32)
+    codes: Codes = np.empty(groups.shape, np.int8)
+    n_strays = CODES(groups, groups.view(np.uint32), scales, codes)
+    if n_strays is None:
+        scales, signs = np.abs(groups).max(axis=1), np.sign(groups)
+        codes, n_strays = signs.astype(np.int8), int((signs * scales[:, None] != groups).sum())
+    if n_strays:
         return None
-    return CodedRows(codes.astype(np.int8).reshape(rows.shape), scales, group)
+    return CodedRows(codes.reshape(rows.shape), scales.reshape(len(rows), -1), group)
+
+
+def _codes(groups: Float32Array, bits: npt.NDArray[np.uint32], scales: Float32Array, codes: Codes) -> int:
+    """Fill in the largest magnitude and the signs of each group; return how many values are something else."""
+    scale_bits, n_strays = scales.view(np.uint32), 0
+    for number in range(len(groups)):
+        largest = np.uint32(0)
+        for index in range(groups.shape[1]):
+            largest = max(largest, bits[number, index] & np.uint32(0x7FFFFFFF))
+        scale_bits[number] = largest
+        for index in range(groups.shape[1]):
+            magnitude = bits[number, index] & np.uint32(0x7FFFFFFF)
+            n_strays += (magnitude != 0) & (magnitude != largest)
+            codes[number, index] = np.int8(groups[number, index] > 0) - np.int8(groups[number, index] < 0)
+    return n_strays
 
 
 def find_grid(source: SourceTensor) -> Grid | None:
@@ -65,13 +88,13 @@ def find_grid(source: SourceTensor) -> Grid | None:
         return Grid(source.levels, source.group, f"{source.group} columns")
     if isinstance(source, CodedTensor):
         evidence = _Evidence(source.group, n_columns)
-        evidence.add(source.scales())
+        for rows in row_chunks((source.shape[0], n_columns // source.group)):
+            evidence.add(source.scales(rows))
         return evidence.grid(n_values=None)
     finest = next((group for group in GROUPS if n_columns % group == 0), n_columns)
     evidence = _Evidence(finest, n_columns)
-    for number, rows in enumerate(row_chunks(source.shape)):
-        values = source.read(rows)
-        if number == 0 and source.dtype in FLOAT_DTYPES and (levels := _finer_levels(values, finest)):
+    for rows, values in source.chunks(first=FIRST_LOOK):
+        if rows.start == 0 and source.dtype in FLOAT_DTYPES and (levels := _finer_levels(values, finest)):
             return Grid(levels, finest, f"{finest} columns")
         scales, n_zeros, strays, n_bad_groups = _ternary_groups(values, finest)
         if n_bad_groups > NEAR * scales.size:
@@ -82,8 +105,15 @@ def find_grid(source: SourceTensor) -> Grid | None:
 
 def _ternary_groups(values: Float32Array, group: int) -> tuple[Float32Array, int, int, int]:
     """Return the scale per group (n_rows, n_groups), and how many values are zero, stray, and groups hold strays."""
-    magnitudes = np.abs(values).reshape(len(values), -1, group)
-    scales: Float32Array = magnitudes.max(axis=-1)
+    n_rows, n_columns = values.shape
+    scales: Float32Array = np.empty((n_rows, n_columns // group), np.float32)
+    counts = np.zeros(1, np.int64)
+    groups = values.reshape(-1, group)
+    n_bad_groups = LARGEST(groups.view(np.uint32), scales.reshape(-1).view(np.uint32), counts)
+    if n_bad_groups is not None and (n_bad_groups == 0 or n_bad_groups > NEAR * scales.size):
+        return scales, int(counts[0]), 0, n_bad_groups
+    magnitudes = np.abs(values).reshape(n_rows, -1, group)
+    scales = magnitudes.max(axis=-1)
     off = (magnitudes != 0) & (magnitudes != scales[..., None])
     bad = off.any(axis=-1)
     strays = 0
@@ -96,6 +126,23 @@ def _ternary_groups(values: Float32Array, group: int) -> tuple[Float32Array, int
     return scales, int((magnitudes == 0).sum()), strays, int(bad.sum())
 
 
+def _largest(groups: npt.NDArray[np.uint32], scales: npt.NDArray[np.uint32], n_zeros: npt.NDArray[np.int64]) -> int:
+    """Fill in the largest magnitude of each group, count zeros; return how many groups hold anything else."""
+    n_bad_groups = 0
+    for number in range(len(groups)):
+        largest, zeros, others = np.uint32(0), 0, 0
+        for index in range(groups.shape[1]):
+            largest = max(largest, groups[number, index] & np.uint32(0x7FFFFFFF))
+        for index in range(groups.shape[1]):
+            magnitude = groups[number, index] & np.uint32(0x7FFFFFFF)
+            zeros += magnitude == 0
+            others += (magnitude != 0) & (magnitude != largest)
+        scales[number] = largest
+        n_zeros[0] += zeros
+        n_bad_groups += others != 0
+    return n_bad_groups
+
+
 def _finer_levels(values: Float32Array, group: int) -> int | None:
     """Return 9 or 27 if every group is one of so many levels, but not 3; fp16 and bf16 rounding are tolerated.
 
@@ -104,8 +151,12 @@ def _finer_levels(values: Float32Array, group: int) -> int | None:
     groups = values.reshape(-1, group)[:4096]
     largest = np.abs(groups).max(axis=1, keepdims=True)
     groups, largest = groups[largest[:, 0] > 0], largest[largest[:, 0] > 0]
-    if not len(groups):
+    if not len(groups) or (len(groups) > 2 * FEW and _levels_of(groups[:FEW], largest[:FEW]) is None):
         return None
+    return _levels_of(groups, largest)
+
+
+def _levels_of(groups: Float32Array, largest: Float32Array) -> int | None:
     on_grid: npt.NDArray[np.bool_] = np.zeros(len(groups), bool)
     for levels, highest in ((3, 1), (9, 4), (27, 13)):
         for level in range(1, highest + 1):
@@ -132,15 +183,21 @@ class _Evidence:
 
     def add(self, scales: Float32Array, n_zeros: int | None = None, strays: int = 0) -> None:
         """Take in the scales of some rows, shape (n_rows, n_columns / finest)."""
-        used = scales[scales > 0]
+        candidates = [self.n_columns, *(g for g in GROUPS[::-1] if g > self.finest and self.n_columns % g == 0)]
+        per_row = widest = scales.max(axis=1)
+        for group in candidates:
+            grouped = scales.reshape(len(scales), -1, group // self.finest)
+            widest = grouped.max(axis=-1)
+            if self.shared.get(group, True):
+                self.shared[group] = bool(((grouped == widest[..., None]) | (grouped == 0)).all())
+            if self.shared[group]:
+                break  # then narrower groups share theirs as well
+        else:
+            widest = scales
+        used = widest[widest > 0]
         if used.size:
             self.fp16_error = max(self.fp16_error, float((np.abs(fp16(used) - used) / used).max()))
-        for group in (*(g for g in GROUPS if g > self.finest and self.n_columns % g == 0), self.n_columns):
-            if self.shared.get(group, True):
-                grouped = scales.reshape(len(scales), -1, group // self.finest)
-                widest = grouped.max(axis=-1, keepdims=True)
-                self.shared[group] = bool(((grouped == widest) | (grouped == 0)).all())
-        self.row_scales.append(scales.max(axis=1))
+        self.row_scales.append(per_row)
         self.n_zeros = None if n_zeros is None or self.n_zeros is None else self.n_zeros + n_zeros
         self.strays += strays
 
@@ -157,3 +214,6 @@ class _Evidence:
                 scale = float(used[0]) if used.size else 0.0
         zeros = self.n_zeros / n_values if self.n_zeros is not None and n_values else None
         return Grid(3, group, extent, scale, self.fp16_error, zeros, self.strays)
+
+
+CODES, LARGEST = Kernel(_codes), Kernel(_largest)

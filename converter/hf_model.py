@@ -7,13 +7,14 @@ from pathlib import Path
 
 from gguf import Keys
 
+from tritgguf.converter import kernels
 from tritgguf.converter.architecture import architecture_for, context_length
 from tritgguf.converter.checkpoint import open_checkpoint, read_config_json
+from tritgguf.converter.file_plan import match_tensors, with_metadata
 from tritgguf.converter.metadata import Metadata, string
 from tritgguf.converter.model import Model
 from tritgguf.converter.model_card import card_metadata
 from tritgguf.converter.model_config import DecoderConfig
-from tritgguf.converter.plan import match_tensors, with_metadata
 from tritgguf.converter.rope import trained_length
 from tritgguf.converter.tensors import SourceTensor
 from tritgguf.converter.tokenizer import has_tokenizer, read_tokenizer
@@ -25,6 +26,7 @@ def open_hf_model(folder: Path) -> Model:
     architecture = architecture_for(raw)
     config = architecture.read_config(raw)
     checkpoint = open_checkpoint(folder)
+    kernels.prepare(sum(tensor.n_bytes for tensor in checkpoint.tensors.values()) if checkpoint.tensors else 0)
     specs = architecture.tensors(config)
     notes = _context_notes(config)
     tokenizer = None

@@ -22,20 +22,20 @@ from tritgguf.converter import safetensors_files
 from tritgguf.converter.architecture import TensorSpec
 from tritgguf.converter.codec import Codec, codecs
 from tritgguf.converter.errors import TritggufError
+from tritgguf.converter.file_plan import FilePart, TensorPlan, with_metadata
 from tritgguf.converter.gguf_tensors import is_gguf, read_gguf
+from tritgguf.converter.header import header_bytes
 from tritgguf.converter.metadata import uint32
 from tritgguf.converter.model import Model
 from tritgguf.converter.model_config import ConfigJson
 from tritgguf.converter.parallel import n_threads, parallel
 from tritgguf.converter.pipeline import open_model
-from tritgguf.converter.plan import FilePlan, TensorPlan, with_metadata
 from tritgguf.converter.progress import Progress, counted
 from tritgguf.converter.source import read_source
 from tritgguf.converter.survey import Request, choose_type, with_scale_tensor
 from tritgguf.converter.targets import NOT_ON, SLOW_ON_X86, TERNARY_TYPES
 from tritgguf.converter.tensor_facts import TensorFacts, look_at
 from tritgguf.converter.tensors import SourceTensor
-from tritgguf.converter.writer import header_bytes
 
 EMBEDDING = re.compile(r"(^|\.)(embed\w*|token_embd|wte|wpe)\.")
 OUTPUT = re.compile(r"^(lm_head|output)\.")
@@ -280,7 +280,7 @@ def _file_bytes(model: Model, plans: Sequence[TensorPlan]) -> int:
     # Values don't change the size: any will do for the keys that follow from the types.
     types = {Keys.General.FILE_TYPE: uint32(0), Keys.General.QUANTIZATION_VERSION: uint32(GGML_QUANT_VERSION)}
     header = header_bytes(with_metadata(model.metadata, types), plans)
-    return FilePlan(header, tuple(plans)).file_bytes
+    return FilePart(header, tuple(plans)).file_bytes
 
 
 def _runs_on(codec: Codec, targets: Sequence[str]) -> tuple[str, ...]:

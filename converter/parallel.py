@@ -1,16 +1,19 @@
-"""Run independent pieces of work on several threads; numpy lets go of the interpreter lock while it computes."""
+"""Run independent pieces of work on several threads; kernels and numpy let go of the interpreter lock meanwhile."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from tritgguf.converter.errors import UnsupportedError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+AHEAD = 8  # pieces per thread that are handed out at once, so that a model's millions don't all wait in memory
 
 
 def n_threads(wanted: int | None) -> int:
@@ -22,12 +25,16 @@ def n_threads(wanted: int | None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def parallel(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+def parallel(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result]:
     """Yield `function` of each item, in order; the first error or Ctrl-C drops what hasn't started."""
     pool = ThreadPoolExecutor(threads)
+    running: deque[Future[Result]] = deque()
     try:
-        futures = [pool.submit(function, item) for item in items]
-        for future in futures:
-            yield future.result()
+        for item in items:
+            if len(running) == AHEAD * threads:
+                yield running.popleft().result()
+            running.append(pool.submit(function, item))
+        while running:
+            yield running.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -14,18 +15,19 @@ from typing_extensions import Unpack
 
 from tritgguf.converter.codec import codec_named
 from tritgguf.converter.errors import SourceError, UnsupportedError
+from tritgguf.converter.file_plan import FilePlan, TensorPlan, with_metadata
 from tritgguf.converter.gguf_model import open_gguf_model
 from tritgguf.converter.gguf_tensors import is_gguf
 from tritgguf.converter.hf_model import open_hf_model
 from tritgguf.converter.metadata import Metadata, uint32
 from tritgguf.converter.model import Model
 from tritgguf.converter.parallel import n_threads
-from tritgguf.converter.plan import FilePlan, TensorPlan, with_metadata
+from tritgguf.converter.parts import lay_out, part_paths
 from tritgguf.converter.progress import Progress, counted
 from tritgguf.converter.survey import Request, require_taken, survey
 from tritgguf.converter.targets import SLOW_ON_X86, is_x86
 from tritgguf.converter.tokenizer import check_token_ids
-from tritgguf.converter.writer import header_bytes, require_writable, whole_file, write_tensors
+from tritgguf.converter.writer import require_writable, whole_files, write_tensors
 
 
 class Choices(TypedDict, total=False):
@@ -37,6 +39,7 @@ class Choices(TypedDict, total=False):
     output_type: str | None
     allow_lossy: bool
     max_bits: float | None
+    max_shard_size: int | str | None
 
 
 @dataclass(frozen=True)
@@ -85,17 +88,20 @@ def convert(
     least at `max_bits` per weight or fewer, or without it floats. `method` is how those that aren't
     ternary are made so where a ternary type was asked for ("mse" or "absmean"); tensors on a finer grid than the
     type holds stop the conversion unless `allow_lossy`. `fallback` is the type ("f16") of tensors whose rows don't
-    fit. `embedding_type` and `output_type` are by default F16, or what a GGUF source has.
+    fit. `embedding_type` and `output_type` are by default F16, or what a GGUF source has. `max_shard_size`, in bytes
+    or such as "4G", splits a larger file into parts; the result names the first.
 
     `check` runs the file's vocabulary in the runtime and compares token ids with the source's tokenizer.
     `progress` is called with a stage ("reading", then "writing"), the bytes done and the bytes in all; `planned` once
     before anything is written. Raises TritggufError, leaving no file.
     """
     target = Path(out)
-    require_writable(target, force)
+    require_writable(target, [target], force)
     request = Request.named(type, method, **choices)
     opened = open_model(Path(model))
-    return write_model(opened, target, request, check=check, threads=threads, progress=progress, planned=planned)
+    return write_model(
+        opened, target, request, force=force, check=check, threads=threads, progress=progress, planned=planned
+    )
 
 
 def write_model(
@@ -103,6 +109,7 @@ def write_model(
     target: Path,
     request: Request,
     *,
+    force: bool = False,
     check: bool = True,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -118,15 +125,22 @@ def write_model(
     file_plan = file_plan or make_plan(opened, request, threads, progress)
     if planned:
         planned(file_plan)
-    strings_checked = 0
-    with whole_file(target, file_plan.file_bytes) as (partial, file):
-        file.write(file_plan.header)
-        file.flush()
+    paths = part_paths(target, len(file_plan.parts))
+    require_writable(target, paths, force)
+    with whole_files(paths, file_plan.parts) as files, ThreadPoolExecutor(1) as checker:
+        checked = None
         if check and opened.tokenizer is not None:
-            strings_checked = check_token_ids(opened.tokenizer, partial)
+            checked = checker.submit(check_token_ids, opened.tokenizer, files[0].path)
         report = counted(progress, "writing", sum(tensor.n_bytes for tensor in file_plan.tensors))
-        write_tensors(file, file_plan, opened.tensors, request.method, n_threads(threads), report)
-    return Conversion(target, file_plan, time.monotonic() - started, strings_checked)
+
+        def step(n_bytes: int) -> None:
+            report(n_bytes)
+            if checked is not None and checked.done():
+                checked.result()  # raises what it found wrong, before the rest is written
+
+        write_tensors(files, file_plan, opened.tensors, request.method, n_threads(threads), step)
+        strings_checked = checked.result() if checked is not None else 0
+    return Conversion(paths[0], file_plan, time.monotonic() - started, strings_checked)
 
 
 def open_model(path: Path) -> Model:
@@ -148,7 +162,7 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
     tensors = survey(model.specs, model.tensors, request, n_threads(threads), report, scale_tensors=model.scale_tensors)
     metadata = with_metadata(model.metadata, _type_metadata(tensors))
     notes = (*model.notes, *_type_notes(tensors, request))
-    return FilePlan(header_bytes(metadata, tensors), tensors, notes)
+    return FilePlan(lay_out(metadata, tensors, request.max_bytes), notes)
 
 
 def _type_metadata(tensors: tuple[TensorPlan, ...]) -> Metadata:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from tritgguf.converter.parallel import n_threads, parallel
 from tritgguf.converter.progress import Progress, Step, counted
 from tritgguf.converter.safetensors_layout import Shard, index_file
 from tritgguf.converter.tensors import Float32Array, row_chunks
-from tritgguf.converter.writer import whole_file
+from tritgguf.converter.writer import whole_files, write_at
 
 DTYPES = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
 COPIED = (
@@ -135,10 +134,9 @@ def _write_shard(partial: Path, shard: Shard, plan: ExportPlan, threads: int, re
         report(shard.file_bytes)
         return [TensorFacts(**fact) for fact in done]
     held = {entry.name for entry in shard.entries}
-    with whole_file(partial / shard.file_name, shard.file_bytes) as (_, file):
-        file.write(shard.header)
+    with whole_files([partial / shard.file_name], [shard]) as (part,):
         facts = [
-            _write_tensor(file, shard, tensor, threads, report)
+            _write_tensor(part.file, shard, tensor, threads, report)
             for tensor in plan.tensors
             if tensor.entries[0].name in held
         ]
@@ -150,14 +148,11 @@ def _write_tensor(file: BinaryIO, shard: Shard, tensor: TensorExport, threads: i
     """Write one tensor by chunks of rows, in parallel; return what rounding changed."""
     assert tensor.source is not None
     coder = tensor.scheme.coder(tensor.source, tensor.grid, threads) if tensor.scheme else None
-    lock = threading.Lock()
 
     def write_chunk(chunk: slice) -> tuple[int, float, float]:
         pieces, values, stored = _encoded(tensor, coder, chunk)
-        with lock:
-            for name, offset, data in pieces:
-                file.seek(shard.offsets[name] + offset)
-                file.write(np.ascontiguousarray(data).data)
+        for name, offset, data in pieces:
+            write_at(file, np.ascontiguousarray(data).data, shard.offsets[name] + offset)
         squared = float(np.square(stored - values, dtype=np.float64).sum())
         return sum(data.nbytes for *_, data in pieces), squared, float(np.square(values, dtype=np.float64).sum())
 

@@ -11,13 +11,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
-import numpy.typing as npt
 
 from tritgguf.converter.errors import SourceError, TensorError
-from tritgguf.converter.tensors import Float32Array, RowIndices, SourceTensor
+from tritgguf.converter.floats import FLOAT_VIEWS, widened
+from tritgguf.converter.mapped import mapped
+from tritgguf.converter.tensors import ByteArray, Float32Array, RowIndices, SourceTensor, span
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -26,7 +27,6 @@ ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
-FLOAT_VIEWS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,15 @@ class SafetensorsTensor(SourceTensor):
     dtype: str
     shape: tuple[int, ...]
     file: Path
-    data: npt.NDArray[np.uint8]
+    data: ByteArray
 
     @property
     def n_bytes(self) -> int:
         return self.data.nbytes
+
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        n_rows = math.prod(self.shape[:-1])
+        return [self.data.reshape(n_rows, -1)[span(rows, n_rows)].reshape(-1)] if self.data.size else []
 
     def read(self, rows: slice | RowIndices) -> Float32Array:
         if self.dtype not in FLOAT_VIEWS:
@@ -51,19 +55,14 @@ class SafetensorsTensor(SourceTensor):
             )
         row_length = self.shape[-1] if self.shape else 1
         stored = self.data.view(FLOAT_VIEWS[self.dtype]).reshape(-1, row_length)[rows]
-        values: Float32Array
-        if self.dtype == "BF16":
-            values = (stored.astype(np.uint32) << 16).view(np.float32)
-        else:
-            with np.errstate(invalid="ignore"):
-                values = stored.astype(np.float32)
-        self._require_finite(values, rows)
+        values, all_finite = widened(stored, self.dtype)
+        if not all_finite:
+            self._refuse(values, rows)
         return values
 
-    def _require_finite(self, values: Float32Array, rows: slice | RowIndices) -> None:
+    def _refuse(self, values: Float32Array, rows: slice | RowIndices) -> NoReturn:
+        """Say which value is NaN or Inf."""
         finite = np.isfinite(values)
-        if finite.all():
-            return
         row, column = (int(i) for i in np.argwhere(~finite)[0])
         row = int(rows[row]) if isinstance(rows, np.ndarray) else row + (rows.start or 0)
         raise TensorError(
@@ -125,7 +124,7 @@ def read_file(path: Path) -> dict[str, SafetensorsTensor]:
         file_bytes = path.stat().st_size
         if file_bytes < 8:
             raise SourceError(f"{path.name} has {file_bytes} bytes, too few for a safetensors file: fetch it again")
-        data: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
+        data = mapped(path)
     except OSError as error:
         raise SourceError(f"{path.name} can't be read: {error.strerror or error}") from error
     header_bytes = int.from_bytes(data[:8].tobytes(), "little")

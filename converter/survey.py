@@ -10,15 +10,16 @@ import numpy as np
 from tritgguf.converter.architecture import TensorSpec
 from tritgguf.converter.codec import Codec, FloatCodec, Stored, TernaryCodec, codec_named, codecs
 from tritgguf.converter.errors import TensorError, UnsupportedError
+from tritgguf.converter.file_plan import TensorPlan
 from tritgguf.converter.gguf_tensors import GgufTensor
 from tritgguf.converter.grid_types import by_known_grid, least_error
 from tritgguf.converter.grids import Grid, find_grid
 from tritgguf.converter.method import Method, method_named
 from tritgguf.converter.parallel import parallel
-from tritgguf.converter.plan import TensorPlan
+from tritgguf.converter.parts import size_in_bytes
 from tritgguf.converter.progress import Step
 from tritgguf.converter.targets import refuses, ternary_types
-from tritgguf.converter.tensors import ByteArray, Float32Array, SourceTensor, row_chunks
+from tritgguf.converter.tensors import SourceTensor
 
 AUTO = "auto"
 FLOATS = ("f16", "bf16", "f32")  # smallest first; the last holds every float
@@ -36,6 +37,7 @@ class Request:
     output: Codec | None
     allow_lossy: bool
     max_bits: float | None = None
+    max_bytes: int | None = None
 
     @classmethod
     def named(
@@ -49,6 +51,7 @@ class Request:
         output_type: str | None = None,
         allow_lossy: bool = False,
         max_bits: float | None = None,
+        max_shard_size: int | str | None = None,
     ) -> Request:
         """Look the names up; raise UnsupportedError listing what there is."""
         choices = [AUTO, *(name for name, codec in codecs().items() if codec.for_linear)]
@@ -68,6 +71,7 @@ class Request:
             codec_named(output_type) if output_type else None,
             allow_lossy,
             max_bits,
+            None if max_shard_size is None else size_in_bytes(max_shard_size),
         )
 
 
@@ -174,29 +178,11 @@ def _as_asked(spec: TensorSpec, source: SourceTensor | None, codec: Codec, reaso
 def _as_floats(spec: TensorSpec, source: SourceTensor, codec: FloatCodec, reason: str) -> TensorPlan:
     if codec.holds(source.dtype):
         return TensorPlan(spec, codec, reason, exact=True)
-    for rows in row_chunks(source.shape):
-        if not _keeps(codec, source.read(rows)):
+    for _, values in source.chunks():
+        if not codec.keeps(values):
             reason = f"{reason}; {source.dtype} values outside {codec.name.upper()} are rounded"
             return TensorPlan(spec, codec, reason, exact=False)
     return TensorPlan(spec, codec, reason, exact=True)
-
-
-def _keeps(codec: FloatCodec, values: Float32Array) -> bool:
-    try:
-        return np.array_equal(codec.decode(codec.encode(values)), values)
-    except TensorError:  # beyond the type's range, which is an error only if it is stored so
-        return False
-
-
-def encode(codec: FloatCodec, values: Float32Array, name: str) -> ByteArray:
-    """Encode float rows of the tensor `name`; raise TensorError naming it where a value is beyond the type's range."""
-    try:
-        stored = codec.encode(values)
-    except TensorError as error:
-        raise TensorError(f"{name}: {error}") from error
-    if codec.name == "f16" and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
-        raise TensorError(f"{name} holds {np.abs(values).max():g}, which is beyond what {codec.name} can hold")
-    return stored
 
 
 def _as_ternary(
@@ -291,8 +277,7 @@ def _exact_types(source: SourceTensor, grid: Grid) -> list[str]:
 def relative_error(source: SourceTensor, codec: Codec, method: Method) -> float:
     """Return |stored - weights| / |weights| over the whole tensor, were a method to round it."""
     error = total = 0.0
-    for rows in row_chunks(source.shape):
-        values = source.read(rows)
+    for _, values in source.chunks():
         error += float(((method.code(values, codec.block).dequantize() - values) ** 2).sum())
         total += float((values**2).sum())
     return float(np.sqrt(error / total)) if total else 0.0

@@ -10,11 +10,11 @@ import numpy as np
 
 from tritgguf.converter.architecture import TensorSpec
 from tritgguf.converter.codec import FloatCodec, TernaryCodec, codecs
-from tritgguf.converter.errors import TensorError, TritggufError
+from tritgguf.converter.errors import TritggufError
+from tritgguf.converter.file_plan import TensorPlan
 from tritgguf.converter.grids import Grid, find_grid
-from tritgguf.converter.plan import TensorPlan
 from tritgguf.converter.survey import with_scale_tensor
-from tritgguf.converter.tensors import Float32Array, SourceTensor, row_chunks
+from tritgguf.converter.tensors import SourceTensor
 
 MATRICES = ("linear", "embedding", "output")
 
@@ -116,18 +116,10 @@ def _scan(source: SourceTensor, grid: Grid | None) -> tuple[float, list[str]]:
     open_ones = [codec for codec in fitting if codec.name not in held]
     counted = grid.zeros if grid is not None else None
     n_zeros = 0
-    for rows in row_chunks(source.shape):
+    for _, values in source.chunks():
         if counted is not None and not open_ones:
             break
-        values = source.read(rows)
         n_zeros += values.size - int(np.count_nonzero(values))
-        open_ones = [codec for codec in open_ones if _keeps(codec, values)]
+        open_ones = [codec for codec in open_ones if codec.keeps(values)]
     zeros = n_zeros / max(math.prod(source.shape), 1) if counted is None else counted
     return zeros, [*held, *(codec.name for codec in open_ones)]
-
-
-def _keeps(codec: FloatCodec, values: Float32Array) -> bool:
-    try:
-        return np.array_equal(codec.decode(codec.encode(values)), values)
-    except TensorError:  # beyond the type's range
-        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,11 +11,15 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from tritgguf.converter.kernels import Kernel
+from tritgguf.converter.mapped import ByteArray as ByteArray
+from tritgguf.converter.mapped import advise
+
 Float32Array: TypeAlias = npt.NDArray[np.float32]
-ByteArray: TypeAlias = npt.NDArray[np.uint8]
+Codes: TypeAlias = npt.NDArray[np.int8]
 RowIndices: TypeAlias = npt.NDArray[np.int64]
 
-CHUNK_VALUES = 1 << 18  # a megabyte of float32 stays in a core's cache
+CHUNK_VALUES = 1 << 19  # two megabytes of float32: they stay in cache, and Python's part takes little of the time
 
 
 class SourceTensor(ABC):
@@ -35,6 +40,26 @@ class SourceTensor(ABC):
     @abstractmethod
     def read(self, rows: slice | RowIndices) -> Float32Array:
         """Return those rows as float32, shape (n_rows, row length); raise TensorError if one is NaN or Inf."""
+
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        """Return the parts of mapped files that those rows lie in, with whatever lies between."""
+        return []
+
+    def chunks(self, first: int | None = None) -> Iterator[tuple[slice, Float32Array]]:
+        """Yield the tensor's rows and their values, as `row_chunks` does, without keeping its pages in memory."""
+        for rows in row_chunks(self.shape, first=first):
+            yield rows, self.read(rows)
+            self.let_go(rows)
+
+    def ask_ahead(self, rows: slice | RowIndices) -> None:
+        """Tell the system that those rows are read next."""
+        for part in self.on_disk(rows):
+            advise(part, "ahead")
+
+    def let_go(self, rows: slice | RowIndices) -> None:
+        """Tell the system that those rows are done with."""
+        for part in self.on_disk(rows):
+            advise(part, "done")
 
     def fitted(self, shape: tuple[int, ...]) -> SourceTensor | None:
         """Return the tensor in the shape that the model has it in, or None where it can't be that tensor."""
@@ -64,8 +89,8 @@ class CodedTensor(SourceTensor):
         return 3
 
     @abstractmethod
-    def scales(self) -> Float32Array:
-        """Return every scale, shape (n_rows, row length / group)."""
+    def scales(self, rows: slice) -> Float32Array:
+        """Return the scales of those rows, shape (n_rows, row length / group)."""
 
     @abstractmethod
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
@@ -73,6 +98,9 @@ class CodedTensor(SourceTensor):
 
     def read(self, rows: slice | RowIndices) -> Float32Array:
         return self.read_codes(rows).dequantize()
+
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        return self.stored.on_disk(rows)
 
 
 @dataclass(frozen=True)
@@ -83,7 +111,7 @@ class CodedRows:
     A weight is `code * scale` of the group of `group` neighbouring columns it lies in.
     """
 
-    codes: npt.NDArray[np.int8]
+    codes: Codes
     scales: Float32Array
     group: int
 
@@ -94,14 +122,42 @@ class CodedRows:
 
     def dequantize(self) -> Float32Array:
         """Return the weights as float32, shape (n_rows, n_columns)."""
-        n_rows, n_columns = self.codes.shape
-        grouped = self.codes.reshape(n_rows, -1, self.group).astype(np.float32)
-        return (grouped * self.scales[:, :, None]).reshape(n_rows, n_columns)
+        values: Float32Array = np.empty(self.codes.shape, np.float32)
+        groups = values.reshape(-1, self.group)
+        codes, scales = np.ascontiguousarray(self.codes).reshape(groups.shape), np.ascontiguousarray(self.scales)
+        if VALUES(codes, scales.reshape(-1), groups) is None:
+            np.multiply(codes, scales.reshape(-1, 1), out=groups)
+        return values
 
 
-def row_chunks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Yield slices over the rows of a tensor, each of about a megabyte of float32; a 1-D tensor is one row."""
-    n_rows = int(np.prod(shape[:-1]))
-    step = max(1, CHUNK_VALUES // max(shape[-1], 1))
-    for start in range(0, n_rows, step):
-        yield slice(start, min(start + step, n_rows))
+def _values(codes: Codes, scales: Float32Array, groups: Float32Array) -> int:
+    for number in range(len(codes)):
+        scale = scales[number]
+        for index in range(codes.shape[1]):
+            groups[number, index] = np.float32(codes[number, index]) * scale
+    return 0
+
+
+VALUES = Kernel(_values)
+
+
+def span(rows: slice | RowIndices, n_rows: int) -> slice:
+    """Return the narrowest slice of `n_rows` rows that holds all of `rows`."""
+    if isinstance(rows, slice):
+        return slice(*rows.indices(n_rows)[:2])
+    return slice(int(rows.min(initial=n_rows)), int(rows.max(initial=-1)) + 1)
+
+
+def row_chunks(
+    shape: tuple[int, ...], rows: slice = slice(None), *, n_values: int | None = None, first: int | None = None
+) -> Iterator[slice]:
+    """Yield slices over the rows of a tensor, or some of them, of about CHUNK_VALUES or `n_values` values each.
+
+    `first` is how many the first has. A one-dimensional tensor is one row.
+    """
+    start, end, _ = rows.indices(math.prod(shape[:-1]))
+    wanted = first or n_values or CHUNK_VALUES
+    while start < end:
+        stop = min(start + max(1, wanted // max(shape[-1], 1)), end)
+        yield slice(start, stop)
+        start, wanted = stop, n_values or CHUNK_VALUES

@@ -5,115 +5,182 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-from gguf import GGUFWriter, Keys
 
+from tritgguf.converter.architecture import TensorSpec
 from tritgguf.converter.codec import FloatCodec, Stored, TernaryCodec
 from tritgguf.converter.errors import OutputError, TensorError
+from tritgguf.converter.file_plan import FilePart, FilePlan, TensorPlan
 from tritgguf.converter.gguf_tensors import GgufTensor
 from tritgguf.converter.grids import code_on_grid
-from tritgguf.converter.metadata import Metadata
 from tritgguf.converter.method import Method
 from tritgguf.converter.parallel import parallel
-from tritgguf.converter.plan import FilePlan, TensorPlan
 from tritgguf.converter.progress import Step
-from tritgguf.converter.survey import encode
 from tritgguf.converter.tensors import (
     ByteArray,
     CodedRows,
     CodedTensor,
+    Float32Array,
     RowIndices,
     SourceTensor,
     row_chunks,
 )
 
+PIECE_VALUES = 1 << 21  # what a thread takes at a time: long enough to be read ahead, short enough to share out evenly
 
-def header_bytes(metadata: Metadata, tensors: Sequence[TensorPlan]) -> bytes:
-    """Return the file's bytes up to the padding before the first tensor."""
-    keys = dict(metadata)
-    architecture = keys.pop(Keys.General.ARCHITECTURE)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "header.gguf"
-        writer = GGUFWriter(path, str(architecture.data))
-        for key, value in keys.items():
-            writer.add_key_value(key, value.data, value.type, value.element)
-        for tensor in tensors:
-            spec = tensor.spec
-            writer.add_tensor_info(spec.name, spec.shape, np.dtype(np.float32), tensor.n_bytes, tensor.codec.ggml_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.close()
-        return path.read_bytes()
+Rows = TypeVar("Rows", Float32Array, CodedRows)
+_position = threading.Lock()
 
 
-def require_writable(out: Path, force: bool) -> None:
-    """Raise OutputError where the target can't become a file; nothing is created."""
+def require_writable(out: Path, paths: Sequence[Path], force: bool) -> None:
+    """Raise OutputError where the target can't become these files; nothing is created."""
     if out.is_dir():
         raise OutputError(f"{out} is a folder; expected the name of the file to write, such as {out / 'model.gguf'}")
-    if out.exists() and not force:
-        raise OutputError(f"{out} exists already; add --force to replace it")
+    for path in paths:
+        if path.exists() and not force:
+            raise OutputError(f"{path} exists already; add --force to replace it")
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent} is no folder; create it, or choose another target")
     if not os.access(out.parent, os.W_OK):
         raise OutputError(f"{out.parent} isn't writable; choose another target")
 
 
+class OpenPart(NamedTuple):
+    """A file that is being written, under the name it has until it is whole."""
+
+    path: Path
+    file: BinaryIO
+
+
+class Content(Protocol):
+    """A file's first bytes, and its size."""
+
+    @property
+    def header(self) -> bytes: ...
+
+    @property
+    def file_bytes(self) -> int: ...
+
+
 @contextlib.contextmanager
-def whole_file(out: Path, file_bytes: int) -> Iterator[tuple[Path, BinaryIO]]:
-    """Open a temporary file beside `out` of the final size; rename it when the block ends well, else remove it."""
-    partial = out.with_name(f"{out.name}.{os.getpid()}.part")
+def whole_files(paths: Sequence[Path], contents: Sequence[Content]) -> Iterator[list[OpenPart]]:
+    """Open temporary files of the final sizes, headers written; rename all if the block ends well, else remove all."""
+    folder = paths[0].parent
+    partial = [path.with_name(f"{path.name}.{os.getpid()}.part") for path in paths]
+    renamed: list[Path] = []
     try:
-        free = shutil.disk_usage(out.parent).free
-        if free < file_bytes:
-            raise OutputError(
-                f"{out.parent} has {free / 1e9:.2f} GB free, but {out.name} needs {file_bytes / 1e9:.2f} GB"
-            )
-        with partial.open("xb+") as file:
-            file.truncate(file_bytes)
-            yield partial, file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(out)
-    except OSError as error:
-        raise OutputError(f"{out} can't be written: {error.strerror or error}") from error
+        free, needed = shutil.disk_usage(folder).free, sum(content.file_bytes for content in contents)
+        if free < needed:
+            raise OutputError(f"{folder} has {free / 1e9:.2f} GB free, but {paths[0].name} needs {needed / 1e9:.2f} GB")
+        with contextlib.ExitStack() as files:
+            opened = [OpenPart(path, files.enter_context(path.open("xb", buffering=0))) for path in partial]
+            for part, content in zip(opened, contents, strict=True):
+                part.file.truncate(content.file_bytes)
+                write_at(part.file, memoryview(content.header), 0)
+            yield opened
+            for part in opened:
+                os.fsync(part.file.fileno())
+        # The first part goes first and comes last: a program that finds it finds all of one conversion.
+        if len(paths) > 1:
+            paths[0].unlink(missing_ok=True)
+        for path, target in reversed(list(zip(partial, paths, strict=True))):
+            path.replace(target)
+            renamed.append(target)
+    except BaseException as error:
+        for path in renamed:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OutputError(f"{paths[0]} can't be written: {error.strerror or error}") from error
+        raise
     finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        for path in partial:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+class _Text(NamedTuple):
+    header: bytes
+
+    @property
+    def file_bytes(self) -> int:
+        return len(self.header)
+
+
+def write_whole(path: Path, text: bytes) -> None:
+    """Write a small file, whole or not at all."""
+    with whole_files([path], [_Text(text)]):
+        pass
+
+
+def write_at(file: BinaryIO, data: memoryview, offset: int) -> None:
+    """Write all of `data` from that byte on; several threads may do so at once."""
+    left = data.cast("B")
+    while left:
+        if hasattr(os, "pwrite"):
+            n_written = os.pwrite(file.fileno(), left, offset)
+        else:
+            with _position:
+                file.seek(offset)
+                n_written = file.write(left)
+        left, offset = left[n_written:], offset + n_written
+
+
+class _Piece(NamedTuple):
+    """Some rows of a tensor, and where in which file the tensor goes."""
+
+    tensor: TensorPlan
+    rows: slice
+    file: BinaryIO
+    offset: int
 
 
 def write_tensors(
-    file: BinaryIO,
+    opened: Sequence[OpenPart],
     plan: FilePlan,
     tensors: Mapping[str, SourceTensor],
     method: Method,
     threads: int,
     progress: Step,
 ) -> None:
-    """Convert and write every tensor by chunks of rows, in parallel; `progress` is called with the bytes written."""
-    lock = threading.Lock()
+    """Convert and write every tensor, in parallel; `progress` is called with the bytes written."""
 
-    def write_chunk(chunk: tuple[TensorPlan, int, slice]) -> int:
-        tensor, offset, rows = chunk
-        stored = _stored_rows(tensor, tensors, rows, method)
-        with lock:
-            file.seek(offset + rows.start * stored.shape[1])
-            file.write(stored.data)
-        return stored.nbytes
+    def write(piece: _Piece) -> int:
+        tensor, n_bytes = piece.tensor, 0
+        row_bytes = tensor.codec.row_bytes(tensor.spec.shape[-1])
+        for rows in row_chunks(tensor.spec.shape, piece.rows):
+            stored = _stored_rows(tensor, tensors, rows, method)
+            write_at(piece.file, stored.data, piece.offset + rows.start * row_bytes)
+            n_bytes += stored.nbytes
+        if tensor.spec.data is None:
+            tensors[tensor.spec.source].let_go(_wanted(tensor.spec, piece.rows))
+        return n_bytes
 
-    chunks = [
-        (tensor, offset, rows)
-        for tensor, offset in zip(plan.tensors, plan.offsets, strict=False)
-        for rows in row_chunks(tensor.spec.shape)
-    ]
-    for n_bytes in parallel(write_chunk, chunks, threads):
-        progress(n_bytes)
+    with contextlib.closing(parallel(write, _pieces(opened, plan.parts, tensors), threads)) as written:
+        for n_bytes in written:
+            progress(n_bytes)
+
+
+def _pieces(
+    opened: Sequence[OpenPart], parts: Sequence[FilePart], tensors: Mapping[str, SourceTensor]
+) -> Iterator[_Piece]:
+    """Yield the work in the file's order; what is handed out is asked for at once, since its turn comes soon."""
+    for part, content in zip(opened, parts, strict=True):
+        for tensor, offset in zip(content.tensors, content.offsets, strict=False):
+            spec = tensor.spec
+            for rows in row_chunks(spec.shape, n_values=PIECE_VALUES):
+                if spec.data is None:
+                    tensors[spec.source].ask_ahead(_wanted(spec, rows))
+                yield _Piece(tensor, rows, part.file, offset)
+
+
+def _wanted(spec: TensorSpec, rows: slice) -> slice | RowIndices:
+    """Return which rows of the source those rows of the file are; a one-dimensional tensor is one row."""
+    return rows if spec.rows is None or len(spec.shape) == 1 else spec.rows[rows]
 
 
 def _stored_rows(tensor: TensorPlan, tensors: Mapping[str, SourceTensor], rows: slice, method: Method) -> ByteArray:
@@ -122,20 +189,23 @@ def _stored_rows(tensor: TensorPlan, tensors: Mapping[str, SourceTensor], rows: 
     if spec.data is not None:
         assert isinstance(codec, FloatCodec)
         return codec.encode(spec.data.reshape(1, -1))
-    source = tensors[spec.source]
+    source, wanted = tensors[spec.source], _wanted(spec, rows)
     if isinstance(codec, Stored):
         assert isinstance(source, GgufTensor)
         return np.ascontiguousarray(source.read_bytes(rows))
-    if len(spec.shape) == 1:
-        values = source.read(slice(0, 1))
-        assert isinstance(codec, FloatCodec)
-        return encode(codec, values if spec.rows is None else values[:, spec.rows], spec.source)
-    wanted = rows if spec.rows is None else spec.rows[rows]
     if isinstance(codec, FloatCodec):
-        return encode(codec, source.read(wanted), spec.source)
+        values = source.read(wanted)
+        if len(spec.shape) == 1 and spec.rows is not None:
+            values = values[:, spec.rows]
+        return _named(codec.encode, values, spec)
     assert isinstance(codec, TernaryCodec)
+    return _named(codec.pack, _coded(tensor, source, wanted, method), spec)
+
+
+def _named(encode: Callable[[Rows], ByteArray], rows: Rows, spec: TensorSpec) -> ByteArray:
+    """Encode rows; raise TensorError with the tensor's name where its type can't hold one."""
     try:
-        return codec.pack(_coded(tensor, source, wanted, method))
+        return encode(rows)
     except TensorError as error:
         raise TensorError(f"{spec.source}: {error}") from error
 
@@ -147,7 +217,7 @@ def _coded(tensor: TensorPlan, source: SourceTensor, rows: slice | RowIndices, m
         return method.code(source.read(rows), block)
     coded = source.read_codes(rows) if isinstance(source, CodedTensor) else code_on_grid(source.read(rows), block)
     if coded is None:
-        raise TensorError("the file changed while it was being converted: convert again")
+        raise TensorError(f"{tensor.spec.source}: the file changed while it was being converted: convert again")
     if not tensor.unit_scale:
         return coded
     return CodedRows(coded.codes, np.ones_like(coded.scales), coded.group)

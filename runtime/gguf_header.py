@@ -21,6 +21,7 @@ from tritgguf.converter.errors import EngineError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
+SPLIT_NUMBER, SPLIT_COUNT = "split.no", "split.count"
 TOKENS_KEY = "tokenizer.ggml.tokens"
 
 _PREAMBLE = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of key-value pairs
@@ -88,11 +89,21 @@ def vocabulary_only(path: Path) -> bytes:
     with path.open("rb") as file:
         data = file.read(header.values_end)
     n_values = _PREAMBLE.unpack_from(data, 0)[3]
-    return _PREAMBLE.pack(MAGIC, header.version, 0, n_values) + data[_PREAMBLE.size :]
+    return _PREAMBLE.pack(MAGIC, header.version, 0, n_values) + _as_one_part(data[_PREAMBLE.size :])
+
+
+def _as_one_part(values: bytes) -> bytes:
+    """The key-value pairs with the number of parts set to 1: the native library would look for the others."""
+    key = _U64.pack(len(SPLIT_COUNT)) + SPLIT_COUNT.encode() + _U32.pack(GGUFValueType.UINT16)
+    before, found, after = values.partition(key)
+    return before + found + struct.pack("<H", 1) + after[2:] if found else values
 
 
 def check_loadable(path: Path, header: Header) -> None:
     """EngineError for files on which the native library would abort the process instead of failing."""
+    number, n_parts = header.values.get(SPLIT_NUMBER, 0), header.values.get(SPLIT_COUNT, 1)
+    if number != 0:
+        raise EngineError(f"{path}: is part {int(number) + 1} of {n_parts} of a model; give the first part")
     if not isinstance(header.values.get("general.architecture"), str):
         raise EngineError(f"{path}: no general.architecture (a model file has one); convert the model again")
     _check_numbers(path, header)

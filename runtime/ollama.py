@@ -11,6 +11,7 @@ from pathlib import Path
 from gguf import Keys
 
 from tritgguf.converter.errors import OllamaError, OutputError, UnsupportedError
+from tritgguf.converter.file_plan import FilePlan
 from tritgguf.converter.gguf_tensors import GgufFile, read_gguf
 from tritgguf.converter.ollama.modelfile import (
     Modelfile,
@@ -20,9 +21,8 @@ from tritgguf.converter.ollama.modelfile import (
 )
 from tritgguf.converter.ollama.repack import refused, repack, repack_plan
 from tritgguf.converter.ollama.versions import CREATE_API, Verdict, parsed, verdict_for, verdicts
-from tritgguf.converter.plan import FilePlan
 from tritgguf.converter.progress import Progress
-from tritgguf.converter.writer import require_writable, whole_file
+from tritgguf.converter.writer import require_writable, write_whole
 from tritgguf.runtime.ollama_api import HOST_VARIABLE, NotRunningError, Ollama, digest_of
 from tritgguf.runtime.ollama_template import ChatTemplateFacts, chat_template_facts
 
@@ -54,7 +54,7 @@ class Package:
         if stat.st_size != self.plan.file_bytes or stat.st_mtime < self.source.path.stat().st_mtime:
             return False
         with self.file.open("rb") as file:
-            return file.read(len(self.plan.header)) == self.plan.header
+            return file.read(len(self.plan.parts[0].header)) == self.plan.parts[0].header
 
     def commands(self, name: str) -> tuple[str, str]:
         """The two commands that make and run the model by hand."""
@@ -124,13 +124,12 @@ def write(
         jinja, plan = package.chat.jinja, package.plan
         repack(package.source.path, package.file, jinja=jinja, force=force, progress=progress, plan=plan)
     if not same:
-        with whole_file(path, len(text)) as (_, file):
-            file.write(text)
+        write_whole(path, text)
 
 
 def _require_writable(path: Path, force: bool) -> None:
     try:
-        require_writable(path, force)
+        require_writable(path, [path], force)
     except OutputError as error:
         raise OutputError(f"{error} (the Modelfile for this file)") from error
 

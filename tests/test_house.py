@@ -15,6 +15,7 @@ from tritgguf.converter.codec import codecs
 from tritgguf.converter.export import schemes
 from tritgguf.converter.method import methods
 from tritgguf.converter.source import sources
+from tritgguf.runtime import cli
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*ROOT.glob("converter/**/*.py"), *ROOT.glob("runtime/**/*.py")]
@@ -87,3 +88,24 @@ def test_the_tables_of_the_docs_are_complete() -> None:
 def test_every_architecture_says_which_classes_it_reads(architecture) -> None:
     text = (ROOT / "docs" / "formats.md").read_text()
     assert all(name in text for name in architecture.classes)
+
+
+@pytest.mark.parametrize("arguments", [[], ["convert"], ["chat"], ["inspect"], ["verify"]], ids=lambda a: " ".join(a))
+def test_help_loads_neither_numpy_nor_the_compiler(arguments: list[str]) -> None:
+    """They take longer to load than the help takes to print; commands load them when they run."""
+    code = (
+        "import sys; from tritgguf.runtime.cli import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *arguments, "--help"]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stderr.split()
+    assert {"tritgguf", "typer"} <= set(loaded)
+    assert not {"numpy", "gguf", "numba", "llama_cpp", "tokenizers"} & set(loaded)
+
+
+def test_the_help_lists_every_type_and_method(capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["tritgguf", "convert", "--help"])
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        cli.main()
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert {name for name, codec in codecs().items() if codec.for_linear} | set(methods()) <= words

@@ -4,6 +4,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from tritgguf.converter.codec import FloatCodec
+from tritgguf.converter.errors import TensorError
+from tritgguf.converter.floats import LARGEST_F16, narrowed, widened
 from tritgguf.converter.tensors import ByteArray, Float32Array
 
 
@@ -16,11 +18,13 @@ class F16(FloatCodec):
     block_bytes = 2
 
     def encode(self, values: Float32Array) -> ByteArray:
-        with np.errstate(over="ignore"):
-            return np.ascontiguousarray(values.astype("<f2")).view(np.uint8)
+        words, largest = narrowed(values)
+        if largest > LARGEST_F16:
+            raise TensorError(f"a value is {largest:g}, but f16 ends at 65504: store this tensor as bf16 or f32")
+        return words.view(np.uint8)
 
     def decode(self, stored: ByteArray) -> Float32Array:
-        return stored.view("<f2").astype(np.float32)
+        return widened(stored.view("<u2"), "F16")[0]
 
 
 CODEC = F16()

@@ -5,11 +5,13 @@ which no ternary tensor has. The layout is that of ggml's `block_q2_0`; its scal
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from tritgguf.converter.codec import TernaryCodec, block_scales, stored_scales
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.ggml_types import MOSTLY_Q2_0, Q2_0
-from tritgguf.converter.tensors import ByteArray, CodedRows
+from tritgguf.converter.kernels import Kernel
+from tritgguf.converter.tensors import ByteArray, CodedRows, Codes
 
 SCALE_BYTES = 2
 SHIFTS = np.array([0, 2, 4, 6], np.uint8)
@@ -26,12 +28,13 @@ class Q20(TernaryCodec):
 
     def pack(self, rows: CodedRows) -> ByteArray:
         n_rows, n_columns = rows.codes.shape
-        digits = np.ascontiguousarray(rows.codes).view(np.uint8) + np.uint8(1)
-        fours = digits.reshape(n_rows, n_columns // self.block, -1).view("<u4")
         stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
         stored[..., :SCALE_BYTES] = block_scales(rows, self.block)
-        # Digit k stands at bit 8k and belongs at bit 2k of the lowest byte.
-        stored[..., SCALE_BYTES:] = (fours | fours >> 6 | fours >> 12 | fours >> 18) & 0xFF
+        if FOURS(rows.codes.reshape(-1, self.block), stored.reshape(-1, self.block_bytes)) is None:
+            digits = rows.codes.view(np.uint8) + np.uint8(1)
+            fours = digits.reshape(*stored.shape[:2], -1).view("<u4")
+            # Digit k stands at bit 8k and belongs at bit 2k of the lowest byte.
+            stored[..., SCALE_BYTES:] = (fours | fours >> 6 | fours >> 12 | fours >> 18) & 0xFF
         return stored.reshape(n_rows, -1)
 
     def unpack(self, stored: ByteArray) -> CodedRows:
@@ -43,7 +46,10 @@ class Q20(TernaryCodec):
                 "Q2_0 data holds the code 3, twice the scale, but ternary values end at once the scale: "
                 "read the tensor as floats instead"
             )
-        codes = CODES_OF_BYTE[packed].view(np.int8)
+        fours = np.empty(packed.shape, np.uint32)
+        if TRITS(np.ascontiguousarray(packed).reshape(-1), fours.reshape(-1)) is None:
+            fours = CODES_OF_BYTE[packed]
+        codes = fours.view(np.int8)
         scales = stored_scales(blocks[..., :SCALE_BYTES])
         negative = scales < 0
         if negative.any():
@@ -51,4 +57,21 @@ class Q20(TernaryCodec):
         return CodedRows(codes.reshape(n_rows, -1), np.abs(scales), self.block)
 
 
+def _fours(codes: Codes, blocks: ByteArray) -> int:
+    for number in range(len(codes)):
+        trits, packed = codes[number], blocks[number, SCALE_BYTES:]
+        for byte in range(16):
+            low = (trits[4 * byte] + 1) | (trits[4 * byte + 1] + 1) << 2
+            packed[byte] = low | (trits[4 * byte + 2] + 1) << 4 | (trits[4 * byte + 3] + 1) << 6
+    return 0
+
+
+def _trits(packed: ByteArray, fours: npt.NDArray[np.uint32]) -> int:
+    for index in range(len(packed)):
+        fours[index] = CODES_OF_BYTE[packed[index]]
+    return 0
+
+
+TRITS = Kernel(_trits)
+FOURS = Kernel(_fours)
 CODEC = Q20()

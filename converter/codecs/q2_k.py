@@ -9,6 +9,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from tritgguf.converter.codec import TernaryCodec, block_scales, stored_scales
+from tritgguf.converter.codecs.tq2_0 import pack_pairs
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.scaled_blocks import fitted
 from tritgguf.converter.tensors import ByteArray, CodedRows, Float32Array
@@ -38,12 +39,9 @@ class Q2K(TernaryCodec):
 
     def pack(self, rows: CodedRows) -> ByteArray:
         n_rows, n_columns = rows.codes.shape
-        # (row, block, half, bit pair, byte in the half)
-        digits = (rows.codes.view(np.uint8) + np.uint8(1)).reshape(n_rows, n_columns // self.block, 2, 4, 32)
-        packed = digits[..., 0, :] | digits[..., 1, :] << 2 | digits[..., 2, :] << 4 | digits[..., 3, :] << 6
         stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
         stored[..., SUBS] = ONES
-        stored[..., CODES] = packed.reshape(n_rows, -1, 64)
+        pack_pairs(rows.codes.reshape(-1, self.block), stored.reshape(-1, self.block_bytes), CODES.start)
         stored[..., SCALE] = stored[..., MINIMUM] = block_scales(rows, self.block)
         return stored.reshape(n_rows, -1)
 

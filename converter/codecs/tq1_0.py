@@ -10,7 +10,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from tritgguf.converter.codec import TernaryCodec, block_scales, stored_scales
-from tritgguf.converter.tensors import ByteArray, CodedRows
+from tritgguf.converter.kernels import Kernel
+from tritgguf.converter.tensors import ByteArray, CodedRows, Codes
 
 CODE_BYTES = 52
 SECTIONS = ((0, 5, 32), (160, 5, 16), (240, 4, 4))  # first value, digits per byte, bytes
@@ -26,33 +27,81 @@ class TQ10(TernaryCodec):
 
     def pack(self, rows: CodedRows) -> ByteArray:
         n_rows, n_columns = rows.codes.shape
-        digits = (rows.codes.view(np.uint8) + np.uint8(1)).reshape(n_rows, n_columns // self.block, self.block)
         stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
-        position = 0
-        for first, n_digits, n_bytes in SECTIONS:
-            section = digits[..., first : first + n_digits * n_bytes].reshape(*digits.shape[:2], n_digits, n_bytes)
-            number = np.zeros((*digits.shape[:2], n_bytes), np.uint8)
-            for digit in range(n_digits):
-                number += section[..., digit, :] * np.uint8(3 ** (4 - digit))
-            stored[..., position : position + n_bytes] = FRACTIONS[number]
-            position += n_bytes
+        codes, blocks = rows.codes.reshape(-1, self.block), stored.reshape(-1, self.block_bytes)
+        if PACK(codes, blocks) is None:
+            _pack(codes, blocks)
         stored[..., CODE_BYTES:] = block_scales(rows, self.block)
         return stored.reshape(n_rows, -1)
 
     def unpack(self, stored: ByteArray) -> CodedRows:
         n_rows = len(stored)
         blocks = stored.reshape(n_rows, -1, self.block_bytes)
-        codes = np.empty((n_rows, blocks.shape[1], self.block), np.int8)
-        position = 0
-        for first, n_digits, n_bytes in SECTIONS:
-            fraction = blocks[..., position : position + n_bytes].copy()
-            for digit in range(n_digits):
-                tripled = fraction.astype(np.uint16) * 3
-                start = first + digit * n_bytes
-                codes[..., start : start + n_bytes] = (tripled >> 8).astype(np.int8) - 1
-                fraction = tripled.astype(np.uint8)  # keeps the low byte: the digits still to come
-            position += n_bytes
+        codes: Codes = np.empty((n_rows, blocks.shape[1], self.block), np.int8)
+        flat = np.ascontiguousarray(blocks).reshape(-1, self.block_bytes)
+        if UNPACK(flat, codes.reshape(-1, self.block)) is None:
+            _unpack(flat, codes.reshape(-1, self.block))
         return CodedRows(codes.reshape(n_rows, -1), stored_scales(blocks[..., CODE_BYTES:]), self.block)
 
 
+def _pack(codes: Codes, blocks: ByteArray) -> None:
+    digits = codes.view(np.uint8) + np.uint8(1)
+    position = 0
+    for first, n_digits, n_bytes in SECTIONS:
+        section = digits[:, first : first + n_digits * n_bytes].reshape(-1, n_digits, n_bytes)
+        number = np.zeros((len(codes), n_bytes), np.uint8)
+        for digit in range(n_digits):
+            number += section[:, digit] * np.uint8(3 ** (4 - digit))
+        blocks[:, position : position + n_bytes] = FRACTIONS[number]
+        position += n_bytes
+
+
+def _unpack(blocks: ByteArray, codes: Codes) -> None:
+    position = 0
+    for first, n_digits, n_bytes in SECTIONS:
+        fraction = blocks[:, position : position + n_bytes]
+        for digit in range(n_digits):
+            tripled = fraction.astype(np.uint16) * 3
+            start = first + digit * n_bytes
+            codes[:, start : start + n_bytes] = (tripled >> 8).astype(np.int8) - 1
+            fraction = tripled.astype(np.uint8)  # keeps the low byte: the digits still to come
+        position += n_bytes
+
+
+def _unpack_loop(blocks: ByteArray, codes: Codes) -> int:
+    for number in range(len(blocks)):
+        packed, trits = blocks[number], codes[number]
+        position = 0
+        for first, n_digits, n_bytes in SECTIONS:
+            for byte in range(n_bytes):
+                fraction = np.uint32(packed[position + byte])
+                for digit in range(n_digits):
+                    fraction *= np.uint32(3)
+                    trits[first + digit * n_bytes + byte] = (fraction >> np.uint32(8)) - 1
+                    fraction &= np.uint32(255)
+            position += n_bytes
+    return 0
+
+
+def _pack_loop(codes: Codes, blocks: ByteArray) -> int:
+    numbers = np.empty(CODE_BYTES, np.uint8)
+    for block in range(len(codes)):
+        trits, packed = codes[block], blocks[block]
+        for byte in range(32):
+            two = (trits[byte] + 1) * 3 + trits[byte + 32] + 1
+            numbers[byte] = ((two * 3 + trits[byte + 64] + 1) * 3 + trits[byte + 96] + 1) * 3 + trits[byte + 128] + 1
+        for byte in range(160, 176):
+            two = (trits[byte] + 1) * 3 + trits[byte + 16] + 1
+            four = (two * 3 + trits[byte + 32] + 1) * 3 + trits[byte + 48] + 1
+            numbers[byte - 128] = four * 3 + trits[byte + 64] + 1
+        for byte in range(240, 244):
+            two = (trits[byte] + 1) * 3 + trits[byte + 4] + 1
+            numbers[byte - 192] = ((two * 3 + trits[byte + 8] + 1) * 3 + trits[byte + 12] + 1) * 3
+        for byte in range(CODE_BYTES):
+            packed[byte] = FRACTIONS[numbers[byte]]
+    return 0
+
+
+UNPACK = Kernel(_unpack_loop)
+PACK = Kernel(_pack_loop)
 CODEC = TQ10()

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from gguf import Keys
 
+from tritgguf.converter.file_plan import FilePlan
 from tritgguf.converter.gguf_model import open_gguf_model
 from tritgguf.converter.gguf_tensors import GgufFile
 from tritgguf.converter.metadata import string
 from tritgguf.converter.model import Model
 from tritgguf.converter.ollama.versions import refused_types
 from tritgguf.converter.pipeline import Conversion, make_plan, write_model
-from tritgguf.converter.plan import FilePlan
 from tritgguf.converter.progress import Progress
 from tritgguf.converter.survey import AUTO, Request
 from tritgguf.converter.writer import require_writable
@@ -55,8 +55,8 @@ def repack(
 
     `plan` is what `repack_plan` gave, where it was asked before: the file isn't read for it once more.
     """
-    require_writable(out, force)
-    return write_model(_model(path, jinja), out, _request(), progress=progress, file_plan=plan)
+    require_writable(out, [out], force)
+    return write_model(_model(path, jinja), out, _request(), force=force, progress=progress, file_plan=plan)
 
 
 def _request() -> Request:

@@ -15,22 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from tritgguf.converter.errors import SourceError, TensorError
+from tritgguf.converter.kernels import Kernel
 from tritgguf.converter.model_config import ConfigJson
 from tritgguf.converter.safetensors_files import SafetensorsTensor
 from tritgguf.converter.source import Source, StoredTensors, quantization
-from tritgguf.converter.tensors import (
-    ByteArray,
-    CodedRows,
-    CodedTensor,
-    Float32Array,
-    RowIndices,
-    SourceTensor,
-)
+from tritgguf.converter.tensors import ByteArray, CodedRows, CodedTensor, Float32Array, RowIndices, SourceTensor
 
 SCALES = ".scales"
 METHOD, PACKING = "bitnet_158", "base3_columns"
 POWERS = np.array([1, 3, 9, 27], np.uint8)
-DIGITS = (np.arange(81, dtype=np.uint8)[:, None] // POWERS % 3).astype(np.int8) - 1  # (byte, place) → trit
+# The four trits of every byte as one word; bytes above 80 stand for none.
+FOURS = ((np.arange(256)[:, None] // POWERS % 3).astype(np.int8) - np.int8(1)).view(np.uint32)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class Base3Tensor(CodedTensor):
     """One packed tensor; on disk `stored_group` columns share a scale, padding included."""
 
     stored: SafetensorsTensor
-    stored_scales: Float32Array
+    stored_scales: SafetensorsTensor
     stored_group: int
 
     def fitted(self, shape: tuple[int, ...]) -> SourceTensor | None:
@@ -48,21 +43,35 @@ class Base3Tensor(CodedTensor):
             return None
         return replace(self, shape=shape, group=math.gcd(self.stored_group, columns))
 
-    def scales(self) -> Float32Array:
-        return self._scales(slice(None))
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        return [*self.stored.on_disk(rows), *self.stored_scales.on_disk(rows)]
 
-    def _scales(self, rows: slice | RowIndices) -> Float32Array:
-        repeated = np.repeat(self.stored_scales[rows], self.stored_group // self.group, axis=1)
-        return repeated[:, : self.shape[1] // self.group]
+    def scales(self, rows: slice | RowIndices) -> Float32Array:
+        found = self.stored_scales.read(rows)
+        if (found < 0).any():
+            raise TensorError(f"{self.stored_scales.name} holds {found.min():g}; expected scales of zero or more")
+        if self.group == self.stored_group:
+            return found
+        return np.repeat(found, self.stored_group // self.group, axis=1)[:, : self.shape[1] // self.group]
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
-        stored = self.stored.data.reshape(self.stored.shape)[rows]
-        if (stored > 80).any():
-            raise TensorError(
-                f"{self.name} holds the byte {stored.max()}; expected at most 80: the checkpoint is damaged"
-            )
-        codes = DIGITS[stored].reshape(len(stored), -1)[:, : self.shape[1]]
-        return CodedRows(np.ascontiguousarray(codes), self._scales(rows), self.group)
+        stored = np.ascontiguousarray(self.stored.data.reshape(self.stored.shape)[rows])
+        fours = np.empty(stored.shape, np.uint32)
+        largest = UNPACK(stored.reshape(-1), fours.reshape(-1))
+        if largest is None:
+            fours, largest = FOURS[stored], int(stored.max(initial=0))
+        if largest > 80:
+            raise TensorError(f"{self.name} holds the byte {largest}; expected at most 80: the checkpoint is damaged")
+        codes = fours.view(np.int8)[:, : self.shape[1]]
+        return CodedRows(np.ascontiguousarray(codes), self.scales(rows), self.group)
+
+
+def _unpack(stored: ByteArray, fours: npt.NDArray[np.uint32]) -> int:
+    largest = np.uint8(0)
+    for index in range(len(stored)):
+        fours[index] = FOURS[stored[index]]
+        largest = max(largest, stored[index])
+    return int(largest)
 
 
 def pack(codes: npt.NDArray[np.int8]) -> ByteArray:
@@ -115,14 +124,11 @@ def _packed_tensor(tensor: SafetensorsTensor, stored: StoredTensors, said_group:
             f"{name} of packed shape {tensor.shape} doesn't fit its scales of shape {shape}; expected as many rows, "
             "and one scale per group of columns"
         )
-    scales = stored[name + SCALES].read(slice(None))
-    if (scales < 0).any():
-        raise TensorError(f"{name}{SCALES} holds {scales.min():g}; expected scales of zero or more")
     group = 4 * tensor.shape[1] // shape[1]
     if said_group not in (None, group):
         raise SourceError(f"config.json says group_size {said_group}, but {name} has one scale per {group} columns")
     shape = (tensor.shape[0], 4 * tensor.shape[1])
-    return Base3Tensor(name, SOURCE.name, shape, group, tensor, scales, group)
+    return Base3Tensor(name, SOURCE.name, shape, group, tensor, stored[name + SCALES], group)
 
 
 def _fits(packed: tuple[int, ...], scales: tuple[int, ...]) -> bool:
@@ -131,4 +137,5 @@ def _fits(packed: tuple[int, ...], scales: tuple[int, ...]) -> bool:
     return 4 * packed[1] % scales[1] == 0
 
 
+UNPACK = Kernel(_unpack)
 SOURCE = Source("base-3 packing", recognizes, read)

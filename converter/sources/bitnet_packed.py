@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
+from tritgguf.converter.kernels import Kernel
 from tritgguf.converter.model_config import ConfigJson
 from tritgguf.converter.safetensors_files import SafetensorsTensor
 from tritgguf.converter.source import Source, StoredTensors, quantization
@@ -21,6 +22,7 @@ from tritgguf.converter.tensors import (
     ByteArray,
     CodedRows,
     CodedTensor,
+    Codes,
     Float32Array,
     RowIndices,
     SourceTensor,
@@ -37,17 +39,39 @@ class BitnetTensor(CodedTensor):
     stored: SafetensorsTensor
     row_scales: Float32Array
 
-    def scales(self) -> Float32Array:
-        return self.row_scales
+    def scales(self, rows: slice) -> Float32Array:
+        return self.row_scales[rows]
+
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        n_packed = len(self.stored.data) // self.shape[1]
+        wanted = np.arange(4 * n_packed)[rows] if isinstance(rows, slice) else rows
+        return self.stored.on_disk(wanted % n_packed)
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
         n_packed, n_columns = self.stored.shape
+        packed = self.stored.data.reshape(n_packed, n_columns)
         wanted = np.arange(4 * n_packed)[rows] if isinstance(rows, slice) else rows
-        stored = self.stored.data.reshape(n_packed, n_columns)[wanted % n_packed]
-        digits = stored >> (2 * (wanted // n_packed)).astype(np.uint8)[:, None] & 3
-        if (digits == 3).any():
+        codes: Codes = np.empty((len(wanted), n_columns), np.int8)
+        n_invalid = UNPACK(packed, wanted, codes)
+        if n_invalid is None:
+            digits = packed[wanted % n_packed] >> (2 * (wanted // n_packed)).astype(np.uint8)[:, None] & 3
+            codes, n_invalid = (digits - np.uint8(1)).view(np.int8), int((digits == 3).sum())
+        if n_invalid:
             raise TensorError(f"{self.name} holds the code 3, which stands for no trit: the checkpoint is damaged")
-        return CodedRows((digits - np.uint8(1)).view(np.int8), self.row_scales[wanted], n_columns)
+        return CodedRows(codes, self.row_scales[wanted], n_columns)
+
+
+def _unpack(packed: ByteArray, wanted: RowIndices, codes: Codes) -> int:
+    """Fill in the codes of the wanted rows; return how many are none."""
+    n_invalid = 0
+    for number in range(len(wanted)):
+        row = packed[wanted[number] % len(packed)]
+        shift = np.uint8(2 * (wanted[number] // len(packed)))
+        for column in range(len(row)):
+            digit = row[column] >> shift & 3
+            n_invalid += digit == 3
+            codes[number, column] = digit - 1
+    return n_invalid
 
 
 def pack(codes: npt.NDArray[np.int8]) -> ByteArray:
@@ -112,4 +136,5 @@ def _row_scales(scale: SafetensorsTensor, packed: SafetensorsTensor, multiplies:
     return np.broadcast_to(worth[:, None], (n_rows, 1)).astype(np.float32)
 
 
+UNPACK = Kernel(_unpack)
 SOURCE = Source("bitnet packing", recognizes, read)

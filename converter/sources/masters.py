@@ -36,13 +36,15 @@ class MasterTensor(CodedTensor):
 
     @cached_property
     def inverse_scale(self) -> float:
-        """1 / s, as the reference computes it; the sum is taken in float64, chunk by chunk."""
-        total = sum(float(np.abs(self.stored.read(rows)).sum(dtype=np.float64)) for rows in row_chunks(self.shape))
+        """1 / s, as the reference computes it; the sum is taken in float64, row by row."""
+        chunks = (np.abs(self.stored.read(rows)).sum(axis=1, dtype=np.float64) for rows in row_chunks(self.shape))
+        total = math.fsum(row for chunk in chunks for row in chunk)
         mean = np.float32(total / math.prod(self.shape))
         return float(np.float32(1.0 / float(max(mean, LEAST_SCALE))))
 
-    def scales(self) -> Float32Array:
-        return np.full((self.shape[0], 1), np.float32(1.0 / self.inverse_scale), np.float32)
+    def scales(self, rows: slice) -> Float32Array:
+        n_rows = len(range(self.shape[0])[rows])
+        return np.full((n_rows, 1), np.float32(1.0 / self.inverse_scale), np.float32)
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
         values = self.stored.read(rows)

@@ -23,7 +23,6 @@ from tritgguf.converter.tensors import (
     Float32Array,
     RowIndices,
     SourceTensor,
-    row_chunks,
 )
 from tritgguf.converter.trit_packing import BLOCK, BLOCK_BYTES, unpack_trits
 from tritgguf.converter.uniform import ENTRIES, GROUP, INDEX_TRITS, highest_code
@@ -67,8 +66,15 @@ class UniformTensor(CodedTensor):
     def levels(self) -> int:
         return 2 * highest_code(self.digits) + 1
 
-    def scales(self) -> Float32Array:
-        return np.concatenate([self._decoded(rows.start, rows.stop).scales for rows in row_chunks(self.shape)])
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(self.shape[0])
+        else:
+            start, stop = int(rows.min()), int(rows.max()) + 1
+        return [self._blocks(start, stop)]
+
+    def scales(self, rows: slice) -> Float32Array:
+        return self.read_codes(rows).scales
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
         if isinstance(rows, slice):
@@ -78,11 +84,14 @@ class UniformTensor(CodedTensor):
         codes = np.concatenate([part.codes for part in parts])
         return CodedRows(codes, np.concatenate([part.scales for part in parts]), GROUP)
 
+    def _blocks(self, start: int, stop: int) -> ByteArray:
+        """Return the blocks that those rows lie in."""
+        per_row = row_trits(self.shape[1], self.digits)
+        return self.packed.data.reshape(-1, BLOCK_BYTES)[start * per_row // BLOCK : -(-stop * per_row // BLOCK)]
+
     def _decoded(self, start: int, stop: int) -> CodedRows:
         per_row = row_trits(self.shape[1], self.digits)
-        first = start * per_row // BLOCK
-        blocks = self.packed.data.reshape(-1, BLOCK_BYTES)[first : -(-stop * per_row // BLOCK)]
-        stream = unpack_trits(blocks)[start * per_row - first * BLOCK :][: (stop - start) * per_row]
+        stream = unpack_trits(self._blocks(start, stop))[start * per_row % BLOCK :][: (stop - start) * per_row]
         if (stream > 2).any():
             raise TensorError(f"{self.name} holds a number of 3^17 or more: the checkpoint is damaged")
         groups = stream.reshape(-1, INDEX_TRITS + GROUP * self.digits)

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gguf import Keys
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.metadata import Metadata, string, strings
@@ -56,6 +54,9 @@ def end_of_turn(template: str, special_texts: Sequence[str], variables: Mapping[
 
     None if the template can't be rendered here or closes a turn with plain text.
     """
+    from jinja2 import TemplateError  # not at the top: few checkpoints' starts should wait for it
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
@@ -73,6 +74,8 @@ def end_of_turn(template: str, special_texts: Sequence[str], variables: Mapping[
 
 
 def _raise(message: str) -> NoReturn:
+    from jinja2 import TemplateError
+
     raise TemplateError(message)
 
 

@@ -36,6 +36,9 @@ class SentencePieceProto:
     escapes_whitespaces: bool
 
 
+_SCORE = struct.Struct("<f")
+
+
 def parse_model(data: bytes) -> SentencePieceProto:
     """Parse a model file; ValueError if the bytes aren't one."""
     pieces = []
@@ -64,8 +67,11 @@ def parse_model(data: bytes) -> SentencePieceProto:
 
 
 def _piece(data: bytes) -> Piece:
+    # As the trainer writes nearly all of them: a text of less than 128 bytes, a score, and no type.
+    if len(data) > 6 and data[0] == 0x0A and data[1] == len(data) - 7 < 0x80 and data[-5] == 0x15:
+        return Piece(data[2:-5].decode("utf-8"), _SCORE.unpack_from(data, len(data) - 4)[0], 1)
     fields = dict(_fields(data))
-    (score,) = struct.unpack("<f", _message(fields.get(2, bytes(4))))
+    (score,) = _SCORE.unpack(_message(fields.get(2, bytes(4))))
     return Piece(_message(fields.get(1, b"")).decode("utf-8"), score, _number(fields.get(3, 1)))
 
 

@@ -6,22 +6,22 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from tritgguf import converter
-from tritgguf.converter.codec import codecs
-from tritgguf.converter.method import methods
-from tritgguf.converter.pipeline import Choices, Conversion
-from tritgguf.converter.plan import FilePlan
+from tritgguf.converter.registry import names
 from tritgguf.converter.targets import TERNARY_TYPES
 from tritgguf.runtime.progress import show_progress
 from tritgguf.runtime.sizes import shown_size
 
-TYPES = ", ".join(name for name, codec in codecs().items() if codec.for_linear)
+if TYPE_CHECKING:
+    from tritgguf.converter.file_plan import FilePlan
+    from tritgguf.converter.pipeline import Choices, Conversion
+
+TYPES = ", ".join(name for name in names("tritgguf.converter.codecs") if name != "f32")  # which is for norms
+METHODS = ", ".join(names("tritgguf.converter.methods"))
 
 
 # The options, by the names of the function's parameters.
@@ -31,9 +31,7 @@ ModelPath = Annotated[
 OutPath = Annotated[Path | None, typer.Argument(help="GGUF file to write; not needed with --dry-run.")]
 TypeName = Annotated[str, typer.Option(help=f"Tensor type of the linear layers: auto (smallest exact) or {TYPES}.")]
 Target = Annotated[str, typer.Option("--for", help=f"What auto chooses for: {', '.join(TERNARY_TYPES)}.")]
-MethodName = Annotated[
-    str, typer.Option(help=f"How linear layers that aren't ternary yet are made so: {', '.join(methods())}.")
-]
+MethodName = Annotated[str, typer.Option(help=f"How linear layers that aren't ternary yet are made so: {METHODS}.")]
 Fallback = Annotated[
     str | None, typer.Option(help="Type of linear layers whose rows don't fit --type: f16; without it, stop.")
 ]
@@ -56,6 +54,9 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing file."
 Check = Annotated[
     bool, typer.Option("--check/--no-check", help="Compare the file's token ids with the source tokenizer's.")
 ]
+MaxShardSize = Annotated[
+    str | None, typer.Option(help="Split the file into parts of at most this size: bytes, or such as 500M or 4G.")
+]
 Threads = Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)]
 
 
@@ -74,6 +75,7 @@ def convert(
     json_output: JsonOutput = False,
     force: Force = False,
     check: Check = True,
+    max_shard_size: MaxShardSize = None,
     threads: Threads = None,
 ) -> None:
     """Convert a Hugging Face checkpoint, or a GGUF file, to a GGUF file with ternary tensors."""
@@ -84,6 +86,7 @@ def convert(
         "output_type": output_type,
         "allow_lossy": allow_lossy,
         "max_bits": max_bits,
+        "max_shard_size": max_shard_size,
     }
     if dry_run:
         with show_progress(json_output) as progress:
@@ -126,6 +129,9 @@ def _print_plan(plan: FilePlan, json_output: bool) -> None:
     if json_output:
         print(json.dumps(plan.as_json()))
         return
+    from rich.console import Console  # not at the top: help shouldn't wait for it
+    from rich.table import Table
+
     table = Table("tensor", "type", "shape", "bytes", "exact", "reason", box=None, pad_edge=False)
     for tensor in plan.tensors:
         exact = {True: "yes", False: "no", None: "?"}[tensor.exact]

@@ -6,19 +6,18 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from tritgguf.converter.codec import codecs
-from tritgguf.converter.inspect import Inspection, Size
-from tritgguf.converter.inspect import inspect as look
-from tritgguf.converter.tensor_facts import MATRICES, TensorFacts
 from tritgguf.runtime.progress import show_progress
 from tritgguf.runtime.sizes import shown_size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tritgguf.converter.inspect import Inspection, Size
+    from tritgguf.converter.tensor_facts import TensorFacts
 
 WIDTH = 100
 NOTES_SHOWN = 5
@@ -34,6 +33,11 @@ def inspect(
     threads: Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)] = None,
 ) -> None:
     """Show what a model is, which tensor types hold it exactly, how large the files are and where they run."""
+    from rich.console import Console  # not at the top: help shouldn't wait for these
+    from rich.markup import escape
+
+    from tritgguf.converter.inspect import inspect as look
+
     with show_progress(json_output) as progress:
         found = look(path, threads=threads, progress=progress)
     if json_output:
@@ -66,6 +70,11 @@ def _headline(found: Inspection) -> str:
 
 
 def _tensor_table(found: Inspection, *, every: bool) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from tritgguf.converter.tensor_facts import MATRICES
+
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("tensors", no_wrap=True)
     table.add_column("", justify="right", no_wrap=True)
@@ -101,6 +110,8 @@ def _grid(tensor: TensorFacts) -> str:
 
 def _types(tensor: TensorFacts) -> str:
     """The ternary types where there are any, else floats: of those the larger ones hold what the smaller hold."""
+    from tritgguf.converter.codec import codecs
+
     known = codecs()
     ternary = [name for name in tensor.exact_types if known[name].ternary]
     return " ".join(ternary or [f"≈{name}" for name in tensor.near_types] or tensor.exact_types)
@@ -115,6 +126,8 @@ def _zeros(alike: list[TensorFacts]) -> str:
 
 
 def _size_table(found: Inspection) -> Table:
+    from rich.table import Table
+
     table = Table("--type", box=None, pad_edge=False)
     table.add_column("file", justify="right")
     for title in ("linear layers exact", "runs on"):

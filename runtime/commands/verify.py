@@ -6,14 +6,15 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tritgguf.converter.verify import Verification, require_good
-from tritgguf.converter.verify import verify as compare
 from tritgguf.runtime.progress import show_progress
-from tritgguf.runtime.verify import LogitsCheck, TemplateCheck, compare_logits, compare_templates, logits_problem
+
+if TYPE_CHECKING:
+    from tritgguf.converter.verify import Verification
+    from tritgguf.runtime.verify import LogitsCheck, TemplateCheck
 
 LINES_SHOWN = 10
 
@@ -31,6 +32,10 @@ def verify(
     threads: Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)] = None,
 ) -> None:
     """Compare a GGUF file with its source: tensors, metadata, token ids, chat template, and logits if asked for."""
+    from tritgguf.converter.verify import require_good  # not at the top: help shouldn't wait for these
+    from tritgguf.converter.verify import verify as compare
+    from tritgguf.runtime.verify import compare_logits, compare_templates, logits_problem
+
     with show_progress(json_output) as progress:
         found = compare(model, out, threads=threads, progress=progress)
     template = compare_templates(found.model.metadata, found.file.metadata)

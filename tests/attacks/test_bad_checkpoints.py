@@ -240,7 +240,7 @@ def nan_in_a_norm(folder: Path) -> None:
     poison(folder, "model.norm.weight", float("nan"))
 
 
-@attack("model.embed_tokens.weight holds 999424, which is beyond what f16 can hold")
+@attack("model.embed_tokens.weight: a value is 999424, but f16 ends at 65504")
 def embedding_beyond_fp16(folder: Path) -> None:
     poison(folder, "model.embed_tokens.weight", 1e6)
 

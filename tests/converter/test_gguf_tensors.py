@@ -12,7 +12,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from tests.oracles import libggml
 from tritgguf.converter.errors import SourceError, TensorError, TritggufError, UnsupportedError
 from tritgguf.converter.gguf_tensors import is_gguf, read_gguf
-from tritgguf.converter.writer import header_bytes
+from tritgguf.converter.header import header_bytes
 
 FLOATS = ("F32", "F16", "BF16")
 QUANTIZED = (
@@ -253,16 +253,6 @@ def test_random_damage_never_escapes(small: Path) -> None:
             lines.append(str(error))
     assert len(lines) > 100
     assert not any("\n" in line for line in lines)
-
-
-def test_parts_of_a_model_are_refused(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "part.gguf", "llama")
-    writer.add_uint16("split.count", 3)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    with pytest.raises(UnsupportedError, match=r"one of 3 parts.*--merge"):
-        read_gguf(tmp_path / "part.gguf")
 
 
 def test_types_that_gguf_cannot_dequantize(tmp_path: Path) -> None:

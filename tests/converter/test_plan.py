@@ -65,7 +65,7 @@ def test_the_file_is_what_was_planned(recipe: str, type_name: str, tmp_path: Pat
     read = GGUFReader(out)
     found = [(t.name, t.tensor_type.name.lower(), [int(n) for n in reversed(t.shape)], t.n_bytes) for t in read.tensors]
     assert found == [(t["name"], t["type"], t["shape"], t["bytes"]) for t in planned.as_json()["tensors"]]
-    assert [t.data_offset for t in read.tensors] == list(planned.offsets[:-1])
+    assert [t.data_offset for t in read.tensors] == list(planned.parts[0].offsets[:-1])
 
 
 def test_exactness_is_read_from_the_weights(tmp_path: Path) -> None:

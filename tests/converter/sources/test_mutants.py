@@ -101,23 +101,30 @@ def test_rows_reordered_for_a_graph_that_does_not_want_it_are_noticed(name, pack
 # --- base-3 packing ----------------------------------------------------------------------------------------------
 
 
+DIGITS = base3.FOURS[:, None].view(np.int8)  # (byte, place) → trit
+
+
+def fours(digits: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(digits).view(np.uint32)[:, 0]
+
+
 def planar(self: base3.Base3Tensor, rows: slice | np.ndarray) -> CodedRows:
     """Read the columns of a digit place as neighbours."""
     stored = self.stored.data.reshape(self.stored.shape)[rows]
-    codes = base3.DIGITS[stored].swapaxes(1, 2).reshape(len(stored), -1)[:, : self.shape[1]]
-    return CodedRows(np.ascontiguousarray(codes), self._scales(rows), self.group)
+    codes = DIGITS[stored].swapaxes(1, 2).reshape(len(stored), -1)[:, : self.shape[1]]
+    return CodedRows(np.ascontiguousarray(codes), self.scales(rows), self.group)
 
 
 def next_groups_scales(self: base3.Base3Tensor, rows: slice | np.ndarray) -> np.ndarray:
     return np.roll(right_scales(self, rows), 1, axis=1)
 
 
-right_scales = base3.Base3Tensor._scales
+right_scales = base3.Base3Tensor.scales
 BASE3_MUTANTS: dict[str, tuple[Any, str, Any]] = {
-    "high digit first": (base3, "DIGITS", base3.DIGITS[:, ::-1]),
-    "sign inverted": (base3, "DIGITS", -base3.DIGITS),
+    "high digit first": (base3, "FOURS", fours(DIGITS[:, ::-1])),
+    "sign inverted": (base3, "FOURS", fours(-DIGITS)),
     "columns by place": (base3.Base3Tensor, "read_codes", planar),
-    "the next group's scale": (base3.Base3Tensor, "_scales", next_groups_scales),
+    "the next group's scale": (base3.Base3Tensor, "scales", next_groups_scales),
 }
 
 
@@ -141,8 +148,8 @@ class RowMeans(masters.MasterTensor):
         scales = np.abs(values).mean(axis=1, keepdims=True)
         return CodedRows(np.clip(np.rint(values / scales), -1, 1).astype(np.int8), scales, self.group)
 
-    def scales(self) -> np.ndarray:
-        return self.read_codes(slice(None)).scales
+    def scales(self, rows: slice) -> np.ndarray:
+        return self.read_codes(rows).scales
 
 
 @dataclass(frozen=True)

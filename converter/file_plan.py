@@ -60,12 +60,11 @@ class TensorPlan:
 
 
 @dataclass(frozen=True)
-class FilePlan:
-    """The file: its header's bytes, its tensors in order, and what the user should know (`notes`)."""
+class FilePart:
+    """One file: its header's bytes and its tensors in order."""
 
     header: bytes
     tensors: tuple[TensorPlan, ...]
-    notes: tuple[str, ...] = field(default=())
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
@@ -79,9 +78,27 @@ class FilePlan:
     def file_bytes(self) -> int:
         return self.offsets[-1]
 
+
+@dataclass(frozen=True)
+class FilePlan:
+    """What is written: one file, or the parts of a split one, and what the user should know (`notes`)."""
+
+    parts: tuple[FilePart, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def tensors(self) -> tuple[TensorPlan, ...]:
+        return tuple(tensor for part in self.parts for tensor in part.tensors)
+
+    @property
+    def file_bytes(self) -> int:
+        """Return the size of the file, or of all parts together."""
+        return sum(part.file_bytes for part in self.parts)
+
     def as_json(self) -> dict[str, Any]:
         return {
             "file_bytes": self.file_bytes,
+            **({"part_bytes": [part.file_bytes for part in self.parts]} if len(self.parts) > 1 else {}),
             "tensors": [tensor.as_json() for tensor in self.tensors],
             "notes": list(self.notes),
         }

@@ -1,0 +1,63 @@
+"""A GGUF file's header as bytes, in the layout of docs/gguf.md in the ggml repository.
+
+gguf's own writer isn't used: it packs value by value, which takes half a second for a vocabulary of today.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from gguf import GGUF_VERSION, GGUFValueType, Keys
+
+from tritgguf.converter.file_plan import TensorPlan, aligned
+from tritgguf.converter.gguf_cursor import NUMBERS
+from tritgguf.converter.metadata import Metadata, Value
+
+MAGIC = b"GGUF"
+
+
+def header_bytes(metadata: Metadata, tensors: Sequence[TensorPlan]) -> bytes:
+    """Return a file's bytes up to the padding before the first tensor; the architecture is the first key."""
+    architecture = {Keys.General.ARCHITECTURE: metadata[Keys.General.ARCHITECTURE]}
+    keys = architecture | metadata
+    values = (_string(key) + struct.pack("<I", value.type) + _value(value) for key, value in keys.items())
+    counts = struct.pack("<IQQ", GGUF_VERSION, len(tensors), len(keys))
+    return b"".join([MAGIC, counts, *values, *_entries(tensors)])
+
+
+def entry_bytes(tensor: TensorPlan) -> int:
+    """Return the size of a tensor's entry in the header."""
+    return sum(map(len, _entries([tensor])))
+
+
+def _entries(tensors: Sequence[TensorPlan]) -> Iterator[bytes]:
+    """Yield each tensor's name, number of dimensions, these from the fastest on, type and offset."""
+    offset = 0
+    for tensor in tensors:
+        shape = tensor.spec.shape[::-1]
+        numbers = struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, tensor.codec.ggml_type, offset)
+        yield _string(tensor.spec.name) + numbers
+        offset += aligned(tensor.n_bytes)
+
+
+def _value(value: Value) -> bytes:
+    if value.type is not GGUFValueType.ARRAY:
+        return _string(value.data) if isinstance(value.data, str) else _numbers([value.data], value.type)
+    assert value.element is not None
+    assert isinstance(value.data, Sequence)
+    start = struct.pack("<IQ", value.element, len(value.data))
+    if value.element is GGUFValueType.STRING:
+        return start + b"".join(map(_string, value.data))
+    return start + _numbers(value.data, value.element)
+
+
+def _numbers(numbers: Sequence[object], kind: GGUFValueType) -> bytes:
+    return np.array(numbers, NUMBERS[kind]).tobytes()
+
+
+def _string(text: object) -> bytes:
+    encoded = text.encode("utf-8") if isinstance(text, str) else text
+    assert isinstance(encoded, bytes)
+    return struct.pack("<Q", len(encoded)) + encoded

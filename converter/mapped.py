@@ -1,0 +1,39 @@
+"""Files mapped into memory: asked for ahead of their reader, and let go of behind it.
+
+The system reads files that are mapped in small pieces, when they are touched, and counts every page that was touched
+as this process's memory. Told what comes next it reads that in large pieces meanwhile; told what is done with, it keeps
+the pages as its own cache only.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+ByteArray = npt.NDArray[np.uint8]
+_ADVICE = {"ahead": getattr(mmap, "MADV_WILLNEED", None), "done": getattr(mmap, "MADV_DONTNEED", None)}
+
+
+def mapped(path: Path) -> ByteArray:
+    """Return a file's bytes, read-only, none of them read yet; raise OSError where that can't be."""
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            return np.empty(0, np.uint8)
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def advise(part: ByteArray, when: Literal["ahead", "done"]) -> None:
+    """Tell the system that a contiguous part of a mapped file comes next, or is done with; a hint and no more."""
+    advice, whole = _ADVICE[when], part
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    mapping = whole.base.obj if isinstance(whole.base, memoryview) else None
+    if advice is None or not isinstance(mapping, mmap.mmap) or part.size == 0:
+        return
+    start = part.ctypes.data - whole.ctypes.data
+    page = start // mmap.PAGESIZE * mmap.PAGESIZE
+    mapping.madvise(advice, page, start - page + part.nbytes)

@@ -1,0 +1,57 @@
+"""The header against gguf's own writer, byte for byte."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFValueType, GGUFWriter
+
+from tests.checkpoints import build
+from tritgguf.converter.file_plan import FilePart
+from tritgguf.converter.header import entry_bytes, header_bytes
+from tritgguf.converter.metadata import Metadata, Value, boolean, float32, float32s, int32s, string, strings, uint32
+from tritgguf.converter.pipeline import Request, make_plan, open_model
+
+NUMBERS = {kind: 100 for kind in GGUFValueType if kind.name.startswith(("INT", "UINT", "FLOAT"))}
+
+
+def theirs(metadata: Metadata, part: FilePart, folder: Path) -> bytes:
+    writer = GGUFWriter(folder / "theirs.gguf", str(metadata["general.architecture"].data))
+    for key, value in metadata.items():
+        if key != "general.architecture":
+            writer.add_key_value(key, value.data, value.type, value.element)
+    for tensor in part.tensors:
+        spec = tensor.spec
+        writer.add_tensor_info(spec.name, spec.shape, np.dtype(np.float32), tensor.n_bytes, tensor.codec.ggml_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    return (folder / "theirs.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("recipe", ["llama-gqa", "llama1", "qwen2"])
+def test_headers_of_models(recipe: str, tmp_path: Path) -> None:
+    opened = open_model(build(recipe, tmp_path / "model"))
+    (part,) = make_plan(opened, Request.named("tq1_0", "mse"), 1, None).parts
+    ours = header_bytes(opened.metadata, part.tensors)
+    assert ours == theirs(opened.metadata, part, tmp_path)
+    assert len(ours) == len(header_bytes(opened.metadata, ())) + sum(map(entry_bytes, part.tensors))
+
+
+def test_every_type_of_value(tmp_path: Path) -> None:
+    metadata: Metadata = {
+        "flag": boolean(True),
+        "text": string("Ünïcode 🦙"),
+        "words": strings(["a", "", "ß"]),
+        "tokens": Value([b"\xff\xfe", b"ok"], GGUFValueType.ARRAY, GGUFValueType.STRING),
+        "general.architecture": string("llama"),
+        "floats": float32s([0.1, -2.5, 1e30]),
+        "numbers": int32s([-(2**31), 7, 2**31 - 1]),
+        "flags": Value([True, False], GGUFValueType.ARRAY, GGUFValueType.BOOL),
+        "one": uint32(2**32 - 1),
+        "third": float32(1 / 3),
+        **{kind.name: Value(number, kind) for kind, number in NUMBERS.items()},
+        **{f"{kind.name}s": Value([number, 1], GGUFValueType.ARRAY, kind) for kind, number in NUMBERS.items()},
+    }
+    assert header_bytes(metadata, ()) == theirs(metadata, FilePart(b"", ()), tmp_path)
