@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from gguf import MODEL_ARCH_NAMES
 
-from tritgguf.converter.gguf_tensors import GgufFile
 
 Version = tuple[int, int, int]
 CREATE_API: Version = (0, 5, 5)  # from here on /api/create takes files by digest and a template
