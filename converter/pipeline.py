@@ -197,7 +197,7 @@ def _type_notes(tensors: tuple[TensorPlan, ...], request: Request) -> list[str]:
         notes.append(f"{len(fallen)} linear tensors are stored as {fallen[0].codec.name}: their rows don't fit")
     if request.type is None and request.max_bits is None and not ternary:
         notes.append(
-            "no linear tensor fits a ternary type: all are kept as they are; --type tq2_0 would make them ternary, "
+            "no linear tensor is ternary as a type here holds it: all are kept; --type tq2_0 would make them ternary, "
             "--max-bits takes the types that lose least"
         )
     if request.target == "cpu" and is_x86():
