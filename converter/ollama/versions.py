@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gguf import MODEL_ARCH_NAMES
 
+if TYPE_CHECKING:
+    from tritgguf.converter.gguf_tensors import GgufFile
 
 Version = tuple[int, int, int]
 CREATE_API: Version = (0, 5, 5)  # from here on /api/create takes files by digest and a template
