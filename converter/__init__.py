@@ -23,8 +23,8 @@ from tritgguf.converter.errors import (
 if TYPE_CHECKING:
     from tritgguf.converter.file_plan import FilePlan, TensorPlan
     from tritgguf.converter.pipeline import Conversion, convert, plan
-    from tritgguf.converter.quantize import Quantization, form_named, plan_quantization, quantize
-    from tritgguf.converter.sources.base3 import unpack as unpack_base3
+    from tritgguf.converter.quantization import Quantization, form_named, plan_quantization, quantize
+    from tritgguf.converter.sources.base3 import unpack_base3
 
 __all__ = [
     "Conversion",
@@ -49,13 +49,13 @@ __all__ = [
 _HOMES = {
     "Conversion": "pipeline",
     "FilePlan": "file_plan",
-    "Quantization": "quantize",
+    "Quantization": "quantization",
     "TensorPlan": "file_plan",
     "convert": "pipeline",
-    "form_named": "quantize",
+    "form_named": "quantization",
     "plan": "pipeline",
-    "plan_quantization": "quantize",
-    "quantize": "quantize",
+    "plan_quantization": "quantization",
+    "quantize": "quantization",
     "unpack_base3": "sources.base3",
 }
 

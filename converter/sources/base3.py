@@ -81,10 +81,10 @@ def pack(codes: npt.NDArray[np.int8]) -> ByteArray:
     return packed
 
 
-def unpack(packed: ByteArray, scales: Float32Array) -> Float32Array:
+def unpack_base3(packed: ByteArray, scales: Float32Array) -> Float32Array:
     """Return the weights of base-3 packed rows: U8 (n_rows, n_columns / 4), scales (n_rows, n_groups).
 
-    >>> unpack(np.array([[0 + 3 * 1 + 9 * 2 + 27 * 1]], np.uint8), np.array([[0.5]], np.float32))
+    >>> unpack_base3(np.array([[0 + 3 * 1 + 9 * 2 + 27 * 1]], np.uint8), np.array([[0.5]], np.float32))
     array([[-0.5,  0. ,  0.5,  0. ]], dtype=float32)
     """
     digits = packed[:, :, None] // np.array([1, 3, 9, 27], np.uint8) % 3

@@ -13,7 +13,7 @@ import typer
 from tritgguf import converter
 from tritgguf.converter.export import schemes
 from tritgguf.converter.export_plan import ExportPlan
-from tritgguf.converter.quantize import DTYPES, Quantization
+from tritgguf.converter.quantization import DTYPES, Quantization
 from tritgguf.runtime.progress import show_progress
 
 ModelPath = Annotated[Path, typer.Argument(help="Hugging Face model folder, plain or packed.")]
