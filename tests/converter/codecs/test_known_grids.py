@@ -27,7 +27,7 @@ KNOWN = [(codec, levels) for codec in codecs().values() for levels in codec.grid
 # By how much less than ggml's quantizer each errs. Q4_K has one scale per 32 values, so two groups must share it, and
 # NVFP4's scales have three fraction bits: there an exhaustive search below shows that little more is to be had.
 FACTORS = {
-    ("q2_k", 3): 6, ("q3_k", 3): 6, ("q4_k", 3): 1.5, ("q6_k", 3): 6, ("nvfp4", 3): 3,
+    ("q2_k", 3): 6, ("q3_k", 3): 6, ("q4_k", 3): 2.2, ("q6_k", 3): 6, ("nvfp4", 3): 3,
     ("q4_k", 9): 1.02, ("q6_k", 9): 6, ("nvfp4", 9): 1.5, ("q6_k", 27): 4,
 }  # fmt: skip
 

@@ -80,6 +80,15 @@ def test_codes_and_scales_come_back(scheme: str, values: Floats) -> None:
         np.testing.assert_array_equal(found.read_codes(slice(None)).codes * scales, found.read(slice(None)))
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_codes_and_scales_come_back_from_several_chunks(scheme: str, tmp_path: Path) -> None:
+    """Rows of 25 groups: a block of trits ends within a row, so that chunks must be cut where both end."""
+    values = np.random.default_rng(41).standard_normal((3200, 400)).astype(np.float32)
+    assert len(list(scheme_named(scheme).packing.chunks(values.shape))) > 1
+    coded, found = packed(scheme, values, tmp_path)
+    np.testing.assert_array_equal(found.read(slice(None)), coded.dequantize()[:, :400])
+
+
 @settings(max_examples=25, deadline=None)
 @given(values=matrices())
 def test_base3_bytes_are_those_of_the_plain_rule(values: Floats) -> None:
