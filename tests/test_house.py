@@ -16,6 +16,7 @@ from tritgguf.converter.export import schemes
 from tritgguf.converter.method import methods
 from tritgguf.converter.source import sources
 from tritgguf.runtime import cli
+from tritgguf.runtime.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*ROOT.glob("converter/**/*.py"), *ROOT.glob("runtime/**/*.py")]
@@ -90,7 +91,7 @@ def test_every_architecture_says_which_classes_it_reads(architecture) -> None:
     assert all(name in text for name in architecture.classes)
 
 
-@pytest.mark.parametrize("arguments", [[], ["convert"], ["chat"], ["inspect"], ["verify"]], ids=lambda a: " ".join(a))
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)], ids=" ".join)
 def test_help_loads_neither_numpy_nor_the_compiler(arguments: list[str]) -> None:
     """They take longer to load than the help takes to print; commands load them when they run."""
     code = (

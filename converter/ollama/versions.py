@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gguf import MODEL_ARCH_NAMES
-
 if TYPE_CHECKING:
     from tritgguf.converter.gguf_tensors import GgufFile
 
@@ -69,6 +67,8 @@ def verdicts(file: GgufFile) -> tuple[Verdict, ...]:
 
 
 def _verdict(architecture: str, types: Mapping[str, str], number: int) -> Verdict:
+    from gguf import MODEL_ARCH_NAMES  # not at the top: the command line's help should not wait for it
+
     known = architecture in MODEL_ARCH_NAMES.values()
     answers = [(ARCHITECTURES.get(architecture, _OTHER)[number] if known else False, f"architecture {architecture}")]
     for kind, name in types.items():

@@ -6,14 +6,15 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tritgguf.converter.errors import UnsupportedError
-from tritgguf.runtime import ollama as steps
-from tritgguf.runtime.ollama_api import Ollama
 from tritgguf.runtime.progress import show_progress
+
+if TYPE_CHECKING:
+    from tritgguf.runtime.ollama import Package
 from tritgguf.runtime.sizes import shown_size
 
 FilePath = Annotated[Path, typer.Argument(help="GGUF file.", show_default=False)]
@@ -41,6 +42,8 @@ def ollama(
     json_output: JsonOutput = False,
 ) -> None:
     """Give a GGUF file to Ollama: a file that it loads, a Modelfile with the right prompt format, the model itself."""
+    from tritgguf.runtime import ollama as steps  # not at the top: the help should not wait for it
+
     if check:
         _check(file, json_output)
         return
@@ -57,7 +60,10 @@ def ollama(
     report.end()
 
 
-def _create(package: steps.Package, name: str, report: _Report, *, ask: bool, force: bool) -> None:
+def _create(package: Package, name: str, report: _Report, *, ask: bool, force: bool) -> None:
+    from tritgguf.runtime import ollama as steps
+    from tritgguf.runtime.ollama_api import Ollama
+
     client = Ollama()
     version = steps.find_server(client)
     if version is not None:
@@ -88,12 +94,12 @@ class _Report:
         if not self.json_output:
             print(line, flush=True)
 
-    def packed(self, package: steps.Package) -> None:
+    def packed(self, package: Package) -> None:
         self.found |= {"template": package.chat.family, "notes": list(package.chat.notes)}
         for note in () if self.json_output else package.chat.notes:
             print(f"note: {note}", file=sys.stderr)
 
-    def written(self, package: steps.Package) -> None:
+    def written(self, package: Package) -> None:
         if package.plan is not None:
             self.say(self._repacked(package), repacked=package.why_repacked)
         self.say(
@@ -102,14 +108,14 @@ class _Report:
             modelfile=str(package.modelfile_path),
         )
 
-    def dry_run(self, package: steps.Package, name: str) -> None:
+    def dry_run(self, package: Package, name: str) -> None:
         if package.plan is not None:
             self.say(f"would write {self._repacked(package)}", repacked=package.why_repacked)
         text = package.modelfile.text()
         self.say(f"would write {package.modelfile_path} ({self._template(package)}):\n\n{text}", text=text)
         self.commands(package, name, "would then create the model through Ollama's API, or leave to you:")
 
-    def commands(self, package: steps.Package, name: str, line: str) -> None:
+    def commands(self, package: Package, name: str, line: str) -> None:
         lines = package.commands(name)
         self.say("\n".join((line, *(f"  {command}" for command in lines))), commands=list(lines))
 
@@ -118,7 +124,7 @@ class _Report:
             print(json.dumps(self.found))
 
     @staticmethod
-    def _repacked(package: steps.Package) -> str:
+    def _repacked(package: Package) -> str:
         assert package.plan is not None
         types = Counter(tensor.codec.name for tensor in package.plan.tensors)
         exact = all(tensor.exact for tensor in package.plan.tensors)
@@ -127,13 +133,15 @@ class _Report:
         return f"{package.file}: {shown_size(package.plan.file_bytes)}; {held}; {kept} ({package.why_repacked})"
 
     @staticmethod
-    def _template(package: steps.Package) -> str:
+    def _template(package: Package) -> str:
         if package.chat.template is None:
             return "no TEMPLATE, Ollama renders the file's own jinja"
         return f"TEMPLATE {package.chat.family}" if package.chat.family != "none" else "TEMPLATE for a base model"
 
 
 def _check(file: Path, json_output: bool) -> None:
+    from tritgguf.runtime import ollama as steps
+
     found = steps.check(file)
     if json_output:
         rows = [{"versions": v.era.name, "loads": v.loads, "reasons": list(v.reasons)} for v in found.verdicts]

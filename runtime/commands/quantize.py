@@ -6,25 +6,29 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tritgguf import converter
-from tritgguf.converter.export import schemes
-from tritgguf.converter.export_plan import ExportPlan
-from tritgguf.converter.quantization import DTYPES, Quantization
+from tritgguf.converter.registry import names
 from tritgguf.runtime.progress import show_progress
+
+if TYPE_CHECKING:
+    from tritgguf.converter.export_plan import ExportPlan
+    from tritgguf.converter.quantization import Quantization
+
+SCHEMES = ", ".join(name.replace("_", "-") for name in names("tritgguf.converter.exports"))
 
 ModelPath = Annotated[Path, typer.Argument(help="Hugging Face model folder, plain or packed.")]
 OutPath = Annotated[Path | None, typer.Argument(help="Folder to write; not needed with --dry-run.")]
-SchemeName = Annotated[str | None, typer.Option(help=f"How linear layers are coded: {', '.join(schemes())}.")]
+SchemeName = Annotated[str | None, typer.Option(help=f"How linear layers are coded: {SCHEMES}.")]
 Dequantize = Annotated[bool, typer.Option("--dequantize", help="Write a packed model out as plain floats.")]
 Packed = Annotated[
     bool | None,
     typer.Option("--packed/--dequantized", help="Store codes, or the floats they stand for (default: the scheme's)."),
 ]
-Dtype = Annotated[str, typer.Option(help=f"Type of floats that a dequantized folder holds: {', '.join(DTYPES)}.")]
+Dtype = Annotated[str, typer.Option(help="Type of floats that a dequantized folder holds: f16, bf16 or f32.")]
 Embeddings = Annotated[str, typer.Option(help="absmean-g64's embeddings and output layer: packed or plain.")]
 AllowLossy = Annotated[bool, typer.Option("--allow-lossy", help="Go on where a tensor's own grid doesn't fit.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the files and their exact sizes; write nothing.")]
