@@ -14,6 +14,7 @@ import atexit
 import importlib
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -25,6 +26,7 @@ from tritgguf.converter.errors import UnsupportedError
 
 VARIABLE = "TRITGGUF_KERNELS"
 MODES = ("auto", "numpy", "compiled")
+PATIENCE_SECONDS = 1.0  # in all: enough for what was kept on disk, so that numpy's threads don't hold its loading up
 WORTH_BYTES = 200_000_000  # numpy reads as much in the time that it takes to load the compiler
 
 Loop = Callable[..., int]
@@ -62,6 +64,7 @@ class _Compiler:
         self.thread: threading.Thread | None = None
         self.failed: Exception | None = None
         self.lock = threading.Lock()
+        self.patience = PATIENCE_SECONDS
 
     def start(self) -> None:
         with self.lock:
@@ -80,7 +83,7 @@ class _Compiler:
             self.thread.join()
 
     def want(self, kernel: Kernel, arguments: tuple[Argument, ...], *, waits: bool) -> None:
-        """Ask for a kernel that takes such arguments, unless that was done already."""
+        """Ask for a kernel that takes such arguments, unless that was done already; wait for it, at least a while."""
         if waits:
             self.start()
         if self.thread is None:
@@ -93,6 +96,10 @@ class _Compiler:
             kernel.done.wait()
             if self.failed is not None:
                 raise self.failed
+        elif self.patience > 0:
+            started = time.monotonic()
+            kernel.done.wait(self.patience)
+            self.patience -= time.monotonic() - started
 
     def _run(self) -> None:
         try:

@@ -53,7 +53,7 @@ def ours(folder: Path, packing: str, arguments: list[str]) -> list[object]:
     return [*CONVERT, folder / packing, folder / "out.gguf", *arguments, "--force"]
 
 
-def other_rows(folder: Path, with_peers: bool) -> list[Row]:
+def other_rows(folder: Path, with_peers: bool, torch_python: Path) -> list[Row]:
     """Return `cp` of each checkpoint, and llama.cpp's ways."""
     rows = [
         Row(f"cp {packing}", ["cp", "-r", folder / packing, folder / "copy"], packing)
@@ -63,7 +63,9 @@ def other_rows(folder: Path, with_peers: bool) -> list[Row]:
         return rows
     for kind in ("tq2_0", "tq1_0"):
         out = folder / "peer.gguf"
-        rows.append(Row(f"convert_hf_to_gguf {kind}", peers.convert_command(folder / "floats", out, kind)))
+        rows.append(
+            Row(f"convert_hf_to_gguf {kind}", peers.convert_command(torch_python, folder / "floats", out, kind))
+        )
         command = peers.quantize_command(folder / "f16.gguf", out, kind, measure.machine()["cores"])
         rows.append(Row(f"llama_model_quantize {kind}", command))
     return rows
@@ -131,12 +133,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--torch-python", type=Path, default=sys.executable, help="a Python that has torch")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
     described = measure.machine()
     prepare(folder)
-    rows = [*our_rows(folder), *other_rows(folder, not arguments.no_peers)]
+    rows = [*our_rows(folder), *other_rows(folder, not arguments.no_peers, arguments.torch_python)]
     lines = summary(rows, run_all(rows, folder, arguments.runs))
     print_table(lines)
     RESULTS.mkdir(exist_ok=True)

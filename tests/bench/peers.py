@@ -43,8 +43,8 @@ def converter_script() -> Path:
     return script
 
 
-def convert_command(folder: Path, out: Path, kind: str) -> list[object]:
-    return [sys.executable, converter_script(), folder, "--outfile", out, "--outtype", kind]
+def convert_command(python: Path, folder: Path, out: Path, kind: str) -> list[object]:
+    return [python, converter_script(), folder, "--outfile", out, "--outtype", kind]
 
 
 def quantize_command(f16_file: Path, out: Path, kind: str, threads: int) -> list[object]:
