@@ -16,6 +16,7 @@ $(VENV)/installed: pyproject.toml vendor/llama-cpp-python.json vendor/install_ru
 	touch $@
 
 demo: $(VENV)/installed  ## convert the ternary model in vendor/demo-model exactly, check the file, chat two turns
+	mkdir -p $(MODELS)
 	$(PY) -m tritgguf.runtime convert vendor/demo-model $(MODELS)/demo.gguf --type tq2_0 --force
 	$(PY) -m tritgguf.runtime verify vendor/demo-model $(MODELS)/demo.gguf
 	$(PY) -m tritgguf.runtime chat $(MODELS)/demo.gguf --temperature 0 --stats \
