@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 import tritgguf.runtime
 from tests import gguf_weights
 from tests.command_line import run_captured
-from tritgguf.converter import convert
+from tritgguf.converter import convert, quantize
 from tritgguf.runtime.session import Session
 
 ROOT = Path(__file__).parent.parent
@@ -136,3 +136,15 @@ def test_chat_takes_the_demo_model_when_none_is_named(
     assert code == 0
     assert questions.splitlines() == [f"> {text}" for text in asked]
     assert len(answers.splitlines()) == len(asked)
+
+
+def test_by_way_of_base3_it_becomes_the_same_file(tmp_path: Path) -> None:
+    """Groups of 64 that share one scale fill blocks of 256 all the same."""
+    quantize(MODEL, tmp_path / "base3", "absmean-g64")
+    for source, out in ((MODEL, "straight"), (tmp_path / "base3", "around")):
+        result = convert(source, tmp_path / f"{out}.gguf", type="tq2_0")
+        assert all(tensor.exact for tensor in result.plan.tensors if tensor.spec.role == "linear")
+    straight, around = (gguf_weights.read(tmp_path / f"{out}.gguf") for out in ("straight", "around"))
+    for name in straight:
+        if "_proj" in name:
+            np.testing.assert_array_equal(around[name], straight[name], err_msg=name)
