@@ -13,13 +13,12 @@ from tritgguf.converter.checkpoint import Checkpoint, open_checkpoint, read_conf
 from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.export import FloatPacking, Packing, Scheme
 from tritgguf.converter.file_plan import match_tensors
-from tritgguf.converter.floats import FLOAT_VIEWS
 from tritgguf.converter.grids import Grid, find_grid
 from tritgguf.converter.parallel import parallel
 from tritgguf.converter.progress import Step
 from tritgguf.converter.safetensors_layout import Entry, Shard, shards
 from tritgguf.converter.survey import describe
-from tritgguf.converter.tensors import CodedTensor, SourceTensor
+from tritgguf.converter.tensors import FLOAT_VIEWS, CodedTensor, SourceTensor
 
 SHARD_BYTES = 4_990_000_000  # with its header a file stays below 5 GB
 DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}

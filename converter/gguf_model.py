@@ -7,7 +7,6 @@ from pathlib import Path
 
 from gguf import Keys
 
-from tritgguf.converter import kernels
 from tritgguf.converter.architecture import TensorSpec, architectures
 from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_tensors import GgufFile, GgufTensor, read_gguf
@@ -27,7 +26,6 @@ REWRITTEN = (Keys.General.FILE_TYPE, Keys.General.QUANTIZATION_VERSION, Keys.Gen
 def open_gguf_model(path: Path) -> Model:
     """Open a GGUF file; raise SourceError or UnsupportedError where it is damaged or in parts."""
     file = read_gguf(path)
-    kernels.prepare(file.file_bytes)
     if file.architecture is None:
         raise SourceError(f"{path.name} has no {Keys.General.ARCHITECTURE}: it is no model, or damaged")
     if not any(LINEAR.match(name) for name in file.tensors):

@@ -21,10 +21,19 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, Keys, quants
 from tritgguf.converter import ggml_types, parts
 from tritgguf.converter.codec import TernaryCodec, codec_named
 from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
-from tritgguf.converter.floats import FLOAT_VIEWS, widened
+from tritgguf.converter.floats import checked
 from tritgguf.converter.gguf_cursor import Cursor, Described
 from tritgguf.converter.metadata import Metadata
-from tritgguf.converter.tensors import ByteArray, CodedRows, Float32Array, RowIndices, SourceTensor, span
+from tritgguf.converter.tensors import (
+    FLOAT_VIEWS,
+    ByteArray,
+    CodedRows,
+    Float32Array,
+    Floats,
+    RowIndices,
+    SourceTensor,
+    span,
+)
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -63,12 +72,18 @@ class GgufTensor(SourceTensor):
         """Return those rows as they are stored, shape (n_rows, row bytes)."""
         return self.data.reshape(math.prod(self.shape[:-1]), -1)[rows]
 
-    def read(self, rows: slice | RowIndices) -> Float32Array:
-        stored = np.ascontiguousarray(self.read_bytes(rows))
+    def floats(self, rows: slice | RowIndices) -> Floats:
         if self.dtype in FLOAT_VIEWS:
-            values, all_finite = widened(stored.view(FLOAT_VIEWS[self.dtype]), self.dtype)
+            stored = np.ascontiguousarray(self.read_bytes(rows))
+            return Floats(stored.view(FLOAT_VIEWS[self.dtype]), self.dtype)
+        return super().floats(rows)
+
+    def read(self, rows: slice | RowIndices) -> Float32Array:
+        if self.dtype in FLOAT_VIEWS:
+            values, all_finite = checked(self.floats(rows))
             if all_finite:
                 return values
+        stored = np.ascontiguousarray(self.read_bytes(rows))
         if self.dtype in TERNARY and (coded := self._coded(stored)) is not None:
             return coded.dequantize()
         try:

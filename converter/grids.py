@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tritgguf.converter.codec import fp16
-from tritgguf.converter.kernels import Kernel
-from tritgguf.converter.tensors import CodedRows, CodedTensor, Codes, Float32Array, SourceTensor, row_chunks
+from tritgguf.converter.floats import widened
+from tritgguf.converter.kernels import WORDS, Kernel
+from tritgguf.converter.tensors import CodedRows, CodedTensor, Codes, Float32Array, Floats, SourceTensor, row_chunks
 
 GROUPS = (16, 32, 64, 128, 256)
 FLOAT_DTYPES = ("F32", "F16", "BF16")  # a quantized source has levels of its own, which nobody trained
@@ -52,33 +53,17 @@ class Grid:
         return self.ternary and self.group % block == 0
 
 
-def code_on_grid(rows: Float32Array, group: int) -> CodedRows | None:
+def code_on_grid(rows: Floats, group: int) -> CodedRows | None:
     """Return the rows as codes and scales if every group lies on a {-a, 0, a} grid, else None."""
-    groups = rows.reshape(-1, group)
-    scales: Float32Array = np.empty(len(groups), np.float32)
-    codes: Codes = np.empty(groups.shape, np.int8)
-    n_strays = CODES(groups, groups.view(np.uint32), scales, codes)
+    n_rows, n_columns = rows.words.shape
+    scales: Float32Array = np.empty((n_rows, n_columns // group), np.float32)
+    codes: Codes = np.empty((n_rows, n_columns), np.int8)
+    n_strays = ON_GRID(rows.words, rows.kind, scales.size, group, scales, codes)
     if n_strays is None:
-        scales, signs = np.abs(groups).max(axis=1), np.sign(groups)
-        codes, n_strays = signs.astype(np.int8), int((signs * scales[:, None] != groups).sum())
-    if n_strays:
-        return None
-    return CodedRows(codes.reshape(rows.shape), scales.reshape(len(rows), -1), group)
-
-
-def _codes(groups: Float32Array, bits: npt.NDArray[np.uint32], scales: Float32Array, codes: Codes) -> int:
-    """Fill in the largest magnitude and the signs of each group; return how many values are something else."""
-    scale_bits, n_strays = scales.view(np.uint32), 0
-    for number in range(len(groups)):
-        largest = np.uint32(0)
-        for index in range(groups.shape[1]):
-            largest = max(largest, bits[number, index] & np.uint32(0x7FFFFFFF))
-        scale_bits[number] = largest
-        for index in range(groups.shape[1]):
-            magnitude = bits[number, index] & np.uint32(0x7FFFFFFF)
-            n_strays += (magnitude != 0) & (magnitude != largest)
-            codes[number, index] = np.int8(groups[number, index] > 0) - np.int8(groups[number, index] < 0)
-    return n_strays
+        groups = widened(rows).reshape(*scales.shape, group)
+        scales, signs = np.abs(groups).max(axis=-1), np.sign(groups)
+        codes, n_strays = signs.astype(np.int8).reshape(codes.shape), int((signs * scales[..., None] != groups).sum())
+    return None if n_strays else CodedRows(codes, scales, group)
 
 
 def find_grid(source: SourceTensor) -> Grid | None:
@@ -93,26 +78,29 @@ def find_grid(source: SourceTensor) -> Grid | None:
         return evidence.grid(n_values=None)
     finest = next((group for group in GROUPS if n_columns % group == 0), n_columns)
     evidence = _Evidence(finest, n_columns)
-    for rows, values in source.chunks(first=FIRST_LOOK):
-        if rows.start == 0 and source.dtype in FLOAT_DTYPES and (levels := _finer_levels(values, finest)):
+    for rows in row_chunks(source.shape, first=FIRST_LOOK):
+        floats = source.floats(rows)
+        if rows.start == 0 and source.dtype in FLOAT_DTYPES and (levels := _finer_levels(widened(floats), finest)):
             return Grid(levels, finest, f"{finest} columns")
-        scales, n_zeros, strays, n_bad_groups = _ternary_groups(values, finest)
+        scales, n_zeros, strays, n_bad_groups = _ternary_groups(floats, finest)
+        if not np.isfinite(scales).all():
+            source.read(rows)  # says which value isn't finite
+        source.let_go(rows)
         if n_bad_groups > NEAR * scales.size:
             return None
         evidence.add(scales, n_zeros, strays)
     return evidence.grid(n_values=int(np.prod(source.shape)))
 
 
-def _ternary_groups(values: Float32Array, group: int) -> tuple[Float32Array, int, int, int]:
+def _ternary_groups(floats: Floats, group: int) -> tuple[Float32Array, int, int, int]:
     """Return the scale per group (n_rows, n_groups), and how many values are zero, stray, and groups hold strays."""
-    n_rows, n_columns = values.shape
+    n_rows, n_columns = floats.words.shape
     scales: Float32Array = np.empty((n_rows, n_columns // group), np.float32)
     counts = np.zeros(1, np.int64)
-    groups = values.reshape(-1, group)
-    n_bad_groups = LARGEST(groups.view(np.uint32), scales.reshape(-1).view(np.uint32), counts)
+    n_bad_groups = LARGEST(floats.words, floats.kind, scales.size, group, scales, counts)
     if n_bad_groups is not None and (n_bad_groups == 0 or n_bad_groups > NEAR * scales.size):
         return scales, int(counts[0]), 0, n_bad_groups
-    magnitudes = np.abs(values).reshape(n_rows, -1, group)
+    magnitudes = np.abs(widened(floats)).reshape(n_rows, -1, group)
     scales = magnitudes.max(axis=-1)
     off = (magnitudes != 0) & (magnitudes != scales[..., None])
     bad = off.any(axis=-1)
@@ -124,23 +112,6 @@ def _ternary_groups(values: Float32Array, group: int) -> tuple[Float32Array, int
         strays = int((~np.isnan(suspects) & (suspects != usual[:, None])).sum())
         scales[bad] = usual
     return scales, int((magnitudes == 0).sum()), strays, int(bad.sum())
-
-
-def _largest(groups: npt.NDArray[np.uint32], scales: npt.NDArray[np.uint32], n_zeros: npt.NDArray[np.int64]) -> int:
-    """Fill in the largest magnitude of each group, count zeros; return how many groups hold anything else."""
-    n_bad_groups = 0
-    for number in range(len(groups)):
-        largest, zeros, others = np.uint32(0), 0, 0
-        for index in range(groups.shape[1]):
-            largest = max(largest, groups[number, index] & np.uint32(0x7FFFFFFF))
-        for index in range(groups.shape[1]):
-            magnitude = groups[number, index] & np.uint32(0x7FFFFFFF)
-            zeros += magnitude == 0
-            others += (magnitude != 0) & (magnitude != largest)
-        scales[number] = largest
-        n_zeros[0] += zeros
-        n_bad_groups += others != 0
-    return n_bad_groups
 
 
 def _finer_levels(values: Float32Array, group: int) -> int | None:
@@ -216,4 +187,5 @@ class _Evidence:
         return Grid(3, group, extent, scale, self.fp16_error, zeros, self.strays)
 
 
-CODES, LARGEST = Kernel(_codes), Kernel(_largest)
+ON_GRID = Kernel("on_grid", WORDS, int, int, int, np.float32, np.int8)
+LARGEST = Kernel("largest", WORDS, int, int, int, np.float32, np.int64)

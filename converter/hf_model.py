@@ -7,7 +7,6 @@ from pathlib import Path
 
 from gguf import Keys
 
-from tritgguf.converter import kernels
 from tritgguf.converter.architecture import architecture_for, context_length
 from tritgguf.converter.checkpoint import open_checkpoint, read_config_json
 from tritgguf.converter.file_plan import match_tensors, with_metadata
@@ -26,7 +25,6 @@ def open_hf_model(folder: Path) -> Model:
     architecture = architecture_for(raw)
     config = architecture.read_config(raw)
     checkpoint = open_checkpoint(folder)
-    kernels.prepare(sum(tensor.n_bytes for tensor in checkpoint.tensors.values()) if checkpoint.tensors else 0)
     specs = architecture.tensors(config)
     notes = _context_notes(config)
     tokenizer = None

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from tritgguf.converter.errors import UnsupportedError
-from tritgguf.converter.kernels import Kernel
 from tritgguf.converter.registry import offered
-from tritgguf.converter.tensors import CodedRows, Codes, Float32Array
+from tritgguf.converter.tensors import CodedRows, Codes, Float32Array, Floats
 
 
 @dataclass(frozen=True)
 class Method:
-    """A lossy rule: `code(rows, group)` codes float32 rows, their length a multiple of `group`, with fp16 scales."""
+    """A lossy rule: `code(rows, group)` codes rows, their length a multiple of `group`, with fp16 scales.
+
+    The scale of a group that holds a value that isn't finite isn't either.
+    """
 
     name: str
-    code: Callable[[Float32Array, int], CodedRows]
+    code: Callable[[Floats, int], CodedRows]
 
 
 def methods() -> dict[str, Method]:
@@ -37,19 +39,7 @@ def method_named(name: str) -> Method:
 def code_beyond(rows: Float32Array, thresholds: Float32Array, scales: Float32Array, group: int) -> CodedRows:
     """Code as sign(w) what exceeds its group's threshold, as 0 the rest; a scale below fp16's range stands for zero."""
     codes: Codes = np.empty(rows.shape, np.int8)
-    thresholds = np.where(scales > 0, thresholds, np.float32(np.inf))
-    if CODES_BEYOND(rows.reshape(-1, group), thresholds.reshape(-1), codes.reshape(-1, group)) is None:
-        groups, beyond = rows.reshape(*thresholds.shape, group), thresholds[..., None]
-        np.subtract(groups > beyond, groups < -beyond, out=codes.reshape(groups.shape), dtype=np.int8)
+    beyond = np.where(scales > 0, thresholds, np.float32(np.inf))[..., None]
+    groups = rows.reshape(*scales.shape, group)
+    np.subtract(groups > beyond, groups < -beyond, out=codes.reshape(groups.shape), dtype=np.int8)
     return CodedRows(codes, scales, group)
-
-
-def _codes_beyond(groups: Float32Array, thresholds: Float32Array, codes: Codes) -> int:
-    for number in range(len(groups)):
-        values, found, threshold = groups[number], codes[number], thresholds[number]
-        for index in range(len(values)):
-            found[index] = np.int8(values[index] > threshold) - np.int8(values[index] < -threshold)
-    return 0
-
-
-CODES_BEYOND = Kernel(_codes_beyond)

@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tritgguf.converter.errors import SourceError, TensorError
-from tritgguf.converter.floats import FLOAT_VIEWS, widened
+from tritgguf.converter.floats import checked
 from tritgguf.converter.mapped import mapped
-from tritgguf.converter.tensors import ByteArray, Float32Array, RowIndices, SourceTensor, span
+from tritgguf.converter.tensors import FLOAT_VIEWS, ByteArray, Float32Array, Floats, RowIndices, SourceTensor, span
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -47,7 +47,7 @@ class SafetensorsTensor(SourceTensor):
         n_rows = math.prod(self.shape[:-1])
         return [self.data.reshape(n_rows, -1)[span(rows, n_rows)].reshape(-1)] if self.data.size else []
 
-    def read(self, rows: slice | RowIndices) -> Float32Array:
+    def floats(self, rows: slice | RowIndices) -> Floats:
         if self.dtype not in FLOAT_VIEWS:
             raise SourceError(
                 f"{self.file.name}: tensor {self.name} holds {self.dtype}; expected BF16, F16 or F32 "
@@ -55,7 +55,10 @@ class SafetensorsTensor(SourceTensor):
             )
         row_length = self.shape[-1] if self.shape else 1
         stored = self.data.view(FLOAT_VIEWS[self.dtype]).reshape(-1, row_length)[rows]
-        values, all_finite = widened(stored, self.dtype)
+        return Floats(np.ascontiguousarray(stored), self.dtype)
+
+    def read(self, rows: slice | RowIndices) -> Float32Array:
+        values, all_finite = checked(self.floats(rows))
         if not all_finite:
             self._refuse(values, rows)
         return values

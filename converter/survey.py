@@ -19,7 +19,7 @@ from tritgguf.converter.parallel import parallel
 from tritgguf.converter.parts import size_in_bytes
 from tritgguf.converter.progress import Step
 from tritgguf.converter.targets import refuses, ternary_types
-from tritgguf.converter.tensors import SourceTensor
+from tritgguf.converter.tensors import Floats, SourceTensor
 
 AUTO = "auto"
 FLOATS = ("f16", "bf16", "f32")  # smallest first; the last holds every float
@@ -278,7 +278,7 @@ def relative_error(source: SourceTensor, codec: Codec, method: Method) -> float:
     """Return |stored - weights| / |weights| over the whole tensor, were a method to round it."""
     error = total = 0.0
     for _, values in source.chunks():
-        error += float(((method.code(values, codec.block).dequantize() - values) ** 2).sum())
+        error += float(((method.code(Floats.of(values), codec.block).dequantize() - values) ** 2).sum())
         total += float((values**2).sum())
     return float(np.sqrt(error / total)) if total else 0.0
 

@@ -24,7 +24,7 @@ from tritgguf.converter.gguf_tensors import GgufTensor
 from tritgguf.converter.grids import find_grid
 from tritgguf.converter.known_grid import KnownGridCodec
 from tritgguf.converter.method import Method, methods
-from tritgguf.converter.tensors import Float32Array, RowIndices, SourceTensor, row_chunks
+from tritgguf.converter.tensors import Float32Array, Floats, RowIndices, SourceTensor, row_chunks
 
 Verdict = Literal["exact", "rounded", "wrong", "missing", "extra", "unreadable"]
 Encoder = Callable[[Float32Array], Float32Array]
@@ -230,7 +230,7 @@ def _floats(codec: FloatCodec) -> Encoder:
 
 
 def _ternary(method: Method, block: int) -> Encoder:
-    return lambda rows: method.code(rows, block).dequantize()
+    return lambda rows: method.code(Floats.of(rows), block).dequantize()
 
 
 def _encoder_of(pair: Pair, codec: Codec | None) -> tuple[str, int]:

@@ -6,20 +6,40 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from tritgguf.converter.kernels import Kernel
+from tritgguf.converter.kernels import KINDS, Kernel
 from tritgguf.converter.mapped import ByteArray as ByteArray
 from tritgguf.converter.mapped import advise
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 Codes: TypeAlias = npt.NDArray[np.int8]
 RowIndices: TypeAlias = npt.NDArray[np.int64]
+Words: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
+
+FLOAT_VIEWS = {"BF16": "<u2", "F16": "<u2", "F32": "<u4"}  # the words that hold each
 
 CHUNK_VALUES = 1 << 19  # two megabytes of float32: they stay in cache, and Python's part takes little of the time
+
+
+class Floats(NamedTuple):
+    """Floats as they are stored: words, unsigned and contiguous, of shape (n_rows, n_columns), of BF16, F16 or F32."""
+
+    words: Words
+    dtype: str
+
+    @property
+    def kind(self) -> int:
+        """What kernels call the dtype."""
+        return KINDS.index(self.dtype)
+
+    @classmethod
+    def of(cls, values: Float32Array) -> Floats:
+        """Return float32 rows as such."""
+        return cls(np.ascontiguousarray(values).view(FLOAT_VIEWS["F32"]), "F32")
 
 
 class SourceTensor(ABC):
@@ -41,13 +61,17 @@ class SourceTensor(ABC):
     def read(self, rows: slice | RowIndices) -> Float32Array:
         """Return those rows as float32, shape (n_rows, row length); raise TensorError if one is NaN or Inf."""
 
+    def floats(self, rows: slice | RowIndices) -> Floats:
+        """Return those rows as they are stored, if they are stored as floats, unchecked, else as `read` does."""
+        return Floats.of(self.read(rows))
+
     def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
         """Return the parts of mapped files that those rows lie in, with whatever lies between."""
         return []
 
-    def chunks(self, first: int | None = None) -> Iterator[tuple[slice, Float32Array]]:
+    def chunks(self) -> Iterator[tuple[slice, Float32Array]]:
         """Yield the tensor's rows and their values, as `row_chunks` does, without keeping its pages in memory."""
-        for rows in row_chunks(self.shape, first=first):
+        for rows in row_chunks(self.shape):
             yield rows, self.read(rows)
             self.let_go(rows)
 
@@ -125,20 +149,12 @@ class CodedRows:
         values: Float32Array = np.empty(self.codes.shape, np.float32)
         groups = values.reshape(-1, self.group)
         codes, scales = np.ascontiguousarray(self.codes).reshape(groups.shape), np.ascontiguousarray(self.scales)
-        if VALUES(codes, scales.reshape(-1), groups) is None:
+        if DEQUANTIZE(codes, scales.reshape(-1), *groups.shape, groups) is None:
             np.multiply(codes, scales.reshape(-1, 1), out=groups)
         return values
 
 
-def _values(codes: Codes, scales: Float32Array, groups: Float32Array) -> int:
-    for number in range(len(codes)):
-        scale = scales[number]
-        for index in range(codes.shape[1]):
-            groups[number, index] = np.float32(codes[number, index]) * scale
-    return 0
-
-
-VALUES = Kernel(_values)
+DEQUANTIZE = Kernel("dequantize", np.int8, np.float32, int, int, np.float32)
 
 
 def span(rows: slice | RowIndices, n_rows: int) -> slice:

@@ -213,9 +213,14 @@ def _named(encode: Callable[[Rows], ByteArray], rows: Rows, spec: TensorSpec) ->
 def _coded(tensor: TensorPlan, source: SourceTensor, rows: slice | RowIndices, method: Method) -> CodedRows:
     """Return some rows as codes and scales: the source's own where the plan says so, else a method's."""
     block = tensor.codec.block
-    if tensor.grid is None:
-        return method.code(source.read(rows), block)
-    coded = source.read_codes(rows) if isinstance(source, CodedTensor) else code_on_grid(source.read(rows), block)
+    if isinstance(source, CodedTensor) and tensor.grid is not None:
+        coded: CodedRows | None = source.read_codes(rows)
+    elif tensor.grid is not None:
+        coded = code_on_grid(source.floats(rows), block)
+    else:
+        coded = method.code(source.floats(rows), block)
+    if coded is not None and not np.isfinite(coded.scales).all():
+        source.read(rows)  # says so where a value isn't finite
     if coded is None:
         raise TensorError(f"{tensor.spec.source}: the file changed while it was being converted: convert again")
     if not tensor.unit_scale:

@@ -6,7 +6,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 from tritgguf.converter.codec import FloatCodec
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.floats import LARGEST_F16, narrowed, widened
-from tritgguf.converter.tensors import ByteArray, Float32Array
+from tritgguf.converter.tensors import ByteArray, Float32Array, Floats
 
 
 class F16(FloatCodec):
@@ -24,7 +24,7 @@ class F16(FloatCodec):
         return words.view(np.uint8)
 
     def decode(self, stored: ByteArray) -> Float32Array:
-        return widened(stored.view("<u2"), "F16")[0]
+        return widened(Floats(np.ascontiguousarray(stored).view("<u2"), "F16"))
 
 
 CODEC = F16()

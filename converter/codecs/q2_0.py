@@ -5,13 +5,12 @@ which no ternary tensor has. The layout is that of ggml's `block_q2_0`; its scal
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from tritgguf.converter.codec import TernaryCodec, block_scales, stored_scales
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.ggml_types import MOSTLY_Q2_0, Q2_0
 from tritgguf.converter.kernels import Kernel
-from tritgguf.converter.tensors import ByteArray, CodedRows, Codes
+from tritgguf.converter.tensors import ByteArray, CodedRows
 
 SCALE_BYTES = 2
 SHIFTS = np.array([0, 2, 4, 6], np.uint8)
@@ -30,7 +29,8 @@ class Q20(TernaryCodec):
         n_rows, n_columns = rows.codes.shape
         stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
         stored[..., :SCALE_BYTES] = block_scales(rows, self.block)
-        if FOURS(rows.codes.reshape(-1, self.block), stored.reshape(-1, self.block_bytes)) is None:
+        n_blocks = n_rows * stored.shape[1]
+        if FOURS(np.ascontiguousarray(rows.codes), n_blocks, stored, self.block_bytes, SCALE_BYTES) is None:
             digits = rows.codes.view(np.uint8) + np.uint8(1)
             fours = digits.reshape(*stored.shape[:2], -1).view("<u4")
             # Digit k stands at bit 8k and belongs at bit 2k of the lowest byte.
@@ -47,7 +47,7 @@ class Q20(TernaryCodec):
                 "read the tensor as floats instead"
             )
         fours = np.empty(packed.shape, np.uint32)
-        if TRITS(np.ascontiguousarray(packed).reshape(-1), fours.reshape(-1)) is None:
+        if TRITS(np.ascontiguousarray(packed), packed.size, CODES_OF_BYTE, fours) is None:
             fours = CODES_OF_BYTE[packed]
         codes = fours.view(np.int8)
         scales = stored_scales(blocks[..., :SCALE_BYTES])
@@ -57,21 +57,6 @@ class Q20(TernaryCodec):
         return CodedRows(codes.reshape(n_rows, -1), np.abs(scales), self.block)
 
 
-def _fours(codes: Codes, blocks: ByteArray) -> int:
-    for number in range(len(codes)):
-        trits, packed = codes[number], blocks[number, SCALE_BYTES:]
-        for byte in range(16):
-            low = (trits[4 * byte] + 1) | (trits[4 * byte + 1] + 1) << 2
-            packed[byte] = low | (trits[4 * byte + 2] + 1) << 4 | (trits[4 * byte + 3] + 1) << 6
-    return 0
-
-
-def _trits(packed: ByteArray, fours: npt.NDArray[np.uint32]) -> int:
-    for index in range(len(packed)):
-        fours[index] = CODES_OF_BYTE[packed[index]]
-    return 0
-
-
-TRITS = Kernel(_trits)
-FOURS = Kernel(_fours)
+TRITS = Kernel("look_up", np.uint8, int, np.uint32, np.uint32)
+FOURS = Kernel("pack_fours", np.int8, int, np.uint8, int, int)
 CODEC = Q20()

@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 from tritgguf.converter.codec import TernaryCodec, block_scales, stored_scales
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.kernels import Kernel
-from tritgguf.converter.tensors import ByteArray, CodedRows, Codes
+from tritgguf.converter.tensors import ByteArray, CodedRows
 
 SCALE_BYTES = 2
 ZERO = np.uint8(8)
@@ -27,7 +27,8 @@ class Q40(TernaryCodec):
         n_rows, n_columns = rows.codes.shape
         stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
         stored[..., :SCALE_BYTES] = block_scales(rows, self.block)
-        if NIBBLES(rows.codes.reshape(-1, self.block), stored.reshape(-1, self.block_bytes)) is None:
+        n_blocks = n_rows * stored.shape[1]
+        if NIBBLES(np.ascontiguousarray(rows.codes), n_blocks, stored, self.block_bytes, SCALE_BYTES) is None:
             digits = (rows.codes.view(np.uint8) + ZERO).reshape(*stored.shape[:2], 2, 16)
             stored[..., SCALE_BYTES:] = digits[..., 0, :] | digits[..., 1, :] << 4
         return stored.reshape(n_rows, -1)
@@ -47,13 +48,5 @@ class Q40(TernaryCodec):
         return CodedRows(codes.reshape(n_rows, -1), stored_scales(blocks[..., :SCALE_BYTES]), self.block)
 
 
-def _nibbles(codes: Codes, blocks: ByteArray) -> int:
-    for number in range(len(codes)):
-        trits, packed = codes[number], blocks[number, SCALE_BYTES:]
-        for byte in range(16):
-            packed[byte] = (trits[byte] + 8) | (trits[byte + 16] + 8) << 4
-    return 0
-
-
-NIBBLES = Kernel(_nibbles)
+NIBBLES = Kernel("pack_nibbles", np.int8, int, np.uint8, int, int)
 CODEC = Q40()

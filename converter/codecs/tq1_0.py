@@ -28,8 +28,8 @@ class TQ10(TernaryCodec):
     def pack(self, rows: CodedRows) -> ByteArray:
         n_rows, n_columns = rows.codes.shape
         stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
-        codes, blocks = rows.codes.reshape(-1, self.block), stored.reshape(-1, self.block_bytes)
-        if PACK(codes, blocks) is None:
+        codes, blocks = np.ascontiguousarray(rows.codes).reshape(-1, self.block), stored.reshape(-1, self.block_bytes)
+        if PACK(codes, len(codes), blocks, self.block_bytes) is None:
             _pack(codes, blocks)
         stored[..., CODE_BYTES:] = block_scales(rows, self.block)
         return stored.reshape(n_rows, -1)
@@ -39,7 +39,7 @@ class TQ10(TernaryCodec):
         blocks = stored.reshape(n_rows, -1, self.block_bytes)
         codes: Codes = np.empty((n_rows, blocks.shape[1], self.block), np.int8)
         flat = np.ascontiguousarray(blocks).reshape(-1, self.block_bytes)
-        if UNPACK(flat, codes.reshape(-1, self.block)) is None:
+        if UNPACK(flat, len(flat), self.block_bytes, codes) is None:
             _unpack(flat, codes.reshape(-1, self.block))
         return CodedRows(codes.reshape(n_rows, -1), stored_scales(blocks[..., CODE_BYTES:]), self.block)
 
@@ -68,40 +68,6 @@ def _unpack(blocks: ByteArray, codes: Codes) -> None:
         position += n_bytes
 
 
-def _unpack_loop(blocks: ByteArray, codes: Codes) -> int:
-    for number in range(len(blocks)):
-        packed, trits = blocks[number], codes[number]
-        position = 0
-        for first, n_digits, n_bytes in SECTIONS:
-            for byte in range(n_bytes):
-                fraction = np.uint32(packed[position + byte])
-                for digit in range(n_digits):
-                    fraction *= np.uint32(3)
-                    trits[first + digit * n_bytes + byte] = (fraction >> np.uint32(8)) - 1
-                    fraction &= np.uint32(255)
-            position += n_bytes
-    return 0
-
-
-def _pack_loop(codes: Codes, blocks: ByteArray) -> int:
-    numbers = np.empty(CODE_BYTES, np.uint8)
-    for block in range(len(codes)):
-        trits, packed = codes[block], blocks[block]
-        for byte in range(32):
-            two = (trits[byte] + 1) * 3 + trits[byte + 32] + 1
-            numbers[byte] = ((two * 3 + trits[byte + 64] + 1) * 3 + trits[byte + 96] + 1) * 3 + trits[byte + 128] + 1
-        for byte in range(160, 176):
-            two = (trits[byte] + 1) * 3 + trits[byte + 16] + 1
-            four = (two * 3 + trits[byte + 32] + 1) * 3 + trits[byte + 48] + 1
-            numbers[byte - 128] = four * 3 + trits[byte + 64] + 1
-        for byte in range(240, 244):
-            two = (trits[byte] + 1) * 3 + trits[byte + 4] + 1
-            numbers[byte - 192] = ((two * 3 + trits[byte + 8] + 1) * 3 + trits[byte + 12] + 1) * 3
-        for byte in range(CODE_BYTES):
-            packed[byte] = FRACTIONS[numbers[byte]]
-    return 0
-
-
-UNPACK = Kernel(_unpack_loop)
-PACK = Kernel(_pack_loop)
+UNPACK = Kernel("unpack_base3", np.uint8, int, int, np.int8)
+PACK = Kernel("pack_base3", np.int8, int, np.uint8, int)
 CODEC = TQ10()

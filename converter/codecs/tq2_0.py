@@ -25,7 +25,7 @@ class TQ20(TernaryCodec):
     def pack(self, rows: CodedRows) -> ByteArray:
         n_rows, n_columns = rows.codes.shape
         stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
-        pack_pairs(rows.codes.reshape(-1, self.block), stored.reshape(-1, self.block_bytes), 0)
+        pack_pairs(np.ascontiguousarray(rows.codes).reshape(-1, self.block), stored.reshape(-1, self.block_bytes), 0)
         stored[..., CODE_BYTES:] = block_scales(rows, self.block)
         return stored.reshape(n_rows, -1)
 
@@ -33,7 +33,7 @@ class TQ20(TernaryCodec):
         n_rows = len(stored)
         blocks = stored.reshape(n_rows, -1, self.block_bytes)
         codes: Codes = np.empty((n_rows, blocks.shape[1] * self.block), np.int8)
-        n_invalid = UNPACK(np.ascontiguousarray(blocks).reshape(-1, self.block_bytes), codes.reshape(-1, self.block))
+        n_invalid = UNPACK(np.ascontiguousarray(blocks), blocks.shape[0] * blocks.shape[1], self.block_bytes, codes)
         if n_invalid is None:
             packed = blocks[..., :CODE_BYTES].reshape(n_rows, -1, 2, 1, 32)
             digits = packed >> np.array([0, 2, 4, 6], np.uint8).reshape(4, 1) & 3
@@ -45,39 +45,12 @@ class TQ20(TernaryCodec):
 
 def pack_pairs(codes: Codes, blocks: ByteArray, offset: int) -> None:
     """Fill in the 64 code bytes of each block from `offset` on; codes of shape (n_blocks, 256)."""
-    if PAIRS(codes, blocks, offset) is None:
+    if PAIRS(codes, len(codes), blocks, blocks.shape[1], offset) is None:
         digits = (codes.view(np.uint8) + np.uint8(1)).reshape(-1, 2, 4, 32)  # (block, half, bit pair, byte in the half)
         packed = digits[:, :, 0] | digits[:, :, 1] << 2 | digits[:, :, 2] << 4 | digits[:, :, 3] << 6
         blocks[:, offset : offset + CODE_BYTES] = packed.reshape(-1, CODE_BYTES)
 
 
-def _pairs(codes: Codes, blocks: ByteArray, offset: int) -> int:
-    for number in range(len(codes)):
-        for half in range(2):
-            trits = codes[number, half * 128 : half * 128 + 128]
-            packed = blocks[number, offset + half * 32 : offset + half * 32 + 32]
-            for byte in range(32):
-                low = (trits[byte] + 1) | (trits[byte + 32] + 1) << 2
-                packed[byte] = low | (trits[byte + 64] + 1) << 4 | (trits[byte + 96] + 1) << 6
-    return 0
-
-
-def _unpack(blocks: ByteArray, codes: Codes) -> int:
-    """Fill in the codes of each block; return how many bytes hold one that stands for nothing."""
-    n_invalid = 0
-    for number in range(len(blocks)):
-        for half in range(2):
-            packed = blocks[number, half * 32 : half * 32 + 32]
-            trits = codes[number, half * 128 : half * 128 + 128]
-            for byte in range(32):
-                n_invalid += packed[byte] & packed[byte] >> 1 & 0b01010101 != 0
-                trits[byte] = (packed[byte] & 3) - 1
-                trits[byte + 32] = (packed[byte] >> 2 & 3) - 1
-                trits[byte + 64] = (packed[byte] >> 4 & 3) - 1
-                trits[byte + 96] = (packed[byte] >> 6) - 1
-    return n_invalid
-
-
-UNPACK = Kernel(_unpack)
-PAIRS = Kernel(_pairs)
+UNPACK = Kernel("unpack_pairs", np.uint8, int, int, np.int8)
+PAIRS = Kernel("pack_pairs", np.int8, int, np.uint8, int, int)
 CODEC = TQ20()

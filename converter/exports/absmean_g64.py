@@ -11,7 +11,7 @@ from tritgguf.converter.grids import Grid, code_on_grid
 from tritgguf.converter.methods.absmean import absmean
 from tritgguf.converter.safetensors_layout import Entry
 from tritgguf.converter.sources.base3 import METHOD, PACKING, SCALES, pack
-from tritgguf.converter.tensors import CodedRows, Float32Array, SourceTensor
+from tritgguf.converter.tensors import CodedRows, Float32Array, Floats, SourceTensor
 
 GROUP = 64
 
@@ -43,7 +43,7 @@ def coder(source: SourceTensor, grid: Grid | None, threads: int) -> Coder:
     """Keep the codes and scales of a tensor that is ternary already; else take each group's mean magnitude."""
 
     def kept(rows: Float32Array) -> CodedRows:
-        coded = code_on_grid(padded(rows), GROUP)
+        coded = code_on_grid(Floats.of(padded(rows)), GROUP)
         assert coded is not None
         return coded
 

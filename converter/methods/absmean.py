@@ -9,35 +9,39 @@ import math
 import numpy as np
 
 from tritgguf.converter.codec import fp16
-from tritgguf.converter.kernels import Kernel
+from tritgguf.converter.floats import widened
+from tritgguf.converter.kernels import WORDS, Kernel
 from tritgguf.converter.method import Method, code_beyond
-from tritgguf.converter.tensors import CodedRows, Float32Array
+from tritgguf.converter.tensors import CodedRows, Codes, Float32Array, Floats
 
 LANES = 16  # partial sums, each of every 16th value, then added in halves: the order is part of the rule
+FP16_ZERO = 2.0**-25  # what fp16 rounds to zero, and anything smaller
 
 
 def absmean(rows: Float32Array, group: int) -> CodedRows:
     """Code float32 rows, shape (n_rows, n_columns), by their groups' mean magnitude, a float32 scale."""
-    means = mean_magnitudes(rows.reshape(-1, group)).reshape(len(rows), -1)
-    return code_beyond(rows, means / np.float32(2), means, group)
+    return _coded(Floats.of(rows), group, 0.0)
 
 
-def code_absmean(rows: Float32Array, group: int) -> CodedRows:
+def code_absmean(rows: Floats, group: int) -> CodedRows:
     """Code rows likewise; the scale is stored as fp16, and one below fp16's range stands for zero."""
-    means = mean_magnitudes(rows.reshape(-1, group)).reshape(len(rows), -1)
-    return code_beyond(rows, means / np.float32(2), fp16(means), group)
+    coded = _coded(rows, group, FP16_ZERO)
+    return CodedRows(coded.codes, fp16(coded.scales), group)
 
 
-def mean_magnitudes(groups: Float32Array) -> Float32Array:
-    """Return mean|w| of each group, shape (n_groups,), of values of (n_groups, group), summed in float32."""
-    n_groups, group = groups.shape
-    means: Float32Array = np.empty(n_groups, np.float32)
-    if group % LANES == 0 and MEANS(groups, means) is not None:
-        return means
-    with np.errstate(over="ignore"):
-        sums = _added_up(np.abs(groups).reshape(n_groups, -1, math.gcd(group, LANES)))
-    np.divide(sums, np.float32(group), out=means)
-    return means
+def _coded(rows: Floats, group: int, least: float) -> CodedRows:
+    """Code rows by their groups' mean magnitude; means of `least` or less stand for zero."""
+    n_rows, n_columns = rows.words.shape
+    codes: Codes = np.empty((n_rows, n_columns), np.int8)
+    means: Float32Array = np.empty((n_rows, n_columns // group), np.float32)
+    if group % LANES == 0 and ABSMEAN(rows.words, rows.kind, means.size, group, least, codes, means) is not None:
+        return CodedRows(codes, means, group)
+    values = widened(rows)
+    with np.errstate(over="ignore", invalid="ignore"):
+        magnitudes = np.abs(values).reshape(means.size, -1, math.gcd(group, LANES))
+        means = np.divide(_added_up(magnitudes), np.float32(group)).reshape(means.shape)
+        used = np.where(means > least, means, np.float32(0))
+        return CodedRows(code_beyond(values, used / np.float32(2), used, group).codes, means, group)
 
 
 def _added_up(magnitudes: Float32Array) -> Float32Array:
@@ -50,22 +54,5 @@ def _added_up(magnitudes: Float32Array) -> Float32Array:
     return sums[:, 0]
 
 
-def _means(groups: Float32Array, means: Float32Array) -> int:
-    sums = np.empty(LANES, np.float32)
-    for number in range(len(groups)):
-        values = groups[number]
-        sums[:] = 0
-        for step in range(0, len(values), LANES):
-            for lane in range(LANES):
-                sums[lane] += abs(values[step + lane])
-        half = LANES // 2
-        while half:
-            for lane in range(half):
-                sums[lane] += sums[half + lane]
-            half //= 2
-        means[number] = sums[0] / np.float32(len(values))
-    return 0
-
-
-MEANS = Kernel(_means)
+ABSMEAN = Kernel("absmean", WORDS, int, int, int, float, np.int8, np.float32)
 METHOD = Method("absmean", code_absmean)

@@ -57,21 +57,13 @@ class Base3Tensor(CodedTensor):
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
         stored = np.ascontiguousarray(self.stored.data.reshape(self.stored.shape)[rows])
         fours = np.empty(stored.shape, np.uint32)
-        largest = UNPACK(stored.reshape(-1), fours.reshape(-1))
+        largest = UNPACK(stored, stored.size, FOURS, fours)
         if largest is None:
             fours, largest = FOURS[stored], int(stored.max(initial=0))
         if largest > 80:
             raise TensorError(f"{self.name} holds the byte {largest}; expected at most 80: the checkpoint is damaged")
         codes = fours.view(np.int8)[:, : self.shape[1]]
         return CodedRows(np.ascontiguousarray(codes), self.scales(rows), self.group)
-
-
-def _unpack(stored: ByteArray, fours: npt.NDArray[np.uint32]) -> int:
-    largest = np.uint8(0)
-    for index in range(len(stored)):
-        fours[index] = FOURS[stored[index]]
-        largest = max(largest, stored[index])
-    return int(largest)
 
 
 def pack(codes: npt.NDArray[np.int8]) -> ByteArray:
@@ -137,5 +129,5 @@ def _fits(packed: tuple[int, ...], scales: tuple[int, ...]) -> bool:
     return 4 * packed[1] % scales[1] == 0
 
 
-UNPACK = Kernel(_unpack)
+UNPACK = Kernel("look_up", np.uint8, int, np.uint32, np.uint32)
 SOURCE = Source("base-3 packing", recognizes, read)

@@ -52,26 +52,13 @@ class BitnetTensor(CodedTensor):
         packed = self.stored.data.reshape(n_packed, n_columns)
         wanted = np.arange(4 * n_packed)[rows] if isinstance(rows, slice) else rows
         codes: Codes = np.empty((len(wanted), n_columns), np.int8)
-        n_invalid = UNPACK(packed, wanted, codes)
+        n_invalid = UNPACK(packed, n_packed, n_columns, np.ascontiguousarray(wanted), len(wanted), codes)
         if n_invalid is None:
             digits = packed[wanted % n_packed] >> (2 * (wanted // n_packed)).astype(np.uint8)[:, None] & 3
             codes, n_invalid = (digits - np.uint8(1)).view(np.int8), int((digits == 3).sum())
         if n_invalid:
             raise TensorError(f"{self.name} holds the code 3, which stands for no trit: the checkpoint is damaged")
         return CodedRows(codes, self.row_scales[wanted], n_columns)
-
-
-def _unpack(packed: ByteArray, wanted: RowIndices, codes: Codes) -> int:
-    """Fill in the codes of the wanted rows; return how many are none."""
-    n_invalid = 0
-    for number in range(len(wanted)):
-        row = packed[wanted[number] % len(packed)]
-        shift = np.uint8(2 * (wanted[number] // len(packed)))
-        for column in range(len(row)):
-            digit = row[column] >> shift & 3
-            n_invalid += digit == 3
-            codes[number, column] = digit - 1
-    return n_invalid
 
 
 def pack(codes: npt.NDArray[np.int8]) -> ByteArray:
@@ -136,5 +123,5 @@ def _row_scales(scale: SafetensorsTensor, packed: SafetensorsTensor, multiplies:
     return np.broadcast_to(worth[:, None], (n_rows, 1)).astype(np.float32)
 
 
-UNPACK = Kernel(_unpack)
+UNPACK = Kernel("unpack_rows", np.uint8, int, int, np.int64, int, np.int8)
 SOURCE = Source("bitnet packing", recognizes, read)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tritgguf.converter.grids import code_on_grid, find_grid
-from tritgguf.converter.tensors import SourceTensor
+from tritgguf.converter.tensors import Floats, SourceTensor
 
 N_ROWS, N_COLUMNS = 600, 1024
 
@@ -60,7 +60,7 @@ def test_a_grid_is_found_and_exact(extent: str, rounded) -> None:
     assert grid.extent == extent
     assert grid.fp16_error == 0
     assert grid.zeros == pytest.approx((weights == 0).mean())
-    coded = code_on_grid(weights, 256)
+    coded = code_on_grid(Floats.of(weights), 256)
     assert coded is not None
     np.testing.assert_array_equal(coded.dequantize(), weights)
 

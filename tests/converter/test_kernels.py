@@ -21,12 +21,11 @@ from tritgguf.converter.checkpoint import open_checkpoint
 from tritgguf.converter.codec import TernaryCodec, codecs
 from tritgguf.converter.codecs.q2_0 import CODEC as Q2_0
 from tritgguf.converter.codecs.tq2_0 import CODEC as TQ2_0
-from tritgguf.converter.floats import narrowed, widened
+from tritgguf.converter.floats import checked, narrowed
 from tritgguf.converter.grids import code_on_grid, find_grid
 from tritgguf.converter.method import methods
-from tritgguf.converter.methods.absmean import mean_magnitudes
-from tritgguf.converter.methods.mse import best_scales
-from tritgguf.converter.tensors import CodedRows
+from tritgguf.converter.methods.absmean import absmean
+from tritgguf.converter.tensors import CodedRows, Floats
 
 TERNARY = [codec for codec in codecs().values() if isinstance(codec, TernaryCodec)]
 examples = settings(max_examples=40, deadline=None)
@@ -76,12 +75,13 @@ def rows(draw: st.DrawFn, n_columns: int = 512) -> np.ndarray:
     """Float32 rows of many kinds: usual weights, few levels, many magnitudes, zeros, bf16 values, ties."""
     rng = np.random.default_rng(draw(seeds))
     shape = (draw(st.integers(1, 4)), n_columns)
+    scales = rng.uniform(0.1, 1, (shape[0], n_columns // 256))
     kind = draw(st.sampled_from(["normal", "heavy", "levels", "ternary", "magnitudes", "tiny", "huge", "zeros"]))
     values = {
         "normal": lambda: rng.standard_normal(shape),
         "heavy": lambda: rng.standard_t(1.5, shape),
         "levels": lambda: rng.integers(-4, 5, shape) * 0.5,
-        "ternary": lambda: rng.integers(-1, 2, shape) * np.repeat(rng.uniform(0.1, 1, (shape[0], 2)), 256, axis=1),
+        "ternary": lambda: rng.integers(-1, 2, shape) * np.repeat(scales, 256, axis=1),
         "magnitudes": lambda: rng.standard_normal(shape) * np.exp(rng.uniform(-60, 60, shape)),
         "tiny": lambda: rng.standard_normal(shape) * 1e-41,
         "huge": lambda: rng.uniform(-3e38, 3e38, shape),
@@ -94,28 +94,41 @@ def rows(draw: st.DrawFn, n_columns: int = 512) -> np.ndarray:
     return floats
 
 
-@pytest.mark.parametrize("group", [32, 64, 256])
+def stored(values: np.ndarray, dtype: str) -> Floats:
+    """Return values as a file might hold them; fp16 ends at 65504."""
+    if dtype == "F32":
+        return Floats.of(values)
+    if dtype == "BF16":
+        return Floats((values.view(np.uint32) >> 16).astype(np.uint16), dtype)
+    return Floats(np.clip(values, -65504, 65504).astype(np.float16).view(np.uint16), dtype)
+
+
+DTYPES = st.sampled_from(["BF16", "F16", "F32"])
+
+
+@pytest.mark.parametrize("group", [16, 32, 64, 96, 256, 512])
 @pytest.mark.parametrize("method", methods().values(), ids=lambda method: method.name)
 @examples
-@given(values=rows())
-def test_methods(method, group: int, values: np.ndarray) -> None:
-    def coded() -> CodedRows:
-        with np.errstate(over="ignore"):
-            return method.code(values, group)
-
-    assert_same(coded)
+@given(values=rows(n_columns=1536), dtype=DTYPES)
+def test_methods(method, group: int, values: np.ndarray, dtype: str) -> None:
+    assert_same(lambda: method.code(stored(values, dtype), group))
 
 
 @pytest.mark.parametrize("group", [32, 64, 256])
-@pytest.mark.parametrize("scales", [mean_magnitudes, best_scales], ids=["absmean", "mse"])
 @examples
 @given(values=rows())
-def test_scales_before_they_are_rounded(scales, group: int, values: np.ndarray) -> None:
-    def found() -> np.ndarray:
-        with np.errstate(over="ignore"):
-            return scales(values.reshape(-1, group))
+def test_scales_of_float32(group: int, values: np.ndarray) -> None:
+    assert_same(lambda: absmean(values, group))
 
-    assert_same(found)
+
+@pytest.mark.parametrize("word", [0x7F80, 0xFF80, 0x7FC0, 0xFFFF])
+@pytest.mark.parametrize("method", methods().values(), ids=lambda method: method.name)
+def test_a_value_that_is_not_finite_makes_a_scale_that_is_not(method, word: int) -> None:
+    words = np.full((2, 512), 0x3C00, np.uint16)
+    words[1, 300] = word
+    for how in ("numpy", "compiled"):
+        with computed_by(how):
+            assert not np.isfinite(method.code(Floats(words, "BF16"), 256).scales[1, 1])
 
 
 @pytest.mark.parametrize("codec", TERNARY, ids=lambda codec: codec.name)
@@ -151,26 +164,26 @@ def test_q2_0_with_negative_scales(seed: int) -> None:
     assert_same(lambda: Q2_0.unpack(stored))
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [("BF16", "<u2"), ("F16", "<u2")])
-def test_every_16_bit_float_is_widened_the_same(dtype: str, kind: str) -> None:
-    words = np.arange(1 << 16, dtype=kind).reshape(256, 256)
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_every_16_bit_float_is_widened_the_same(dtype: str) -> None:
+    words = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
     limit = {"BF16": 0x7F80, "F16": 0x7C00}[dtype]
     finite = words[(words & 0x7FFF).max(axis=1) < limit]
-    assert_same(lambda: widened(finite, dtype))
+    assert_same(lambda: checked(Floats(finite, dtype)))
     with computed_by("compiled"):
         for word in (limit, limit + 1, limit | 0x8000, 0xFFFF):
-            assert widened(np.array([0, word, 1], kind), dtype)[1] is False
+            assert checked(Floats(np.array([0, word, 1], np.uint16), dtype))[1] is False
         for word in (limit - 1, limit - 1 | 0x8000):
-            assert widened(np.array([0, word, 1], kind), dtype)[1] is True
+            assert checked(Floats(np.array([0, word, 1], np.uint16), dtype))[1] is True
 
 
 @examples
 @given(values=rows(), place=st.integers(0, 511), word=st.sampled_from([0x7F800000, 0xFF800000, 0x7FC00000, 0x7F7FFFFF]))
 def test_float32_is_read_the_same(values: np.ndarray, place: int, word: int) -> None:
     words = values.view(np.uint32).copy()
-    assert_same(lambda: widened(words, "F32"))
+    assert_same(lambda: checked(Floats(words, "F32")))
     words[0, place] = word
-    assert_same(lambda: widened(words, "F32"))
+    assert_same(lambda: checked(Floats(words, "F32")))
 
 
 @examples
@@ -190,9 +203,9 @@ def test_halfway_between_fp16_values_and_at_its_ends() -> None:
 
 
 @examples
-@given(values=rows(), group=st.sampled_from([32, 64, 256]))
-def test_codes_on_a_grid(values: np.ndarray, group: int) -> None:
-    assert_same(lambda: code_on_grid(values, group))
+@given(values=rows(), group=st.sampled_from([32, 64, 256]), dtype=DTYPES)
+def test_codes_on_a_grid(values: np.ndarray, group: int, dtype: str) -> None:
+    assert_same(lambda: code_on_grid(stored(values, dtype), group))
 
 
 @pytest.mark.parametrize(
@@ -214,19 +227,22 @@ def test_damaged_packings_are_refused(name: str, byte: int, message: str, tmp_pa
 
 
 class Rows(tensors.SourceTensor):
-    """Float rows in memory."""
+    """Rows in memory."""
 
-    name, dtype = "w", "F32"
+    name = "w"
 
-    def __init__(self, values: np.ndarray) -> None:
-        self.values, self.shape = values, values.shape
+    def __init__(self, values: np.ndarray, dtype: str) -> None:
+        self.stored, self.dtype, self.shape = stored(values, dtype), dtype, values.shape
 
     @property
     def n_bytes(self) -> int:
-        return self.values.nbytes
+        return self.stored.words.nbytes
+
+    def floats(self, rows):
+        return Floats(self.stored.words[rows], self.dtype)
 
     def read(self, rows):
-        return self.values[rows]
+        return checked(self.floats(rows))[0]
 
 
 @examples
@@ -235,13 +251,14 @@ class Rows(tensors.SourceTensor):
     extent=st.sampled_from([1, 16, 32, 128, 256, 1024]),
     n_strays=st.sampled_from([0, 0, 1, 40, 3000]),
     first=st.booleans(),
+    dtype=DTYPES,
 )
-def test_grids_are_found_the_same(seed: int, extent: int, n_strays: int, first: bool) -> None:
+def test_grids_are_found_the_same(seed: int, extent: int, n_strays: int, first: bool, dtype: str) -> None:
     rng = np.random.default_rng(seed)
     scales = np.repeat(rng.uniform(0.5, 1, (300, 1024 // max(extent, 16))), max(extent, 16), axis=1)
     values = (rng.integers(-1, 2, (300, 1024)) * (scales if extent > 1 else 0.3)).astype(np.float32)
     values[:: 1 if first else 100].flat[rng.integers(0, 1024 * 3, n_strays)] *= np.float32(0.7)
-    assert_same(lambda: find_grid(Rows(values)))
+    assert_same(lambda: find_grid(Rows(values, dtype)))
 
 
 CONVERSIONS = {
@@ -295,71 +312,75 @@ def run(code: str, **variables: str) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
-USE = """
-import numpy as np, sys
-from tritgguf.converter import kernels
+CODED = """
+import numpy as np
+from tritgguf.converter import UnsupportedError, kernels
 from tritgguf.converter.method import method_named
-coded = method_named("mse").code(np.ones((2, 256), np.float32), 256)
+from tritgguf.converter.tensors import Floats
+
+def coded():
+    return method_named("mse").code(Floats.of(np.ones((2, 256), np.float32)), 256).codes
 """
 
 
-def test_a_small_model_never_waits_for_the_compiler(tmp_path: Path) -> None:
-    folder = checkpoints.build("llama-gqa", tmp_path / "model")
-    code = f"from tritgguf.converter import plan; plan({str(folder)!r}, 'tq2_0')"
-    code += "\nimport sys; print('numba' in sys.modules)"
-    assert run(code, TRITGGUF_KERNELS="auto") == "False"
+def test_the_kernels_are_built_wherever_the_tests_run() -> None:
+    assert kernels.library() is not None
 
 
-def test_a_large_model_gets_kernels_while_numpy_works() -> None:
-    code = (
-        USE
-        + """
-import time
-kernels.prepare(kernels.WORTH_BYTES)
-deadline = time.monotonic() + 120
-from tritgguf.converter.methods.mse import BEST
-while BEST.compiled is None and time.monotonic() < deadline:
-    method_named("mse").code(np.ones((2, 256), np.float32), 256)
-    time.sleep(0.01)
-print(BEST.compiled is not None)
-"""
-    )
+def test_every_processor_here_has_its_kernels() -> None:
+    """The library holds each kernel for the levels up to this processor's, the same bytes from each."""
+    found = kernels.library()
+    assert found is not None
+    values = np.random.default_rng(5).standard_normal((64, 512)).astype(np.float32)
+    expected = None
+    for level in (level for level in (1, 3, 4) if level <= found.level()):
+        codes, scales = np.empty(values.shape, np.int8), np.empty((64, 2), np.float32)
+        function = getattr(found, f"mse_{level}")
+        function.argtypes = kernels.Kernel("mse", "words", int, int, int, np.int8, np.float32).argtypes
+        function(values.ctypes.data, kernels.KINDS.index("F32"), 128, 256, codes.ctypes.data, scales.ctypes.data)
+        expected = expected or (codes.tobytes(), scales.tobytes())
+        assert (codes.tobytes(), scales.tobytes()) == expected, level
+
+
+def test_without_the_library_numpy_does_the_work() -> None:
+    code = CODED + "kernels.library = lambda: None\nprint((coded() == 1).all())"
     assert run(code, TRITGGUF_KERNELS="auto") == "True"
 
 
-def test_without_numba_numpy_does_the_work() -> None:
+def test_kernels_that_were_insisted_on_must_be_there() -> None:
     code = (
-        "import sys; sys.modules['numba'] = None\n"
-        + USE
+        CODED
         + """
-kernels.prepare(kernels.WORTH_BYTES)
-for _ in range(3):
-    coded = method_named("mse").code(np.ones((2, 256), np.float32), 256)
-print((coded.codes == 1).all())
+kernels.library = lambda: None
+try:
+    coded()
+except UnsupportedError as error:
+    print(error)
 """
     )
-    assert run(code, TRITGGUF_KERNELS="auto") == "True"
+    assert run(code, TRITGGUF_KERNELS="compiled").startswith("TRITGGUF_KERNELS is compiled, but the kernels weren't")
 
 
-def test_a_kernel_that_was_insisted_on_must_be_there() -> None:
-    code = (
-        "import sys; sys.modules['numba'] = None\ntry:\n    "
-        + USE.replace("\n", "\n    ")
-        + """
-except ImportError as error:
-    print("no", error.name)
-"""
-    )
-    assert run(code, TRITGGUF_KERNELS="compiled") == "no numba"
+def test_a_library_older_than_its_source_is_not_used(tmp_path: Path, monkeypatch) -> None:
+    built = next(Path(kernels.__file__).parent.glob("_kernels*"))
+    (tmp_path / "native").mkdir()
+    source = tmp_path / "native" / "loops.h"
+    source.write_text("newer")
+    (tmp_path / built.name).write_bytes(built.read_bytes())
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
+    for age, usable in ((-10, False), (10, True)):
+        os.utime(tmp_path / built.name, (1e9 + age, 1e9 + age))
+        os.utime(source, (1e9, 1e9))
+        assert (kernels.library.__wrapped__() is not None) is usable
 
 
-def test_an_unwritable_cache_is_no_obstacle(tmp_path: Path) -> None:
-    nowhere = tmp_path / "file"
-    nowhere.write_text("a file, where a folder would have to be")
-    assert (
-        run(USE + "print((coded.codes == 1).all())", TRITGGUF_KERNELS="compiled", NUMBA_CACHE_DIR=str(nowhere))
-        == "True"
-    )
+def test_an_array_of_another_type_is_refused() -> None:
+    kernel = kernels.Kernel("narrow", np.float32, int, np.uint16)
+    with computed_by("compiled"):
+        with pytest.raises(TypeError, match="narrow: found an array of float64, expected a contiguous one of float32"):
+            kernel(np.zeros(4), 4, np.zeros(4, np.uint16))
+        with pytest.raises(TypeError, match="expected a contiguous one"):
+            kernel(np.zeros(8, np.float32)[::2], 4, np.zeros(4, np.uint16))
 
 
 def test_another_word_in_the_variable_is_an_error(monkeypatch) -> None:

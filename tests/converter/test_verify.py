@@ -19,6 +19,7 @@ from tritgguf.converter.errors import SourceError, TensorError
 from tritgguf.converter.metadata import Value, boolean, float32, uint32
 from tritgguf.converter.metadata_check import compare_metadata
 from tritgguf.converter.tensor_check import type_bound
+from tritgguf.converter.tensors import Floats
 from tritgguf.converter.verify import Verification, require_good, verify
 
 Folder = Callable[[str], Path]
@@ -353,7 +354,7 @@ def convert_rows(values: np.ndarray) -> tuple[np.ndarray, GGMLQuantizationType]:
     from tritgguf.converter.codecs.tq2_0 import CODEC
     from tritgguf.converter.methods.mse import METHOD
 
-    return CODEC.pack(METHOD.code(values, 256)), GGMLQuantizationType.TQ2_0
+    return CODEC.pack(METHOD.code(Floats.of(values), 256)), GGMLQuantizationType.TQ2_0
 
 
 # --- metadata and token ids ----------------------------------------------------------------------------------------

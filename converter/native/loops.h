@@ -1,0 +1,538 @@
+/* The loops that take a conversion's time. Each gives the bytes of the numpy code that calls it, which is where its rule
+   is explained; the tests compare both. Python calls them through ctypes, which lets go of the interpreter lock.
+
+   A function returns a count or a magnitude, as its comment says, else 0. Arrays are contiguous; `n_groups` groups of
+   `group` values lie one after the other. Floats come as words of the kind in which they are stored. No product may be
+   fused with a sum: build with -ffp-contract=off. The compiler is GCC or Clang.
+
+   This is included once for each level of processors, by a file that defines KERNEL(name), the name that a function has
+   there, and WIDTH, how many 32-bit values a register holds. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define EXPORT __attribute__((visibility("default")))
+
+enum { BF16, F16, F32 };
+enum { LANES = 16, LARGEST_GROUP = 256 };
+
+#define INFINITE_BITS 0x7F800000u
+
+/* Where a group's magnitudes lie between LEAST and MOST, its largest and smallest no further apart than EXACT_RATIO, a
+   double holds every sum of them exactly, and a float a mean with an error below MARGIN. */
+#define LEAST 1e-30f
+#define MOST 1e30f
+#define EXACT_RATIO 0x1p20f
+#define MARGIN 0x1p-15f
+
+/* What is done to several values at once. */
+typedef float Floats __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
+typedef float FourFloats __attribute__((vector_size(16)));
+typedef int32_t FourInts __attribute__((vector_size(16)));
+typedef double Doubles __attribute__((vector_size(8 * WIDTH)));
+
+INLINE float from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE uint32_t to_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* ---- 16-bit floats ---- */
+
+INLINE float from_f16(uint32_t word) {
+    uint32_t magnitude = word & 0x7FFF;
+    uint32_t usual = (magnitude << 13) + (112u << 23); /* the exponent's bias is 127, not 15 */
+    usual += magnitude >= 0x7C00 ? 112u << 23 : 0;     /* infinite, or no number */
+    float tiny = (float)(int32_t)magnitude * 0x1p-24f;
+    uint32_t bits = magnitude < 0x0400 ? to_bits(tiny) : usual;
+    return from_bits(bits | (word & 0x8000) << 16);
+}
+
+/* The magnitude rounded to fp16, to nearest even; below 65520. */
+INLINE uint32_t to_f16(float magnitude) {
+    uint32_t bits = to_bits(magnitude);
+    uint32_t usual = ((bits + 0xFFF + (bits >> 13 & 1)) >> 13) - (112u << 10);
+    /* Added to 0.5, a value below 2**-14 is rounded to the multiples of 2**-24 that fp16 has there. */
+    uint32_t tiny = to_bits(magnitude + 0.5f) - to_bits(0.5f);
+    return bits < 0x38800000u ? tiny : usual;
+}
+
+INLINE float rounded_to_f16(float magnitude) {
+    return magnitude < 65520 ? from_f16(to_f16(magnitude)) : INFINITY;
+}
+
+INLINE float read(const void *words, int kind, int64_t index) {
+    if (kind == BF16)
+        return from_bits((uint32_t)((const uint16_t *)words)[index] << 16);
+    if (kind == F16)
+        return from_f16(((const uint16_t *)words)[index]);
+    return ((const float *)words)[index];
+}
+
+INLINE const void *from_index(const void *words, int kind, int64_t index) {
+    return (const char *)words + index * (kind == F32 ? 4 : 2);
+}
+
+/* Whatever depends on the kind of words is compiled for each kind. */
+#define FOR_KIND(kind, loop, ...)          \
+    do {                                   \
+        if ((kind) == BF16)                \
+            return loop(BF16, __VA_ARGS__); \
+        if ((kind) == F16)                 \
+            return loop(F16, __VA_ARGS__);  \
+        return loop(F32, __VA_ARGS__);      \
+    } while (0)
+
+INLINE int64_t widen_kind(int kind, const void *restrict words, int64_t n, float *restrict values) {
+    uint32_t largest = 0;
+    for (int64_t index = 0; index < n; index++) {
+        float value = read(words, kind, index);
+        uint32_t magnitude = to_bits(value) & 0x7FFFFFFF;
+        largest = magnitude > largest ? magnitude : largest;
+        values[index] = value;
+    }
+    return largest >= INFINITE_BITS;
+}
+
+/* Returns whether any value isn't finite. */
+EXPORT int64_t KERNEL(widen)(const void *words, int64_t kind, int64_t n, float *values) {
+    FOR_KIND(kind, widen_kind, words, n, values);
+}
+
+/* Returns the bits of the largest magnitude. */
+EXPORT int64_t KERNEL(narrow)(const float *restrict values, int64_t n, uint16_t *restrict words) {
+    uint32_t largest = 0;
+    for (int64_t index = 0; index < n; index++) {
+        uint32_t bits = to_bits(values[index]), magnitude = bits & 0x7FFFFFFF;
+        largest = magnitude > largest ? magnitude : largest;
+        words[index] = (uint16_t)(to_f16(from_bits(magnitude)) | (bits >> 16 & 0x8000));
+    }
+    return largest;
+}
+
+/* ---- methods: floats become codes and scales ---- */
+
+/* Codes are sign(value) where the magnitude exceeds the threshold, which is no less than 0, else 0. */
+INLINE void code_beyond(int kind, const void *restrict words, int64_t group, float threshold, int8_t *restrict codes) {
+    if (kind == BF16) { /* magnitudes are in the order of their words */
+        const uint16_t *narrow_words = words;
+        int16_t limit = (int16_t)(to_bits(threshold) >> 16);
+        for (int64_t index = 0; index < group; index++) {
+            int16_t word = (int16_t)narrow_words[index];
+            int16_t beyond = (int16_t)(word & 0x7FFF) > limit;
+            codes[index] = (int8_t)(word < 0 ? -beyond : beyond);
+        }
+        return;
+    }
+    for (int64_t index = 0; index < group; index++) {
+        float value = read(words, kind, index);
+        codes[index] = (int8_t)((value > threshold) - (value < -threshold));
+    }
+}
+
+INLINE float folded(float *sums) {
+    for (int half = LANES / 2; half; half /= 2)
+        for (int lane = 0; lane < half; lane++)
+            sums[lane] += sums[half + lane];
+    return sums[0];
+}
+
+INLINE int64_t absmean_kind(int kind, const void *restrict words, int64_t n_groups, int64_t group, float least,
+                            int8_t *restrict codes, float *restrict means) {
+    for (int64_t number = 0; number < n_groups; number++) {
+        const void *values = from_index(words, kind, number * group);
+        float sums[LANES] = {0};
+        for (int64_t step = 0; step < group; step += LANES)
+            for (int lane = 0; lane < LANES; lane++)
+                sums[lane] += fabsf(read(values, kind, step + lane));
+        float mean = folded(sums) / (float)group;
+        means[number] = mean;
+        code_beyond(kind, values, group, mean > least ? mean / 2 : INFINITY, codes + number * group);
+    }
+    return 0;
+}
+
+/* The group is a multiple of LANES; means of `least` or less stand for zero. */
+EXPORT int64_t KERNEL(absmean)(const void *words, int64_t kind, int64_t n_groups, int64_t group, float least, int8_t *codes,
+                       float *means) {
+    FOR_KIND(kind, absmean_kind, words, n_groups, group, least, codes, means);
+}
+
+typedef struct {
+    float low, high; /* the best threshold lies between */
+    double sum;      /* of the magnitudes above `high` */
+    int n_above, n_between;
+} Bracket;
+
+INLINE Floats load(const float *values) {
+    Floats loaded;
+    memcpy(&loaded, values, sizeof loaded);
+    return loaded;
+}
+
+/* Where the mask is -1 the values, elsewhere 0. */
+INLINE Floats kept_by(Ints mask, Floats values) {
+    return (Floats)((Ints)values & mask);
+}
+
+INLINE float sum_of(Floats lanes) {
+    FourFloats parts[WIDTH / 4], sum = {0};
+    memcpy(parts, &lanes, sizeof lanes);
+    for (int part = 0; part < WIDTH / 4; part++)
+        sum += parts[part];
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+INLINE int count_of(Ints lanes) {
+    FourInts parts[WIDTH / 4], sum = {0};
+    memcpy(parts, &lanes, sizeof lanes);
+    for (int part = 0; part < WIDTH / 4; part++)
+        sum += parts[part];
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* A threshold, how many magnitudes exceed it, and half their mean. */
+typedef struct {
+    float threshold, half_mean;
+    int n_above;
+} Above;
+
+/* Fill in both at once, each in two sums: none has to wait for another. */
+INLINE void look_above(const float *restrict magnitudes, int64_t group, Above *low, Above *high) {
+    Floats sums[4] = {{0}};
+    Ints counts[4] = {{0}};
+    for (int64_t index = 0; index < group; index += 2 * WIDTH)
+        for (int which = 0; which < 4; which++) {
+            Floats values = load(magnitudes + index + which / 2 * WIDTH);
+            Ints above = values > (which % 2 ? high->threshold : low->threshold);
+            sums[which] += kept_by(above, values);
+            counts[which] -= above;
+        }
+    low->n_above = count_of(counts[0] + counts[2]);
+    high->n_above = count_of(counts[1] + counts[3]);
+    low->half_mean = sum_of(sums[0] + sums[2]) / (float)low->n_above / 2;
+    high->half_mean = sum_of(sums[1] + sums[3]) / (float)high->n_above / 2;
+}
+
+/* Half the mean of what exceeds a threshold never falls as the threshold grows. So from 0 upwards and from half the
+   largest magnitude downwards, a threshold is replaced by that half until it stays, or nothing lies between: none that
+   reproduces itself lies beyond. Where sums might be rounded the bracket is everything. */
+INLINE Bracket bracketed(const float *restrict magnitudes, int64_t group, float smallest, float largest) {
+    Bracket bracket = {0, largest, 0, 0, (int)group};
+    if (smallest < LEAST || largest > MOST || largest > smallest * EXACT_RATIO)
+        return bracket;
+    Above low = {0, 0, 0}, high = {largest / 2, 0, 0};
+    int n_low, n_high;
+    look_above(magnitudes, group, &low, &high);
+    do {
+        n_low = low.n_above;
+        n_high = high.n_above;
+        low.threshold = low.half_mean * (1 - MARGIN);
+        high.threshold = high.half_mean * (1 + MARGIN);
+        look_above(magnitudes, group, &low, &high);
+    } while (low.n_above != high.n_above && (low.n_above != n_low || high.n_above != n_high));
+    Doubles sums = {0};
+    for (int64_t index = 0; index < group; index += WIDTH) {
+        Floats values = load(magnitudes + index);
+        sums += __builtin_convertvector(kept_by(values > high.threshold, values), Doubles);
+    }
+    for (int lane = 0; lane < WIDTH; lane++)
+        bracket.sum += sums[lane];
+    bracket.low = low.threshold;
+    bracket.high = high.threshold;
+    bracket.n_above = high.n_above;
+    bracket.n_between = low.n_above - high.n_above;
+    return bracket;
+}
+
+/* Put what lies within the bracket in descending order and look at every number of kept values there. */
+INLINE float best_scale(const float *restrict magnitudes, int64_t group, Bracket bracket) {
+    double between[LARGEST_GROUP + 1], kept = bracket.sum, best_mean = 0, best_gain = 0, smallest = INFINITY;
+    int n_between = 0, n_kept = bracket.n_above;
+    for (int64_t step = 0; step < group && n_between < bracket.n_between; step += 2 * LANES) {
+        Ints inside = {0};
+        for (int64_t index = step; index < step + 2 * LANES; index += WIDTH) {
+            Floats values = load(magnitudes + index);
+            inside |= (values > bracket.low) & (values <= bracket.high);
+        }
+        if (!count_of(inside))
+            continue;
+        for (int64_t index = step; index < step + 2 * LANES; index++) { /* without a branch that can't be foreseen */
+            between[n_between] = magnitudes[index];
+            n_between += (magnitudes[index] > bracket.low) & (magnitudes[index] <= bracket.high);
+        }
+    }
+    for (int number = 1; number < n_between; number++) {
+        double magnitude = between[number];
+        int place = number;
+        for (; place > 0 && between[place - 1] < magnitude; place--)
+            between[place] = between[place - 1];
+        between[place] = magnitude;
+    }
+    between[n_between] = bracket.low;
+    for (int place = 0; place <= n_between; place++) {
+        double mean = n_kept ? kept / n_kept : 0;
+        if (smallest > mean / 2 && mean / 2 >= between[place] && kept * mean > best_gain) {
+            best_mean = mean;
+            best_gain = kept * mean;
+        }
+        smallest = between[place];
+        kept += smallest;
+        n_kept++;
+    }
+    return (float)best_mean;
+}
+
+INLINE int64_t mse_kind(int kind, const void *restrict words, int64_t n_groups, int64_t group, int8_t *restrict codes,
+                        float *restrict scales) {
+    float magnitudes[LARGEST_GROUP];
+    for (int64_t number = 0; number < n_groups; number++) {
+        const void *values = from_index(words, kind, number * group);
+        uint32_t largest = 0, smallest = UINT32_MAX; /* of those that aren't 0 */
+        for (int64_t index = 0; index < group; index++) {
+            uint32_t magnitude = to_bits(read(values, kind, index)) & 0x7FFFFFFF;
+            magnitudes[index] = from_bits(magnitude);
+            largest = magnitude > largest ? magnitude : largest;
+            smallest = magnitude - 1 < smallest ? magnitude - 1 : smallest; /* 0 becomes the largest number */
+        }
+        if (largest >= INFINITE_BITS) {
+            scales[number] = NAN;
+            continue;
+        }
+        Bracket bracket = bracketed(magnitudes, group, from_bits(smallest + 1), from_bits(largest));
+        float scale = rounded_to_f16(best_scale(magnitudes, group, bracket));
+        scales[number] = scale;
+        code_beyond(kind, values, group, scale > 0 ? scale / 2 : INFINITY, codes + number * group);
+    }
+    return 0;
+}
+
+/* The group is a multiple of 2 * LANES and LARGEST_GROUP at most. Scales are rounded to fp16; that of a group with a value
+   that isn't finite is no number. */
+EXPORT int64_t KERNEL(mse)(const void *words, int64_t kind, int64_t n_groups, int64_t group, int8_t *codes, float *scales) {
+    FOR_KIND(kind, mse_kind, words, n_groups, group, codes, scales);
+}
+
+/* ---- grids: floats that are ternary already ---- */
+
+/* A word without its sign, as a number in the order of magnitudes. */
+INLINE uint32_t magnitude_word(int kind, const void *words, int64_t index) {
+    return kind == F32 ? ((const uint32_t *)words)[index] & 0x7FFFFFFF : ((const uint16_t *)words)[index] & 0x7FFFu;
+}
+
+INLINE float from_word(int kind, uint32_t word) {
+    return kind == BF16 ? from_bits(word << 16) : kind == F16 ? from_f16(word) : from_bits(word);
+}
+
+INLINE uint32_t largest_word(int kind, const void *restrict words, int64_t group) {
+    uint32_t largest = 0;
+    for (int64_t index = 0; index < group; index++) {
+        uint32_t magnitude = magnitude_word(kind, words, index);
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return largest;
+}
+
+INLINE int64_t largest_kind(int kind, const void *restrict words, int64_t n_groups, int64_t group,
+                            float *restrict scales, int64_t *restrict n_zeros) {
+    int64_t n_bad_groups = 0;
+    for (int64_t number = 0; number < n_groups; number++) {
+        const void *values = from_index(words, kind, number * group);
+        uint32_t largest = largest_word(kind, values, group), zeros = 0, others = 0;
+        for (int64_t index = 0; index < group; index++) {
+            uint32_t magnitude = magnitude_word(kind, values, index);
+            zeros += magnitude == 0;
+            others += (magnitude != 0) & (magnitude != largest);
+        }
+        scales[number] = from_word(kind, largest);
+        *n_zeros += zeros;
+        n_bad_groups += others != 0;
+    }
+    return n_bad_groups;
+}
+
+/* Fill in the largest magnitude of each group, count zeros; returns how many groups hold anything else. */
+EXPORT int64_t KERNEL(largest)(const void *words, int64_t kind, int64_t n_groups, int64_t group, float *scales,
+                       int64_t *n_zeros) {
+    FOR_KIND(kind, largest_kind, words, n_groups, group, scales, n_zeros);
+}
+
+INLINE int64_t on_grid_kind(int kind, const void *restrict words, int64_t n_groups, int64_t group,
+                            float *restrict scales, int8_t *restrict codes) {
+    int64_t n_strays = 0;
+    for (int64_t number = 0; number < n_groups; number++) {
+        const void *values = from_index(words, kind, number * group);
+        uint32_t largest = largest_word(kind, values, group), strays = 0;
+        scales[number] = from_word(kind, largest);
+        for (int64_t index = 0; index < group; index++) {
+            uint32_t magnitude = magnitude_word(kind, values, index);
+            int negative = kind == F32 ? ((const int32_t *)values)[index] < 0 : ((const int16_t *)values)[index] < 0;
+            int nonzero = magnitude != 0;
+            strays += nonzero & (magnitude != largest);
+            codes[number * group + index] = (int8_t)(negative ? -nonzero : nonzero);
+        }
+        n_strays += strays;
+    }
+    return n_strays;
+}
+
+/* Fill in the largest magnitude and the signs of each group; returns how many values are something else. */
+EXPORT int64_t KERNEL(on_grid)(const void *words, int64_t kind, int64_t n_groups, int64_t group, float *scales, int8_t *codes) {
+    FOR_KIND(kind, on_grid_kind, words, n_groups, group, scales, codes);
+}
+
+EXPORT int64_t KERNEL(dequantize)(const int8_t *restrict codes, const float *restrict scales, int64_t n_groups, int64_t group,
+                          float *restrict values) {
+    for (int64_t number = 0; number < n_groups; number++)
+        for (int64_t index = number * group; index < (number + 1) * group; index++)
+            values[index] = (float)codes[index] * scales[number];
+    return 0;
+}
+
+/* ---- codecs: codes become blocks of `block_bytes`, their scales written elsewhere, and back ---- */
+
+/* 2 bits per code, 64 bytes from `offset` on: TQ2_0, and Q2_K where its scales are 1. */
+EXPORT int64_t KERNEL(pack_pairs)(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks,
+                          int64_t block_bytes, int64_t offset) {
+    for (int64_t half = 0; half < 2 * n_blocks; half++) {
+        const int8_t *trits = codes + half * 128;
+        uint8_t *packed = blocks + half / 2 * block_bytes + offset + half % 2 * 32;
+        for (int byte = 0; byte < 32; byte++) {
+            int low = (trits[byte] + 1) | (trits[byte + 32] + 1) << 2;
+            packed[byte] = (uint8_t)(low | (trits[byte + 64] + 1) << 4 | (trits[byte + 96] + 1) << 6);
+        }
+    }
+    return 0;
+}
+
+/* Returns how many bytes hold a code that stands for nothing. */
+EXPORT int64_t KERNEL(unpack_pairs)(const uint8_t *restrict blocks, int64_t n_blocks, int64_t block_bytes,
+                            int8_t *restrict codes) {
+    int64_t n_invalid = 0;
+    for (int64_t half = 0; half < 2 * n_blocks; half++) {
+        const uint8_t *packed = blocks + half / 2 * block_bytes + half % 2 * 32;
+        int8_t *trits = codes + half * 128;
+        int invalid = 0;
+        for (int byte = 0; byte < 32; byte++) {
+            invalid += (packed[byte] & packed[byte] >> 1 & 0x55) != 0;
+            for (int pair = 0; pair < 4; pair++)
+                trits[byte + 32 * pair] = (int8_t)((packed[byte] >> 2 * pair & 3) - 1);
+        }
+        n_invalid += invalid;
+    }
+    return n_invalid;
+}
+
+/* Q2_0: 2 bits per code, four neighbours in a byte. */
+EXPORT int64_t KERNEL(pack_fours)(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks,
+                          int64_t block_bytes, int64_t offset) {
+    for (int64_t number = 0; number < n_blocks; number++) {
+        const int8_t *trits = codes + number * 64;
+        uint8_t *packed = blocks + number * block_bytes + offset;
+        for (int byte = 0; byte < 16; byte++) {
+            int low = (trits[4 * byte] + 1) | (trits[4 * byte + 1] + 1) << 2;
+            packed[byte] = (uint8_t)(low | (trits[4 * byte + 2] + 1) << 4 | (trits[4 * byte + 3] + 1) << 6);
+        }
+    }
+    return 0;
+}
+
+/* Q4_0: nibbles of code + 8. */
+EXPORT int64_t KERNEL(pack_nibbles)(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks,
+                            int64_t block_bytes, int64_t offset) {
+    for (int64_t number = 0; number < n_blocks; number++) {
+        const int8_t *trits = codes + number * 32;
+        uint8_t *packed = blocks + number * block_bytes + offset;
+        for (int byte = 0; byte < 16; byte++)
+            packed[byte] = (uint8_t)((trits[byte] + 8) | (trits[byte + 16] + 8) << 4);
+    }
+    return 0;
+}
+
+/* The fraction of 256, rounded up, that a byte's five base-3 digits are: (number * 256 + 242) / 243. */
+INLINE uint8_t fraction(uint32_t number) {
+    return (uint8_t)((uint16_t)(number * 256 + 242) / 243);
+}
+
+/* TQ1_0's three sections. */
+EXPORT int64_t KERNEL(pack_base3)(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks,
+                          int64_t block_bytes) {
+    for (int64_t number = 0; number < n_blocks; number++) {
+        uint8_t digits[256], *packed = blocks + number * block_bytes;
+        for (int index = 0; index < 256; index++)
+            digits[index] = (uint8_t)(codes[number * 256 + index] + 1);
+        for (int byte = 0; byte < 32; byte++)
+            packed[byte] = fraction(digits[byte] * 81u + digits[byte + 32] * 27u + digits[byte + 64] * 9u +
+                                    digits[byte + 96] * 3u + digits[byte + 128]);
+        for (int byte = 0; byte < 16; byte++)
+            packed[32 + byte] = fraction(digits[160 + byte] * 81u + digits[176 + byte] * 27u + digits[192 + byte] * 9u +
+                                         digits[208 + byte] * 3u + digits[224 + byte]);
+        for (int byte = 0; byte < 4; byte++)
+            packed[48 + byte] = fraction(digits[240 + byte] * 81u + digits[244 + byte] * 27u + digits[248 + byte] * 9u +
+                                         digits[252 + byte] * 3u);
+    }
+    return 0;
+}
+
+INLINE void unpack_section(const uint8_t *restrict packed, int n_bytes, int n_digits, int8_t *restrict trits) {
+    for (int byte = 0; byte < n_bytes; byte++) {
+        uint32_t rest = packed[byte];
+        for (int digit = 0; digit < n_digits; digit++) {
+            rest *= 3;
+            trits[digit * n_bytes + byte] = (int8_t)((int)(rest >> 8) - 1);
+            rest &= 255;
+        }
+    }
+}
+
+EXPORT int64_t KERNEL(unpack_base3)(const uint8_t *restrict blocks, int64_t n_blocks, int64_t block_bytes,
+                            int8_t *restrict codes) {
+    for (int64_t number = 0; number < n_blocks; number++) {
+        const uint8_t *packed = blocks + number * block_bytes;
+        unpack_section(packed, 32, 5, codes + number * 256);
+        unpack_section(packed + 32, 16, 5, codes + number * 256 + 160);
+        unpack_section(packed + 48, 4, 4, codes + number * 256 + 240);
+    }
+    return 0;
+}
+
+/* ---- packed sources ---- */
+
+/* Each byte stands for the four codes in a word of the table; returns the largest byte. */
+EXPORT int64_t KERNEL(look_up)(const uint8_t *restrict stored, int64_t n, const uint32_t *restrict table,
+                       uint32_t *restrict fours) {
+    uint8_t most = 0;
+    for (int64_t index = 0; index < n; index++) {
+        fours[index] = table[stored[index]];
+        most = stored[index] > most ? stored[index] : most;
+    }
+    return most;
+}
+
+/* Four rows of bitnet packing lie in one; returns how many of the wanted rows' codes stand for nothing. */
+EXPORT int64_t KERNEL(unpack_rows)(const uint8_t *restrict packed, int64_t n_packed, int64_t n_columns,
+                           const int64_t *restrict wanted, int64_t n_wanted, int8_t *restrict codes) {
+    int64_t n_invalid = 0;
+    for (int64_t number = 0; number < n_wanted; number++) {
+        const uint8_t *row = packed + wanted[number] % n_packed * n_columns;
+        int8_t *trits = codes + number * n_columns;
+        int shift = (int)(wanted[number] / n_packed * 2);
+        int32_t invalid = 0;
+        for (int64_t column = 0; column < n_columns; column++) {
+            int digit = row[column] >> shift & 3;
+            invalid += digit == 3;
+            trits[column] = (int8_t)(digit - 1);
+        }
+        n_invalid += invalid;
+    }
+    return n_invalid;
+}
