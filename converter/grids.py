@@ -79,6 +79,7 @@ def find_grid(source: SourceTensor) -> Grid | None:
     finest = next((group for group in GROUPS if n_columns % group == 0), n_columns)
     evidence = _Evidence(finest, n_columns)
     for rows in row_chunks(source.shape, first=FIRST_LOOK):
+        source.bring_in(rows)
         floats = source.floats(rows)
         if rows.start == 0 and source.dtype in FLOAT_DTYPES and (levels := _finer_levels(widened(floats), finest)):
             return Grid(levels, finest, f"{finest} columns")

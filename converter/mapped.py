@@ -1,13 +1,16 @@
 """Files mapped into memory: asked for ahead of their reader, and let go of behind it.
 
 The system reads files that are mapped in small pieces, when they are touched, and counts every page that was touched
-as this process's memory. Told what comes next it reads that in large pieces meanwhile; told what is done with, it keeps
-the pages as its own cache only.
+as this process's memory. Told what comes next it reads that in large pieces meanwhile; told what is wanted now it maps
+that in one go, in a third of the time that touching takes; told what is done with, it keeps the pages as its own cache
+only.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 ByteArray = npt.NDArray[np.uint8]
-_ADVICE = {"ahead": getattr(mmap, "MADV_WILLNEED", None), "done": getattr(mmap, "MADV_DONTNEED", None)}
+# Linux's numbers for MADV_WILLNEED, MADV_POPULATE_READ (unknown before 5.14, and then without effect), MADV_DONTNEED.
+_ADVICE = {"ahead": 3, "now": 22, "done": 4}
+# The mmap module's own madvise holds the interpreter lock while the disk is waited for.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def mapped(path: Path) -> ByteArray:
@@ -26,14 +32,14 @@ def mapped(path: Path) -> ByteArray:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
-def advise(part: ByteArray, when: Literal["ahead", "done"]) -> None:
+def advise(part: ByteArray, when: Literal["ahead", "now", "done"]) -> None:
     """Tell the system that a contiguous part of a mapped file comes next, or is done with; a hint and no more."""
-    advice, whole = _ADVICE[when], part
+    whole = part
     while isinstance(whole.base, np.ndarray):
         whole = whole.base
     mapping = whole.base.obj if isinstance(whole.base, memoryview) else None
-    if advice is None or not isinstance(mapping, mmap.mmap) or part.size == 0:
+    if _LIBC is None or not isinstance(mapping, mmap.mmap) or part.size == 0:
         return
-    start = part.ctypes.data - whole.ctypes.data
+    start = part.ctypes.data
     page = start // mmap.PAGESIZE * mmap.PAGESIZE
-    mapping.madvise(advice, page, start - page + part.nbytes)
+    _LIBC.madvise(ctypes.c_void_p(page), ctypes.c_size_t(start - page + part.nbytes), _ADVICE[when])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from tritgguf.converter.parts import lay_out, part_paths
 from tritgguf.converter.progress import Progress, counted
 from tritgguf.converter.survey import Request, require_taken, survey
 from tritgguf.converter.targets import SLOW_ON_X86, is_x86
-from tritgguf.converter.tokenizer import check_token_ids
+from tritgguf.converter.tokenizer import Runtime, check_token_ids
 from tritgguf.converter.writer import require_writable, whole_files, write_tensors
 
 
@@ -98,10 +99,19 @@ def convert(
     target = Path(out)
     require_writable(target, [target], force)
     request = Request.named(type, method, **choices)
-    opened = open_model(Path(model))
-    return write_model(
-        opened, target, request, force=force, check=check, threads=threads, progress=progress, planned=planned
-    )
+    with contextlib.ExitStack() as stack:
+        runtime = stack.enter_context(Runtime()) if check else None
+        opened = open_model(Path(model))
+        return write_model(
+            opened,
+            target,
+            request,
+            force=force,
+            check=runtime or False,
+            threads=threads,
+            progress=progress,
+            planned=planned,
+        )
 
 
 def write_model(
@@ -110,13 +120,16 @@ def write_model(
     request: Request,
     *,
     force: bool = False,
-    check: bool = True,
+    check: Runtime | bool = True,
     threads: int | None = None,
     progress: Progress | None = None,
     planned: Callable[[FilePlan], None] | None = None,
     file_plan: FilePlan | None = None,
 ) -> Conversion:
-    """Plan and write an opened model, unless `file_plan` is its plan already; the arguments are those of `convert`."""
+    """Plan and write an opened model, unless `file_plan` is its plan already; the arguments are those of `convert`.
+
+    `check` may be the runtime that does it, started before.
+    """
     started = time.monotonic()
     if opened.tensors is None:
         raise SourceError(
@@ -130,7 +143,8 @@ def write_model(
     with whole_files(paths, file_plan.parts) as files, ThreadPoolExecutor(1) as checker:
         checked = None
         if check and opened.tokenizer is not None:
-            checked = checker.submit(check_token_ids, opened.tokenizer, files[0].path)
+            runtime = check if isinstance(check, Runtime) else None
+            checked = checker.submit(check_token_ids, opened.tokenizer, files[0].path, runtime)
         report = counted(progress, "writing", sum(tensor.n_bytes for tensor in file_plan.tensors))
 
         def step(n_bytes: int) -> None:

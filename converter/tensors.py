@@ -72,6 +72,7 @@ class SourceTensor(ABC):
     def chunks(self) -> Iterator[tuple[slice, Float32Array]]:
         """Yield the tensor's rows and their values, as `row_chunks` does, without keeping its pages in memory."""
         for rows in row_chunks(self.shape):
+            self.bring_in(rows)
             yield rows, self.read(rows)
             self.let_go(rows)
 
@@ -79,6 +80,11 @@ class SourceTensor(ABC):
         """Tell the system that those rows are read next."""
         for part in self.on_disk(rows):
             advise(part, "ahead")
+
+    def bring_in(self, rows: slice | RowIndices) -> None:
+        """Tell the system that those rows are read now."""
+        for part in self.on_disk(rows):
+            advise(part, "now")
 
     def let_go(self, rows: slice | RowIndices) -> None:
         """Tell the system that those rows are done with."""

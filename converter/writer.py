@@ -151,6 +151,8 @@ def write_tensors(
 
     def write(piece: _Piece) -> int:
         tensor, n_bytes = piece.tensor, 0
+        if tensor.spec.data is None:
+            tensors[tensor.spec.source].bring_in(_wanted(tensor.spec, piece.rows))
         row_bytes = tensor.codec.row_bytes(tensor.spec.shape[-1])
         for rows in row_chunks(tensor.spec.shape, piece.rows):
             stored = _stored_rows(tensor, tensors, rows, method)
@@ -160,7 +162,8 @@ def write_tensors(
             tensors[tensor.spec.source].let_go(_wanted(tensor.spec, piece.rows))
         return n_bytes
 
-    with contextlib.closing(parallel(write, _pieces(opened, plan.parts, tensors), threads)) as written:
+    pieces = _pieces(opened, plan.parts, tensors)
+    with contextlib.closing(parallel(write, pieces, threads)) as written:
         for n_bytes in written:
             progress(n_bytes)
 

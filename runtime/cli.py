@@ -85,6 +85,8 @@ def main() -> None:
     """
     # A stop by the system must clean up as Ctrl-C does, or a half-written file stays behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    # Numpy's BLAS, of no use to any command, would keep a thread per core busy while it starts.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         application()()
     except TritggufError as error:

@@ -16,7 +16,6 @@ number of layers. Whatever doesn't fit is an error before any logits are used.
 from __future__ import annotations
 
 import ctypes
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from tritgguf.converter import kernels
 from tritgguf.converter.errors import EngineError
 
 ARCHITECTURE = "bitnet-b1.58"
@@ -71,8 +71,7 @@ _FFN_UP = int.from_bytes(b"ffn_up", "little")
 def is_refused(node: Sequence[int], gate: Sequence[int], up: Sequence[int], swiglu: int) -> bool:
     """Whether a GLU node isn't silu(ffn_gate) · ffn_up over whole F32 tensors; all three as 64-bit words.
 
-    The node itself stands for a source that it doesn't have. Plain Python that numba can compile too. The node's op
-    word is (op, first op parameter).
+    The node itself stands for a source that it doesn't have. The node's op word is (op, first op parameter).
     """
     if node[OP] >> 32 != swiglu or gate[NAME] != _FFN_GATE or up[NAME] & 0xFFFFFFFFFFFF != _FFN_UP:
         return True
@@ -116,49 +115,16 @@ def plain_callback(state: State) -> Callback:
     return callback
 
 
-def compiled_callback() -> tuple[int, object]:
-    """(address of the same callback as machine code, what keeps it alive); ImportError without numba."""
-    numba: Any = importlib.import_module("numba")
-    types, floats, integers = numba.types, np.float32, np.int64
-    pointer = numba.extending.intrinsic(
-        lambda _typing, address: (
-            types.voidptr(address),
-            lambda target, builder, signature, arguments: builder.inttoptr(
-                arguments[0], target.get_value_type(signature.return_type)
-            ),
-        )
-    )
-    refused = numba.njit(is_refused)
-
-    def callback(address: int, is_question: int, state_address: int) -> int:
-        node = numba.carray(pointer(address), N_WORDS, integers)
-        state = numba.carray(pointer(state_address), 4, integers)
-        if is_question:
-            return 1 if node[OP] & 0xFFFFFFFF == state[GLU_OP] else 0
-        gate = numba.carray(pointer(node[SRC]), N_WORDS, integers) if node[SRC] else node
-        up = numba.carray(pointer(node[SRC + 1]), N_WORDS, integers) if node[SRC + 1] else node
-        if refused(node, gate, up, state[SWIGLU]):
-            state[N_REFUSED] += 1
-            return 1
-        n_values = node[NE] * node[NE + 1] * node[NE + 2] * node[NE + 3]
-        gates = numba.carray(pointer(gate[DATA]), n_values, floats)
-        ups = numba.carray(pointer(up[DATA]), n_values, floats)
-        out = numba.carray(pointer(node[DATA]), n_values, floats)
-        for index in range(n_values):
-            value = floats(0) if gates[index] < 0 else gates[index]  # NaN stays NaN, as in numpy.maximum
-            out[index] = value * value * ups[index]
-        state[N_REWRITTEN] += 1
-        return 1
-
-    # Addresses are passed as integers, the same registers. A C bool comes in a register whose other bits are
-    # undefined, so one byte is read, and goes out as a whole int, whose lowest byte is the bool. Nothing is cached on
-    # disk: to compile takes less than half a second.
-    compiled = numba.cfunc(types.int32(types.int64, types.uint8, types.int64))(callback)
-    return compiled.address, compiled
+def compiled_callback() -> int | None:
+    """Return the address of the same callback in C (native/relu2.c), or None where it isn't there."""
+    library = kernels.library() if kernels.mode() != "numpy" else None
+    if library is None or library.relu2_tensor_bytes() != ctypes.sizeof(Tensor):
+        return None
+    return ctypes.cast(library.relu2, ctypes.c_void_p).value
 
 
 class Relu2:
-    """The evaluation callback of one context, which it must outlive: machine code where numba is installed.
+    """The evaluation callback of one context, which it must outlive: compiled code where that was built.
 
     `library` is ggml, `callback_type` the ctypes type of the callback.
     """
@@ -166,13 +132,9 @@ class Relu2:
     def __init__(self, library: ctypes.CDLL, callback_type: Callable[[int | Callback], object]) -> None:
         self.state: State = np.zeros(4, np.int64)
         self.state[[GLU_OP, SWIGLU]] = check_layout(library)
-        self.is_compiled = True
-        try:
-            address, self._machine_code = compiled_callback()
-            self.callback = callback_type(address)
-        except ImportError:
-            self.is_compiled = False
-            self.callback = callback_type(plain_callback(self.state))
+        address = compiled_callback()
+        self.is_compiled = address is not None
+        self.callback = callback_type(plain_callback(self.state) if address is None else address)
 
     @property
     def user_data(self) -> int:

@@ -1,12 +1,13 @@
-"""Token ids of texts, in a process of its own: `python -m tritgguf.runtime.token_ids FILE`.
+"""Token ids of texts, in a process of its own: `python -m tritgguf.runtime.token_ids`.
 
-A JSON array of strings on standard input becomes `{"ids": [[...], ...]}` on standard output: special tokens are parsed,
-no BOS is added. Only the vocabulary is loaded, so the file's tensor data need not be there yet. The converter runs this
-as a child because a vocabulary that llama.cpp can't stand aborts the process.
+`{"file": "model.gguf", "texts": [...]}` on standard input becomes `{"ids": [[...], ...]}` on standard output: special
+tokens are parsed, no BOS is added. Only the vocabulary is loaded, so the file's tensor data need not be there yet. The
+converter runs this as a child because a vocabulary that llama.cpp can't stand aborts the process.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -35,10 +36,9 @@ def token_ids(path: str | os.PathLike[str], texts: Sequence[str]) -> list[list[i
 def main() -> int:
     """Exit code 0 with JSON on standard output, or 1 with one line on standard error."""
     exit_on_native_abort()
+    gc.disable()  # what a vocabulary is made of holds no cycles
     try:
-        if len(sys.argv) != 2:
-            raise EngineError("usage: python -m tritgguf.runtime.token_ids FILE < texts.json")
-        json.dump({"ids": token_ids(sys.argv[1], _texts(sys.stdin.buffer.read()))}, sys.stdout)
+        json.dump({"ids": token_ids(*_asked(sys.stdin.buffer.read()))}, sys.stdout)
     except TritggufError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -46,14 +46,15 @@ def main() -> int:
     return 0
 
 
-def _texts(data: bytes) -> list[str]:
+def _asked(data: bytes) -> tuple[str, list[str]]:
     try:
-        texts = json.loads(data)
-    except ValueError as error:
-        raise EngineError(f"standard input isn't JSON ({error}); expected an array of strings") from error
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise EngineError("standard input isn't a JSON array of strings")
-    return texts
+        asked = json.loads(data)
+        file, texts = asked["file"], asked["texts"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"standard input isn't the JSON that was expected: {error!r}") from error
+    if not isinstance(file, str) or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise EngineError("standard input names no file, or its texts aren't strings")
+    return file, texts
 
 
 if __name__ == "__main__":

@@ -13,14 +13,22 @@ from typing import Any
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.tokenizer.battery import battery
 from tritgguf.converter.tokenizer.byte_level import byte_level_tokenizer
-from tritgguf.converter.tokenizer.check import carried_tokenizer, check_token_ids
+from tritgguf.converter.tokenizer.check import Runtime, carried_tokenizer, check_token_ids
 from tritgguf.converter.tokenizer.files import SENTENCEPIECE_MODEL, TOKENIZER_JSON, read_side_files
 from tritgguf.converter.tokenizer.merge_scores import has_byte_pieces, merge_scored_tokenizer
 from tritgguf.converter.tokenizer.sentencepiece_model import sentencepiece_tokenizer
 from tritgguf.converter.tokenizer.source import SourceTokenizer
 from tritgguf.converter.tokenizer.tokenizer_json import read_tokenizer_json
 
-__all__ = ["SourceTokenizer", "battery", "carried_tokenizer", "check_token_ids", "has_tokenizer", "read_tokenizer"]
+__all__ = [
+    "Runtime",
+    "SourceTokenizer",
+    "battery",
+    "carried_tokenizer",
+    "check_token_ids",
+    "has_tokenizer",
+    "read_tokenizer",
+]
 
 
 def has_tokenizer(folder: Path) -> bool:

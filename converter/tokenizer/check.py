@@ -3,24 +3,64 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from typing_extensions import Self
 
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.tokenizer.battery import battery
 from tritgguf.converter.tokenizer.source import SourceTokenizer
 
 # A child, because the converter never loads the runtime's library and a bad vocabulary makes that library abort.
-_TOKEN_IDS_COMMAND = (sys.executable, "-m", "tritgguf.runtime.token_ids")
+_COMMAND = (sys.executable, "-m", "tritgguf.runtime.token_ids")
 _IDS_SHOWN = 8
 
 
-def check_token_ids(tokenizer: SourceTokenizer, gguf_file: Path) -> int:
+class Runtime:
+    """The runtime in a child process, which starts at once and gives the token ids of one file; kill it on leaving."""
+
+    def __init__(self) -> None:
+        pipe = subprocess.PIPE
+        # Numpy's BLAS, of no use here, would keep a thread per core busy while it starts.
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+        self.child = subprocess.Popen(_COMMAND, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.child.kill()
+        self.child.communicate()
+
+    def ids(self, gguf_file: Path, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text under the file's tokenizer; TokenizerError where the runtime can't stand it."""
+        asked = {"file": str(gguf_file), "texts": texts}
+        out, err = self.child.communicate(json.dumps(asked).encode())
+        if self.child.returncode != 0:
+            lines = err.decode("utf-8", "replace").strip().splitlines()
+            reason = lines[-1] if lines else f"exit code {self.child.returncode}"
+            reason = reason.removeprefix("error: ").removeprefix(f"{gguf_file}: ")
+            raise TokenizerError(
+                f"the runtime can't read the vocabulary back: {reason}; --no-check keeps the file all the same"
+            )
+        try:
+            ids: list[list[int]] = json.loads(out)["ids"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise TokenizerError(f"the runtime's token ids aren't the JSON that was expected: {error}") from error
+        if len(ids) != len(texts):
+            raise TokenizerError(f"the runtime gave ids for {len(ids)} texts; expected {len(texts)}")
+        return ids
+
+
+def check_token_ids(tokenizer: SourceTokenizer, gguf_file: Path, runtime: Runtime | None = None) -> int:
     """Compare token ids on the battery; return the number of texts, TokenizerError at the first difference."""
     texts = battery(tokenizer)
-    found_ids = _runtime_ids(gguf_file, texts)
+    with runtime or Runtime() as started:
+        found_ids = started.ids(gguf_file, texts)
     for text, found in zip(texts, found_ids, strict=True):
         expected = tokenizer.encode(text)
         if found != expected:
@@ -30,29 +70,6 @@ def check_token_ids(tokenizer: SourceTokenizer, gguf_file: Path) -> int:
                 f"{_difference(expected, found)}{hint}; --no-check keeps the file all the same"
             )
     return len(texts)
-
-
-def _runtime_ids(gguf_file: Path, texts: Sequence[str]) -> list[list[int]]:
-    child = subprocess.run(
-        [*_TOKEN_IDS_COMMAND, str(gguf_file)], input=json.dumps(texts).encode(), capture_output=True, check=False
-    )
-    if child.returncode != 0:
-        lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
-        reason = (
-            lines[-1].removeprefix("error: ").removeprefix(f"{gguf_file}: ")
-            if lines
-            else f"exit code {child.returncode}"
-        )
-        raise TokenizerError(
-            f"the runtime can't read the vocabulary back: {reason}; --no-check keeps the file all the same"
-        )
-    try:
-        ids: list[list[int]] = json.loads(child.stdout)["ids"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise TokenizerError(f"the runtime's token ids aren't the JSON that was expected: {error}") from error
-    if len(ids) != len(texts):
-        raise TokenizerError(f"the runtime gave ids for {len(ids)} texts; expected {len(texts)}")
-    return ids
 
 
 def _difference(expected: Sequence[int], found: Sequence[int]) -> str:
@@ -67,5 +84,6 @@ def carried_tokenizer(gguf_file: Path) -> SourceTokenizer:
     """Return the tokenizer of a GGUF file as a source; it knows the ids of the battery, as the runtime gives them."""
     blank = SourceTokenizer("carried", {}, (), lambda _text: [])
     texts = battery(blank)
-    ids = dict(zip(texts, _runtime_ids(gguf_file, texts), strict=True))
+    with Runtime() as runtime:
+        ids = dict(zip(texts, runtime.ids(gguf_file, texts), strict=True))
     return SourceTokenizer("carried", {}, (), ids.__getitem__)

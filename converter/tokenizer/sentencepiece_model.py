@@ -24,6 +24,8 @@ from tritgguf.converter.tokenizer.source import SourceTokenizer
 from tritgguf.converter.tokenizer.special_ids import SpecialIds, special_metadata
 from tritgguf.converter.tokenizer.vocabulary import Vocabulary
 
+TYPES = {int(kind): kind for kind in TokenType}  # the enum's own look-up takes longer than all else about a piece
+
 
 def sentencepiece_tokenizer(files: SideFiles, n_vocab: int) -> SourceTokenizer:
     """Keys for a SentencePiece BPE model; TokenizerError if llama.cpp would tokenize otherwise."""
@@ -32,7 +34,7 @@ def sentencepiece_tokenizer(files: SideFiles, n_vocab: int) -> SourceTokenizer:
     _check_supported(proto)
     vocabulary = Vocabulary(n_vocab, SENTENCEPIECE_MODEL)
     for token_id, piece in enumerate(proto.pieces):
-        vocabulary.put(token_id, piece.text, TokenType(piece.kind), piece.score)
+        vocabulary.put(token_id, piece.text, TYPES[piece.kind], piece.score)
     vocabulary.put_added(token for token in files.added_tokens if not _is_own(token, proto))
     vocabulary.check()
     # transformers' older way is a space before each text between special tokens; the newer one is "legacy": false.

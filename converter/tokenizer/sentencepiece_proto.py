@@ -8,15 +8,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 BPE_MODEL = 2
 # Appended to a model, this turns add_dummy_prefix off: a protobuf message given twice is merged, the last value wins.
 WITHOUT_DUMMY_PREFIX = bytes([3 << 3 | 2, 2, 3 << 3, 0])
+LAST_KIND = 6
 MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     text: str
     score: float
     kind: int
@@ -72,7 +73,10 @@ def _piece(data: bytes) -> Piece:
         return Piece(data[2:-5].decode("utf-8"), _SCORE.unpack_from(data, len(data) - 4)[0], 1)
     fields = dict(_fields(data))
     (score,) = _SCORE.unpack(_message(fields.get(2, bytes(4))))
-    return Piece(_message(fields.get(1, b"")).decode("utf-8"), score, _number(fields.get(3, 1)))
+    kind = _number(fields.get(3, 1))
+    if not 1 <= kind <= LAST_KIND:
+        raise ValueError(f"a piece of type {kind}")
+    return Piece(_message(fields.get(1, b"")).decode("utf-8"), score, kind)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -71,12 +71,17 @@ class Vocabulary:
         taken = set(self.texts.values())
         texts, types, scores = [], [], []
         for token_id in range(self.n_vocab):
+            if token_id in self.texts:
+                texts.append(self.texts[token_id])
+                types.append(self.types[token_id].value)
+                scores.append(self.scores[token_id])
+                continue
             unused = f"[PAD{token_id}]"
             while unused in taken:
                 unused = f"[{unused}]"
-            texts.append(self.texts.get(token_id, unused))
-            types.append(int(self.types.get(token_id, TokenType.UNUSED)))
-            scores.append(self.scores.get(token_id, UNUSED_SCORE))
+            texts.append(unused)
+            types.append(TokenType.UNUSED.value)
+            scores.append(UNUSED_SCORE)
         keys: Metadata = {Keys.Tokenizer.LIST: strings(texts)}
         if with_scores:
             keys[Keys.Tokenizer.SCORES] = float32s(scores)

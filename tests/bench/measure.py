@@ -87,5 +87,5 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "load_before": round(os.getloadavg()[0], 2),
-        "versions": {name: importlib.metadata.version(name) for name in ("llama-cpp-python", "numba", "numpy")},
+        "versions": {name: importlib.metadata.version(name) for name in ("llama-cpp-python", "numpy")},
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import signal
 import subprocess
@@ -62,7 +61,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run the test with each of the two callbacks."""
     if request.param == "plain":
-        monkeypatch.setitem(sys.modules, "numba", None)  # as where it isn't installed
+        monkeypatch.setenv("TRITGGUF_KERNELS", "numpy")
     return str(request.param)
 
 
@@ -137,7 +136,7 @@ def test_both_callbacks_give_the_same_bits(model_file, monkeypatch):
         with tritgguf.runtime.open(model_file("tq2_0"), n_threads=1) as session:
             return session.context.relu2.is_compiled, session.logits(IDS)
 
-    compiled, plain = logits(), (monkeypatch.setitem(sys.modules, "numba", None), logits())[1]
+    compiled, plain = logits(), (monkeypatch.setenv("TRITGGUF_KERNELS", "numpy"), logits())[1]
     assert (compiled[0], plain[0]) == (True, False)
     assert np.array_equal(compiled[1], plain[1])
 
@@ -244,7 +243,7 @@ def test_another_activation_would_show(name, type_name, model_file, expected, mo
 
         return callback
 
-    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.setenv("TRITGGUF_KERNELS", "numpy")
     monkeypatch.setattr(relu2, "plain_callback", callback_of)
     with f32_session(model_file(type_name)) as session:
         found = np.array([last_logits(session, IDS[: n + 1], n_cached=n) for n in range(200)])
@@ -377,16 +376,12 @@ class Nodes:
     def call(self, way: str, *, ask: bool) -> tuple[int, int, int]:
         """Return what the callback answers, and how many nodes it says it rewrote and refused."""
         state = np.array([90, 2, 0, 0], np.int64)
-        function = relu2.plain_callback(state) if way == "plain" else machine_code()[0]
+        function = relu2.plain_callback(state) if way == "plain" else relu2.compiled_callback()
+        assert function is not None
         native_type = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)
         callback = native_type(function)
         answer = callback(ctypes.addressof(self.tensors["glu"]), ask, state.ctypes.data)
         return answer, int(state[relu2.N_REWRITTEN]), int(state[relu2.N_REFUSED])
-
-
-@functools.cache
-def machine_code() -> tuple[int, object]:
-    return relu2.compiled_callback()
 
 
 WAYS = ("plain", "compiled")
