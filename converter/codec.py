@@ -12,8 +12,9 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from tritgguf.converter.errors import TensorError, UnsupportedError
+from tritgguf.converter.floats import BEYOND_F16, narrowed, widened
 from tritgguf.converter.registry import offered
-from tritgguf.converter.tensors import ByteArray, CodedRows, Float32Array
+from tritgguf.converter.tensors import ByteArray, CodedRows, Float32Array, Floats
 
 
 class Codec(ABC):
@@ -111,7 +112,10 @@ def codec_named(name: str) -> Codec:
 
 
 def fp16(values: Float32Array) -> Float32Array:
-    """Round to fp16 and back: the value a scale has once stored."""
+    """Round to fp16 and back: the value a scale has once stored; infinite beyond fp16's range."""
+    words, largest = narrowed(values)
+    if largest < BEYOND_F16:
+        return widened(Floats(words, "F16"))
     with np.errstate(over="ignore"):
         return values.astype(np.float16).astype(np.float32)
 
@@ -126,9 +130,8 @@ def block_scales(rows: CodedRows, block: int) -> ByteArray:
         scales = narrow.max(axis=-1)
         if ((narrow != scales[..., None]) & (narrow != 0)).any():
             raise ValueError(f"groups of {rows.group} columns don't share one scale in blocks of {block}")
-    with np.errstate(over="ignore"):
-        halves = np.ascontiguousarray(scales.astype("<f2"))
-    if not np.isfinite(halves).all():
+    halves, largest = narrowed(scales)
+    if not largest < BEYOND_F16:
         raise TensorError(
             f"a block's scale is {scales.max():g}, but fp16 ends at 65504: store this tensor as f16 or f32"
         )

@@ -11,6 +11,7 @@ from tritgguf.converter.tensors import Float32Array, Floats
 Half = npt.NDArray[np.uint16]
 
 LARGEST_F16 = np.float32(65504)
+BEYOND_F16 = np.float32(65520)  # rounds to infinity, and anything larger
 
 
 def widened(floats: Floats) -> Float32Array:
@@ -36,7 +37,7 @@ def checked(floats: Floats) -> tuple[Float32Array, bool]:
 def narrowed(values: Float32Array) -> tuple[Half, float]:
     """Return float32 values as fp16 words, rounded to nearest even, in their shape; and their largest magnitude.
 
-    Where that is more than fp16 holds, 65504, the words mean nothing.
+    Where that is BEYOND_F16 or more, the words mean nothing.
     """
     values = np.ascontiguousarray(values)
     words: Half = np.empty(values.shape, np.uint16)

@@ -158,10 +158,11 @@ class _Evidence:
         candidates = [self.n_columns, *(g for g in GROUPS[::-1] if g > self.finest and self.n_columns % g == 0)]
         per_row = widest = scales.max(axis=1)
         for group in candidates:
+            if not self.shared.get(group, True):
+                continue
             grouped = scales.reshape(len(scales), -1, group // self.finest)
             widest = grouped.max(axis=-1)
-            if self.shared.get(group, True):
-                self.shared[group] = bool(((grouped == widest[..., None]) | (grouped == 0)).all())
+            self.shared[group] = bool(((grouped == widest[..., None]) | (grouped == 0)).all())
             if self.shared[group]:
                 break  # then narrower groups share theirs as well
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -19,28 +20,28 @@ POLL_SECONDS = 0.004
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a command: wall-clock seconds, processor seconds, and the most anonymous memory it held, in MB."""
+    """One run of a command: wall-clock and processor seconds, and the most anonymous memory it held, in MB.
+
+    `first_byte_seconds` is when the file that it writes first held anything, where that file's name was given.
+    """
 
     seconds: float
     cpu_seconds: float
     anonymous_mb: float
+    first_byte_seconds: float | None = None
 
     def as_json(self) -> dict[str, float]:
-        return {key: round(value, 3) for key, value in asdict(self).items()}
+        return {key: round(value, 3) for key, value in asdict(self).items() if value is not None}
 
 
-def run(command: Sequence[object], **variables: str) -> Run:
-    """Run a command to its end; RuntimeError with what it printed if it fails."""
+def run(command: Sequence[object], out: Path | None = None) -> Run:
+    """Run a command that writes `out` to its end; RuntimeError with what it printed if it fails."""
     before, started = os.times(), time.perf_counter()
     child = subprocess.Popen(
-        [str(part) for part in command],
-        env={**os.environ, **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    peak = [0]
-    watcher = threading.Thread(target=_watch, args=(child, peak), daemon=True)
+    watched = _Watched()
+    watcher = threading.Thread(target=_watch, args=(child, watched, out), daemon=True)
     watcher.start()
     printed, _ = child.communicate()
     seconds, after = time.perf_counter() - started, os.times()
@@ -48,20 +49,40 @@ def run(command: Sequence[object], **variables: str) -> Run:
     if child.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))} ended with {child.returncode}: {printed[-2000:]}")
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return Run(seconds, cpu, peak[0] / 1000)
+    first_byte = watched.first_byte - started if watched.first_byte else None
+    return Run(seconds, cpu, watched.anonymous_kb / 1000, first_byte)
 
 
-def _watch(child: subprocess.Popen[str], peak: list[int]) -> None:
-    """Keep the largest RssAnon of the process, in kB; children of its own aren't counted."""
-    status = Path(f"/proc/{child.pid}/status")
+@dataclass
+class _Watched:
+    anonymous_kb: int = 0
+    first_byte: float = 0.0
+
+
+def _watch(child: subprocess.Popen[str], watched: _Watched, out: Path | None) -> None:
+    """Keep the largest RssAnon of the process and its children, in kB, and when its output began."""
     while child.poll() is None:
-        try:
-            found = re.search(r"^RssAnon:\s+(\d+)", status.read_text(), re.M)
-        except OSError:
-            return
-        if found:
-            peak[0] = max(peak[0], int(found[1]))
+        watched.anonymous_kb = max(watched.anonymous_kb, sum(_anonymous_kb(pid) for pid in _family(child.pid)))
+        if out is not None and not watched.first_byte and any(out.parent.glob(f"{out.name}*")):
+            watched.first_byte = time.perf_counter()
         time.sleep(POLL_SECONDS)
+
+
+def _family(pid: int) -> list[int]:
+    """Return a process and the children that its threads have started."""
+    found = [pid]
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, path.read_text().split())
+    return found
+
+
+def _anonymous_kb(pid: int) -> int:
+    try:
+        found = re.search(r"^RssAnon:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)
+    except OSError:  # it has ended
+        return 0
+    return int(found[1]) if found else 0
 
 
 def drop_from_cache(paths: Sequence[Path]) -> None:
