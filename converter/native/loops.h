@@ -32,6 +32,7 @@ typedef float Floats __attribute__((vector_size(4 * WIDTH)));
 typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
 typedef float FourFloats __attribute__((vector_size(16)));
 typedef int32_t FourInts __attribute__((vector_size(16)));
+typedef double FourDoubles __attribute__((vector_size(32)));
 typedef double Doubles __attribute__((vector_size(8 * WIDTH)));
 
 INLINE float from_bits(uint32_t bits) {
@@ -245,8 +246,11 @@ INLINE Bracket bracketed(const float *restrict magnitudes, int64_t group, float 
         Floats values = load(magnitudes + index);
         sums += __builtin_convertvector(kept_by(values > high.threshold, values), Doubles);
     }
-    for (int lane = 0; lane < WIDTH; lane++)
-        bracket.sum += sums[lane];
+    FourDoubles parts[WIDTH / 4], sum = {0};
+    memcpy(parts, &sums, sizeof sums);
+    for (int part = 0; part < WIDTH / 4; part++)
+        sum += parts[part];
+    bracket.sum = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     bracket.low = low.threshold;
     bracket.high = high.threshold;
     bracket.n_above = high.n_above;

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -33,6 +34,11 @@ class Row:
     command: list[object]
     source: str = "floats"
     compared: tuple[str, ...] = ()
+
+    @property
+    def out(self) -> Path | None:
+        """The file that one of our conversions writes."""
+        return next((part for part in self.command if isinstance(part, Path) and part.name == "out.gguf"), None)
 
 
 def our_rows(folder: Path) -> list[Row]:
@@ -89,7 +95,8 @@ def run_all(rows: list[Row], folder: Path, n_runs: int) -> dict[str, list[measur
             for leftover in ("out.gguf", "peer.gguf"):
                 (folder / leftover).unlink(missing_ok=True)
             shutil.rmtree(folder / "copy", ignore_errors=True)
-            once = measure.run(row.command)
+            os.sync()  # or this run would pay for what was deleted before it
+            once = measure.run(row.command, row.out)
             if number:
                 found[row.name].append(once)
             print(f"round {number}: {row.name}: {once.seconds:.2f} s", file=sys.stderr, flush=True)
