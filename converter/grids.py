@@ -66,6 +66,15 @@ def code_on_grid(rows: Floats, group: int) -> CodedRows | None:
     return None if n_strays else CodedRows(codes, scales, group)
 
 
+def fp16_error(scales: Float32Array) -> float:
+    """Return by how much fp16 changes one of the scales above zero, relatively and at most."""
+    error: Float32Array = np.zeros(1, np.float32)
+    if FP16_ERROR(np.ascontiguousarray(scales), scales.size, error) is None:
+        used = scales[scales > 0]
+        error = (np.abs(fp16(used) - used) / used).max(initial=0, keepdims=True)
+    return float(error[0])
+
+
 def find_grid(source: SourceTensor) -> Grid | None:
     """Return the tensor's grid, or None."""
     n_columns = source.shape[-1]
@@ -167,9 +176,7 @@ class _Evidence:
                 break  # then narrower groups share theirs as well
         else:
             widest = scales
-        used = widest[widest > 0]
-        if used.size:
-            self.fp16_error = max(self.fp16_error, float((np.abs(fp16(used) - used) / used).max()))
+        self.fp16_error = max(self.fp16_error, fp16_error(widest))
         self.row_scales.append(per_row)
         self.n_zeros = None if n_zeros is None or self.n_zeros is None else self.n_zeros + n_zeros
         self.strays += strays
@@ -190,4 +197,5 @@ class _Evidence:
 
 
 ON_GRID = Kernel("on_grid", WORDS, int, int, int, np.float32, np.int8)
+FP16_ERROR = Kernel("fp16_error", np.float32, int, np.float32)
 LARGEST = Kernel("largest", WORDS, int, int, int, np.float32, np.int64)

@@ -18,6 +18,7 @@ from tritgguf.converter.errors import OutputError, TensorError
 from tritgguf.converter.file_plan import FilePart, FilePlan, TensorPlan
 from tritgguf.converter.gguf_tensors import GgufTensor
 from tritgguf.converter.grids import code_on_grid
+from tritgguf.converter.mapped import reserve
 from tritgguf.converter.method import Method
 from tritgguf.converter.parallel import parallel
 from tritgguf.converter.progress import Step
@@ -80,7 +81,7 @@ def whole_files(paths: Sequence[Path], contents: Sequence[Content]) -> Iterator[
         with contextlib.ExitStack() as files:
             opened = [OpenPart(path, files.enter_context(path.open("xb", buffering=0))) for path in partial]
             for part, content in zip(opened, contents, strict=True):
-                part.file.truncate(content.file_bytes)
+                reserve(part.file, content.file_bytes)
                 write_at(part.file, memoryview(content.header), 0)
             yield opened
             for part in opened:

@@ -394,6 +394,19 @@ EXPORT int64_t KERNEL(on_grid)(const void *words, int64_t kind, int64_t n_groups
     FOR_KIND(kind, on_grid_kind, words, n_groups, group, scales, codes);
 }
 
+/* Fill in by how much fp16 changes a value, relatively and at most; what isn't above 0 is left out. */
+EXPORT int64_t KERNEL(fp16_error)(const float *restrict values, int64_t n, float *restrict error) {
+    float most = 0;
+    for (int64_t index = 0; index < n; index++) {
+        float value = values[index];
+        float relative = fabsf(rounded_to_f16(fabsf(value)) - value) / value;
+        relative = value > 0 ? relative : 0;
+        most = relative > most ? relative : most;
+    }
+    *error = most;
+    return 0;
+}
+
 EXPORT int64_t KERNEL(dequantize)(const int8_t *restrict codes, const float *restrict scales, int64_t n_groups, int64_t group,
                           float *restrict values) {
     for (int64_t number = 0; number < n_groups; number++)
@@ -522,21 +535,30 @@ EXPORT int64_t KERNEL(look_up)(const uint8_t *restrict stored, int64_t n, const 
     return most;
 }
 
-/* Four rows of bitnet packing lie in one; returns how many of the wanted rows' codes stand for nothing. */
+#define EACH_BYTE 0x0101010101010101u
+
+/* Four rows of bitnet packing lie in one; returns whether any of the wanted rows' codes stands for nothing. */
 EXPORT int64_t KERNEL(unpack_rows)(const uint8_t *restrict packed, int64_t n_packed, int64_t n_columns,
-                           const int64_t *restrict wanted, int64_t n_wanted, int8_t *restrict codes) {
-    int64_t n_invalid = 0;
+                                   const int64_t *restrict wanted, int64_t n_wanted, int8_t *restrict codes) {
+    uint64_t invalid = 0;
     for (int64_t number = 0; number < n_wanted; number++) {
         const uint8_t *row = packed + wanted[number] % n_packed * n_columns;
         int8_t *trits = codes + number * n_columns;
         int shift = (int)(wanted[number] / n_packed * 2);
-        int32_t invalid = 0;
-        for (int64_t column = 0; column < n_columns; column++) {
+        int64_t n_whole = n_columns / 8 * 8;
+        for (int64_t column = 0; column < n_whole; column += 8) {
+            uint64_t eight;
+            memcpy(&eight, row + column, 8);
+            eight = eight >> shift & 3 * EACH_BYTE;
+            invalid |= eight & eight >> 1 & EACH_BYTE;
+            eight = ((eight | 0x80 * EACH_BYTE) - EACH_BYTE) ^ 0x80 * EACH_BYTE; /* less 1, byte by byte */
+            memcpy(trits + column, &eight, 8);
+        }
+        for (int64_t column = n_whole; column < n_columns; column++) {
             int digit = row[column] >> shift & 3;
-            invalid += digit == 3;
+            invalid |= digit == 3;
             trits[column] = (int8_t)(digit - 1);
         }
-        n_invalid += invalid;
     }
-    return n_invalid;
+    return invalid != 0;
 }

@@ -52,11 +52,11 @@ class BitnetTensor(CodedTensor):
         packed = self.stored.data.reshape(n_packed, n_columns)
         wanted = np.arange(4 * n_packed)[rows] if isinstance(rows, slice) else rows
         codes: Codes = np.empty((len(wanted), n_columns), np.int8)
-        n_invalid = UNPACK(packed, n_packed, n_columns, np.ascontiguousarray(wanted), len(wanted), codes)
-        if n_invalid is None:
+        invalid = UNPACK(packed, n_packed, n_columns, np.ascontiguousarray(wanted), len(wanted), codes)
+        if invalid is None:
             digits = packed[wanted % n_packed] >> (2 * (wanted // n_packed)).astype(np.uint8)[:, None] & 3
-            codes, n_invalid = (digits - np.uint8(1)).view(np.int8), int((digits == 3).sum())
-        if n_invalid:
+            codes, invalid = (digits - np.uint8(1)).view(np.int8), int((digits == 3).any())
+        if invalid:
             raise TensorError(f"{self.name} holds the code 3, which stands for no trit: the checkpoint is damaged")
         return CodedRows(codes, self.row_scales[wanted], n_columns)
 

@@ -22,9 +22,11 @@ from tritgguf.converter.codec import TernaryCodec, codecs
 from tritgguf.converter.codecs.q2_0 import CODEC as Q2_0
 from tritgguf.converter.codecs.tq2_0 import CODEC as TQ2_0
 from tritgguf.converter.floats import checked, narrowed
-from tritgguf.converter.grids import code_on_grid, find_grid
+from tritgguf.converter.grids import code_on_grid, find_grid, fp16_error
 from tritgguf.converter.method import methods
 from tritgguf.converter.methods.absmean import absmean
+from tritgguf.converter.safetensors_files import SafetensorsTensor
+from tritgguf.converter.sources.bitnet_packed import BitnetTensor
 from tritgguf.converter.tensors import CodedRows, Floats
 
 TERNARY = [codec for codec in codecs().values() if isinstance(codec, TernaryCodec)]
@@ -184,6 +186,31 @@ def test_float32_is_read_the_same(values: np.ndarray, place: int, word: int) -> 
     assert_same(lambda: checked(Floats(words, "F32")))
     words[0, place] = word
     assert_same(lambda: checked(Floats(words, "F32")))
+
+
+@examples
+@given(values=rows(), power=st.integers(-30, 30))
+def test_what_fp16_changes_is_found_the_same(values: np.ndarray, power: int) -> None:
+    scales = np.abs(values) / max(float(np.abs(values).max()), 1e-30) * np.float32(2.0) ** power
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert_same(lambda: fp16_error(scales.astype(np.float32)))
+
+
+@pytest.mark.parametrize("n_columns", [1, 7, 8, 100, 256])
+@examples
+@given(seed=seeds, invalid=st.booleans())
+def test_bitnet_packing(n_columns: int, seed: int, invalid: bool) -> None:
+    rng = np.random.default_rng(seed)
+    digits = rng.integers(0, 3, (4, 5, n_columns), np.uint8)
+    if invalid:
+        digits[rng.integers(4), rng.integers(5), rng.integers(n_columns)] = 3
+    packed = (digits << np.array([0, 2, 4, 6], np.uint8)[:, None, None]).sum(axis=0).astype(np.uint8)
+    stored = SafetensorsTensor("w", "U8", packed.shape, Path("w"), packed.reshape(-1))
+    tensor = BitnetTensor("w", "bitnet packing", (20, n_columns), n_columns, stored, np.ones((20, 1), np.float32))
+    assert_same(lambda: tensor.read_codes(slice(None)))
+    if not invalid:
+        np.testing.assert_array_equal(tensor.read_codes(rng.permutation(20)[:0]).codes, np.empty((0, n_columns)))
+        np.testing.assert_array_equal(tensor.read_codes(slice(None)).codes, digits.reshape(20, -1).astype(int) - 1)
 
 
 @examples
