@@ -13,6 +13,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.floats import BEYOND_F16, narrowed, widened
+from tritgguf.converter.kernels import Kernel
 from tritgguf.converter.registry import offered
 from tritgguf.converter.tensors import ByteArray, CodedRows, Float32Array, Floats
 
@@ -120,8 +121,11 @@ def fp16(values: Float32Array) -> Float32Array:
         return values.astype(np.float16).astype(np.float32)
 
 
-def block_scales(rows: CodedRows, block: int) -> ByteArray:
-    """Return one fp16 scale per block as bytes, shape (n_rows, n_blocks, 2); raise TensorError where one overflows."""
+def put_scales(rows: CodedRows, block: int, blocks: ByteArray, *offsets: int) -> None:
+    """Write each block's scale as fp16 at these offsets into `blocks`, shape (n_rows, n_blocks, block bytes).
+
+    Raises TensorError where one overflows, ValueError where the groups in a block have several.
+    """
     n_rows, n_columns = rows.codes.shape
     if rows.group % block == 0:
         scales = np.repeat(rows.scales, rows.group // block, axis=1)
@@ -135,9 +139,14 @@ def block_scales(rows: CodedRows, block: int) -> ByteArray:
         raise TensorError(
             f"a block's scale is {scales.max():g}, but fp16 ends at 65504: store this tensor as f16 or f32"
         )
-    return halves.view(np.uint8).reshape(n_rows, n_columns // block, 2)
+    for offset in offsets:
+        if PUT_HALVES(halves, halves.size, blocks, blocks.shape[-1], offset) is None:
+            blocks[..., offset : offset + 2] = halves.view(np.uint8).reshape(*blocks.shape[:2], 2)
 
 
 def stored_scales(stored: ByteArray) -> Float32Array:
     """Return the fp16 scales, shape (n_rows, n_blocks), of their bytes, shape (n_rows, n_blocks, 2)."""
     return np.ascontiguousarray(stored).view("<f2")[..., 0].astype(np.float32)
+
+
+PUT_HALVES = Kernel("put_halves", np.uint16, int, np.uint8, int, int)

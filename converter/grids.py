@@ -82,7 +82,7 @@ def find_grid(source: SourceTensor) -> Grid | None:
         return Grid(source.levels, source.group, f"{source.group} columns")
     if isinstance(source, CodedTensor):
         evidence = _Evidence(source.group, n_columns)
-        for rows in row_chunks((source.shape[0], n_columns // source.group)):
+        for rows in row_chunks((source.shape[0], n_columns // source.group), first=FIRST_LOOK):
             evidence.add(source.scales(rows))
         return evidence.grid(n_values=None)
     finest = next((group for group in GROUPS if n_columns % group == 0), n_columns)
@@ -165,7 +165,6 @@ class _Evidence:
     def add(self, scales: Float32Array, n_zeros: int | None = None, strays: int = 0) -> None:
         """Take in the scales of some rows, shape (n_rows, n_columns / finest)."""
         candidates = [self.n_columns, *(g for g in GROUPS[::-1] if g > self.finest and self.n_columns % g == 0)]
-        per_row = widest = scales.max(axis=1)
         for group in candidates:
             if not self.shared.get(group, True):
                 continue
@@ -177,17 +176,18 @@ class _Evidence:
         else:
             widest = scales
         self.fp16_error = max(self.fp16_error, fp16_error(widest))
-        self.row_scales.append(per_row)
+        if self.shared[self.n_columns]:
+            self.row_scales.append(widest[:, 0])
         self.n_zeros = None if n_zeros is None or self.n_zeros is None else self.n_zeros + n_zeros
         self.strays += strays
 
     def grid(self, n_values: int | None) -> Grid:
         """Return the grid that all the evidence allows, with the widest groups."""
         group = max((group for group, shared in self.shared.items() if shared), default=self.finest)
-        per_row = np.concatenate(self.row_scales)
-        used = per_row[per_row > 0]
         scale, extent = None, f"{group} columns"
         if group == self.n_columns:
+            per_row = np.concatenate(self.row_scales)
+            used = per_row[per_row > 0]
             n_shards = 1 + int((used[1:] != used[:-1]).sum())
             extent = "tensor" if n_shards == 1 else "row shard" if n_shards <= len(used) // 2 else "row"
             if extent == "tensor":

@@ -6,7 +6,7 @@ which no ternary tensor has. The layout is that of ggml's `block_q2_0`; its scal
 
 import numpy as np
 
-from tritgguf.converter.codec import TernaryCodec, block_scales, stored_scales
+from tritgguf.converter.codec import TernaryCodec, put_scales, stored_scales
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.ggml_types import MOSTLY_Q2_0, Q2_0
 from tritgguf.converter.kernels import Kernel
@@ -28,7 +28,7 @@ class Q20(TernaryCodec):
     def pack(self, rows: CodedRows) -> ByteArray:
         n_rows, n_columns = rows.codes.shape
         stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
-        stored[..., :SCALE_BYTES] = block_scales(rows, self.block)
+        put_scales(rows, self.block, stored, 0)
         n_blocks = n_rows * stored.shape[1]
         if FOURS(np.ascontiguousarray(rows.codes), n_blocks, stored, self.block_bytes, SCALE_BYTES) is None:
             digits = rows.codes.view(np.uint8) + np.uint8(1)

@@ -8,7 +8,7 @@ holds values m, m+32, m+64 and m+96 at bits 0, 2, 4 and 6. The layout is that of
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
-from tritgguf.converter.codec import TernaryCodec, block_scales, stored_scales
+from tritgguf.converter.codec import TernaryCodec, put_scales, stored_scales
 from tritgguf.converter.codecs.tq2_0 import pack_pairs
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.scaled_blocks import fitted
@@ -44,7 +44,7 @@ class Q2K(TernaryCodec):
         pack_pairs(
             np.ascontiguousarray(rows.codes).reshape(-1, self.block), stored.reshape(-1, self.block_bytes), CODES.start
         )
-        stored[..., SCALE] = stored[..., MINIMUM] = block_scales(rows, self.block)
+        put_scales(rows, self.block, stored, SCALE.start, MINIMUM.start)
         return stored.reshape(n_rows, -1)
 
     def unpack(self, stored: ByteArray) -> CodedRows:

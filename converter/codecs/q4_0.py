@@ -7,7 +7,7 @@ the 16 codes. The layout is that of ggml's `block_q4_0`.
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
-from tritgguf.converter.codec import TernaryCodec, block_scales, stored_scales
+from tritgguf.converter.codec import TernaryCodec, put_scales, stored_scales
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.kernels import Kernel
 from tritgguf.converter.tensors import ByteArray, CodedRows
@@ -26,7 +26,7 @@ class Q40(TernaryCodec):
     def pack(self, rows: CodedRows) -> ByteArray:
         n_rows, n_columns = rows.codes.shape
         stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
-        stored[..., :SCALE_BYTES] = block_scales(rows, self.block)
+        put_scales(rows, self.block, stored, 0)
         n_blocks = n_rows * stored.shape[1]
         if NIBBLES(np.ascontiguousarray(rows.codes), n_blocks, stored, self.block_bytes, SCALE_BYTES) is None:
             digits = (rows.codes.view(np.uint8) + ZERO).reshape(*stored.shape[:2], 2, 16)

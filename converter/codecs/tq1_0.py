@@ -9,7 +9,7 @@ The layout is that of ggml's `quantize_row_tq1_0_ref`.
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
-from tritgguf.converter.codec import TernaryCodec, block_scales, stored_scales
+from tritgguf.converter.codec import TernaryCodec, put_scales, stored_scales
 from tritgguf.converter.kernels import Kernel
 from tritgguf.converter.tensors import ByteArray, CodedRows, Codes
 
@@ -31,7 +31,7 @@ class TQ10(TernaryCodec):
         codes, blocks = np.ascontiguousarray(rows.codes).reshape(-1, self.block), stored.reshape(-1, self.block_bytes)
         if PACK(codes, len(codes), blocks, self.block_bytes) is None:
             _pack(codes, blocks)
-        stored[..., CODE_BYTES:] = block_scales(rows, self.block)
+        put_scales(rows, self.block, stored, CODE_BYTES)
         return stored.reshape(n_rows, -1)
 
     def unpack(self, stored: ByteArray) -> CodedRows:

@@ -7,7 +7,7 @@ trit + 1. The layout is that of ggml's `quantize_row_tq2_0_ref`.
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
-from tritgguf.converter.codec import TernaryCodec, block_scales, stored_scales
+from tritgguf.converter.codec import TernaryCodec, put_scales, stored_scales
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.kernels import Kernel
 from tritgguf.converter.tensors import ByteArray, CodedRows, Codes
@@ -26,7 +26,7 @@ class TQ20(TernaryCodec):
         n_rows, n_columns = rows.codes.shape
         stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
         pack_pairs(np.ascontiguousarray(rows.codes).reshape(-1, self.block), stored.reshape(-1, self.block_bytes), 0)
-        stored[..., CODE_BYTES:] = block_scales(rows, self.block)
+        put_scales(rows, self.block, stored, CODE_BYTES)
         return stored.reshape(n_rows, -1)
 
     def unpack(self, stored: ByteArray) -> CodedRows:

@@ -417,6 +417,14 @@ EXPORT int64_t KERNEL(dequantize)(const int8_t *restrict codes, const float *res
 
 /* ---- codecs: codes become blocks of `block_bytes`, their scales written elsewhere, and back ---- */
 
+/* Two bytes into each block at `offset`. */
+EXPORT int64_t KERNEL(put_halves)(const uint16_t *restrict halves, int64_t n_blocks, uint8_t *restrict blocks,
+                                  int64_t block_bytes, int64_t offset) {
+    for (int64_t number = 0; number < n_blocks; number++)
+        memcpy(blocks + number * block_bytes + offset, halves + number, 2);
+    return 0;
+}
+
 /* 2 bits per code, 64 bytes from `offset` on: TQ2_0, and Q2_K where its scales are 1. */
 EXPORT int64_t KERNEL(pack_pairs)(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks,
                           int64_t block_bytes, int64_t offset) {
