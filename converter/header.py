@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 from gguf import GGUF_VERSION, GGUFValueType, Keys
@@ -49,7 +50,10 @@ def _value(value: Value) -> bytes:
     assert isinstance(value.data, Sequence)
     start = struct.pack("<IQ", value.element, len(value.data))
     if value.element is GGUFValueType.STRING:
-        return start + b"".join(map(_string, value.data))
+        texts = [text if isinstance(text, bytes) else str(text).encode() for text in value.data]
+        lengths = struct.pack(f"<{len(texts)}Q", *map(len, texts))
+        each = (lengths[at : at + 8] for at in range(0, len(lengths), 8))
+        return start + b"".join(chain.from_iterable(zip(each, texts, strict=True)))
     return start + _numbers(value.data, value.element)
 
 
@@ -57,7 +61,6 @@ def _numbers(numbers: Sequence[object], kind: GGUFValueType) -> bytes:
     return np.array(numbers, NUMBERS[kind]).tobytes()
 
 
-def _string(text: object) -> bytes:
-    encoded = text.encode("utf-8") if isinstance(text, str) else text
-    assert isinstance(encoded, bytes)
+def _string(text: str) -> bytes:
+    encoded = text.encode()
     return struct.pack("<Q", len(encoded)) + encoded

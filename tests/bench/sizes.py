@@ -37,7 +37,8 @@ def measure_one(name: str, folder: Path, n_runs: int) -> dict[str, Any]:
         for key, command in commands.items():
             out.unlink(missing_ok=True)
             shutil.rmtree(copy, ignore_errors=True)
-            once = measure.run(command)
+            measure.settle()
+            once = measure.run(command, out)
             if number:
                 found[key].append(once)
     gigabytes = sum(path.stat().st_size for path in files) / 1e9
