@@ -75,6 +75,11 @@ def fp16_error(scales: Float32Array) -> float:
     return float(error[0])
 
 
+def ask_for_first_look(source: SourceTensor) -> None:
+    """Have what is looked at first read meanwhile."""
+    source.ask_ahead(next(row_chunks(source.shape, first=FIRST_LOOK), slice(0, 0)))
+
+
 def find_grid(source: SourceTensor) -> Grid | None:
     """Return the tensor's grid, or None."""
     n_columns = source.shape[-1]

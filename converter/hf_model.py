@@ -10,11 +10,13 @@ from gguf import Keys
 from tritgguf.converter.architecture import architecture_for, context_length
 from tritgguf.converter.checkpoint import open_checkpoint, read_config_json
 from tritgguf.converter.file_plan import match_tensors, with_metadata
+from tritgguf.converter.grids import ask_for_first_look
 from tritgguf.converter.metadata import Metadata, string
 from tritgguf.converter.model import Model
 from tritgguf.converter.model_card import card_metadata
 from tritgguf.converter.model_config import DecoderConfig
 from tritgguf.converter.rope import trained_length
+from tritgguf.converter.system import give_back_free_memory
 from tritgguf.converter.tensors import SourceTensor
 from tritgguf.converter.tokenizer import has_tokenizer, read_tokenizer
 
@@ -25,11 +27,14 @@ def open_hf_model(folder: Path) -> Model:
     architecture = architecture_for(raw)
     config = architecture.read_config(raw)
     checkpoint = open_checkpoint(folder)
+    for tensor in checkpoint.tensors.values() if checkpoint.tensors else ():
+        ask_for_first_look(tensor)
     specs = architecture.tensors(config)
     notes = _context_notes(config)
     tokenizer = None
     if checkpoint.tensors is not None or has_tokenizer(folder):
         tokenizer = read_tokenizer(folder, n_vocab=config.vocab_size, config=raw)
+        give_back_free_memory()  # of the parsed files, a hundred megabytes for a large vocabulary
         notes += tokenizer.notes
     else:
         notes.append("no tokenizer here: its bytes aren't counted")

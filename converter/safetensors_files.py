@@ -17,7 +17,7 @@ import numpy as np
 
 from tritgguf.converter.errors import SourceError, TensorError
 from tritgguf.converter.floats import checked
-from tritgguf.converter.mapped import mapped
+from tritgguf.converter.system import mapped
 from tritgguf.converter.tensors import FLOAT_VIEWS, ByteArray, Float32Array, Floats, RowIndices, SourceTensor, span
 
 SINGLE = "model.safetensors"

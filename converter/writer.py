@@ -18,10 +18,10 @@ from tritgguf.converter.errors import OutputError, TensorError
 from tritgguf.converter.file_plan import FilePart, FilePlan, TensorPlan
 from tritgguf.converter.gguf_tensors import GgufTensor
 from tritgguf.converter.grids import code_on_grid
-from tritgguf.converter.mapped import reserve
 from tritgguf.converter.method import Method
 from tritgguf.converter.parallel import parallel
 from tritgguf.converter.progress import Step
+from tritgguf.converter.system import reserve
 from tritgguf.converter.tensors import (
     ByteArray,
     CodedRows,
@@ -32,7 +32,9 @@ from tritgguf.converter.tensors import (
     row_chunks,
 )
 
-PIECE_VALUES = 1 << 21  # what a thread takes at a time: long enough to be read ahead, short enough to share out evenly
+# What a thread takes at a time: long enough that Python's part takes little of the time and that it can be read ahead,
+# short enough to share out evenly.
+PIECE_VALUES = 1 << 21
 
 Rows = TypeVar("Rows", Float32Array, CodedRows)
 _position = threading.Lock()
@@ -155,7 +157,10 @@ def write_tensors(
         if tensor.spec.data is None:
             tensors[tensor.spec.source].bring_in(_wanted(tensor.spec, piece.rows))
         row_bytes = tensor.codec.row_bytes(tensor.spec.shape[-1])
-        for rows in row_chunks(tensor.spec.shape, piece.rows):
+        at_once = (
+            None if isinstance(tensor.codec, FloatCodec) else PIECE_VALUES
+        )  # floats take eight times what codes do
+        for rows in row_chunks(tensor.spec.shape, piece.rows, n_values=at_once):
             stored = _stored_rows(tensor, tensors, rows, method)
             write_at(piece.file, stored.data, piece.offset + rows.start * row_bytes)
             n_bytes += stored.nbytes

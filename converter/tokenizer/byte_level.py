@@ -42,7 +42,7 @@ def byte_level_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) 
         kind="bpe",
         metadata=metadata,
         special_tokens=vocabulary.special_texts(),
-        encode_with_source=source.encode,
+        encode_with_source=source.encoder(),
         normalizes_nfc=composes,
         notes=(NFC_NOTE,) if composes else (),
         hint="; ".join(filter(None, [pre_tokenizer.difference, *source.differences()])),

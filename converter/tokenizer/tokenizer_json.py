@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +29,15 @@ class TokenizerJson:
     added_tokens: tuple[AddedToken, ...]
     reference: tokenizers.Tokenizer
 
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self.reference.encode(text, add_special_tokens=False).ids
-        return ids
+    def encoder(self) -> Callable[[str], list[int]]:
+        """Return what encodes texts, which outlives the parsed file."""
+        reference = self.reference
+
+        def encode(text: str) -> list[int]:
+            ids: list[int] = reference.encode(text, add_special_tokens=False).ids
+            return ids
+
+        return encode
 
     def differences(self) -> list[str]:
         """What llama.cpp can't do with the added tokens: take in the spaces beside one, or mind a word's edge."""

@@ -1,4 +1,5 @@
-"""Files mapped into memory: asked for ahead of their reader, and let go of behind it. And files' places on the disk.
+"""What the operating system is told: which parts of mapped files come next or are done with, how large a file becomes,
+and that memory is free again.
 
 The system reads files that are mapped in small pieces, when they are touched, and counts every page that was touched
 as this process's memory. Told what comes next it reads that in large pieces meanwhile; told what is wanted now it maps
@@ -49,3 +50,9 @@ def reserve(file: BinaryIO, n_bytes: int) -> None:
     """Give a new file its size, and its place on the disk where the system can: writing then takes a third less."""
     if _LIBC is None or _LIBC.fallocate(file.fileno(), 0, ctypes.c_int64(0), ctypes.c_int64(n_bytes)) != 0:
         file.truncate(n_bytes)
+
+
+def give_back_free_memory() -> None:
+    """Return what was freed to the system; the C library keeps it for later otherwise."""
+    if _LIBC is not None and hasattr(_LIBC, "malloc_trim"):  # glibc
+        _LIBC.malloc_trim(ctypes.c_size_t(0))

@@ -8,7 +8,7 @@ import pytest
 from tests.checkpoints import build
 from tritgguf.converter import parallel, tensors
 from tritgguf.converter.checkpoint import open_checkpoint
-from tritgguf.converter.mapped import advise, mapped
+from tritgguf.converter.system import advise, mapped
 from tritgguf.converter.tensors import row_chunks, span
 
 
