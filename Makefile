@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 
 .PHONY: demo demo-model test test-real lint types wheel-test golden bench clean
 
-$(VENV)/installed: pyproject.toml vendor/llama-cpp-python.json vendor/install_runtime.py
+$(VENV)/installed: pyproject.toml vendor/llama-cpp-python.json vendor/install_runtime.py $(wildcard converter/native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) vendor/install_runtime.py $(if $(BACKEND),--backend $(BACKEND))
@@ -59,9 +59,10 @@ golden: $(VENV)/installed  ## record the goldens again; needs torch and transfor
 	$(PY) -m tests.golden.record_packing
 	$(PY) -m tests.golden.record_exports
 
-bench: $(VENV)/installed  ## conversion times against llama.cpp's ways and cp; needs torch and 35 GB of disk
+bench: $(VENV)/installed  ## conversion times against llama.cpp's ways and cp; needs torch, 25 GB of disk, nothing else running
 	$(PY) -m pip install --quiet --editable ".[bench,golden]"
 	$(PY) -m tests.bench.conversion $(MODELS)/bench
+	$(PY) -m tests.bench.stages $(MODELS)/bench/floats $(MODELS)/bench/out.gguf
 	$(PY) -m tests.bench.sizes $(MODELS)/bench-sizes
 
 clean:
