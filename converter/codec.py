@@ -127,7 +127,9 @@ def put_scales(rows: CodedRows, block: int, blocks: ByteArray, *offsets: int) ->
     Raises TensorError where one overflows, ValueError where the groups in a block have several.
     """
     n_rows, n_columns = rows.codes.shape
-    if rows.group % block == 0:
+    if rows.group == block:
+        scales = np.ascontiguousarray(rows.scales)
+    elif rows.group % block == 0:
         scales = np.repeat(rows.scales, rows.group // block, axis=1)
     else:
         narrow = rows.scales.reshape(n_rows, n_columns // block, -1)  # groups that share a scale all the same

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -96,13 +96,13 @@ def convert(
     `progress` is called with a stage ("reading", then "writing"), the bytes done and the bytes in all; `planned` once
     before anything is written. Raises TritggufError, leaving no file.
     """
-    target = Path(out)
+    started, target = time.monotonic(), Path(out)
     require_writable(target, [target], force)
     request = Request.named(type, method, **choices)
     with contextlib.ExitStack() as stack:
         runtime = stack.enter_context(Runtime()) if check else None
         opened = open_model(Path(model))
-        return write_model(
+        written = write_model(
             opened,
             target,
             request,
@@ -112,6 +112,7 @@ def convert(
             progress=progress,
             planned=planned,
         )
+    return replace(written, seconds=time.monotonic() - started)
 
 
 def write_model(

@@ -72,6 +72,7 @@ def read_tokenizer_json(files: SideFiles) -> TokenizerJson:
     except Exception as error:  # the library raises bare Exception
         reason = " ".join(str(error).split())
         raise TokenizerError(f"{TOKENIZER_JSON} is refused by the tokenizers library: {reason:.200}") from error
+    del text  # tens of megabytes for a large vocabulary
     reference.no_truncation()
     reference.no_padding()
     # The library accepted the file, so its added tokens are objects with ids.
