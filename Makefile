@@ -45,7 +45,7 @@ types: $(VENV)/installed
 	$(VENV)/bin/mypy -p tritgguf.converter -p tritgguf.runtime
 
 wheel-test: $(VENV)/installed  ## the tests against the built wheel, in an environment of its own
-	rm -rf build/wheel-test dist
+	rm -rf build/wheel-test build/lib* build/bdist* dist
 	$(PY) -m build --wheel --outdir dist
 	$(PYTHON) -m venv build/wheel-test
 	build/wheel-test/bin/python vendor/install_runtime.py $(if $(BACKEND),--backend $(BACKEND))
