@@ -66,4 +66,4 @@ bench: $(VENV)/installed  ## conversion times against llama.cpp's ways and cp; n
 	$(PY) -m tests.bench.sizes $(MODELS)/bench-sizes
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf converter/_kernels.* $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -44,26 +44,20 @@ class Kernel:
         how = mode()
         if how == "numpy":
             return None
-        if self.function is None:
-            self.function = self._found(insist=how == "compiled")
-        if not self.function:
+        found = library()
+        if found is None and how == "compiled":
+            raise UnsupportedError(
+                f"{VARIABLE} is compiled, but the kernels weren't built, or not of the source beside them: "
+                "install tritgguf again where there is a C compiler"
+            )
+        if found is None:
             return None
+        if self.function is None:
+            self.function = getattr(found, f"{self.name}_{found.level()}")
+            self.function.argtypes, self.function.restype = self.argtypes, ctypes.c_int64
         passed = [self._address(*pair) for pair in zip(arguments, self.dtypes, strict=True)]
         result: int = self.function(*passed)
         return result
-
-    def _found(self, *, insist: bool) -> Any:  # noqa: ANN401
-        found = library()
-        if found is None:
-            if insist:
-                raise UnsupportedError(
-                    f"{VARIABLE} is compiled, but the kernels weren't built, or not of the source beside them: "
-                    "install tritgguf again where there is a C compiler"
-                )
-            return False
-        function = getattr(found, f"{self.name}_{found.level()}")
-        function.argtypes, function.restype = self.argtypes, ctypes.c_int64
-        return function
 
     def _address(self, argument: Argument, dtype: np.dtype[Any] | None) -> int | float:
         if not isinstance(argument, np.ndarray):

@@ -27,7 +27,7 @@ from tritgguf.converter.parts import lay_out, part_paths
 from tritgguf.converter.progress import Progress, counted
 from tritgguf.converter.survey import Request, require_taken, survey
 from tritgguf.converter.targets import SLOW_ON_X86, is_x86
-from tritgguf.converter.tokenizer import Runtime, check_token_ids
+from tritgguf.converter.tokenizer import RuntimeProcess, check_token_ids
 from tritgguf.converter.writer import require_writable, whole_files, write_tensors
 
 
@@ -100,7 +100,7 @@ def convert(
     require_writable(target, [target], force)
     request = Request.named(type, method, **choices)
     with contextlib.ExitStack() as stack:
-        runtime = stack.enter_context(Runtime()) if check else None
+        runtime = stack.enter_context(RuntimeProcess()) if check else None
         opened = open_model(Path(model))
         written = write_model(
             opened,
@@ -121,7 +121,7 @@ def write_model(
     request: Request,
     *,
     force: bool = False,
-    check: Runtime | bool = True,
+    check: RuntimeProcess | bool = True,
     threads: int | None = None,
     progress: Progress | None = None,
     planned: Callable[[FilePlan], None] | None = None,
@@ -144,7 +144,7 @@ def write_model(
     with whole_files(paths, file_plan.parts) as files, ThreadPoolExecutor(1) as checker:
         checked = None
         if check and opened.tokenizer is not None:
-            runtime = check if isinstance(check, Runtime) else None
+            runtime = check if isinstance(check, RuntimeProcess) else None
             checked = checker.submit(check_token_ids, opened.tokenizer, files[0].path, runtime)
         report = counted(progress, "writing", sum(tensor.n_bytes for tensor in file_plan.tensors))
 

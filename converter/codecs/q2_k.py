@@ -41,9 +41,7 @@ class Q2K(TernaryCodec):
         n_rows, n_columns = rows.codes.shape
         stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
         stored[..., SUBS] = ONES
-        pack_pairs(
-            np.ascontiguousarray(rows.codes).reshape(-1, self.block), stored.reshape(-1, self.block_bytes), CODES.start
-        )
+        pack_pairs(rows.codes.reshape(-1, self.block), stored.reshape(-1, self.block_bytes), CODES.start)
         put_scales(rows, self.block, stored, SCALE.start, MINIMUM.start)
         return stored.reshape(n_rows, -1)
 

@@ -25,7 +25,7 @@ class TQ20(TernaryCodec):
     def pack(self, rows: CodedRows) -> ByteArray:
         n_rows, n_columns = rows.codes.shape
         stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
-        pack_pairs(np.ascontiguousarray(rows.codes).reshape(-1, self.block), stored.reshape(-1, self.block_bytes), 0)
+        pack_pairs(rows.codes.reshape(-1, self.block), stored.reshape(-1, self.block_bytes), 0)
         put_scales(rows, self.block, stored, CODE_BYTES)
         return stored.reshape(n_rows, -1)
 
@@ -45,7 +45,7 @@ class TQ20(TernaryCodec):
 
 def pack_pairs(codes: Codes, blocks: ByteArray, offset: int) -> None:
     """Fill in the 64 code bytes of each block from `offset` on; codes of shape (n_blocks, 256)."""
-    if PAIRS(codes, len(codes), blocks, blocks.shape[1], offset) is None:
+    if PAIRS(np.ascontiguousarray(codes), len(codes), blocks, blocks.shape[1], offset) is None:
         digits = (codes.view(np.uint8) + np.uint8(1)).reshape(-1, 2, 4, 32)  # (block, half, bit pair, byte in the half)
         packed = digits[:, :, 0] | digits[:, :, 1] << 2 | digits[:, :, 2] << 4 | digits[:, :, 3] << 6
         blocks[:, offset : offset + CODE_BYTES] = packed.reshape(-1, CODE_BYTES)

@@ -1,5 +1,5 @@
-/* The loops that take a conversion's time. Each gives the bytes of the numpy code that calls it, which is where its rule
-   is explained; the tests compare both. Python calls them through ctypes, which lets go of the interpreter lock.
+/* The loops that take a conversion's time. Each gives the bytes of the numpy code that calls it, which is where its
+   rule is explained; the tests compare both. Python calls them through ctypes, which lets go of the interpreter lock.
 
    A function returns a count or a magnitude, as its comment says, else 0. Arrays are contiguous; `n_groups` groups of
    `group` values lie one after the other. Floats come as words of the kind in which they are stored. No product may be
@@ -163,8 +163,8 @@ INLINE int64_t absmean_kind(int kind, const void *restrict words, int64_t n_grou
 }
 
 /* The group is a multiple of LANES; means of `least` or less stand for zero. */
-EXPORT int64_t KERNEL(absmean)(const void *words, int64_t kind, int64_t n_groups, int64_t group, float least, int8_t *codes,
-                       float *means) {
+EXPORT int64_t KERNEL(absmean)(const void *words, int64_t kind, int64_t n_groups, int64_t group, float least,
+                               int8_t *codes, float *means) {
     FOR_KIND(kind, absmean_kind, words, n_groups, group, least, codes, means);
 }
 
@@ -320,9 +320,10 @@ INLINE int64_t mse_kind(int kind, const void *restrict words, int64_t n_groups, 
     return 0;
 }
 
-/* The group is a multiple of 2 * LANES and LARGEST_GROUP at most. Scales are rounded to fp16; that of a group with a value
-   that isn't finite is no number. */
-EXPORT int64_t KERNEL(mse)(const void *words, int64_t kind, int64_t n_groups, int64_t group, int8_t *codes, float *scales) {
+/* The group is a multiple of 2 * LANES and LARGEST_GROUP at most. Scales are rounded to fp16; that of a group with a
+   value that isn't finite is no number. */
+EXPORT int64_t KERNEL(mse)(const void *words, int64_t kind, int64_t n_groups, int64_t group, int8_t *codes,
+                           float *scales) {
     FOR_KIND(kind, mse_kind, words, n_groups, group, codes, scales);
 }
 
@@ -390,7 +391,8 @@ INLINE int64_t on_grid_kind(int kind, const void *restrict words, int64_t n_grou
 }
 
 /* Fill in the largest magnitude and the signs of each group; returns how many values are something else. */
-EXPORT int64_t KERNEL(on_grid)(const void *words, int64_t kind, int64_t n_groups, int64_t group, float *scales, int8_t *codes) {
+EXPORT int64_t KERNEL(on_grid)(const void *words, int64_t kind, int64_t n_groups, int64_t group, float *scales,
+                               int8_t *codes) {
     FOR_KIND(kind, on_grid_kind, words, n_groups, group, scales, codes);
 }
 
@@ -407,8 +409,8 @@ EXPORT int64_t KERNEL(fp16_error)(const float *restrict values, int64_t n, float
     return 0;
 }
 
-EXPORT int64_t KERNEL(dequantize)(const int8_t *restrict codes, const float *restrict scales, int64_t n_groups, int64_t group,
-                          float *restrict values) {
+EXPORT int64_t KERNEL(dequantize)(const int8_t *restrict codes, const float *restrict scales, int64_t n_groups,
+                                  int64_t group, float *restrict values) {
     for (int64_t number = 0; number < n_groups; number++)
         for (int64_t index = number * group; index < (number + 1) * group; index++)
             values[index] = (float)codes[index] * scales[number];

@@ -13,7 +13,7 @@ from typing import Any
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.tokenizer.battery import battery
 from tritgguf.converter.tokenizer.byte_level import byte_level_tokenizer
-from tritgguf.converter.tokenizer.check import Runtime, carried_tokenizer, check_token_ids
+from tritgguf.converter.tokenizer.check import RuntimeProcess, carried_tokenizer, check_token_ids
 from tritgguf.converter.tokenizer.files import SENTENCEPIECE_MODEL, TOKENIZER_JSON, read_side_files
 from tritgguf.converter.tokenizer.merge_scores import has_byte_pieces, merge_scored_tokenizer
 from tritgguf.converter.tokenizer.sentencepiece_model import sentencepiece_tokenizer
@@ -21,7 +21,7 @@ from tritgguf.converter.tokenizer.source import SourceTokenizer
 from tritgguf.converter.tokenizer.tokenizer_json import read_tokenizer_json
 
 __all__ = [
-    "Runtime",
+    "RuntimeProcess",
     "SourceTokenizer",
     "battery",
     "carried_tokenizer",

@@ -20,7 +20,7 @@ _COMMAND = (sys.executable, "-m", "tritgguf.runtime.token_ids")
 _IDS_SHOWN = 8
 
 
-class Runtime:
+class RuntimeProcess:
     """The runtime in a child process, which starts at once and gives the token ids of one file; kill it on leaving."""
 
     def __init__(self) -> None:
@@ -56,10 +56,10 @@ class Runtime:
         return ids
 
 
-def check_token_ids(tokenizer: SourceTokenizer, gguf_file: Path, runtime: Runtime | None = None) -> int:
+def check_token_ids(tokenizer: SourceTokenizer, gguf_file: Path, runtime: RuntimeProcess | None = None) -> int:
     """Compare token ids on the battery; return the number of texts, TokenizerError at the first difference."""
     texts = battery(tokenizer)
-    with runtime or Runtime() as started:
+    with runtime or RuntimeProcess() as started:
         found_ids = started.ids(gguf_file, texts)
     for text, found in zip(texts, found_ids, strict=True):
         expected = tokenizer.encode(text)
@@ -84,6 +84,6 @@ def carried_tokenizer(gguf_file: Path) -> SourceTokenizer:
     """Return the tokenizer of a GGUF file as a source; it knows the ids of the battery, as the runtime gives them."""
     blank = SourceTokenizer("carried", {}, (), lambda _text: [])
     texts = battery(blank)
-    with Runtime() as runtime:
+    with RuntimeProcess() as runtime:
         ids = dict(zip(texts, runtime.ids(gguf_file, texts), strict=True))
     return SourceTokenizer("carried", {}, (), ids.__getitem__)

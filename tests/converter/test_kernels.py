@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import checkpoints, packed_checkpoints
-from tritgguf.converter import TensorError, UnsupportedError, convert, kernels, tensors, writer
+from tritgguf.converter import TensorError, convert, kernels, tensors, writer
 from tritgguf.converter.checkpoint import open_checkpoint
 from tritgguf.converter.codec import TernaryCodec, codecs
 from tritgguf.converter.codecs.q2_0 import CODEC as Q2_0
@@ -209,8 +207,8 @@ def test_bitnet_packing(n_columns: int, seed: int, invalid: bool) -> None:
     tensor = BitnetTensor("w", "bitnet packing", (20, n_columns), n_columns, stored, np.ones((20, 1), np.float32))
     assert_same(lambda: tensor.read_codes(slice(None)))
     if not invalid:
-        np.testing.assert_array_equal(tensor.read_codes(rng.permutation(20)[:0]).codes, np.empty((0, n_columns)))
-        np.testing.assert_array_equal(tensor.read_codes(slice(None)).codes, digits.reshape(20, -1).astype(int) - 1)
+        wanted = rng.permutation(20)[:7]
+        np.testing.assert_array_equal(tensor.read_codes(wanted).codes, digits.reshape(20, -1)[wanted].astype(int) - 1)
 
 
 @examples
@@ -331,86 +329,3 @@ def test_a_gguf_source_is_read_the_same(kind: str, tmp_path: Path) -> None:
         with computed_by(how):
             found.append(convert(first, tmp_path / f"{how}.gguf", "q4_0", check=False).out.read_bytes())
     assert found[0] == found[1]
-
-
-def run(code: str, **variables: str) -> str:
-    environment = {**os.environ, **variables}
-    command = [sys.executable, "-W", "error", "-c", code]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
-
-
-CODED = """
-import numpy as np
-from tritgguf.converter import UnsupportedError, kernels
-from tritgguf.converter.method import method_named
-from tritgguf.converter.tensors import Floats
-
-def coded():
-    return method_named("mse").code(Floats.of(np.ones((2, 256), np.float32)), 256).codes
-"""
-
-
-def test_the_kernels_are_built_wherever_the_tests_run() -> None:
-    assert kernels.library() is not None
-
-
-def test_every_processor_here_has_its_kernels() -> None:
-    """The library holds each kernel for the levels up to this processor's, the same bytes from each."""
-    found = kernels.library()
-    assert found is not None
-    values = np.random.default_rng(5).standard_normal((64, 512)).astype(np.float32)
-    expected = None
-    for level in (level for level in (1, 3, 4) if level <= found.level()):
-        codes, scales = np.empty(values.shape, np.int8), np.empty((64, 2), np.float32)
-        function = getattr(found, f"mse_{level}")
-        function.argtypes = kernels.Kernel("mse", "words", int, int, int, np.int8, np.float32).argtypes
-        function(values.ctypes.data, kernels.KINDS.index("F32"), 128, 256, codes.ctypes.data, scales.ctypes.data)
-        expected = expected or (codes.tobytes(), scales.tobytes())
-        assert (codes.tobytes(), scales.tobytes()) == expected, level
-
-
-def test_without_the_library_numpy_does_the_work() -> None:
-    code = CODED + "kernels.library = lambda: None\nprint((coded() == 1).all())"
-    assert run(code, TRITGGUF_KERNELS="auto") == "True"
-
-
-def test_kernels_that_were_insisted_on_must_be_there() -> None:
-    code = (
-        CODED
-        + """
-kernels.library = lambda: None
-try:
-    coded()
-except UnsupportedError as error:
-    print(error)
-"""
-    )
-    assert run(code, TRITGGUF_KERNELS="compiled").startswith("TRITGGUF_KERNELS is compiled, but the kernels weren't")
-
-
-def test_a_library_older_than_its_source_is_not_used(tmp_path: Path, monkeypatch) -> None:
-    built = next(Path(kernels.__file__).parent.glob("_kernels*"))
-    (tmp_path / "native").mkdir()
-    source = tmp_path / "native" / "loops.h"
-    source.write_text("newer")
-    (tmp_path / built.name).write_bytes(built.read_bytes())
-    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
-    for age, usable in ((-10, False), (10, True)):
-        os.utime(tmp_path / built.name, (1e9 + age, 1e9 + age))
-        os.utime(source, (1e9, 1e9))
-        assert (kernels.library.__wrapped__() is not None) is usable
-
-
-def test_an_array_of_another_type_is_refused() -> None:
-    kernel = kernels.Kernel("narrow", np.float32, int, np.uint16)
-    with computed_by("compiled"):
-        with pytest.raises(TypeError, match="narrow: found an array of float64, expected a contiguous one of float32"):
-            kernel(np.zeros(4), 4, np.zeros(4, np.uint16))
-        with pytest.raises(TypeError, match="expected a contiguous one"):
-            kernel(np.zeros(8, np.float32)[::2], 4, np.zeros(4, np.uint16))
-
-
-def test_another_word_in_the_variable_is_an_error(monkeypatch) -> None:
-    monkeypatch.setenv(kernels.VARIABLE, "fast")
-    with pytest.raises(UnsupportedError, match="TRITGGUF_KERNELS is 'fast'; expected one of auto, numpy, compiled"):
-        kernels.mode()
