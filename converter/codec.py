@@ -13,9 +13,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.floats import BEYOND_F16, narrowed, widened
-from tritgguf.converter.kernels import Kernel
+from tritgguf.converter.kernels import PACKINGS, Kernel
 from tritgguf.converter.registry import offered
-from tritgguf.converter.tensors import ByteArray, CodedRows, Float32Array, Floats
+from tritgguf.converter.tensors import ByteArray, CodedRows, Codes, Float32Array, Floats, PackedRows
 
 
 class Codec(ABC):
@@ -76,6 +76,10 @@ class FloatCodec(Codec):
         except TensorError:  # beyond the type's range, which is an error only if it is stored so
             return False
 
+    def encode_stored(self, floats: Floats) -> ByteArray | None:
+        """Return the same for stored floats, where that is quicker and all are finite and in range; else None."""
+        return None
+
     @abstractmethod
     def encode(self, values: Float32Array) -> ByteArray:
         """Return the bytes of float32 rows, shape (n_rows, row bytes); raise TensorError where one is out of range."""
@@ -86,13 +90,46 @@ class FloatCodec(Codec):
 
 
 class TernaryCodec(Codec):
-    """A type that stores ternary codes with one fp16 scale per block."""
+    """A type that stores ternary codes with one fp16 scale per block.
+
+    In a block the codes begin at `codes_at`, where `kernel` writes them; the scale stands at each of `scales_at`.
+    """
 
     ternary = True
+    codes_at: int
+    scales_at: tuple[int, ...]
+    kernel: Kernel
 
-    @abstractmethod
     def pack(self, rows: CodedRows) -> ByteArray:
         """Return the bytes of ternary rows, shape (n_rows, row bytes); the scales are rounded to fp16."""
+        packed = self.pack_stored(PackedRows.of(rows))
+        if packed is None:
+            blocks = self.new_blocks(*rows.codes.shape)
+            self.put_codes(rows.codes.reshape(-1, self.block), blocks.reshape(-1, self.block_bytes))
+            packed = self._scaled(blocks, rows.scales, rows.group)
+        return packed
+
+    def pack_stored(self, rows: PackedRows) -> ByteArray | None:
+        """Return the same for rows as they are stored; None where there is no kernel or a code stands for nothing."""
+        blocks = self.new_blocks(len(rows.numbers), rows.n_columns)
+        codes = blocks.reshape(-1)[self.codes_at :]
+        stored, shape = (rows.stored, *rows.stored.shape), (len(rows.numbers), rows.n_columns)
+        packing = PACKINGS.index(rows.packing)
+        if self.kernel(packing, *stored, rows.numbers, *shape, codes, self.block_bytes) != 0:
+            return None
+        return self._scaled(blocks, rows.scales, rows.group)
+
+    def new_blocks(self, n_rows: int, n_columns: int) -> ByteArray:
+        """Return blocks to be filled, shape (n_rows, n_blocks, block_bytes)."""
+        return np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
+
+    @abstractmethod
+    def put_codes(self, codes: Codes, blocks: ByteArray) -> None:
+        """Write codes, shape (n_blocks, block), into blocks, shape (n_blocks, block_bytes), as the kernel does."""
+
+    def _scaled(self, blocks: ByteArray, scales: Float32Array, group: int) -> ByteArray:
+        put_scales(scales, group, self.block, blocks, *self.scales_at)
+        return blocks.reshape(len(blocks), -1)
 
     @abstractmethod
     def unpack(self, stored: ByteArray) -> CodedRows:
@@ -114,36 +151,37 @@ def codec_named(name: str) -> Codec:
 
 def fp16(values: Float32Array) -> Float32Array:
     """Round to fp16 and back: the value a scale has once stored; infinite beyond fp16's range."""
-    words, largest = narrowed(values)
+    words, largest = narrowed(Floats.of(values))
     if largest < BEYOND_F16:
         return widened(Floats(words, "F16"))
     with np.errstate(over="ignore"):
         return values.astype(np.float16).astype(np.float32)
 
 
-def put_scales(rows: CodedRows, block: int, blocks: ByteArray, *offsets: int) -> None:
+def put_scales(scales: Float32Array, group: int, block: int, blocks: ByteArray, *offsets: int) -> None:
     """Write each block's scale as fp16 at these offsets into `blocks`, shape (n_rows, n_blocks, block bytes).
 
-    Raises TensorError where one overflows, ValueError where the groups in a block have several.
+    `scales` is (n_rows, n_groups). Raises TensorError where one overflows, ValueError where the groups in a block have
+    several.
     """
-    n_rows, n_columns = rows.codes.shape
-    if rows.group == block:
-        scales = np.ascontiguousarray(rows.scales)
-    elif rows.group % block == 0:
-        scales = np.repeat(rows.scales, rows.group // block, axis=1)
-    else:
-        narrow = rows.scales.reshape(n_rows, n_columns // block, -1)  # groups that share a scale all the same
+    if group % block:
+        narrow = scales.reshape(*blocks.shape[:2], -1)  # groups that share a scale all the same
         scales = narrow.max(axis=-1)
         if ((narrow != scales[..., None]) & (narrow != 0)).any():
-            raise ValueError(f"groups of {rows.group} columns don't share one scale in blocks of {block}")
-    halves, largest = narrowed(scales)
+            raise ValueError(f"groups of {group} columns don't share one scale in blocks of {block}")
+    scales, repeat, largest = np.ascontiguousarray(scales), max(group // block, 1), 0.0
+    for offset in offsets:
+        bits = PUT_SCALES(scales, scales.size, repeat, blocks, blocks.shape[-1], offset)
+        if bits is not None:
+            largest = float(np.uint32(bits).view(np.float32))
+        else:
+            halves, largest = narrowed(Floats.of(scales))
+            stored = np.repeat(halves, repeat, axis=1).view(np.uint8)
+            blocks[..., offset : offset + 2] = stored.reshape(*blocks.shape[:2], 2)
     if not largest < BEYOND_F16:
         raise TensorError(
             f"a block's scale is {scales.max():g}, but fp16 ends at 65504: store this tensor as f16 or f32"
         )
-    for offset in offsets:
-        if PUT_HALVES(halves, halves.size, blocks, blocks.shape[-1], offset) is None:
-            blocks[..., offset : offset + 2] = halves.view(np.uint8).reshape(*blocks.shape[:2], 2)
 
 
 def stored_scales(stored: ByteArray) -> Float32Array:
@@ -151,4 +189,9 @@ def stored_scales(stored: ByteArray) -> Float32Array:
     return np.ascontiguousarray(stored).view("<f2")[..., 0].astype(np.float32)
 
 
-PUT_HALVES = Kernel("put_halves", np.uint16, int, np.uint8, int, int)
+def pack_kernel(name: str) -> Kernel:
+    """Return the kernel of that name, which writes the codes of a type's blocks."""
+    return Kernel(name, int, np.uint8, int, int, np.int64, int, int, np.uint8, int)
+
+
+PUT_SCALES = Kernel("put_scales", np.float32, int, int, np.uint8, int, int)

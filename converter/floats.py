@@ -34,20 +34,20 @@ def checked(floats: Floats) -> tuple[Float32Array, bool]:
     return values, bool(np.isfinite(values).all())
 
 
-def narrowed(values: Float32Array) -> tuple[Half, float]:
-    """Return float32 values as fp16 words, rounded to nearest even, in their shape; and their largest magnitude.
+def narrowed(floats: Floats) -> tuple[Half, float]:
+    """Return fp16 words, rounded to nearest even, in the shape of the floats' words; and the largest magnitude.
 
-    Where that is BEYOND_F16 or more, the words mean nothing.
+    Where that is BEYOND_F16 or more, or no number, the words mean nothing.
     """
-    values = np.ascontiguousarray(values)
-    words: Half = np.empty(values.shape, np.uint16)
-    largest = NARROW(values, values.size, words)
+    halves: Half = np.empty(floats.words.shape, np.uint16)
+    largest = NARROW(floats.words, floats.kind, halves.size, halves)
     if largest is not None:
-        return words, float(np.uint32(largest).view(np.float32))
-    with np.errstate(over="ignore"):
-        words = values.astype("<f2").view(np.uint16)
-    return words, float(np.abs(values).max(initial=0))
+        return halves, float(np.uint32(largest).view(np.float32))
+    values = widened(floats)
+    with np.errstate(over="ignore", invalid="ignore"):
+        halves = values.astype("<f2").view(np.uint16)
+    return halves, float(np.abs(values).max(initial=0))
 
 
 WIDEN = Kernel("widen", WORDS, int, int, np.float32)
-NARROW = Kernel("narrow", np.float32, int, np.uint16)
+NARROW = Kernel("narrow", WORDS, int, int, np.uint16)

@@ -23,6 +23,7 @@ VARIABLE = "TRITGGUF_KERNELS"
 MODES = ("auto", "numpy", "compiled")
 WORDS = "words"  # an array of words of the kind in the next argument, its place in KINDS
 KINDS = ("BF16", "F16", "F32")
+PACKINGS = ("codes", "base-3", "four rows")
 
 Argument = npt.NDArray[Any] | int | float
 

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +108,7 @@ class CodedTensor(SourceTensor):
     shape: tuple[int, ...]
     group: int
     stored: SourceTensor
+    packing: ClassVar[str | None] = None  # of PACKINGS
 
     @property
     def n_bytes(self) -> int:
@@ -125,6 +126,10 @@ class CodedTensor(SourceTensor):
     @abstractmethod
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
         """Return those rows as codes and scales; raise TensorError where a code is invalid."""
+
+    def read_packed(self, rows: slice | RowIndices) -> PackedRows:
+        """Return those rows as they are stored, unchecked; only where `packing` says that kernels know how."""
+        raise NotImplementedError(f"{self.dtype}: no kernel unpacks it")
 
     def read(self, rows: slice | RowIndices) -> Float32Array:
         return self.read_codes(rows).dequantize()
@@ -158,6 +163,33 @@ class CodedRows:
         if DEQUANTIZE(codes, scales.reshape(-1), *groups.shape, groups) is None:
             np.multiply(codes, scales.reshape(-1, 1), out=groups)
         return values
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Ternary rows as they are stored, for kernels: those `numbers` of `stored`, uint8 (n_stored, bytes of a row).
+
+    `packing` is of PACKINGS. "codes": a byte is a code. "base-3": a byte's base-3 digits, lowest first, are four
+    neighbours' codes + 1. "four rows": bits 2i and 2i + 1 of a byte in row r are the code + 1 of row r + i · n_stored.
+    """
+
+    packing: str
+    stored: ByteArray
+    numbers: RowIndices
+    n_columns: int
+    scales: Float32Array
+    group: int
+
+    @classmethod
+    def of(cls, rows: CodedRows) -> PackedRows:
+        """Return codes as such."""
+        numbers, codes = np.arange(len(rows.codes)), np.ascontiguousarray(rows.codes).view(np.uint8)
+        return cls("codes", codes, numbers, rows.codes.shape[1], rows.scales, rows.group)
+
+
+def row_numbers(rows: slice | RowIndices, n_rows: int) -> RowIndices:
+    """Return the numbers of some of `n_rows` rows."""
+    return np.arange(*rows.indices(n_rows)) if isinstance(rows, slice) else np.ascontiguousarray(rows)
 
 
 DEQUANTIZE = Kernel("dequantize", np.int8, np.float32, int, int, np.float32)

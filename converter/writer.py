@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
@@ -27,16 +28,21 @@ from tritgguf.converter.tensors import (
     CodedRows,
     CodedTensor,
     Float32Array,
+    PackedRows,
     RowIndices,
     SourceTensor,
     row_chunks,
 )
 
 # What a thread takes at a time: long enough that Python's part takes little of the time and that it can be read ahead,
-# short enough to share out evenly.
-PIECE_VALUES = 1 << 21
+# short enough to share out evenly. Codes that have to be computed first take memory: fewer at a time.
+PIECE_VALUES = 1 << 23
+CODES_AT_ONCE = 1 << 21
+# What the system is given at a time: beyond half a megabyte its cache takes larger pages, which cost twice the time.
+WRITE_BYTES = 1 << 18
 
-Rows = TypeVar("Rows", Float32Array, CodedRows)
+Rows = TypeVar("Rows", Float32Array, CodedRows, PackedRows)
+Bytes = TypeVar("Bytes", ByteArray, ByteArray | None)
 _position = threading.Lock()
 
 
@@ -125,7 +131,7 @@ def write_at(file: BinaryIO, data: memoryview, offset: int) -> None:
     left = data.cast("B")
     while left:
         if hasattr(os, "pwrite"):
-            n_written = os.pwrite(file.fileno(), left, offset)
+            n_written = os.pwrite(file.fileno(), left[:WRITE_BYTES], offset)
         else:
             with _position:
                 file.seek(offset)
@@ -157,10 +163,7 @@ def write_tensors(
         if tensor.spec.data is None:
             tensors[tensor.spec.source].bring_in(_wanted(tensor.spec, piece.rows))
         row_bytes = tensor.codec.row_bytes(tensor.spec.shape[-1])
-        at_once = (
-            None if isinstance(tensor.codec, FloatCodec) else PIECE_VALUES
-        )  # floats take eight times what codes do
-        for rows in row_chunks(tensor.spec.shape, piece.rows, n_values=at_once):
+        for rows in row_chunks(tensor.spec.shape, piece.rows, n_values=_values_at_once(tensor, tensors)):
             stored = _stored_rows(tensor, tensors, rows, method)
             write_at(piece.file, stored.data, piece.offset + rows.start * row_bytes)
             n_bytes += stored.nbytes
@@ -187,6 +190,21 @@ def _pieces(
                 yield _Piece(tensor, rows, part.file, offset)
 
 
+def _values_at_once(tensor: TensorPlan, tensors: Mapping[str, SourceTensor]) -> int | None:
+    """Return how many values are converted at a time, None for the fewest: the more memory each takes, the fewer."""
+    if isinstance(tensor.codec, FloatCodec):
+        return None
+    return PIECE_VALUES if _packed(tensor, tensors) else CODES_AT_ONCE
+
+
+def _packed(tensor: TensorPlan, tensors: Mapping[str, SourceTensor]) -> CodedTensor | None:
+    """Return a tensor's source where its codes are kept and kernels know how they are packed."""
+    source = tensors.get(tensor.spec.source)
+    if isinstance(source, CodedTensor) and source.packing is not None and tensor.grid is not None:
+        return source
+    return None
+
+
 def _wanted(spec: TensorSpec, rows: slice) -> slice | RowIndices:
     """Return which rows of the source those rows of the file are; a one-dimensional tensor is one row."""
     return rows if spec.rows is None or len(spec.shape) == 1 else spec.rows[rows]
@@ -203,15 +221,30 @@ def _stored_rows(tensor: TensorPlan, tensors: Mapping[str, SourceTensor], rows: 
         assert isinstance(source, GgufTensor)
         return np.ascontiguousarray(source.read_bytes(rows))
     if isinstance(codec, FloatCodec):
-        values = source.read(wanted)
-        if len(spec.shape) == 1 and spec.rows is not None:
-            values = values[:, spec.rows]
-        return _named(codec.encode, values, spec)
+        return _as_floats(codec, source, wanted, spec)
     assert isinstance(codec, TernaryCodec)
+    if packed := _packed(tensor, tensors):
+        packed_rows = packed.read_packed(wanted)
+        if tensor.unit_scale:
+            packed_rows = replace(packed_rows, scales=np.ones_like(packed_rows.scales))
+        stored = _named(codec.pack_stored, packed_rows, spec)
+        if stored is not None:
+            return stored
     return _named(codec.pack, _coded(tensor, source, wanted, method), spec)
 
 
-def _named(encode: Callable[[Rows], ByteArray], rows: Rows, spec: TensorSpec) -> ByteArray:
+def _as_floats(codec: FloatCodec, source: SourceTensor, wanted: slice | RowIndices, spec: TensorSpec) -> ByteArray:
+    """Return the bytes of some rows in a type of floats."""
+    permuted = spec.rows if len(spec.shape) == 1 else None
+    if permuted is None:
+        stored = codec.encode_stored(source.floats(wanted))
+        if stored is not None:
+            return stored
+    values = source.read(wanted)
+    return _named(codec.encode, values if permuted is None else values[:, permuted], spec)
+
+
+def _named(encode: Callable[[Rows], Bytes], rows: Rows, spec: TensorSpec) -> Bytes:
     """Encode rows; raise TensorError with the tensor's name where its type can't hold one."""
     try:
         return encode(rows)

@@ -17,8 +17,12 @@ class F16(FloatCodec):
     block = 1
     block_bytes = 2
 
+    def encode_stored(self, floats: Floats) -> ByteArray | None:
+        words, largest = narrowed(floats)
+        return words.view(np.uint8) if largest <= LARGEST_F16 else None
+
     def encode(self, values: Float32Array) -> ByteArray:
-        words, largest = narrowed(values)
+        words, largest = narrowed(Floats.of(values))
         if largest > LARGEST_F16:
             raise TensorError(f"a value is {largest:g}, but f16 ends at 65504: store this tensor as bf16 or f32")
         return words.view(np.uint8)

@@ -6,11 +6,11 @@ which no ternary tensor has. The layout is that of ggml's `block_q2_0`; its scal
 
 import numpy as np
 
-from tritgguf.converter.codec import TernaryCodec, put_scales, stored_scales
+from tritgguf.converter.codec import TernaryCodec, pack_kernel, stored_scales
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.ggml_types import MOSTLY_Q2_0, Q2_0
 from tritgguf.converter.kernels import Kernel
-from tritgguf.converter.tensors import ByteArray, CodedRows
+from tritgguf.converter.tensors import ByteArray, CodedRows, Codes
 
 SCALE_BYTES = 2
 SHIFTS = np.array([0, 2, 4, 6], np.uint8)
@@ -24,18 +24,14 @@ class Q20(TernaryCodec):
     file_type = MOSTLY_Q2_0
     block = 64
     block_bytes = 18
+    codes_at = SCALE_BYTES
+    scales_at = (0,)
+    kernel = pack_kernel("pack_q2_0")
 
-    def pack(self, rows: CodedRows) -> ByteArray:
-        n_rows, n_columns = rows.codes.shape
-        stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
-        put_scales(rows, self.block, stored, 0)
-        n_blocks = n_rows * stored.shape[1]
-        if FOURS(np.ascontiguousarray(rows.codes), n_blocks, stored, self.block_bytes, SCALE_BYTES) is None:
-            digits = rows.codes.view(np.uint8) + np.uint8(1)
-            fours = digits.reshape(*stored.shape[:2], -1).view("<u4")
-            # Digit k stands at bit 8k and belongs at bit 2k of the lowest byte.
-            stored[..., SCALE_BYTES:] = (fours | fours >> 6 | fours >> 12 | fours >> 18) & 0xFF
-        return stored.reshape(n_rows, -1)
+    def put_codes(self, codes: Codes, blocks: ByteArray) -> None:
+        fours = (codes.view(np.uint8) + np.uint8(1)).view("<u4")
+        # Digit k stands at bit 8k and belongs at bit 2k of the lowest byte.
+        blocks[:, SCALE_BYTES:] = (fours | fours >> 6 | fours >> 12 | fours >> 18) & 0xFF
 
     def unpack(self, stored: ByteArray) -> CodedRows:
         n_rows = len(stored)
@@ -58,5 +54,4 @@ class Q20(TernaryCodec):
 
 
 TRITS = Kernel("look_up", np.uint8, int, np.uint32, np.uint32)
-FOURS = Kernel("pack_fours", np.int8, int, np.uint8, int, int)
 CODEC = Q20()

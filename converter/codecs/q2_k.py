@@ -8,11 +8,11 @@ holds values m, m+32, m+64 and m+96 at bits 0, 2, 4 and 6. The layout is that of
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
-from tritgguf.converter.codec import TernaryCodec, put_scales, stored_scales
-from tritgguf.converter.codecs.tq2_0 import pack_pairs
+from tritgguf.converter.codec import TernaryCodec, pack_kernel, stored_scales
+from tritgguf.converter.codecs.tq2_0 import pairs
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.scaled_blocks import fitted
-from tritgguf.converter.tensors import ByteArray, CodedRows, Float32Array
+from tritgguf.converter.tensors import ByteArray, CodedRows, Codes, Float32Array
 
 ONES = 0x11  # sub-scale 1 in the low nibble, sub-minimum 1 in the high one
 SUBS, CODES, SCALE, MINIMUM = slice(0, 16), slice(16, 80), slice(80, 82), slice(82, 84)
@@ -26,6 +26,9 @@ class Q2K(TernaryCodec):
     block = 256
     block_bytes = 84
     grid_levels = (3,)
+    codes_at = CODES.start
+    scales_at = (SCALE.start, MINIMUM.start)
+    kernel = pack_kernel("pack_tq2_0")
 
     def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
         """As ternary data, but with sub-scale = sub-minimum from 1 to 15: what a trit is worth per 16 columns."""
@@ -37,13 +40,13 @@ class Q2K(TernaryCodec):
         stored[:, SCALE] = stored[:, MINIMUM] = d.astype("<f2")[:, None].view(np.uint8)
         return stored
 
-    def pack(self, rows: CodedRows) -> ByteArray:
-        n_rows, n_columns = rows.codes.shape
-        stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
-        stored[..., SUBS] = ONES
-        pack_pairs(rows.codes.reshape(-1, self.block), stored.reshape(-1, self.block_bytes), CODES.start)
-        put_scales(rows, self.block, stored, SCALE.start, MINIMUM.start)
-        return stored.reshape(n_rows, -1)
+    def new_blocks(self, n_rows: int, n_columns: int) -> ByteArray:
+        blocks = super().new_blocks(n_rows, n_columns)
+        blocks[..., SUBS] = ONES
+        return blocks
+
+    def put_codes(self, codes: Codes, blocks: ByteArray) -> None:
+        blocks[:, CODES] = pairs(codes)
 
     def unpack(self, stored: ByteArray) -> CodedRows:
         n_rows = len(stored)

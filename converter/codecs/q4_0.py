@@ -7,10 +7,9 @@ the 16 codes. The layout is that of ggml's `block_q4_0`.
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
-from tritgguf.converter.codec import TernaryCodec, put_scales, stored_scales
+from tritgguf.converter.codec import TernaryCodec, pack_kernel, stored_scales
 from tritgguf.converter.errors import TensorError
-from tritgguf.converter.kernels import Kernel
-from tritgguf.converter.tensors import ByteArray, CodedRows
+from tritgguf.converter.tensors import ByteArray, CodedRows, Codes
 
 SCALE_BYTES = 2
 ZERO = np.uint8(8)
@@ -22,16 +21,13 @@ class Q40(TernaryCodec):
     file_type = LlamaFileType.MOSTLY_Q4_0
     block = 32
     block_bytes = 18
+    codes_at = SCALE_BYTES
+    scales_at = (0,)
+    kernel = pack_kernel("pack_q4_0")
 
-    def pack(self, rows: CodedRows) -> ByteArray:
-        n_rows, n_columns = rows.codes.shape
-        stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
-        put_scales(rows, self.block, stored, 0)
-        n_blocks = n_rows * stored.shape[1]
-        if NIBBLES(np.ascontiguousarray(rows.codes), n_blocks, stored, self.block_bytes, SCALE_BYTES) is None:
-            digits = (rows.codes.view(np.uint8) + ZERO).reshape(*stored.shape[:2], 2, 16)
-            stored[..., SCALE_BYTES:] = digits[..., 0, :] | digits[..., 1, :] << 4
-        return stored.reshape(n_rows, -1)
+    def put_codes(self, codes: Codes, blocks: ByteArray) -> None:
+        digits = (codes.view(np.uint8) + ZERO).reshape(-1, 2, 16)
+        blocks[:, SCALE_BYTES:] = digits[:, 0] | digits[:, 1] << 4
 
     def unpack(self, stored: ByteArray) -> CodedRows:
         n_rows = len(stored)
@@ -48,5 +44,4 @@ class Q40(TernaryCodec):
         return CodedRows(codes.reshape(n_rows, -1), stored_scales(blocks[..., :SCALE_BYTES]), self.block)
 
 
-NIBBLES = Kernel("pack_nibbles", np.int8, int, np.uint8, int, int)
 CODEC = Q40()

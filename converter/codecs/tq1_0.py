@@ -9,7 +9,7 @@ The layout is that of ggml's `quantize_row_tq1_0_ref`.
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
-from tritgguf.converter.codec import TernaryCodec, put_scales, stored_scales
+from tritgguf.converter.codec import TernaryCodec, pack_kernel, stored_scales
 from tritgguf.converter.kernels import Kernel
 from tritgguf.converter.tensors import ByteArray, CodedRows, Codes
 
@@ -25,14 +25,20 @@ class TQ10(TernaryCodec):
     block = 256
     block_bytes = 54
 
-    def pack(self, rows: CodedRows) -> ByteArray:
-        n_rows, n_columns = rows.codes.shape
-        stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
-        codes, blocks = np.ascontiguousarray(rows.codes).reshape(-1, self.block), stored.reshape(-1, self.block_bytes)
-        if PACK(codes, len(codes), blocks, self.block_bytes) is None:
-            _pack(codes, blocks)
-        put_scales(rows, self.block, stored, CODE_BYTES)
-        return stored.reshape(n_rows, -1)
+    codes_at = 0
+    scales_at = (CODE_BYTES,)
+    kernel = pack_kernel("pack_tq1_0")
+
+    def put_codes(self, codes: Codes, blocks: ByteArray) -> None:
+        digits = codes.view(np.uint8) + np.uint8(1)
+        position = 0
+        for first, n_digits, n_bytes in SECTIONS:
+            section = digits[:, first : first + n_digits * n_bytes].reshape(-1, n_digits, n_bytes)
+            number = np.zeros((len(codes), n_bytes), np.uint8)
+            for digit in range(n_digits):
+                number += section[:, digit] * np.uint8(3 ** (4 - digit))
+            blocks[:, position : position + n_bytes] = FRACTIONS[number]
+            position += n_bytes
 
     def unpack(self, stored: ByteArray) -> CodedRows:
         n_rows = len(stored)
@@ -42,18 +48,6 @@ class TQ10(TernaryCodec):
         if UNPACK(flat, len(flat), self.block_bytes, codes) is None:
             _unpack(flat, codes.reshape(-1, self.block))
         return CodedRows(codes.reshape(n_rows, -1), stored_scales(blocks[..., CODE_BYTES:]), self.block)
-
-
-def _pack(codes: Codes, blocks: ByteArray) -> None:
-    digits = codes.view(np.uint8) + np.uint8(1)
-    position = 0
-    for first, n_digits, n_bytes in SECTIONS:
-        section = digits[:, first : first + n_digits * n_bytes].reshape(-1, n_digits, n_bytes)
-        number = np.zeros((len(codes), n_bytes), np.uint8)
-        for digit in range(n_digits):
-            number += section[:, digit] * np.uint8(3 ** (4 - digit))
-        blocks[:, position : position + n_bytes] = FRACTIONS[number]
-        position += n_bytes
 
 
 def _unpack(blocks: ByteArray, codes: Codes) -> None:
@@ -69,5 +63,4 @@ def _unpack(blocks: ByteArray, codes: Codes) -> None:
 
 
 UNPACK = Kernel("unpack_base3", np.uint8, int, int, np.int8)
-PACK = Kernel("pack_base3", np.int8, int, np.uint8, int)
 CODEC = TQ10()

@@ -7,7 +7,7 @@ trit + 1. The layout is that of ggml's `quantize_row_tq2_0_ref`.
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
-from tritgguf.converter.codec import TernaryCodec, put_scales, stored_scales
+from tritgguf.converter.codec import TernaryCodec, pack_kernel, stored_scales
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.kernels import Kernel
 from tritgguf.converter.tensors import ByteArray, CodedRows, Codes
@@ -21,13 +21,12 @@ class TQ20(TernaryCodec):
     file_type = LlamaFileType.MOSTLY_TQ2_0
     block = 256
     block_bytes = 66
+    codes_at = 0
+    scales_at = (CODE_BYTES,)
+    kernel = pack_kernel("pack_tq2_0")
 
-    def pack(self, rows: CodedRows) -> ByteArray:
-        n_rows, n_columns = rows.codes.shape
-        stored = np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
-        pack_pairs(rows.codes.reshape(-1, self.block), stored.reshape(-1, self.block_bytes), 0)
-        put_scales(rows, self.block, stored, CODE_BYTES)
-        return stored.reshape(n_rows, -1)
+    def put_codes(self, codes: Codes, blocks: ByteArray) -> None:
+        blocks[:, :CODE_BYTES] = pairs(codes)
 
     def unpack(self, stored: ByteArray) -> CodedRows:
         n_rows = len(stored)
@@ -43,14 +42,12 @@ class TQ20(TernaryCodec):
         return CodedRows(codes, stored_scales(blocks[..., CODE_BYTES:]), self.block)
 
 
-def pack_pairs(codes: Codes, blocks: ByteArray, offset: int) -> None:
-    """Fill in the 64 code bytes of each block from `offset` on; codes of shape (n_blocks, 256)."""
-    if PAIRS(np.ascontiguousarray(codes), len(codes), blocks, blocks.shape[1], offset) is None:
-        digits = (codes.view(np.uint8) + np.uint8(1)).reshape(-1, 2, 4, 32)  # (block, half, bit pair, byte in the half)
-        packed = digits[:, :, 0] | digits[:, :, 1] << 2 | digits[:, :, 2] << 4 | digits[:, :, 3] << 6
-        blocks[:, offset : offset + CODE_BYTES] = packed.reshape(-1, CODE_BYTES)
+def pairs(codes: Codes) -> ByteArray:
+    """Return the 64 code bytes of each block, codes of shape (n_blocks, 256)."""
+    digits = (codes.view(np.uint8) + np.uint8(1)).reshape(-1, 2, 4, 32)  # (block, half, bit pair, byte in the half)
+    packed: ByteArray = digits[:, :, 0] | digits[:, :, 1] << 2 | digits[:, :, 2] << 4 | digits[:, :, 3] << 6
+    return packed.reshape(-1, CODE_BYTES)
 
 
 UNPACK = Kernel("unpack_pairs", np.uint8, int, int, np.int8)
-PAIRS = Kernel("pack_pairs", np.int8, int, np.uint8, int, int)
 CODEC = TQ20()

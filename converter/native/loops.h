@@ -12,11 +12,16 @@
 #include <stdint.h>
 #include <string.h>
 
+#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "bytes of words are taken to come lowest first"
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 #define EXPORT __attribute__((visibility("default")))
 
 enum { BF16, F16, F32 };
 enum { LANES = 16, LARGEST_GROUP = 256 };
+enum { STRIP = 2048 }; /* values that are worked on at a time: a multiple of every block, and they stay in cache */
 
 #define INFINITE_BITS 0x7F800000u
 
@@ -109,15 +114,19 @@ EXPORT int64_t KERNEL(widen)(const void *words, int64_t kind, int64_t n, float *
     FOR_KIND(kind, widen_kind, words, n, values);
 }
 
-/* Returns the bits of the largest magnitude. */
-EXPORT int64_t KERNEL(narrow)(const float *restrict values, int64_t n, uint16_t *restrict words) {
+INLINE int64_t narrow_kind(int kind, const void *restrict words, int64_t n, uint16_t *restrict halves) {
     uint32_t largest = 0;
     for (int64_t index = 0; index < n; index++) {
-        uint32_t bits = to_bits(values[index]), magnitude = bits & 0x7FFFFFFF;
+        uint32_t bits = to_bits(read(words, kind, index)), magnitude = bits & 0x7FFFFFFF;
         largest = magnitude > largest ? magnitude : largest;
-        words[index] = (uint16_t)(to_f16(from_bits(magnitude)) | (bits >> 16 & 0x8000));
+        halves[index] = (uint16_t)(to_f16(from_bits(magnitude)) | (bits >> 16 & 0x8000));
     }
     return largest;
+}
+
+/* To fp16; returns the bits of the largest magnitude. */
+EXPORT int64_t KERNEL(narrow)(const void *words, int64_t kind, int64_t n, uint16_t *halves) {
+    FOR_KIND(kind, narrow_kind, words, n, halves);
 }
 
 /* ---- methods: floats become codes and scales ---- */
@@ -398,14 +407,16 @@ EXPORT int64_t KERNEL(on_grid)(const void *words, int64_t kind, int64_t n_groups
 
 /* Fill in by how much fp16 changes a value, relatively and at most; what isn't above 0 is left out. */
 EXPORT int64_t KERNEL(fp16_error)(const float *restrict values, int64_t n, float *restrict error) {
-    float most = 0;
+    uint32_t most = 0; /* the bits of a float: they are in the order of magnitudes */
     for (int64_t index = 0; index < n; index++) {
         float value = values[index];
-        float relative = fabsf(rounded_to_f16(fabsf(value)) - value) / value;
-        relative = value > 0 ? relative : 0;
-        most = relative > most ? relative : most;
+        uint32_t rounded = to_bits(from_f16(to_f16(fabsf(value))));
+        uint32_t overflows = -(uint32_t)(value >= 65520), counts = -(uint32_t)(value > 0); /* masks, not branches */
+        float stored = from_bits((rounded & ~overflows) | (INFINITE_BITS & overflows));
+        uint32_t bits = to_bits(fabsf(stored - value) / value) & counts;
+        most = bits > most ? bits : most;
     }
-    *error = most;
+    *error = from_bits(most);
     return 0;
 }
 
@@ -417,28 +428,157 @@ EXPORT int64_t KERNEL(dequantize)(const int8_t *restrict codes, const float *res
     return 0;
 }
 
-/* ---- codecs: codes become blocks of `block_bytes`, their scales written elsewhere, and back ---- */
+/* ---- codes, as they lie in memory or as checkpoints pack them ---- */
 
-/* Two bytes into each block at `offset`. */
-EXPORT int64_t KERNEL(put_halves)(const uint16_t *restrict halves, int64_t n_blocks, uint8_t *restrict blocks,
-                                  int64_t block_bytes, int64_t offset) {
-    for (int64_t number = 0; number < n_blocks; number++)
-        memcpy(blocks + number * block_bytes + offset, halves + number, 2);
-    return 0;
+enum { CODES, BASE3, FOUR_ROWS };
+
+#define EACH_BYTE 0x0101010101010101u
+
+/* Two bits of each byte, from `shift` on, are code + 1; returns nonzero where one stands for nothing. */
+INLINE uint64_t unpack_four_rows(const uint8_t *restrict stored, int shift, int64_t n, int8_t *restrict codes) {
+    uint64_t invalid = 0;
+    int64_t n_whole = n / 8 * 8;
+    for (int64_t index = 0; index < n_whole; index += 8) {
+        uint64_t eight;
+        memcpy(&eight, stored + index, 8);
+        eight = eight >> shift & 3 * EACH_BYTE;
+        invalid |= eight & eight >> 1 & EACH_BYTE;
+        eight = ((eight | 0x80 * EACH_BYTE) - EACH_BYTE) ^ 0x80 * EACH_BYTE; /* less 1, byte by byte */
+        memcpy(codes + index, &eight, 8);
+    }
+    for (int64_t index = n_whole; index < n; index++) {
+        int digit = stored[index] >> shift & 3;
+        invalid |= digit == 3;
+        codes[index] = (int8_t)(digit - 1);
+    }
+    return invalid;
 }
 
-/* 2 bits per code, 64 bytes from `offset` on: TQ2_0, and Q2_K where its scales are 1. */
-EXPORT int64_t KERNEL(pack_pairs)(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks,
-                          int64_t block_bytes, int64_t offset) {
+/* Four codes + 1 are the base-3 digits of a byte, lowest first; returns nonzero where one is above 80. */
+INLINE uint64_t unpack_base3(const uint8_t *restrict stored, int64_t n, int8_t *restrict codes) {
+    uint32_t invalid = 0;
+    for (int64_t index = 0; index < n / 4; index++) {
+        uint32_t byte = stored[index], ninth = byte * 57 >> 9;
+        uint32_t pairs = byte + ninth * ((1 << 16) - 9); /* two digits each: the rest below, the ninth above */
+        uint32_t digits = pairs + (pairs * 11 >> 5 & 0x00030003) * ((1 << 8) - 3); /* a digit in each byte */
+        uint32_t four = ((digits | 0x80808080u) - 0x01010101u) ^ 0x80808080u;      /* less 1, byte by byte */
+        memcpy(codes + 4 * index, &four, 4);
+        invalid |= byte > 80;
+    }
+    return invalid;
+}
+
+/* ---- codecs: codes become blocks of `block_bytes`, their scales written elsewhere, and back ---- */
+
+/* 2 bits per code in 64 bytes: TQ2_0, and Q2_K where its scales are 1. */
+INLINE void pack_pairs(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks, int64_t block_bytes) {
     for (int64_t half = 0; half < 2 * n_blocks; half++) {
         const int8_t *trits = codes + half * 128;
-        uint8_t *packed = blocks + half / 2 * block_bytes + offset + half % 2 * 32;
+        uint8_t *packed = blocks + half / 2 * block_bytes + half % 2 * 32;
         for (int byte = 0; byte < 32; byte++) {
             int low = (trits[byte] + 1) | (trits[byte + 32] + 1) << 2;
             packed[byte] = (uint8_t)(low | (trits[byte + 64] + 1) << 4 | (trits[byte + 96] + 1) << 6);
         }
     }
-    return 0;
+}
+
+/* Q2_0: 2 bits per code, four neighbours in a byte. */
+INLINE void pack_fours(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks, int64_t block_bytes) {
+    for (int64_t number = 0; number < n_blocks; number++) {
+        for (int byte = 0; byte < 16; byte++) {
+            uint32_t four;
+            memcpy(&four, codes + number * 64 + 4 * byte, 4);
+            four = ((four & 0x7F7F7F7Fu) + 0x01010101u) ^ (four & 0x80808080u); /* and 1, byte by byte */
+            blocks[number * block_bytes + byte] = (uint8_t)(four * 0x01041040u >> 24); /* from bit 8k to bit 2k */
+        }
+    }
+}
+
+/* Q4_0: nibbles of code + 8. */
+INLINE void pack_nibbles(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks,
+                         int64_t block_bytes) {
+    for (int64_t number = 0; number < n_blocks; number++) {
+        const int8_t *trits = codes + number * 32;
+        uint8_t *packed = blocks + number * block_bytes;
+        for (int byte = 0; byte < 16; byte++)
+            packed[byte] = (uint8_t)((trits[byte] + 8) | (trits[byte + 16] + 8) << 4);
+    }
+}
+
+/* Add a section's digits into its bytes' numbers, the first digit highest. */
+INLINE void add_digits(const int8_t *restrict codes, int n_digits, int n_bytes, uint16_t *restrict numbers) {
+    for (int byte = 0; byte < n_bytes; byte++)
+        numbers[byte] = 0;
+    for (int digit = 0; digit < 5; digit++)
+        for (int byte = 0; byte < n_bytes; byte++)
+            numbers[byte] = (uint16_t)(numbers[byte] * 3 + (digit < n_digits ? codes[digit * n_bytes + byte] + 1 : 0));
+}
+
+/* TQ1_0: three sections of base-3 digits; a byte is the fraction of 256, rounded up, that its number is of 243. */
+INLINE void pack_base3(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks, int64_t block_bytes) {
+    for (int64_t number = 0; number < n_blocks; number++) {
+        uint16_t numbers[52];
+        add_digits(codes + number * 256, 5, 32, numbers);
+        add_digits(codes + number * 256 + 160, 5, 16, numbers + 32);
+        add_digits(codes + number * 256 + 240, 4, 4, numbers + 48);
+        for (int byte = 0; byte < 52; byte++)
+            blocks[number * block_bytes + byte] = (uint8_t)((uint16_t)(numbers[byte] * 256 + 242) / 243);
+    }
+}
+
+typedef void Pack(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks, int64_t block_bytes);
+
+INLINE int64_t pack_rows(int packing, Pack pack, int block, const uint8_t *restrict stored, int64_t n_stored,
+                         int64_t stored_bytes, const int64_t *restrict wanted, int64_t n_rows, int64_t n_columns,
+                         uint8_t *restrict blocks, int64_t block_bytes) {
+    uint64_t invalid = 0;
+    for (int64_t number = 0; number < n_rows; number++) {
+        const uint8_t *row = stored + wanted[number] % n_stored * stored_bytes;
+        int shift = (int)(wanted[number] / n_stored * 2);
+        for (int64_t column = 0; column < n_columns; column += STRIP) {
+            int64_t n = n_columns - column < STRIP ? n_columns - column : STRIP;
+            int8_t strip[STRIP];
+            const int8_t *codes = strip;
+            if (packing == CODES)
+                codes = (const int8_t *)row + column;
+            else if (packing == BASE3)
+                invalid |= unpack_base3(row + column / 4, n, strip);
+            else
+                invalid |= unpack_four_rows(row + column, shift, n, strip);
+            pack(codes, n / block, blocks, block_bytes);
+            blocks += n / block * block_bytes;
+        }
+    }
+    return invalid != 0;
+}
+
+/* Pack the wanted ones of `n_stored` rows, of FOUR_ROWS of four times as many; `blocks` is where the first block's codes
+   go. Returns whether a code stands for nothing. */
+#define PACK(name, pack, block)                                                                                \
+    EXPORT int64_t KERNEL(name)(int64_t packing, const uint8_t *stored, int64_t n_stored, int64_t stored_bytes, \
+                                const int64_t *wanted, int64_t n_rows, int64_t n_columns, uint8_t *blocks,      \
+                                int64_t block_bytes) {                                                          \
+        return pack_rows((int)packing, pack, block, stored, n_stored, stored_bytes, wanted, n_rows, n_columns,  \
+                         blocks, block_bytes);                                                                  \
+    }
+
+PACK(pack_tq1_0, pack_base3, 256)
+PACK(pack_tq2_0, pack_pairs, 256)
+PACK(pack_q2_0, pack_fours, 64)
+PACK(pack_q4_0, pack_nibbles, 32)
+
+/* Write each scale as fp16 into `repeat` blocks, at `offset`; returns the bits of the largest magnitude. */
+EXPORT int64_t KERNEL(put_scales)(const float *restrict scales, int64_t n_scales, int64_t repeat,
+                                  uint8_t *restrict blocks, int64_t block_bytes, int64_t offset) {
+    uint32_t largest = 0;
+    for (int64_t number = 0; number < n_scales; number++) {
+        uint32_t bits = to_bits(scales[number]), magnitude = bits & 0x7FFFFFFF;
+        largest = magnitude > largest ? magnitude : largest;
+        uint16_t half = (uint16_t)(to_f16(from_bits(magnitude)) | (bits >> 16 & 0x8000));
+        for (int64_t block = 0; block < repeat; block++)
+            memcpy(blocks + (number * repeat + block) * block_bytes + offset, &half, 2);
+    }
+    return largest;
 }
 
 /* Returns how many bytes hold a code that stands for nothing. */
@@ -457,57 +597,6 @@ EXPORT int64_t KERNEL(unpack_pairs)(const uint8_t *restrict blocks, int64_t n_bl
         n_invalid += invalid;
     }
     return n_invalid;
-}
-
-/* Q2_0: 2 bits per code, four neighbours in a byte. */
-EXPORT int64_t KERNEL(pack_fours)(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks,
-                          int64_t block_bytes, int64_t offset) {
-    for (int64_t number = 0; number < n_blocks; number++) {
-        const int8_t *trits = codes + number * 64;
-        uint8_t *packed = blocks + number * block_bytes + offset;
-        for (int byte = 0; byte < 16; byte++) {
-            int low = (trits[4 * byte] + 1) | (trits[4 * byte + 1] + 1) << 2;
-            packed[byte] = (uint8_t)(low | (trits[4 * byte + 2] + 1) << 4 | (trits[4 * byte + 3] + 1) << 6);
-        }
-    }
-    return 0;
-}
-
-/* Q4_0: nibbles of code + 8. */
-EXPORT int64_t KERNEL(pack_nibbles)(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks,
-                            int64_t block_bytes, int64_t offset) {
-    for (int64_t number = 0; number < n_blocks; number++) {
-        const int8_t *trits = codes + number * 32;
-        uint8_t *packed = blocks + number * block_bytes + offset;
-        for (int byte = 0; byte < 16; byte++)
-            packed[byte] = (uint8_t)((trits[byte] + 8) | (trits[byte + 16] + 8) << 4);
-    }
-    return 0;
-}
-
-/* The fraction of 256, rounded up, that a byte's five base-3 digits are: (number * 256 + 242) / 243. */
-INLINE uint8_t fraction(uint32_t number) {
-    return (uint8_t)((uint16_t)(number * 256 + 242) / 243);
-}
-
-/* TQ1_0's three sections. */
-EXPORT int64_t KERNEL(pack_base3)(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks,
-                          int64_t block_bytes) {
-    for (int64_t number = 0; number < n_blocks; number++) {
-        uint8_t digits[256], *packed = blocks + number * block_bytes;
-        for (int index = 0; index < 256; index++)
-            digits[index] = (uint8_t)(codes[number * 256 + index] + 1);
-        for (int byte = 0; byte < 32; byte++)
-            packed[byte] = fraction(digits[byte] * 81u + digits[byte + 32] * 27u + digits[byte + 64] * 9u +
-                                    digits[byte + 96] * 3u + digits[byte + 128]);
-        for (int byte = 0; byte < 16; byte++)
-            packed[32 + byte] = fraction(digits[160 + byte] * 81u + digits[176 + byte] * 27u + digits[192 + byte] * 9u +
-                                         digits[208 + byte] * 3u + digits[224 + byte]);
-        for (int byte = 0; byte < 4; byte++)
-            packed[48 + byte] = fraction(digits[240 + byte] * 81u + digits[244 + byte] * 27u + digits[248 + byte] * 9u +
-                                         digits[252 + byte] * 3u);
-    }
-    return 0;
 }
 
 INLINE void unpack_section(const uint8_t *restrict packed, int n_bytes, int n_digits, int8_t *restrict trits) {
@@ -545,30 +634,14 @@ EXPORT int64_t KERNEL(look_up)(const uint8_t *restrict stored, int64_t n, const 
     return most;
 }
 
-#define EACH_BYTE 0x0101010101010101u
-
 /* Four rows of bitnet packing lie in one; returns whether any of the wanted rows' codes stands for nothing. */
-EXPORT int64_t KERNEL(unpack_rows)(const uint8_t *restrict packed, int64_t n_packed, int64_t n_columns,
+EXPORT int64_t KERNEL(unpack_rows)(const uint8_t *restrict stored, int64_t n_stored, int64_t n_columns,
                                    const int64_t *restrict wanted, int64_t n_wanted, int8_t *restrict codes) {
     uint64_t invalid = 0;
     for (int64_t number = 0; number < n_wanted; number++) {
-        const uint8_t *row = packed + wanted[number] % n_packed * n_columns;
-        int8_t *trits = codes + number * n_columns;
-        int shift = (int)(wanted[number] / n_packed * 2);
-        int64_t n_whole = n_columns / 8 * 8;
-        for (int64_t column = 0; column < n_whole; column += 8) {
-            uint64_t eight;
-            memcpy(&eight, row + column, 8);
-            eight = eight >> shift & 3 * EACH_BYTE;
-            invalid |= eight & eight >> 1 & EACH_BYTE;
-            eight = ((eight | 0x80 * EACH_BYTE) - EACH_BYTE) ^ 0x80 * EACH_BYTE; /* less 1, byte by byte */
-            memcpy(trits + column, &eight, 8);
-        }
-        for (int64_t column = n_whole; column < n_columns; column++) {
-            int digit = row[column] >> shift & 3;
-            invalid |= digit == 3;
-            trits[column] = (int8_t)(digit - 1);
-        }
+        const uint8_t *row = stored + wanted[number] % n_stored * n_columns;
+        int shift = (int)(wanted[number] / n_stored * 2);
+        invalid |= unpack_four_rows(row, shift, n_columns, codes + number * n_columns);
     }
     return invalid != 0;
 }

@@ -19,7 +19,16 @@ from tritgguf.converter.kernels import Kernel
 from tritgguf.converter.model_config import ConfigJson
 from tritgguf.converter.safetensors_files import SafetensorsTensor
 from tritgguf.converter.source import Source, StoredTensors, quantization
-from tritgguf.converter.tensors import ByteArray, CodedRows, CodedTensor, Float32Array, RowIndices, SourceTensor
+from tritgguf.converter.tensors import (
+    ByteArray,
+    CodedRows,
+    CodedTensor,
+    Float32Array,
+    PackedRows,
+    RowIndices,
+    SourceTensor,
+    row_numbers,
+)
 
 SCALES = ".scales"
 METHOD, PACKING = "bitnet_158", "base3_columns"
@@ -35,6 +44,7 @@ class Base3Tensor(CodedTensor):
     stored: SafetensorsTensor
     stored_scales: SafetensorsTensor
     stored_group: int
+    packing = "base-3"
 
     def fitted(self, shape: tuple[int, ...]) -> SourceTensor | None:
         """Return the tensor without its padding, if `shape` is what padding made this shape of."""
@@ -53,6 +63,10 @@ class Base3Tensor(CodedTensor):
         if self.group == self.stored_group:
             return found
         return np.repeat(found, self.stored_group // self.group, axis=1)[:, : self.shape[1] // self.group]
+
+    def read_packed(self, rows: slice | RowIndices) -> PackedRows:
+        stored, numbers = self.stored.data.reshape(self.stored.shape), row_numbers(rows, self.shape[0])
+        return PackedRows(self.packing, stored, numbers, self.shape[1], self.scales(rows), self.group)
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
         stored = np.ascontiguousarray(self.stored.data.reshape(self.stored.shape)[rows])

@@ -24,8 +24,10 @@ from tritgguf.converter.tensors import (
     CodedTensor,
     Codes,
     Float32Array,
+    PackedRows,
     RowIndices,
     SourceTensor,
+    row_numbers,
 )
 
 SCALE = "_scale"
@@ -38,21 +40,24 @@ class BitnetTensor(CodedTensor):
 
     stored: SafetensorsTensor
     row_scales: Float32Array
+    packing = "four rows"
 
     def scales(self, rows: slice) -> Float32Array:
         return self.row_scales[rows]
 
     def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
-        n_packed = len(self.stored.data) // self.shape[1]
-        wanted = np.arange(4 * n_packed)[rows] if isinstance(rows, slice) else rows
-        return self.stored.on_disk(wanted % n_packed)
+        return self.stored.on_disk(row_numbers(rows, self.shape[0]) % self.stored.shape[0])
+
+    def read_packed(self, rows: slice | RowIndices) -> PackedRows:
+        stored, numbers = self.stored.data.reshape(self.stored.shape), row_numbers(rows, self.shape[0])
+        return PackedRows(self.packing, stored, numbers, self.shape[1], self.row_scales[rows], self.group)
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
         n_packed, n_columns = self.stored.shape
         packed = self.stored.data.reshape(n_packed, n_columns)
-        wanted = np.arange(4 * n_packed)[rows] if isinstance(rows, slice) else rows
+        wanted = row_numbers(rows, self.shape[0])
         codes: Codes = np.empty((len(wanted), n_columns), np.int8)
-        invalid = UNPACK(packed, n_packed, n_columns, np.ascontiguousarray(wanted), len(wanted), codes)
+        invalid = UNPACK(packed, n_packed, n_columns, wanted, len(wanted), codes)
         if invalid is None:
             digits = packed[wanted % n_packed] >> (2 * (wanted // n_packed)).astype(np.uint8)[:, None] & 3
             codes, invalid = (digits - np.uint8(1)).view(np.int8), int((digits == 3).any())

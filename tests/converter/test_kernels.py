@@ -17,15 +17,17 @@ from tests import checkpoints, packed_checkpoints
 from tritgguf.converter import TensorError, convert, kernels, tensors, writer
 from tritgguf.converter.checkpoint import open_checkpoint
 from tritgguf.converter.codec import TernaryCodec, codecs
+from tritgguf.converter.codecs.f16 import CODEC as F16
 from tritgguf.converter.codecs.q2_0 import CODEC as Q2_0
 from tritgguf.converter.codecs.tq2_0 import CODEC as TQ2_0
-from tritgguf.converter.floats import checked, narrowed
+from tritgguf.converter.floats import BEYOND_F16, checked, narrowed
 from tritgguf.converter.grids import code_on_grid, find_grid, fp16_error
 from tritgguf.converter.method import methods
 from tritgguf.converter.methods.absmean import absmean
 from tritgguf.converter.safetensors_files import SafetensorsTensor
+from tritgguf.converter.sources import base3, bitnet_packed
 from tritgguf.converter.sources.bitnet_packed import BitnetTensor
-from tritgguf.converter.tensors import CodedRows, Floats
+from tritgguf.converter.tensors import CodedRows, Floats, PackedRows
 
 TERNARY = [codec for codec in codecs().values() if isinstance(codec, TernaryCodec)]
 examples = settings(max_examples=40, deadline=None)
@@ -146,6 +148,41 @@ def test_ternary_codecs(codec: TernaryCodec, seed: int, n_rows: int, n_blocks: i
     assert_same(lambda: codec.unpack(damaged))
 
 
+@pytest.mark.parametrize("packing", ["base-3", "four rows"])
+@pytest.mark.parametrize("codec", TERNARY, ids=lambda codec: codec.name)
+@examples
+@given(seed=seeds, n_blocks=st.integers(1, 70), damaged=st.booleans())
+def test_stored_rows_are_packed_like_their_codes(
+    codec: TernaryCodec, packing: str, seed: int, n_blocks: int, damaged: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    numbers = rng.permutation(12)[:7]
+    codes = rng.integers(-1, 2, (12, n_blocks * codec.block)).astype(np.int8)
+    group = codec.block * int(rng.choice([n for n in (1, 2, 5, n_blocks) if n_blocks % n == 0]))
+    scales = rng.uniform(0, 1, (7, codes.shape[1] // group)).astype(np.float32)
+    if packing == "base-3":
+        stored = np.pad(base3.pack(codes), ((0, 0), (0, int(rng.integers(3)))))
+    else:
+        stored = bitnet_packed.pack(codes)
+    rows = PackedRows(packing, stored, numbers, codes.shape[1], scales, group)
+    if damaged:
+        column = rng.integers(codes.shape[1])
+        number = numbers[rng.integers(7)]
+        if packing == "base-3":
+            stored[number, column // 4] = rng.integers(81, 256)
+        else:
+            stored[number % 3, column] |= 3 << number // 3 * 2
+    with computed_by("compiled"):
+        packed = codec.pack_stored(rows)
+    if damaged:
+        assert packed is None
+    else:
+        assert packed is not None
+        with computed_by("numpy"):
+            assert codec.pack_stored(rows) is None
+            np.testing.assert_array_equal(packed, codec.pack(CodedRows(codes[numbers], scales, group)))
+
+
 @pytest.mark.parametrize("shift", [0, 2, 4, 6])
 @pytest.mark.parametrize("byte", [0, 31, 32, 63])
 def test_one_invalid_code_is_refused(byte: int, shift: int) -> None:
@@ -215,16 +252,38 @@ def test_bitnet_packing(n_columns: int, seed: int, invalid: bool) -> None:
 @given(values=rows(), power=st.integers(-30, 20))
 def test_float16_is_rounded_the_same(values: np.ndarray, power: int) -> None:
     near = values / max(float(np.abs(values).max()), 1e-30) * np.float32(2.0) ** power
-    assert_same(lambda: narrowed(np.clip(near, -65504, 65504).astype(np.float32)))
+    assert_same(lambda: narrowed(Floats.of(np.clip(near, -65504, 65504).astype(np.float32))))
+
+
+@examples
+@given(values=rows(), power=st.integers(-30, 20), dtype=DTYPES)
+def test_stored_floats_become_f16_as_their_values_do(values: np.ndarray, power: int, dtype: str) -> None:
+    near = values / max(float(np.abs(values).max()), 1e-30) * np.float32(2.0) ** power
+    floats = stored(near, dtype)
+    assert_same(lambda: narrowed(floats) if narrowed(floats)[1] < BEYOND_F16 else narrowed(floats)[1])
+    packed = F16.encode_stored(floats)
+    if packed is None:
+        with pytest.raises(TensorError, match="f16 ends"):
+            F16.encode(checked(floats)[0])
+    else:
+        np.testing.assert_array_equal(packed, F16.encode(checked(floats)[0]))
+
+
+@pytest.mark.parametrize(("dtype", "word"), [("BF16", 0x7FC0), ("BF16", 0xFF80), ("F16", 0x7C00), ("F16", 0xFE00)])
+def test_what_is_not_finite_does_not_become_f16(dtype: str, word: int) -> None:
+    floats = Floats(np.array([[0, word, 1]], np.uint16), dtype)
+    for how in ("numpy", "compiled"):
+        with computed_by(how):
+            assert F16.encode_stored(floats) is None
 
 
 def test_halfway_between_fp16_values_and_at_its_ends() -> None:
     halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
     between = (halves[1:] + halves[:-1]) / 2
     values = np.concatenate([halves, between, np.nextafter(between, 0), np.nextafter(between, np.float32(np.inf))])
-    assert_same(lambda: narrowed(np.concatenate([values, -values])))
+    assert_same(lambda: narrowed(Floats.of(np.concatenate([values, -values]))))
     for value in (65504.0, 65519.9, 65520.0, 3e38):
-        assert_same(lambda value=value: narrowed(np.array([1.0, -value], np.float32))[1])
+        assert_same(lambda value=value: narrowed(Floats.of(np.array([1.0, -value], np.float32)))[1])
 
 
 @examples
