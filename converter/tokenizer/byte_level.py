@@ -24,8 +24,7 @@ NFC_NOTE = (
 def byte_level_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) -> SourceTokenizer:
     """Keys for a byte-level BPE tokenizer; TokenizerError if llama.cpp has no pre-tokenizer like its own."""
     vocabulary = Vocabulary(n_vocab, TOKENIZER_JSON)
-    for text, token_id in source.vocab.items():
-        vocabulary.put(token_id, text, TokenType.NORMAL)
+    vocabulary.put_all(source.vocab, TokenType.NORMAL)
     vocabulary.put_added(source.added_tokens)
     vocabulary.check()
     composes = _composes_accents(source.structure.get("normalizer"))
@@ -85,5 +84,6 @@ def _composes_accents(normalizer: object) -> bool:
 
 
 def _unknown(source: TokenizerJson, vocabulary: Vocabulary) -> dict[str, int]:
-    token_id = vocabulary.ids_by_text().get(source.structure["model"].get("unk_token") or "")
+    unknown = source.structure["model"].get("unk_token")
+    token_id = vocabulary.ids_by_text().get(unknown) if unknown else None
     return {} if token_id is None else {"unk": token_id}

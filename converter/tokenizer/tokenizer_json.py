@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import tokenizers
 
@@ -80,7 +80,7 @@ def read_tokenizer_json(files: SideFiles) -> TokenizerJson:
     return TokenizerJson(
         structure=structure,
         vocab=model["vocab"],
-        merges=tuple(_pair(merge) for merge in model["merges"]),
+        merges=_pairs(model["merges"]),
         added_tokens=_with_side_tokens(own, files, reference),
         reference=reference,
     )
@@ -128,16 +128,15 @@ def _around_the_text(processor: Mapping[str, Any]) -> tuple[tuple[int, ...], tup
     return tuple(before), tuple(after)
 
 
-def _pair(merge: object) -> tuple[str, str]:
-    """A merge is "left right" in older files and ["left", "right"] in newer ones."""
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    if (
-        not isinstance(parts, list)
-        or len(parts) != 2
-        or any(not isinstance(part, str) or " " in part for part in parts)
-    ):
-        raise TokenizerError(f"{TOKENIZER_JSON}: merge {merge!r:.80} isn't two pieces without spaces, which GGUF needs")
-    return parts[0], parts[1]
+def _pairs(merges: Sequence[str | Sequence[str]]) -> tuple[tuple[str, str], ...]:
+    """A merge is "left right" in older files and ["left", "right"] in newer ones; the library has accepted them."""
+    pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+    for pair in pairs:
+        if len(pair) != 2 or " " in pair[0] or " " in pair[1]:
+            raise TokenizerError(
+                f"{TOKENIZER_JSON}: merge {' '.join(pair)!r:.80} isn't two pieces without spaces, which GGUF needs"
+            )
+    return tuple(cast("list[tuple[str, str]]", pairs))
 
 
 def _with_side_tokens(

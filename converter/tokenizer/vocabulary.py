@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from gguf import Keys, TokenType
 
@@ -21,7 +21,7 @@ class Vocabulary:
         self.n_vocab = n_vocab
         self.origin = origin
         self.texts: dict[int, str] = {}
-        self.types: dict[int, TokenType] = {}
+        self.types: dict[int, int] = {}  # numbers of TokenType
         self.scores: dict[int, float] = {}
 
     def put(self, token_id: int, text: str, token_type: TokenType, score: float = 0.0) -> None:
@@ -32,8 +32,19 @@ class Vocabulary:
                 f"{self.origin}: id {token_id} belongs to two tokens, {taken!r:.80} and {text!r:.80}; expected one"
             )
         self.texts[token_id] = text
-        self.types[token_id] = token_type
-        self.scores.setdefault(token_id, score)
+        self.types[token_id] = token_type.value
+        if score:
+            self.scores.setdefault(token_id, score)
+
+    def put_all(self, ids: Mapping[str, int], token_type: TokenType) -> None:
+        """Give many ids their tokens; TokenizerError if two have one."""
+        texts = {token_id: text for text, token_id in ids.items()}
+        if len(texts) < len(ids) or self.texts.keys() & texts.keys():
+            for text, token_id in ids.items():
+                self.put(token_id, text, token_type)
+            return
+        self.texts |= texts
+        self.types |= dict.fromkeys(texts, token_type.value)
 
     def put_added(self, tokens: Iterable[AddedToken]) -> None:
         for token in tokens:
@@ -49,6 +60,8 @@ class Vocabulary:
             )
         if not n_tokens:
             raise TokenizerError(f"{self.origin} holds no tokens; expected {self.n_vocab}")
+        if len(set(self.texts.values())) == len(self.texts):
+            return
         seen: dict[str, int] = {}
         for token_id, text in self.texts.items():
             if text in seen:
@@ -63,27 +76,22 @@ class Vocabulary:
 
     def special_texts(self) -> tuple[str, ...]:
         """Texts that llama.cpp cuts out of a prompt before anything else, by id."""
-        cut = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
-        return tuple(self.texts[token_id] for token_id in sorted(self.texts) if self.types[token_id] in cut)
+        cut = (TokenType.CONTROL.value, TokenType.USER_DEFINED.value, TokenType.UNKNOWN.value)
+        return tuple(self.texts[token_id] for token_id in sorted(i for i, kind in self.types.items() if kind in cut))
 
     def metadata(self, *, with_scores: bool) -> Metadata:
         """tokens, (scores,) token_type; ids without a token become [PADn] of type UNUSED."""
-        taken = set(self.texts.values())
-        texts, types, scores = [], [], []
-        for token_id in range(self.n_vocab):
-            if token_id in self.texts:
-                texts.append(self.texts[token_id])
-                types.append(self.types[token_id].value)
-                scores.append(self.scores[token_id])
+        texts, types, scores = dict(self.texts), dict(self.types), dict(self.scores)
+        taken, ids = set(texts.values()), range(self.n_vocab)
+        for token_id in ids:
+            if token_id in texts:
                 continue
             unused = f"[PAD{token_id}]"
             while unused in taken:
                 unused = f"[{unused}]"
-            texts.append(unused)
-            types.append(TokenType.UNUSED.value)
-            scores.append(UNUSED_SCORE)
-        keys: Metadata = {Keys.Tokenizer.LIST: strings(texts)}
+            texts[token_id], types[token_id], scores[token_id] = unused, TokenType.UNUSED.value, UNUSED_SCORE
+        keys: Metadata = {Keys.Tokenizer.LIST: strings([texts[token_id] for token_id in ids])}
         if with_scores:
-            keys[Keys.Tokenizer.SCORES] = float32s(scores)
-        keys[Keys.Tokenizer.TOKEN_TYPE] = int32s(types)
+            keys[Keys.Tokenizer.SCORES] = float32s([scores.get(token_id, 0.0) for token_id in ids])
+        keys[Keys.Tokenizer.TOKEN_TYPE] = int32s([types[token_id] for token_id in ids])
         return keys
