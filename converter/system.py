@@ -1,5 +1,5 @@
 """What the operating system is told: which parts of mapped files come next or are done with, how large a file becomes,
-and that memory is free again.
+which part of it is complete, and that memory is free again.
 
 The system reads files that are mapped in small pieces, when they are touched, and counts every page that was touched
 as this process's memory. Told what comes next it reads that in large pieces meanwhile; told what is wanted now it maps
@@ -21,6 +21,7 @@ import numpy.typing as npt
 ByteArray = npt.NDArray[np.uint8]
 # Linux's numbers for MADV_WILLNEED, MADV_POPULATE_READ (unknown before 5.14, and then without effect), MADV_DONTNEED.
 _ADVICE = {"ahead": 3, "now": 22, "done": 4}
+_BEGIN_TO_WRITE = 2  # SYNC_FILE_RANGE_WRITE
 # The mmap module's own madvise holds the interpreter lock while the disk is waited for.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -50,6 +51,13 @@ def reserve(file: BinaryIO, n_bytes: int) -> None:
     """Give a new file its size, and its place on the disk where the system can: writing then takes a third less."""
     if _LIBC is None or _LIBC.fallocate(file.fileno(), 0, ctypes.c_int64(0), ctypes.c_int64(n_bytes)) != 0:
         file.truncate(n_bytes)
+
+
+def put_on_disk(file: BinaryIO, offset: int, n_bytes: int) -> None:
+    """Have the system begin to put a part of a file on the disk; left alone it begins late, and then writers wait."""
+    if _LIBC is not None and hasattr(_LIBC, "sync_file_range"):
+        start, size = ctypes.c_int64(offset), ctypes.c_int64(n_bytes)
+        _LIBC.sync_file_range(file.fileno(), start, size, ctypes.c_uint(_BEGIN_TO_WRITE))
 
 
 def give_back_free_memory() -> None:

@@ -22,7 +22,7 @@ from tritgguf.converter.grids import code_on_grid
 from tritgguf.converter.method import Method
 from tritgguf.converter.parallel import parallel
 from tritgguf.converter.progress import Step
-from tritgguf.converter.system import reserve
+from tritgguf.converter.system import put_on_disk, reserve
 from tritgguf.converter.tensors import (
     ByteArray,
     CodedRows,
@@ -167,6 +167,7 @@ def write_tensors(
             stored = _stored_rows(tensor, tensors, rows, method)
             write_at(piece.file, stored.data, piece.offset + rows.start * row_bytes)
             n_bytes += stored.nbytes
+        put_on_disk(piece.file, piece.offset + piece.rows.start * row_bytes, n_bytes)
         if tensor.spec.data is None:
             tensors[tensor.spec.source].let_go(_wanted(tensor.spec, piece.rows))
         return n_bytes
