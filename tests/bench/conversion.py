@@ -20,10 +20,8 @@ from typing import Any
 from tests.bench import measure, peers
 from tests.bench.shapes import SHAPES, write_checkpoint
 
-SHAPE, LARGER = (
-    "llama-1.1b",
-    "llama-10gb",
-)  # the larger one packed only
+SHAPE = "llama-1.1b"
+LARGER = "llama-10gb"  # packed only
 # Folder: shape and packing.
 CHECKPOINTS = {
     "floats": (SHAPE, "floats"),

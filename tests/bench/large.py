@@ -50,6 +50,7 @@ def main() -> None:
     name = arguments.shape + (f"-{arguments.packing}" if arguments.packing != "floats" else "")
     model = write_checkpoint(arguments.folder / name, SHAPES[arguments.shape], arguments.packing)
     files, out, copy = sorted(model.glob("*.safetensors")), arguments.folder / "out.gguf", arguments.folder / "copy"
+    n_bytes = sum(path.stat().st_size for path in files)
     cold, kind = arguments.packing == "floats", TYPES[arguments.packing]
     other = ("cat", ["sh", "-c", 'cat "$@" > /dev/null', "cat", *files]) if cold else ("cp", ["cp", "-r", model, copy])
     commands = dict([other, ("convert", [*CONVERT, model, out, "--type", kind, "--method", arguments.method])])
@@ -61,7 +62,7 @@ def main() -> None:
             if cold:
                 measure.drop_from_cache(files)
             else:
-                measure.settle()
+                measure.settle(n_bytes + (1 << 30))
             once = measure.run(command)
             if number:
                 found[key].append(once)
@@ -70,7 +71,7 @@ def main() -> None:
         "shape": arguments.shape,
         "packing": arguments.packing,
         "method": arguments.method,
-        "gigabytes": round(sum(path.stat().st_size for path in files) / 1e9, 2),
+        "gigabytes": round(n_bytes / 1e9, 2),
         "file_bytes": out.stat().st_size,
         "planned_bytes": planned_bytes(model, kind),
         **(

@@ -87,14 +87,14 @@ def _anonymous_kb(pid: int) -> int:
     return int(found[1]) if found else 0
 
 
-def settle() -> None:
-    """Let each run begin alike: earlier deletions are on the disk, and as much memory as it needs was just in use.
+def settle(n_bytes: int = JUST_USED_BYTES) -> None:
+    """Let each run begin alike: earlier deletions are on the disk, and `n_bytes` of memory were just in use.
 
     A virtual machine's host takes back memory that is free for seconds; to be given it again takes 0.5 s per GB.
     """
     os.sync()
-    with mmap.mmap(-1, JUST_USED_BYTES) as memory:
-        for start in range(0, JUST_USED_BYTES, mmap.PAGESIZE):
+    with mmap.mmap(-1, n_bytes) as memory:
+        for start in range(0, n_bytes, mmap.PAGESIZE):
             memory[start] = 1
 
 
