@@ -54,8 +54,9 @@ class Kernel:
         if found is None:
             return None
         if self.function is None:
-            self.function = getattr(found, f"{self.name}_{found.level()}")
-            self.function.argtypes, self.function.restype = self.argtypes, ctypes.c_int64
+            function = found[f"{self.name}_{found.level()}"]
+            function.argtypes, function.restype = self.argtypes, ctypes.c_int64
+            self.function = function  # last, since another thread may call it at once
         passed = [self._address(*pair) for pair in zip(arguments, self.dtypes, strict=True)]
         result: int = self.function(*passed)
         return result

@@ -81,11 +81,11 @@ def test_a_library_older_than_its_source_is_not_used(tmp_path: Path, monkeypatch
 
 def test_an_array_of_another_type_is_refused(monkeypatch) -> None:
     monkeypatch.setenv(kernels.VARIABLE, "compiled")
-    kernel = kernels.Kernel("narrow", np.float32, int, np.uint16)
-    with pytest.raises(TypeError, match="narrow: found an array of float64, expected a contiguous one of float32"):
-        kernel(np.zeros(4), 4, np.zeros(4, np.uint16))
+    kernel = kernels.Kernel("fp16_error", np.float32, int, np.float32)
+    with pytest.raises(TypeError, match="fp16_error: found an array of float64, expected a contiguous one of float32"):
+        kernel(np.zeros(4), 4, np.zeros(1, np.float32))
     with pytest.raises(TypeError, match="expected a contiguous one"):
-        kernel(np.zeros(8, np.float32)[::2], 4, np.zeros(4, np.uint16))
+        kernel(np.zeros(8, np.float32)[::2], 4, np.zeros(1, np.float32))
 
 
 def test_another_word_in_the_variable_is_an_error(monkeypatch) -> None:

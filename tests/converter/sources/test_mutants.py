@@ -15,7 +15,7 @@ from tests.packed_checkpoints import PACKED, weights
 from tritgguf.converter import architecture, convert, source
 from tritgguf.converter.source import LINEAR
 from tritgguf.converter.sources import base3, bitnet_packed, masters
-from tritgguf.converter.tensors import CodedRows, SourceTensor, row_chunks
+from tritgguf.converter.tensors import CodedRows, PackedRows, SourceTensor, row_chunks
 
 LOOSEST = 2.0**-11  # what fp16 scales cost at most
 
@@ -29,6 +29,23 @@ def compare(name: str, folder: Path, out: Path) -> None:
 @pytest.mark.parametrize("name", list(PACKED))
 def test_the_right_rules_pass(name: str, packed, tmp_path: Path) -> None:
     compare(name, packed(name), tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize("name", ["2b4t", "falcon3", "llama-rows", "14b-seed", "14b-padded"])
+def test_other_rows_given_to_the_kernels_are_noticed(name, packed, tmp_path: Path, monkeypatch) -> None:
+    kind = base3.Base3Tensor if name.startswith("14b") else bitnet_packed.BitnetTensor
+    right = kind.read_packed
+
+    def read_packed(self: Any, rows: slice | np.ndarray) -> PackedRows:
+        given = right(self, rows)
+        return replace(given, numbers=np.ascontiguousarray(given.numbers[::-1]))
+
+    monkeypatch.setattr(kind, "read_packed", read_packed)
+    with pytest.raises(AssertionError, match="differs by"):
+        compare(name, packed(name), tmp_path / "out.gguf")
+
+
+# The other mutants change the readers in Python, so they go the way that is taken where there are no kernels.
 
 
 # --- bitnet packing ----------------------------------------------------------------------------------------------
@@ -60,6 +77,7 @@ BITNET_LAYOUTS = {
 @pytest.mark.parametrize("layout", list(BITNET_LAYOUTS))
 @pytest.mark.parametrize("name", ["2b4t", "falcon3"])
 def test_another_layout_of_bitnet_packing_is_noticed(layout, name, packed, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(bitnet_packed.BitnetTensor, "packing", None)
     monkeypatch.setattr(bitnet_packed.BitnetTensor, "read_codes", BITNET_LAYOUTS[layout])
     if layout == "right":  # so that it is the layout, not the stand-in, that fails
         compare(name, packed(name), tmp_path / "out.gguf")
@@ -131,6 +149,7 @@ BASE3_MUTANTS: dict[str, tuple[Any, str, Any]] = {
 @pytest.mark.parametrize("mutant", list(BASE3_MUTANTS))
 @pytest.mark.parametrize("name", ["14b-seed", "14b-newer", "14b-padded"])
 def test_another_reading_of_base_3_is_noticed(mutant, name, packed, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(base3.Base3Tensor, "packing", None)
     monkeypatch.setattr(*BASE3_MUTANTS[mutant])
     with pytest.raises(AssertionError, match="differs by"):
         compare(name, packed(name), tmp_path / "out.gguf")
