@@ -494,6 +494,23 @@ INLINE void pack_fours(const int8_t *restrict codes, int64_t n_blocks, uint8_t *
     }
 }
 
+/* The same of at most STRIP codes in base-3 packing: the digits at bits 0, 2, 4 and 6 add up to the byte and 1, 4 and 16
+   times its quotients by 3, 9 and 27. */
+INLINE uint64_t base3_to_fours(const uint8_t *restrict stored, int64_t n_blocks, uint8_t *restrict blocks,
+                               int64_t block_bytes) {
+    uint8_t fours[STRIP / 4], most = 0;
+    for (int64_t index = 0; index < n_blocks * 16; index++) {
+        uint8_t digits = stored[index];
+        uint16_t third = (uint16_t)(digits * 171) >> 9, ninth = (uint16_t)(digits * 57) >> 9;
+        uint16_t last = (uint16_t)(digits * 19) >> 9;
+        most = digits > most ? digits : most;
+        fours[index] = (uint8_t)(digits + third + 4 * ninth + 16 * last);
+    }
+    for (int64_t number = 0; number < n_blocks; number++)
+        memcpy(blocks + number * block_bytes, fours + number * 16, 16);
+    return most > 80;
+}
+
 /* Q4_0: nibbles of code + 8. */
 INLINE void pack_nibbles(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks,
                          int64_t block_bytes) {
@@ -541,19 +558,24 @@ INLINE int64_t pack_rows(int packing, Pack pack, int block, const uint8_t *restr
             const int8_t *codes = strip;
             if (packing == CODES)
                 codes = (const int8_t *)row + column;
+            else if (packing == BASE3 && pack == pack_fours)
+                codes = NULL;
             else if (packing == BASE3)
                 invalid |= unpack_base3(row + column / 4, n, strip);
             else
                 invalid |= unpack_four_rows(row + column, shift, n, strip);
-            pack(codes, n / block, blocks, block_bytes);
+            if (codes)
+                pack(codes, n / block, blocks, block_bytes);
+            else
+                invalid |= base3_to_fours(row + column / 4, n / block, blocks, block_bytes);
             blocks += n / block * block_bytes;
         }
     }
     return invalid != 0;
 }
 
-/* Pack the wanted ones of `n_stored` rows, of FOUR_ROWS of four times as many; `blocks` is where the first block's codes
-   go. Returns whether a code stands for nothing. */
+/* Pack the wanted ones of `n_stored` rows, of FOUR_ROWS of four times as many; `blocks` is where the first block's
+   codes go. Returns whether a code stands for nothing. */
 #define PACK(name, pack, block)                                                                                \
     EXPORT int64_t KERNEL(name)(int64_t packing, const uint8_t *stored, int64_t n_stored, int64_t stored_bytes, \
                                 const int64_t *wanted, int64_t n_rows, int64_t n_columns, uint8_t *blocks,      \
@@ -571,12 +593,14 @@ PACK(pack_q4_0, pack_nibbles, 32)
 EXPORT int64_t KERNEL(put_scales)(const float *restrict scales, int64_t n_scales, int64_t repeat,
                                   uint8_t *restrict blocks, int64_t block_bytes, int64_t offset) {
     uint32_t largest = 0;
-    for (int64_t number = 0; number < n_scales; number++) {
-        uint32_t bits = to_bits(scales[number]), magnitude = bits & 0x7FFFFFFF;
-        largest = magnitude > largest ? magnitude : largest;
-        uint16_t half = (uint16_t)(to_f16(from_bits(magnitude)) | (bits >> 16 & 0x8000));
-        for (int64_t block = 0; block < repeat; block++)
-            memcpy(blocks + (number * repeat + block) * block_bytes + offset, &half, 2);
+    for (int64_t start = 0; start < n_scales; start += STRIP) {
+        int64_t n = n_scales - start < STRIP ? n_scales - start : STRIP;
+        uint16_t halves[STRIP];
+        uint32_t most = (uint32_t)narrow_kind(F32, scales + start, n, halves);
+        largest = most > largest ? most : largest;
+        for (int64_t number = 0; number < n; number++)
+            for (int64_t block = 0; block < repeat; block++)
+                memcpy(blocks + ((start + number) * repeat + block) * block_bytes + offset, halves + number, 2);
     }
     return largest;
 }

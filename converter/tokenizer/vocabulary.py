@@ -39,12 +39,11 @@ class Vocabulary:
     def put_all(self, ids: Mapping[str, int], token_type: TokenType) -> None:
         """Give many ids their tokens; TokenizerError if two have one."""
         texts = {token_id: text for text, token_id in ids.items()}
-        if len(texts) < len(ids) or self.texts.keys() & texts.keys():
+        if self.texts or len(texts) < len(ids):
             for text, token_id in ids.items():
                 self.put(token_id, text, token_type)
-            return
-        self.texts |= texts
-        self.types |= dict.fromkeys(texts, token_type.value)
+        else:
+            self.texts, self.types = texts, dict.fromkeys(texts, token_type.value)
 
     def put_added(self, tokens: Iterable[AddedToken]) -> None:
         for token in tokens:
@@ -81,17 +80,20 @@ class Vocabulary:
 
     def metadata(self, *, with_scores: bool) -> Metadata:
         """tokens, (scores,) token_type; ids without a token become [PADn] of type UNUSED."""
-        texts, types, scores = dict(self.texts), dict(self.types), dict(self.scores)
-        taken, ids = set(texts.values()), range(self.n_vocab)
-        for token_id in ids:
-            if token_id in texts:
-                continue
-            unused = f"[PAD{token_id}]"
-            while unused in taken:
-                unused = f"[{unused}]"
-            texts[token_id], types[token_id], scores[token_id] = unused, TokenType.UNUSED.value, UNUSED_SCORE
-        keys: Metadata = {Keys.Tokenizer.LIST: strings([texts[token_id] for token_id in ids])}
+        ids, unused = range(self.n_vocab), TokenType.UNUSED.value
+        taken = set(self.texts.values())
+        texts = [self.texts[token_id] if token_id in self.texts else _free_name(token_id, taken) for token_id in ids]
+        keys: Metadata = {Keys.Tokenizer.LIST: strings(texts)}
         if with_scores:
-            keys[Keys.Tokenizer.SCORES] = float32s([scores.get(token_id, 0.0) for token_id in ids])
-        keys[Keys.Tokenizer.TOKEN_TYPE] = int32s([types[token_id] for token_id in ids])
+            known = self.scores
+            scores = [known.get(token_id, 0.0) if token_id in self.texts else UNUSED_SCORE for token_id in ids]
+            keys[Keys.Tokenizer.SCORES] = float32s(scores)
+        keys[Keys.Tokenizer.TOKEN_TYPE] = int32s([self.types.get(token_id, unused) for token_id in ids])
         return keys
+
+
+def _free_name(token_id: int, taken: set[str]) -> str:
+    name = f"[PAD{token_id}]"
+    while name in taken:
+        name = f"[{name}]"
+    return name
