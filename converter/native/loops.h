@@ -494,8 +494,8 @@ INLINE void pack_fours(const int8_t *restrict codes, int64_t n_blocks, uint8_t *
     }
 }
 
-/* The same of at most STRIP codes in base-3 packing: the digits at bits 0, 2, 4 and 6 add up to the byte and 1, 4 and 16
-   times its quotients by 3, 9 and 27. */
+/* The same of at most STRIP codes in base-3 packing: the digits at bits 0, 2, 4 and 6 add up to the byte and 1, 4 and
+   16 times its quotients by 3, 9 and 27. */
 INLINE uint64_t base3_to_fours(const uint8_t *restrict stored, int64_t n_blocks, uint8_t *restrict blocks,
                                int64_t block_bytes) {
     uint8_t fours[STRIP / 4], most = 0;

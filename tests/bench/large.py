@@ -80,6 +80,9 @@ def main() -> None:
             else {}
         ),
         **{f"{key}_seconds": round(statistics.median(once.seconds for once in runs), 2) for key, runs in found.items()},
+        f"times_{other[0]}": round(
+            statistics.median(a.seconds / b.seconds for a, b in zip(found["convert"], found[other[0]], strict=True)), 2
+        ),
         "convert_anonymous_mb": round(max(once.anonymous_mb for once in found["convert"])),
         "runs": {key: [once.as_json() for once in runs] for key, runs in found.items()},
     }
