@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import threading
@@ -140,12 +141,16 @@ def write_at(file: BinaryIO, data: memoryview, offset: int) -> None:
 
 
 class _Piece(NamedTuple):
-    """Some rows of a tensor, and where in which file the tensor goes."""
+    """Some rows of a tensor, and where in which file the tensor goes; all its slices are made of the same bytes."""
 
     tensor: TensorPlan
-    rows: slice
+    slices: tuple[slice, ...]
     file: BinaryIO
     offset: int
+
+    @property
+    def wanted(self) -> slice | RowIndices:
+        return _wanted(self.tensor.spec, self.slices[0])
 
 
 def write_tensors(
@@ -161,15 +166,17 @@ def write_tensors(
     def write(piece: _Piece) -> int:
         tensor, n_bytes = piece.tensor, 0
         if tensor.spec.data is None:
-            tensors[tensor.spec.source].bring_in(_wanted(tensor.spec, piece.rows))
+            tensors[tensor.spec.source].bring_in(piece.wanted)
         row_bytes = tensor.codec.row_bytes(tensor.spec.shape[-1])
-        for rows in row_chunks(tensor.spec.shape, piece.rows, n_values=_values_at_once(tensor, tensors)):
-            stored = _stored_rows(tensor, tensors, rows, method)
-            write_at(piece.file, stored.data, piece.offset + rows.start * row_bytes)
-            n_bytes += stored.nbytes
-        put_on_disk(piece.file, piece.offset + piece.rows.start * row_bytes, n_bytes)
+        for some in piece.slices:
+            for rows in row_chunks(tensor.spec.shape, some, n_values=_values_at_once(tensor, tensors)):
+                stored = _stored_rows(tensor, tensors, rows, method)
+                write_at(piece.file, stored.data, piece.offset + rows.start * row_bytes)
+                n_bytes += stored.nbytes
+            start, stop, _ = some.indices(math.prod(tensor.spec.shape[:-1]))
+            put_on_disk(piece.file, piece.offset + start * row_bytes, (stop - start) * row_bytes)
         if tensor.spec.data is None:
-            tensors[tensor.spec.source].let_go(_wanted(tensor.spec, piece.rows))
+            tensors[tensor.spec.source].let_go(piece.wanted)
         return n_bytes
 
     pieces = _pieces(opened, plan.parts, tensors)
@@ -184,11 +191,22 @@ def _pieces(
     """Yield the work in the file's order; what is handed out is asked for at once, since its turn comes soon."""
     for part, content in zip(opened, parts, strict=True):
         for tensor, offset in zip(content.tensors, content.offsets, strict=False):
-            spec = tensor.spec
-            for rows in row_chunks(spec.shape, n_values=PIECE_VALUES):
-                if spec.data is None:
-                    tensors[spec.source].ask_ahead(_wanted(spec, rows))
-                yield _Piece(tensor, rows, part.file, offset)
+            for slices in _slices(tensor, tensors):
+                piece = _Piece(tensor, slices, part.file, offset)
+                if tensor.spec.data is None:
+                    tensors[tensor.spec.source].ask_ahead(piece.wanted)
+                yield piece
+
+
+def _slices(tensor: TensorPlan, tensors: Mapping[str, SourceTensor]) -> Iterator[tuple[slice, ...]]:
+    """Yield the rows of pieces: together those that a packing has in the same bytes, so that these are read once."""
+    packed, (*_, n_columns) = _packed(tensor, tensors), tensor.spec.shape
+    if packed is None or packed.packing != "four rows" or tensor.spec.rows is not None:
+        yield from ((rows,) for rows in row_chunks(tensor.spec.shape, n_values=PIECE_VALUES))
+        return
+    n_stored = packed.shape[0] // 4
+    for rows in row_chunks((n_stored, n_columns), n_values=PIECE_VALUES // 4):
+        yield tuple(slice(rows.start + first, rows.stop + first) for first in range(0, 4 * n_stored, n_stored))
 
 
 def _values_at_once(tensor: TensorPlan, tensors: Mapping[str, SourceTensor]) -> int | None:
