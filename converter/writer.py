@@ -36,9 +36,9 @@ from tritgguf.converter.tensors import (
 )
 
 # What a thread takes at a time: long enough that Python's part takes little of the time and that it can be read ahead,
-# short enough to share out evenly. Codes that have to be computed first take memory: fewer at a time.
-PIECE_VALUES = 1 << 23
-CODES_AT_ONCE = 1 << 21
+# short enough to share out evenly. Packed values take a fourth of the bytes or less: as many times more.
+PIECE_VALUES = 1 << 21
+MORE_IF_PACKED = 4
 # What the system is given at a time: beyond half a megabyte its cache takes larger pages, which cost twice the time.
 WRITE_BYTES = 1 << 18
 
@@ -202,10 +202,11 @@ def _slices(tensor: TensorPlan, tensors: Mapping[str, SourceTensor]) -> Iterator
     """Yield the rows of pieces: together those that a packing has in the same bytes, so that these are read once."""
     packed, (*_, n_columns) = _packed(tensor, tensors), tensor.spec.shape
     if packed is None or packed.packing != "four rows" or tensor.spec.rows is not None:
-        yield from ((rows,) for rows in row_chunks(tensor.spec.shape, n_values=PIECE_VALUES))
+        n_values = PIECE_VALUES if packed is None else MORE_IF_PACKED * PIECE_VALUES
+        yield from ((rows,) for rows in row_chunks(tensor.spec.shape, n_values=n_values))
         return
     n_stored = packed.shape[0] // 4
-    for rows in row_chunks((n_stored, n_columns), n_values=PIECE_VALUES // 4):
+    for rows in row_chunks((n_stored, n_columns), n_values=MORE_IF_PACKED * PIECE_VALUES // 4):
         yield tuple(slice(rows.start + first, rows.stop + first) for first in range(0, 4 * n_stored, n_stored))
 
 
@@ -213,7 +214,7 @@ def _values_at_once(tensor: TensorPlan, tensors: Mapping[str, SourceTensor]) -> 
     """Return how many values are converted at a time, None for the fewest: the more memory each takes, the fewer."""
     if isinstance(tensor.codec, FloatCodec):
         return None
-    return PIECE_VALUES if _packed(tensor, tensors) else CODES_AT_ONCE
+    return MORE_IF_PACKED * PIECE_VALUES if _packed(tensor, tensors) else PIECE_VALUES
 
 
 def _packed(tensor: TensorPlan, tensors: Mapping[str, SourceTensor]) -> CodedTensor | None:
