@@ -108,7 +108,6 @@ class CodedTensor(SourceTensor):
     shape: tuple[int, ...]
     group: int
     stored: SourceTensor
-    packing: ClassVar[str | None] = None  # of PACKINGS
 
     @property
     def n_bytes(self) -> int:
@@ -127,15 +126,22 @@ class CodedTensor(SourceTensor):
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
         """Return those rows as codes and scales; raise TensorError where a code is invalid."""
 
-    def read_packed(self, rows: slice | RowIndices) -> PackedRows:
-        """Return those rows as they are stored, unchecked; only where `packing` says that kernels know how."""
-        raise NotImplementedError(f"{self.dtype}: no kernel unpacks it")
-
     def read(self, rows: slice | RowIndices) -> Float32Array:
         return self.read_codes(rows).dequantize()
 
     def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
         return self.stored.on_disk(rows)
+
+
+@dataclass(frozen=True)
+class PackedTensor(CodedTensor):
+    """A coded tensor whose packing, one of PACKINGS, kernels know."""
+
+    packing: ClassVar[str]
+
+    @abstractmethod
+    def read_packed(self, rows: slice | RowIndices) -> PackedRows:
+        """Return those rows as they are stored, unchecked."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from tritgguf.converter.tensors import (
     CodedTensor,
     Float32Array,
     PackedRows,
+    PackedTensor,
     RowIndices,
     SourceTensor,
     row_chunks,
@@ -217,12 +218,10 @@ def _values_at_once(tensor: TensorPlan, tensors: Mapping[str, SourceTensor]) -> 
     return MORE_IF_PACKED * PIECE_VALUES if _packed(tensor, tensors) else PIECE_VALUES
 
 
-def _packed(tensor: TensorPlan, tensors: Mapping[str, SourceTensor]) -> CodedTensor | None:
+def _packed(tensor: TensorPlan, tensors: Mapping[str, SourceTensor]) -> PackedTensor | None:
     """Return a tensor's source where its codes are kept and kernels know how they are packed."""
     source = tensors.get(tensor.spec.source)
-    if isinstance(source, CodedTensor) and source.packing is not None and tensor.grid is not None:
-        return source
-    return None
+    return source if isinstance(source, PackedTensor) and tensor.grid is not None else None
 
 
 def _wanted(spec: TensorSpec, rows: slice) -> slice | RowIndices:

@@ -22,9 +22,9 @@ from tritgguf.converter.source import Source, StoredTensors, quantization
 from tritgguf.converter.tensors import (
     ByteArray,
     CodedRows,
-    CodedTensor,
     Float32Array,
     PackedRows,
+    PackedTensor,
     RowIndices,
     SourceTensor,
     row_numbers,
@@ -38,7 +38,7 @@ FOURS = ((np.arange(256)[:, None] // POWERS % 3).astype(np.int8) - np.int8(1)).v
 
 
 @dataclass(frozen=True)
-class Base3Tensor(CodedTensor):
+class Base3Tensor(PackedTensor):
     """One packed tensor; on disk `stored_group` columns share a scale, padding included."""
 
     stored: SafetensorsTensor

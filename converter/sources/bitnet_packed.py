@@ -21,10 +21,10 @@ from tritgguf.converter.source import Source, StoredTensors, quantization
 from tritgguf.converter.tensors import (
     ByteArray,
     CodedRows,
-    CodedTensor,
     Codes,
     Float32Array,
     PackedRows,
+    PackedTensor,
     RowIndices,
     SourceTensor,
     row_numbers,
@@ -35,7 +35,7 @@ METHOD = "bitnet"
 
 
 @dataclass(frozen=True)
-class BitnetTensor(CodedTensor):
+class BitnetTensor(PackedTensor):
     """One packed tensor; `row_scales` is what a trit of each row is worth, float32 (n_rows, 1)."""
 
     stored: SafetensorsTensor

@@ -88,6 +88,15 @@ def test_an_array_of_another_type_is_refused(monkeypatch) -> None:
         kernel(np.zeros(8, np.float32)[::2], 4, np.zeros(1, np.float32))
 
 
+def test_kernels_of_one_name_keep_their_own_argument_types(monkeypatch) -> None:
+    monkeypatch.setenv(kernels.VARIABLE, "compiled")
+    right = kernels.Kernel("fp16_error", np.float32, int, np.float32)
+    right(np.ones(4, np.float32), 4, np.zeros(1, np.float32))
+    with pytest.raises(TypeError):
+        kernels.Kernel("fp16_error", np.float32, int)(np.ones(4), 4)
+    assert right.function.argtypes == right.argtypes
+
+
 def test_another_word_in_the_variable_is_an_error(monkeypatch) -> None:
     monkeypatch.setenv(kernels.VARIABLE, "fast")
     with pytest.raises(UnsupportedError, match="TRITGGUF_KERNELS is 'fast'; expected one of auto, numpy, compiled"):
