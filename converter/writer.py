@@ -45,7 +45,7 @@ WRITE_BYTES = 1 << 18
 
 Rows = TypeVar("Rows", Float32Array, CodedRows, PackedRows)
 Bytes = TypeVar("Bytes", ByteArray, ByteArray | None)
-_position = threading.Lock()
+_writing = threading.Lock()
 
 
 def require_writable(out: Path, paths: Sequence[Path], force: bool) -> None:
@@ -129,16 +129,19 @@ def write_whole(path: Path, text: bytes) -> None:
 
 
 def write_at(file: BinaryIO, data: memoryview, offset: int) -> None:
-    """Write all of `data` from that byte on; several threads may do so at once."""
+    """Write all of `data` from that byte on; one thread at a time, though several may ask for it at once.
+
+    The system lets in one at a time too, but keeps the cores of those that wait busy.
+    """
     left = data.cast("B")
-    while left:
-        if hasattr(os, "pwrite"):
-            n_written = os.pwrite(file.fileno(), left[:WRITE_BYTES], offset)
-        else:
-            with _position:
+    with _writing:
+        while left:
+            if hasattr(os, "pwrite"):
+                n_written = os.pwrite(file.fileno(), left[:WRITE_BYTES], offset)
+            else:
                 file.seek(offset)
                 n_written = file.write(left)
-        left, offset = left[n_written:], offset + n_written
+            left, offset = left[n_written:], offset + n_written
 
 
 class _Piece(NamedTuple):
