@@ -21,8 +21,11 @@ from tritgguf.converter.tensors import SourceTensor
 from tritgguf.converter.tokenizer import has_tokenizer, read_tokenizer
 
 
-def open_hf_model(folder: Path) -> Model:
-    """Open a folder; raise SourceError, UnsupportedError or TokenizerError where it can't be converted."""
+def open_hf_model(folder: Path, *, load_tokenizer: bool = True) -> Model:
+    """Open a folder; raise SourceError, UnsupportedError or TokenizerError where it can't be converted.
+
+    `load_tokenizer` has the source's library load the tokenizer at once and not when it first encodes.
+    """
     raw = read_config_json(folder)
     architecture = architecture_for(raw)
     config = architecture.read_config(raw)
@@ -33,7 +36,7 @@ def open_hf_model(folder: Path) -> Model:
     notes = _context_notes(config)
     tokenizer = None
     if checkpoint.tensors is not None or has_tokenizer(folder):
-        tokenizer = read_tokenizer(folder, n_vocab=config.vocab_size, config=raw)
+        tokenizer = read_tokenizer(folder, n_vocab=config.vocab_size, config=raw, load=load_tokenizer)
         give_back_free_memory()  # of the parsed files, a hundred megabytes for a large vocabulary
         notes += tokenizer.notes
     else:

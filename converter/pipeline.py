@@ -27,7 +27,7 @@ from tritgguf.converter.parts import lay_out, part_paths
 from tritgguf.converter.progress import Progress, counted
 from tritgguf.converter.survey import Request, require_taken, survey
 from tritgguf.converter.targets import SLOW_ON_X86, is_x86
-from tritgguf.converter.tokenizer import RuntimeProcess, check_token_ids
+from tritgguf.converter.tokenizer import TOKENIZER_JSON, RuntimeProcess, check_token_ids
 from tritgguf.converter.writer import require_writable, whole_files, write_tensors
 
 
@@ -100,8 +100,9 @@ def convert(
     require_writable(target, [target], force)
     request = Request.named(type, method, **choices)
     with contextlib.ExitStack() as stack:
-        runtime = stack.enter_context(RuntimeProcess()) if check else None
-        opened = open_model(Path(model))
+        # The child loads the source's tokenizer, since that holds Python's lock.
+        runtime = stack.enter_context(_runtime(Path(model))) if check else None
+        opened = open_model(Path(model), load_tokenizer=not check)
         written = write_model(
             opened,
             target,
@@ -158,9 +159,13 @@ def write_model(
     return Conversion(paths[0], file_plan, time.monotonic() - started, strings_checked)
 
 
-def open_model(path: Path) -> Model:
+def open_model(path: Path, *, load_tokenizer: bool = True) -> Model:
     """Open a Hugging Face folder or a GGUF file; raise TritggufError where it can't be converted."""
-    return open_gguf_model(path) if is_gguf(path) else open_hf_model(path)
+    return open_gguf_model(path) if is_gguf(path) else open_hf_model(path, load_tokenizer=load_tokenizer)
+
+
+def _runtime(model: Path) -> RuntimeProcess:
+    return RuntimeProcess(model if (model / TOKENIZER_JSON).is_file() else None)
 
 
 def make_plan(model: Model, request: Request, threads: int | None, progress: Progress | None) -> FilePlan:

@@ -1,8 +1,10 @@
-"""Token ids of texts, in a process of its own: `python -m tritgguf.runtime.token_ids`.
+"""Token ids of texts, in a process of its own: `python -m tritgguf.runtime.token_ids [FOLDER]`.
 
-`{"file": "model.gguf", "texts": [...]}` on standard input becomes `{"ids": [[...], ...]}` on standard output: special
-tokens are parsed, no BOS is added. Only the vocabulary is loaded, so the file's tensor data need not be there yet. The
-converter runs this as a child because a vocabulary that llama.cpp can't stand aborts the process.
+`{"file": "model.gguf", "texts": [...]}` on standard input becomes `{"ids": [[...], ...], "expected": [[...], ...]}` on
+standard output: special tokens are parsed, no BOS is added. "expected" is by the tokenizer.json in FOLDER, loaded while
+the question is waited for; null without it, or where it can't be loaded. Only the vocabulary of the file is loaded, so
+its tensor data need not be there yet. The converter runs this as a child because a vocabulary that llama.cpp can't
+stand aborts the process.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tritgguf.converter.errors import EngineError, TritggufError
+from tritgguf.converter.errors import EngineError, TokenizerError, TritggufError
+from tritgguf.converter.tokenizer.reference import Reference
 from tritgguf.runtime.backend import Model, exit_on_native_abort
 from tritgguf.runtime.gguf_header import vocabulary_only
 
@@ -38,12 +41,25 @@ def main() -> int:
     exit_on_native_abort()
     gc.disable()  # what a vocabulary is made of holds no cycles
     try:
-        json.dump({"ids": token_ids(*_asked(sys.stdin.buffer.read()))}, sys.stdout)
+        reference = _reference(Path(sys.argv[1])) if len(sys.argv) > 1 else None
+        file, texts = _asked(sys.stdin.buffer.read())
+        expected = list(map(reference, texts)) if reference else None
+        del reference  # the memory is needed again
+        json.dump({"ids": token_ids(file, texts), "expected": expected}, sys.stdout)
     except TritggufError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     sys.stdout.write("\n")
     return 0
+
+
+def _reference(folder: Path) -> Reference | None:
+    reference = Reference(folder)
+    try:
+        reference.load()
+    except TokenizerError:  # said by the process that asks, which loads it too
+        return None
+    return reference
 
 
 def _asked(data: bytes) -> tuple[str, list[str]]:

@@ -14,13 +14,15 @@ from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.tokenizer.battery import battery
 from tritgguf.converter.tokenizer.byte_level import byte_level_tokenizer
 from tritgguf.converter.tokenizer.check import RuntimeProcess, carried_tokenizer, check_token_ids
-from tritgguf.converter.tokenizer.files import SENTENCEPIECE_MODEL, TOKENIZER_JSON, read_side_files
+from tritgguf.converter.tokenizer.files import SENTENCEPIECE_MODEL, TOKENIZER_JSON, SideFiles, read_side_files
 from tritgguf.converter.tokenizer.merge_scores import has_byte_pieces, merge_scored_tokenizer
+from tritgguf.converter.tokenizer.reference import Reference
 from tritgguf.converter.tokenizer.sentencepiece_model import sentencepiece_tokenizer
 from tritgguf.converter.tokenizer.source import SourceTokenizer
 from tritgguf.converter.tokenizer.tokenizer_json import read_tokenizer_json
 
 __all__ = [
+    "TOKENIZER_JSON",
     "RuntimeProcess",
     "SourceTokenizer",
     "battery",
@@ -36,11 +38,11 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (TOKENIZER_JSON, SENTENCEPIECE_MODEL))
 
 
-def read_tokenizer(folder: Path, *, n_vocab: int, config: Mapping[str, Any]) -> SourceTokenizer:
+def read_tokenizer(folder: Path, *, n_vocab: int, config: Mapping[str, Any], load: bool = True) -> SourceTokenizer:
     """Read the tokenizer of a checkpoint folder for a model with `n_vocab` embedding rows.
 
-    `config` is the parsed config.json. TokenizerError if there is no tokenizer, a file of it is damaged, or llama.cpp
-    has nothing that gives the same ids.
+    `config` is the parsed config.json. `load` has the source's library load it at once and not when it first encodes.
+    TokenizerError if there is no tokenizer, a file of it is damaged, or llama.cpp has nothing that gives the same ids.
     """
     if not has_tokenizer(folder):
         raise TokenizerError(
@@ -50,6 +52,17 @@ def read_tokenizer(folder: Path, *, n_vocab: int, config: Mapping[str, Any]) -> 
     files = read_side_files(folder, config)
     if not (folder / TOKENIZER_JSON).is_file():
         return sentencepiece_tokenizer(files, n_vocab)
+    try:
+        tokenizer = _tokenizer_json(files, n_vocab)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        Reference(folder).load()  # says what is wrong with the file
+        raise
+    if load:
+        tokenizer.load()
+    return tokenizer
+
+
+def _tokenizer_json(files: SideFiles, n_vocab: int) -> SourceTokenizer:
     source = read_tokenizer_json(files)
     if has_byte_pieces(source):
         return merge_scored_tokenizer(source, files, n_vocab)

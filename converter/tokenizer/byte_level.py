@@ -41,7 +41,7 @@ def byte_level_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) 
         kind="bpe",
         metadata=metadata,
         special_tokens=vocabulary.special_texts(),
-        encode_with_source=source.encoder(),
+        encode_with_source=source.reference,
         normalizes_nfc=composes,
         notes=(NFC_NOTE,) if composes else (),
         hint="; ".join(filter(None, [pre_tokenizer.difference, *source.differences()])),

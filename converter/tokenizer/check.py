@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from typing_extensions import Self
 
@@ -20,14 +21,24 @@ _COMMAND = (sys.executable, "-m", "tritgguf.runtime.token_ids")
 _IDS_SHOWN = 8
 
 
-class RuntimeProcess:
-    """The runtime in a child process, which starts at once and gives the token ids of one file; kill it on leaving."""
+class TokenIds(NamedTuple):
+    """Ids of each text under a file's tokenizer, and under its source's, where the child had that to load."""
 
-    def __init__(self) -> None:
-        pipe = subprocess.PIPE
+    found: list[list[int]]
+    expected: list[list[int]] | None
+
+
+class RuntimeProcess:
+    """The runtime in a child process, which starts at once and gives the token ids of one file; kill it on leaving.
+
+    It loads the reference of `folder`, which holds a tokenizer.json, while the file is made.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        pipe, command = subprocess.PIPE, _COMMAND if folder is None else (*_COMMAND, str(folder))
         # Numpy's BLAS, of no use here, would keep a thread per core busy while it starts.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-        self.child = subprocess.Popen(_COMMAND, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+        self.child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
 
     def __enter__(self) -> Self:
         return self
@@ -36,8 +47,8 @@ class RuntimeProcess:
         self.child.kill()
         self.child.communicate()
 
-    def ids(self, gguf_file: Path, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text under the file's tokenizer; TokenizerError where the runtime can't stand it."""
+    def ids(self, gguf_file: Path, texts: Sequence[str]) -> TokenIds:
+        """Return the ids of each text; TokenizerError where the runtime can't stand the file."""
         asked = {"file": str(gguf_file), "texts": texts}
         out, err = self.child.communicate(json.dumps(asked).encode())
         if self.child.returncode != 0:
@@ -48,11 +59,12 @@ class RuntimeProcess:
                 f"the runtime can't read the vocabulary back: {reason}; --no-check keeps the file all the same"
             )
         try:
-            ids: list[list[int]] = json.loads(out)["ids"]
+            answer = json.loads(out)
+            ids = TokenIds(answer["ids"], answer["expected"])
         except (ValueError, KeyError, TypeError) as error:
             raise TokenizerError(f"the runtime's token ids aren't the JSON that was expected: {error}") from error
-        if len(ids) != len(texts):
-            raise TokenizerError(f"the runtime gave ids for {len(ids)} texts; expected {len(texts)}")
+        if len(ids.found) != len(texts):
+            raise TokenizerError(f"the runtime gave ids for {len(ids.found)} texts; expected {len(texts)}")
         return ids
 
 
@@ -60,8 +72,10 @@ def check_token_ids(tokenizer: SourceTokenizer, gguf_file: Path, runtime: Runtim
     """Compare token ids on the battery; return the number of texts, TokenizerError at the first difference."""
     texts = battery(tokenizer)
     with runtime or RuntimeProcess() as started:
-        found_ids = started.ids(gguf_file, texts)
-    for text, found in zip(texts, found_ids, strict=True):
+        ids = started.ids(gguf_file, texts)
+    if ids.found == ids.expected:
+        return len(texts)
+    for text, found in zip(texts, ids.found, strict=True):
         expected = tokenizer.encode(text)
         if found != expected:
             hint = f" ({tokenizer.hint})" if tokenizer.hint else ""
@@ -85,5 +99,5 @@ def carried_tokenizer(gguf_file: Path) -> SourceTokenizer:
     blank = SourceTokenizer("carried", {}, (), lambda _text: [])
     texts = battery(blank)
     with RuntimeProcess() as runtime:
-        ids = dict(zip(texts, runtime.ids(gguf_file, texts), strict=True))
+        ids = dict(zip(texts, runtime.ids(gguf_file, texts).found, strict=True))
     return SourceTokenizer("carried", {}, (), ids.__getitem__)

@@ -48,8 +48,15 @@ def read_side_files(folder: Path, config: Mapping[str, Any]) -> SideFiles:
         tokenizer_config=tokenizer_config,
         generation_config=read_object_if_present(folder / "generation_config.json"),
         special_tokens_map=read_object_if_present(folder / "special_tokens_map.json"),
-        added_tokens=_side_added_tokens(folder, tokenizer_config),
+        added_tokens=side_added_tokens(folder, tokenizer_config),
     )
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"{path.name} can't be read: {error.strerror}") from error
 
 
 def read_text(path: Path) -> str:
@@ -104,7 +111,7 @@ def added_token(entry: object, token_id: object, name: str) -> AddedToken:
     )
 
 
-def _side_added_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[AddedToken, ...]:
+def side_added_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[AddedToken, ...]:
     """Added tokens named outside tokenizer.json; tokenizer_config.json's entries win, since they carry flags."""
     tokens: dict[int, AddedToken] = {}
     decoder = tokenizer_config.get("added_tokens_decoder") or {}

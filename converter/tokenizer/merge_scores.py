@@ -80,7 +80,7 @@ def merge_scored_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int
         kind="sentencepiece",
         metadata=metadata,
         special_tokens=vocabulary.special_texts(),
-        encode_with_source=source.encoder(),
+        encode_with_source=source.reference,
         hint="; ".join(filter(None, [spaces.difference, *source.differences()])),
     )
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import sentencepiece
 from gguf import Keys, TokenType
 
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.metadata import Metadata, boolean, string
-from tritgguf.converter.tokenizer.files import SENTENCEPIECE_MODEL, TOKENIZER_JSON, AddedToken, SideFiles
+from tritgguf.converter.tokenizer.files import SENTENCEPIECE_MODEL, TOKENIZER_JSON, AddedToken, SideFiles, read_bytes
 from tritgguf.converter.tokenizer.merge_scores import BYTE_PIECES, FIRST_TEXT_ONLY
 from tritgguf.converter.tokenizer.sentencepiece_proto import (
     BPE_MODEL,
@@ -29,7 +28,7 @@ TYPES = {int(kind): kind for kind in TokenType}  # the enum's own look-up takes 
 
 def sentencepiece_tokenizer(files: SideFiles, n_vocab: int) -> SourceTokenizer:
     """Keys for a SentencePiece BPE model; TokenizerError if llama.cpp would tokenize otherwise."""
-    data = _read(files.folder / SENTENCEPIECE_MODEL)
+    data = read_bytes(files.folder / SENTENCEPIECE_MODEL)
     proto = _parse(data)
     _check_supported(proto)
     vocabulary = Vocabulary(n_vocab, SENTENCEPIECE_MODEL)
@@ -57,13 +56,6 @@ def sentencepiece_tokenizer(files: SideFiles, n_vocab: int) -> SourceTokenizer:
         encode_with_source=_encoder(processor, special_texts, vocabulary.ids_by_text(), first_only),
         hint=FIRST_TEXT_ONLY if first_only else "",
     )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TokenizerError(f"{path.name} can't be read: {error.strerror}") from error
 
 
 def _parse(data: bytes) -> SentencePieceProto:

@@ -28,3 +28,7 @@ class SourceTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids by the source's own library: special tokens in the text are parsed, no bos or eos is added."""
         return self.encode_with_source(text)
+
+    def load(self) -> None:
+        """Have the source's library load its files, if it hasn't; TokenizerError where it refuses them."""
+        self.encode("")

@@ -1,8 +1,8 @@
-"""tokenizer.json, parsed twice: as data to convert, and by the tokenizers library as the reference to prove it with."""
+"""tokenizer.json as data to convert; reference.py has it as the tokenizers library loads it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from tritgguf.converter.tokenizer.files import (
     parse_object,
     read_text,
 )
+from tritgguf.converter.tokenizer.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,7 @@ class TokenizerJson:
     vocab: Mapping[str, int]
     merges: tuple[tuple[str, str], ...]
     added_tokens: tuple[AddedToken, ...]
-    reference: tokenizers.Tokenizer
-
-    def encoder(self) -> Callable[[str], list[int]]:
-        """Return what encodes texts, which outlives the parsed file."""
-        reference = self.reference
-
-        def encode(text: str) -> list[int]:
-            ids: list[int] = reference.encode(text, add_special_tokens=False).ids
-            return ids
-
-        return encode
+    reference: Reference
 
     def differences(self) -> list[str]:
         """What llama.cpp can't do with the added tokens: take in the spaces beside one, or mind a word's edge."""
@@ -54,8 +45,7 @@ class TokenizerJson:
 
 def read_tokenizer_json(files: SideFiles) -> TokenizerJson:
     """Read tokenizer.json with the tokens that the folder's other files add; TokenizerError if it isn't plain BPE."""
-    text = read_text(files.folder / TOKENIZER_JSON)
-    structure = parse_object(text, TOKENIZER_JSON)
+    structure = parse_object(read_text(files.folder / TOKENIZER_JSON), TOKENIZER_JSON)
     model = structure.get("model")
     if not isinstance(model, Mapping) or not isinstance(model.get("vocab"), Mapping) or "merges" not in model:
         found = model.get("type") if isinstance(model, Mapping) else None
@@ -67,22 +57,14 @@ def read_tokenizer_json(files: SideFiles) -> TokenizerJson:
             raise TokenizerError(
                 f"{TOKENIZER_JSON}: the model sets {option} to {model[option]!r}; llama.cpp has no such option"
             )
-    try:
-        reference = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception
-        reason = " ".join(str(error).split())
-        raise TokenizerError(f"{TOKENIZER_JSON} is refused by the tokenizers library: {reason:.200}") from error
-    del text  # tens of megabytes for a large vocabulary
-    reference.no_truncation()
-    reference.no_padding()
-    # The library accepted the file, so its added tokens are objects with ids.
-    own = [added_token(entry, entry["id"], TOKENIZER_JSON) for entry in structure.get("added_tokens") or []]
+    entries = structure.get("added_tokens") or []
+    own = [added_token(entry, entry.get("id"), TOKENIZER_JSON) for entry in entries]
     return TokenizerJson(
         structure=structure,
         vocab=model["vocab"],
         merges=_pairs(model["merges"]),
-        added_tokens=_with_side_tokens(own, files, reference),
-        reference=reference,
+        added_tokens=_with_side_tokens(own, files),
+        reference=Reference(files.folder, own),
     )
 
 
@@ -139,35 +121,9 @@ def _pairs(merges: Sequence[str | Sequence[str]]) -> tuple[tuple[str, str], ...]
     return tuple(cast("list[tuple[str, str]]", pairs))
 
 
-def _with_side_tokens(
-    own: list[AddedToken], files: SideFiles, reference: tokenizers.Tokenizer
-) -> tuple[AddedToken, ...]:
+def _with_side_tokens(own: Sequence[AddedToken], files: SideFiles) -> tuple[AddedToken, ...]:
     """Add the tokens that the files beside tokenizer.json name beyond it, as transformers does."""
-    for token in own:
-        _check_id(token, reference, TOKENIZER_JSON)
     by_text = {token.text: token for token in own}
     for token in files.added_tokens:
-        if token.text in by_text:
-            continue
-        extra = tokenizers.AddedToken(
-            token.text,
-            single_word=token.single_word,
-            lstrip=token.strips_left,
-            rstrip=token.strips_right,
-            normalized=token.normalized,
-            special=token.special,
-        )
-        reference.add_tokens([extra])
-        _check_id(token, reference, "tokenizer_config.json or added_tokens.json")
-        by_text[token.text] = token
+        by_text.setdefault(token.text, token)
     return tuple(sorted(by_text.values(), key=lambda token: token.token_id))
-
-
-def _check_id(token: AddedToken, reference: tokenizers.Tokenizer, origin: str) -> None:
-    """The library numbers added tokens itself, from the end of the vocabulary on, whatever id a file gives them."""
-    found = reference.token_to_id(token.text)
-    if found != token.token_id:
-        raise TokenizerError(
-            f"added token {token.text!r:.80} has id {token.token_id} in {origin}, but {found} once {TOKENIZER_JSON} is "
-            "loaded; save the tokenizer again so that the files agree"
-        )

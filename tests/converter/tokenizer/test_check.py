@@ -4,12 +4,13 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from tests.tokenizer_folders import CONFIG, END, TURN_END, byte_level_structure, write_json
 from tests.vocab_file import write_vocab_file
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.metadata import int32s, string, strings
-from tritgguf.converter.tokenizer import SourceTokenizer, battery, check_token_ids, read_tokenizer
+from tritgguf.converter.tokenizer import RuntimeProcess, SourceTokenizer, battery, check_token_ids, read_tokenizer
 from tritgguf.converter.tokenizer.battery import TEXTS
 
 
@@ -75,3 +76,62 @@ def test_a_file_that_the_runtime_cannot_load(tokenizer: SourceTokenizer, tmp_pat
     (tmp_path / "empty.gguf").write_bytes(b"")
     with pytest.raises(TokenizerError, match=r"^the runtime can't read the vocabulary back: [^\n]+$"):
         check_token_ids(tokenizer, tmp_path / "empty.gguf")
+
+
+def folder_with(folder: Path, **changes: object) -> Path:
+    write_json(folder / "tokenizer.json", byte_level_structure() | changes)
+    return folder
+
+
+def test_the_child_loads_the_source_s_tokenizer_too(tmp_path: Path) -> None:
+    """With the tokens that files beside tokenizer.json add; the reference here is this process's."""
+    folder = folder_with(tmp_path)
+    added = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": {str(added): {"content": "<side>"}}})
+    tokenizer = read_tokenizer(folder, n_vocab=3000, config=CONFIG, load=False)
+    file, texts = write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata), battery(tokenizer)
+    with RuntimeProcess(folder) as runtime:
+        ids = runtime.ids(file, texts)
+    assert ids.found == ids.expected == list(map(tokenizer.encode, texts))
+    assert [added] in ids.found
+    with RuntimeProcess(folder) as runtime:
+        assert check_token_ids(tokenizer, file, runtime) == len(texts)
+    assert "_tokenizer" in vars(tokenizer.encode_with_source)  # loaded above
+    late = read_tokenizer(folder, n_vocab=3000, config=CONFIG, load=False)
+    with RuntimeProcess(folder) as runtime:
+        check_token_ids(late, file, runtime)
+    assert "_tokenizer" not in vars(late.encode_with_source)  # the child had it
+
+
+REFUSED = "refused by the tokenizers library"
+
+
+@pytest.mark.parametrize(
+    ("change", "side", "message"),
+    [
+        ({"decoder": {"type": "NoSuchDecoder"}}, {}, REFUSED),
+        ({}, {"added_tokens_decoder": {"2999": {"content": "<side>"}}}, "added token '<side>' has id 2999 in"),
+    ],
+)
+def test_what_the_library_refuses_is_said_whoever_loads_it(
+    change: dict[str, object], side: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    folder = folder_with(tmp_path, **change)
+    write_json(folder / "tokenizer_config.json", side)
+    with pytest.raises(TokenizerError, match=message):
+        read_tokenizer(folder, n_vocab=3000, config=CONFIG)
+    tokenizer = read_tokenizer(folder, n_vocab=3000, config=CONFIG, load=False)
+    file = write_vocab_file(folder / "vocab.gguf", tokenizer.metadata)
+    with RuntimeProcess(folder) as runtime:
+        assert runtime.ids(file, ["a"]).expected is None
+    with RuntimeProcess(folder) as runtime, pytest.raises(TokenizerError, match=message):
+        check_token_ids(tokenizer, file, runtime)
+
+
+NO_TOKENS = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}], "pair": []}
+
+
+@pytest.mark.parametrize("change", [{"added_tokens": ["<a>"]}, {"added_tokens": 7}, {"post_processor": NO_TOKENS}])
+def test_what_cannot_be_read_here_is_in_the_library_s_words(change: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=REFUSED):
+        read_tokenizer(folder_with(tmp_path, **change), n_vocab=3000, config=CONFIG, load=False)

@@ -1,0 +1,84 @@
+"""tokenizer.json as the tokenizers library loads it: the reference that a file's token ids are proved with."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+
+from tritgguf.converter.errors import TokenizerError
+from tritgguf.converter.tokenizer.files import (
+    TOKENIZER_JSON,
+    AddedToken,
+    read_bytes,
+    read_object_if_present,
+    side_added_tokens,
+)
+
+OTHER_FILES = "tokenizer_config.json or added_tokens.json"
+
+
+class Reference:
+    """The library's tokenizer for a folder, with the tokens that other files add to it, as transformers has them.
+
+    It is loaded when it is first used, since that takes a quarter of a second and tens of megabytes for a large
+    vocabulary. `own` are the added tokens of tokenizer.json, whose ids are compared then; None leaves that out.
+    """
+
+    def __init__(self, folder: Path, own: Iterable[AddedToken] | None = None) -> None:
+        self.folder = folder
+        self.own = own
+
+    def load(self) -> None:
+        """Load it; TokenizerError where the library refuses it, or gives an added token another id than a file."""
+        _ = self._tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        """Return ids: special tokens in the text are parsed, no bos or eos is added; TokenizerError as in `load`."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _tokenizer(self) -> tokenizers.Tokenizer:
+        stored = read_bytes(self.folder / TOKENIZER_JSON).removeprefix(codecs.BOM_UTF8)
+        try:
+            tokenizer = tokenizers.Tokenizer.from_buffer(stored)
+        except Exception as error:  # the library raises bare Exception
+            reason = " ".join(str(error).split()).removeprefix("Cannot instantiate Tokenizer from buffer: ")
+            raise TokenizerError(f"{TOKENIZER_JSON} is refused by the tokenizers library: {reason:.200}") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        for token in self.own or ():
+            _check_id(token, tokenizer, TOKENIZER_JSON)
+        known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+        side = side_added_tokens(self.folder, read_object_if_present(self.folder / "tokenizer_config.json"))
+        for token in side:
+            if token.text not in known:
+                tokenizer.add_tokens([_in_library(token)])
+                _check_id(token, tokenizer, OTHER_FILES)
+                known.add(token.text)
+        return tokenizer
+
+
+def _in_library(token: AddedToken) -> tokenizers.AddedToken:
+    return tokenizers.AddedToken(
+        token.text,
+        single_word=token.single_word,
+        lstrip=token.strips_left,
+        rstrip=token.strips_right,
+        normalized=token.normalized,
+        special=token.special,
+    )
+
+
+def _check_id(token: AddedToken, tokenizer: tokenizers.Tokenizer, origin: str) -> None:
+    """The library numbers added tokens itself, from the end of the vocabulary on, whatever id a file gives them."""
+    found = tokenizer.token_to_id(token.text)
+    if found != token.token_id:
+        raise TokenizerError(
+            f"added token {token.text!r:.80} has id {token.token_id} in {origin}, but {found} once {TOKENIZER_JSON} is "
+            "loaded; save the tokenizer again so that the files agree"
+        )
