@@ -23,6 +23,7 @@ FLOAT_DTYPES = ("F32", "F16", "BF16")  # a quantized source has levels of its ow
 BF16_ROUNDING = 2 * 1.01 * 2.0**-8  # of a quotient: half a unit in the last place of each of two bf16 values
 FIRST_LOOK = 1 << 14  # values
 FEW = 64  # groups, of which one is off in nearly every tensor that is no grid
+FEW_ROWS = 8  # which mostly suffice to see that groups share no scale
 NEAR = 0.05  # a grid is still reported, with its strays counted, while fewer groups than this hold any
 
 
@@ -87,8 +88,8 @@ def find_grid(source: SourceTensor) -> Grid | None:
         return Grid(source.levels, source.group, f"{source.group} columns")
     if isinstance(source, CodedTensor):
         evidence = _Evidence(source.group, n_columns)
-        for rows in row_chunks((source.shape[0], n_columns // source.group), first=FIRST_LOOK):
-            evidence.add(source.scales(rows))
+        for scales in source.scale_chunks(FIRST_LOOK):
+            evidence.add(scales)
         return evidence.grid(n_values=None)
     finest = next((group for group in GROUPS if n_columns % group == 0), n_columns)
     evidence = _Evidence(finest, n_columns)
@@ -155,6 +156,13 @@ def _levels_of(groups: Float32Array, largest: Float32Array) -> int | None:
     return None
 
 
+def _shared(scales: Float32Array, n: int) -> Float32Array | None:
+    """Return what each `n` neighbours share, zeros aside, shape (n_rows, n_scales / n); None where some don't."""
+    grouped = scales.reshape(len(scales), -1, n)
+    widest: Float32Array = grouped.max(axis=-1)
+    return widest if ((grouped == widest[..., None]) | (grouped == 0)).all() else None
+
+
 @dataclass
 class _Evidence:
     """What is known of a ternary tensor's scales after the rows seen so far."""
@@ -173,10 +181,12 @@ class _Evidence:
         for group in candidates:
             if not self.shared.get(group, True):
                 continue
-            grouped = scales.reshape(len(scales), -1, group // self.finest)
-            widest = grouped.max(axis=-1)
-            self.shared[group] = bool(((grouped == widest[..., None]) | (grouped == 0)).all())
-            if self.shared[group]:
+            per_group = group // self.finest
+            few = _shared(scales[:FEW_ROWS], per_group)
+            shared = None if few is None else _shared(scales, per_group)
+            self.shared[group] = shared is not None
+            if shared is not None:
+                widest = shared
                 break  # then narrower groups share theirs as well
         else:
             widest = scales

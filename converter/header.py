@@ -51,8 +51,8 @@ def _value(value: Value) -> bytes:
     start = struct.pack("<IQ", value.element, len(value.data))
     if value.element is GGUFValueType.STRING:
         texts = [text if isinstance(text, bytes) else str(text).encode() for text in value.data]
-        lengths = struct.pack(f"<{len(texts)}Q", *map(len, texts))
-        each = (lengths[at : at + 8] for at in range(0, len(lengths), 8))
+        lengths = {n_bytes: struct.pack("<Q", n_bytes) for n_bytes in set(map(len, texts))}
+        each = map(lengths.__getitem__, map(len, texts))
         return start + b"".join(chain.from_iterable(zip(each, texts, strict=True)))
     return start + _numbers(value.data, value.element)
 

@@ -122,6 +122,11 @@ class CodedTensor(SourceTensor):
     def scales(self, rows: slice) -> Float32Array:
         """Return the scales of those rows, shape (n_rows, row length / group)."""
 
+    def scale_chunks(self, first: int) -> Iterator[Float32Array]:
+        """Yield all scales, those of some rows at a time, the first time about `first`, and keep no pages in memory."""
+        for rows in row_chunks((self.shape[0], self.shape[-1] // self.group), first=first):
+            yield self.scales(rows)
+
     @abstractmethod
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
         """Return those rows as codes and scales; raise TensorError where a code is invalid."""

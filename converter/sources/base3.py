@@ -9,6 +9,7 @@ base3_columns).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +28,7 @@ from tritgguf.converter.tensors import (
     PackedTensor,
     RowIndices,
     SourceTensor,
+    row_chunks,
     row_numbers,
 )
 
@@ -58,15 +60,26 @@ class Base3Tensor(PackedTensor):
 
     def scales(self, rows: slice | RowIndices) -> Float32Array:
         found = self.stored_scales.read(rows)
-        if (found < 0).any():
+        if found.min(initial=0) < 0:
             raise TensorError(f"{self.stored_scales.name} holds {found.min():g}; expected scales of zero or more")
+        return self._per_group(found)
+
+    def _per_group(self, stored: Float32Array) -> Float32Array:
         if self.group == self.stored_group:
-            return found
-        return np.repeat(found, self.stored_group // self.group, axis=1)[:, : self.shape[1] // self.group]
+            return stored
+        return np.repeat(stored, self.stored_group // self.group, axis=1)[:, : self.shape[1] // self.group]
+
+    def scale_chunks(self, first: int) -> Iterator[Float32Array]:
+        for rows in row_chunks((self.shape[0], self.shape[-1] // self.group), first=first):
+            self.stored_scales.bring_in(rows)
+            yield self.scales(rows)
+            self.stored_scales.let_go(rows)
 
     def read_packed(self, rows: slice | RowIndices) -> PackedRows:
         stored, numbers = self.stored.data.reshape(self.stored.shape), row_numbers(rows, self.shape[0])
-        return PackedRows(self.packing, stored, numbers, self.shape[1], self.scales(rows), self.group)
+        words, dtype = self.stored_scales.floats(rows)
+        scales = words.view(np.float32) if dtype == "F32" else self.scales(rows)
+        return PackedRows(self.packing, stored, numbers, self.shape[1], self._per_group(scales), self.group)
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
         stored = np.ascontiguousarray(self.stored.data.reshape(self.stored.shape)[rows])

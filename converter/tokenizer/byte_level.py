@@ -33,7 +33,7 @@ def byte_level_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) 
         Keys.Tokenizer.MODEL: string("gpt2"),
         Keys.Tokenizer.PRE: string(pre_tokenizer.name),
         **vocabulary.metadata(with_scores=False),
-        Keys.Tokenizer.MERGES: strings([f"{left} {right}" for left, right in source.merges]),
+        Keys.Tokenizer.MERGES: strings(source.merges),
     }
     special = SpecialIds(files, vocabulary, _unknown(source, vocabulary))
     metadata |= special_metadata(special, template_ids(source.structure.get("post_processor")))

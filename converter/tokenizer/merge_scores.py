@@ -120,10 +120,11 @@ def _name(part: object) -> str:
 def _scores(source: TokenizerJson, never_merged: set[str], spaces: Spaces) -> dict[str, float]:
     """Score of each piece; 0 for those that no merge makes, since only a joint piece's score counts."""
     _check_nothing_ignored(source)
-    known = set(source.merges)
+    pairs = source.pairs()
+    known = set(pairs)
     scores: dict[str, float] = {}
     previous = None
-    for left, right in source.merges:
+    for left, right in pairs:
         piece = left + right
         if piece != previous and piece in scores:
             raise TokenizerError(

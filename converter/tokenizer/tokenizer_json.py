@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import tokenizers
 
@@ -22,11 +22,11 @@ from tritgguf.converter.tokenizer.reference import Reference
 
 @dataclass(frozen=True)
 class TokenizerJson:
-    """A checked tokenizer.json with a BPE model; `merges` are pairs in order of rank."""
+    """A checked tokenizer.json with a BPE model; `merges` are pairs, joined by a space, in order of rank."""
 
     structure: Mapping[str, Any]
     vocab: Mapping[str, int]
-    merges: tuple[tuple[str, str], ...]
+    merges: list[str]
     added_tokens: tuple[AddedToken, ...]
     reference: Reference
 
@@ -38,6 +38,10 @@ class TokenizerJson:
         return (
             [f"{texts[0]!r} takes in spaces beside it or needs a word's edge; llama.cpp ignores that"] if texts else []
         )
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return the merges in two pieces each."""
+        return [(left, right) for left, _, right in (merge.partition(" ") for merge in self.merges)]
 
     def ignores_merges(self) -> bool:
         return bool(self.structure["model"].get("ignore_merges", False))
@@ -62,7 +66,7 @@ def read_tokenizer_json(files: SideFiles) -> TokenizerJson:
     return TokenizerJson(
         structure=structure,
         vocab=model["vocab"],
-        merges=_pairs(model["merges"]),
+        merges=_joined(model["merges"]),
         added_tokens=_with_side_tokens(own, files),
         reference=Reference(files.folder, own),
     )
@@ -89,7 +93,7 @@ def template_ids(post_processor: object) -> tuple[tuple[int, ...], tuple[int, ..
 
 def words_beyond_merging(source: TokenizerJson) -> list[str]:
     """Vocabulary entries that merging never makes: with these, ignore_merges changes ids, without them it can't."""
-    model = tokenizers.models.BPE(dict(source.vocab), list(source.merges))
+    model = tokenizers.models.BPE(dict(source.vocab), source.pairs())
     added = {token.text for token in source.added_tokens}
     return [
         word
@@ -110,15 +114,15 @@ def _around_the_text(processor: Mapping[str, Any]) -> tuple[tuple[int, ...], tup
     return tuple(before), tuple(after)
 
 
-def _pairs(merges: Sequence[str | Sequence[str]]) -> tuple[tuple[str, str], ...]:
-    """A merge is "left right" in older files and ["left", "right"] in newer ones; the library has accepted them."""
-    pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
-    for pair in pairs:
-        if len(pair) != 2 or " " in pair[0] or " " in pair[1]:
+def _joined(merges: Sequence[str | Sequence[str]]) -> list[str]:
+    """A merge is "left right" in older files and ["left", "right"] in newer ones; return each in the older form."""
+    joined = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    for merge in joined:
+        if merge.count(" ") != 1:
             raise TokenizerError(
-                f"{TOKENIZER_JSON}: merge {' '.join(pair)!r:.80} isn't two pieces without spaces, which GGUF needs"
+                f"{TOKENIZER_JSON}: merge {merge!r:.80} isn't two pieces without spaces, which GGUF needs"
             )
-    return tuple(cast("list[tuple[str, str]]", pairs))
+    return joined
 
 
 def _with_side_tokens(own: Sequence[AddedToken], files: SideFiles) -> tuple[AddedToken, ...]:
