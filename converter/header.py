@@ -12,6 +12,7 @@ from itertools import chain
 import numpy as np
 from gguf import GGUF_VERSION, GGUFValueType, Keys
 
+from tritgguf.converter.errors import SourceError
 from tritgguf.converter.file_plan import TensorPlan, aligned
 from tritgguf.converter.gguf_cursor import NUMBERS
 from tritgguf.converter.metadata import Metadata, Value
@@ -20,10 +21,20 @@ MAGIC = b"GGUF"
 
 
 def header_bytes(metadata: Metadata, tensors: Sequence[TensorPlan]) -> bytes:
-    """Return a file's bytes up to the padding before the first tensor; the architecture is the first key."""
+    """Return a file's bytes up to the padding before the first tensor; the architecture is the first key.
+
+    Raises SourceError where a text can't be stored: JSON's escapes can stand for halves of characters.
+    """
     architecture = {Keys.General.ARCHITECTURE: metadata[Keys.General.ARCHITECTURE]}
     keys = architecture | metadata
-    values = (_string(key) + struct.pack("<I", value.type) + _value(value) for key, value in keys.items())
+    values = []
+    for key, value in keys.items():
+        try:
+            values.append(_string(key) + struct.pack("<I", value.type) + _value(value))
+        except UnicodeEncodeError as error:
+            raise SourceError(
+                f"{key} holds {error.object!r:.80}, which isn't valid Unicode: fetch the model's JSON files again"
+            ) from error
     counts = struct.pack("<IQQ", GGUF_VERSION, len(tensors), len(keys))
     return b"".join([MAGIC, counts, *values, *_entries(tensors)])
 

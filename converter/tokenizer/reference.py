@@ -46,7 +46,9 @@ class Reference:
         stored = read_bytes(self.folder / TOKENIZER_JSON).removeprefix(codecs.BOM_UTF8)
         try:
             tokenizer = tokenizers.Tokenizer.from_buffer(stored)
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:  # the library raises bare Exception, and PanicException, which is none
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
             reason = " ".join(str(error).split()).removeprefix("Cannot instantiate Tokenizer from buffer: ")
             raise TokenizerError(f"{TOKENIZER_JSON} is refused by the tokenizers library: {reason:.200}") from error
         tokenizer.no_truncation()

@@ -7,6 +7,7 @@ import pytest
 from gguf import GGUFValueType, GGUFWriter
 
 from tests.checkpoints import build
+from tritgguf.converter.errors import SourceError
 from tritgguf.converter.file_plan import FilePart
 from tritgguf.converter.header import entry_bytes, header_bytes
 from tritgguf.converter.metadata import Metadata, Value, boolean, float32, float32s, int32s, string, strings, uint32
@@ -55,3 +56,10 @@ def test_every_type_of_value(tmp_path: Path) -> None:
         **{f"{kind.name}s": Value([number, 1], GGUFValueType.ARRAY, kind) for kind, number in NUMBERS.items()},
     }
     assert header_bytes(metadata, ()) == theirs(metadata, FilePart(b"", ()), tmp_path)
+
+
+@pytest.mark.parametrize("value", [string("half a \ud83e"), strings(["whole", "\udd99"])])
+def test_halves_of_characters_are_no_text(value: Value) -> None:
+    metadata: Metadata = {"general.architecture": string("llama"), "tokenizer.some.key": value}
+    with pytest.raises(SourceError, match=r"^tokenizer\.some\.key holds '[^\n]*', which isn't valid Unicode"):
+        header_bytes(metadata, ())

@@ -12,6 +12,7 @@ from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.metadata import int32s, string, strings
 from tritgguf.converter.tokenizer import RuntimeProcess, SourceTokenizer, battery, check_token_ids, read_tokenizer
 from tritgguf.converter.tokenizer.battery import TEXTS
+from tritgguf.converter.tokenizer.reference import Reference
 
 
 @pytest.fixture
@@ -135,3 +136,10 @@ NO_TOKENS = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x
 def test_what_cannot_be_read_here_is_in_the_library_s_words(change: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=REFUSED):
         read_tokenizer(folder_with(tmp_path, **change), n_vocab=3000, config=CONFIG, load=False)
+
+
+def test_a_library_that_panics_refuses(tmp_path: Path) -> None:
+    """It cuts a prefix off pieces that may be shorter."""
+    model = {"type": "BPE", "vocab": {"a": 0, "": 1}, "merges": [["a", ""]], "continuing_subword_prefix": "##"}
+    with pytest.raises(TokenizerError, match=REFUSED):
+        Reference(folder_with(tmp_path, model=model, added_tokens=[])).load()
