@@ -63,7 +63,7 @@ def main() -> None:
                 measure.drop_from_cache(files)
             else:
                 measure.settle(n_bytes + (1 << 30))
-            once = measure.run(command)
+            once = measure.run(command, out if key == "convert" else None)
             if number:
                 found[key].append(once)
             print(key, once, flush=True)
