@@ -40,8 +40,8 @@ from tritgguf.converter.tensors import (
 # short enough to share out evenly. Packed values take about an eighth of the bytes of bf16: as many times more.
 PIECE_VALUES = 1 << 21
 MORE_IF_PACKED = 8
-# What the system is given at a time: beyond half a megabyte its cache takes larger pages, which cost twice the time.
-WRITE_BYTES = 1 << 18
+# What the system is given at a time: with less its cache takes smaller pages, which cost more where memory is new.
+WRITE_BYTES = 1 << 20
 
 Rows = TypeVar("Rows", Float32Array, CodedRows, PackedRows)
 Bytes = TypeVar("Bytes", ByteArray, ByteArray | None)
