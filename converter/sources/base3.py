@@ -77,7 +77,7 @@ class Base3Tensor(PackedTensor):
 
     def read_packed(self, rows: slice | RowIndices) -> PackedRows:
         stored, numbers = self.stored.data.reshape(self.stored.shape), row_numbers(rows, self.shape[0])
-        words, dtype = self.stored_scales.floats(rows)
+        words, dtype = self.stored_scales.floats(rows)  # all were checked when the plan was made
         scales = words.view(np.float32) if dtype == "F32" else self.scales(rows)
         return PackedRows(self.packing, stored, numbers, self.shape[1], self._per_group(scales), self.group)
 

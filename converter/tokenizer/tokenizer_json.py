@@ -117,10 +117,10 @@ def _around_the_text(processor: Mapping[str, Any]) -> tuple[tuple[int, ...], tup
 def _joined(merges: Sequence[str | Sequence[str]]) -> list[str]:
     """A merge is "left right" in older files and ["left", "right"] in newer ones; return each in the older form."""
     joined = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
-    for merge in joined:
-        if merge.count(" ") != 1:
+    for merge, text in zip(merges, joined, strict=True):
+        if text.count(" ") != 1 or not (isinstance(merge, str) or len(merge) == 2):
             raise TokenizerError(
-                f"{TOKENIZER_JSON}: merge {merge!r:.80} isn't two pieces without spaces, which GGUF needs"
+                f"{TOKENIZER_JSON}: merge {text!r:.80} isn't two pieces without spaces, which GGUF needs"
             )
     return joined
 

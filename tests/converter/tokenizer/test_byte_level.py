@@ -59,6 +59,16 @@ def test_merges_as_pairs_and_as_strings_are_the_same(tmp_path: Path) -> None:
     assert data(first, "merges") == data(second, "merges") == strings["model"]["merges"]
 
 
+@pytest.mark.parametrize("merge", ["ab", "a b c", ["a b"], ["a", "b c"], ["a", "b", "c"], []])
+def test_a_merge_is_of_two_pieces(merge: str | list[str], tmp_path: Path) -> None:
+    """Also where the tokenizers library isn't asked at once."""
+    structure = byte_level_structure()
+    structure["model"]["merges"][0] = merge
+    write_json(tmp_path / "tokenizer.json", structure)
+    with pytest.raises(TokenizerError, match="isn't two pieces without spaces"):
+        read_tokenizer(tmp_path, n_vocab=3000, config=CONFIG, load=False)
+
+
 def test_a_token_that_looks_like_padding_keeps_its_name_to_itself(tmp_path: Path) -> None:
     structure = byte_level_structure()
     free = len(structure["model"]["vocab"]) + 1
