@@ -22,6 +22,7 @@ GROUPS = (16, 32, 64, 128, 256)
 FLOAT_DTYPES = ("F32", "F16", "BF16")  # a quantized source has levels of its own, which nobody trained
 BF16_ROUNDING = 2 * 1.01 * 2.0**-8  # of a quotient: half a unit in the last place of each of two bf16 values
 FIRST_LOOK = 1 << 14  # values
+AT_ONCE = 1 << 21  # values: more than numpy likes, since kernels make no float32 of them
 FEW = 64  # groups, of which one is off in nearly every tensor that is no grid
 FEW_ROWS = 8  # which mostly suffice to see that groups share no scale
 NEAR = 0.05  # a grid is still reported, with its strays counted, while fewer groups than this hold any
@@ -89,22 +90,26 @@ def find_grid(source: SourceTensor) -> Grid | None:
     if isinstance(source, CodedTensor):
         evidence = _Evidence(source.group, n_columns)
         for scales in source.scale_chunks(FIRST_LOOK):
-            evidence.add(scales)
+            evidence.add(scales, source.group)
         return evidence.grid(n_values=None)
     finest = next((group for group in GROUPS if n_columns % group == 0), n_columns)
     evidence = _Evidence(finest, n_columns)
-    for rows in row_chunks(source.shape, first=FIRST_LOOK):
+    for rows in row_chunks(source.shape, n_values=AT_ONCE, first=FIRST_LOOK):
         source.bring_in(rows)
         floats = source.floats(rows)
         if rows.start == 0 and source.dtype in FLOAT_DTYPES and (levels := _finer_levels(widened(floats), finest)):
             return Grid(levels, finest, f"{finest} columns")
-        scales, n_zeros, strays, n_bad_groups = _ternary_groups(floats, finest)
+        group = evidence.widest()  # the fewer groups, the faster
+        scales, n_zeros, strays, n_bad_groups = _ternary_groups(floats, group)
+        if n_bad_groups and group > finest:
+            group = finest
+            scales, n_zeros, strays, n_bad_groups = _ternary_groups(floats, group)
         if not np.isfinite(scales).all():
             source.read(rows)  # says which value isn't finite
         source.let_go(rows)
         if n_bad_groups > NEAR * scales.size:
             return None
-        evidence.add(scales, n_zeros, strays)
+        evidence.add(scales, group, n_zeros, strays)
     return evidence.grid(n_values=int(np.prod(source.shape)))
 
 
@@ -175,13 +180,17 @@ class _Evidence:
     row_scales: list[Float32Array] = field(default_factory=list)
     shared: dict[int, bool] = field(default_factory=dict)
 
-    def add(self, scales: Float32Array, n_zeros: int | None = None, strays: int = 0) -> None:
-        """Take in the scales of some rows, shape (n_rows, n_columns / finest)."""
+    def widest(self) -> int:
+        """Return the widest group whose columns have shared their scales so far."""
+        return max((group for group, shared in self.shared.items() if shared), default=self.finest)
+
+    def add(self, scales: Float32Array, columns: int, n_zeros: int | None = None, strays: int = 0) -> None:
+        """Take in the scales of some rows, one per `columns`, shape (n_rows, n_columns / columns)."""
         candidates = [self.n_columns, *(g for g in GROUPS[::-1] if g > self.finest and self.n_columns % g == 0)]
         for group in candidates:
             if not self.shared.get(group, True):
                 continue
-            per_group = group // self.finest
+            per_group = group // columns
             few = _shared(scales[:FEW_ROWS], per_group)
             shared = None if few is None else _shared(scales, per_group)
             self.shared[group] = shared is not None
@@ -198,7 +207,7 @@ class _Evidence:
 
     def grid(self, n_values: int | None) -> Grid:
         """Return the grid that all the evidence allows, with the widest groups."""
-        group = max((group for group, shared in self.shared.items() if shared), default=self.finest)
+        group = self.widest()
         scale, extent = None, f"{group} columns"
         if group == self.n_columns:
             per_row = np.concatenate(self.row_scales)

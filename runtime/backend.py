@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime import relu2
-from tritgguf.runtime.gguf_header import check_loadable, read_header
+from tritgguf.runtime.gguf_header import Header, check_loadable, read_header
 from tritgguf.runtime.hardware import available_memory
 from tritgguf.runtime.interrupt import interruptible
 from tritgguf.runtime.native_log import NativeLog
@@ -161,15 +161,21 @@ class Vocab:
 class Model:
     """A loaded GGUF file; free it with close() or a with statement.
 
-    `n_gpu_layers` None is all of them where llama.cpp was built for an accelerator and the model can run there.
+    `n_gpu_layers` None is all of them where llama.cpp was built for an accelerator and the model can run there. `header`
+    is the file's, where it was read before.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, vocab_only: bool = False, n_gpu_layers: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        vocab_only: bool = False,
+        n_gpu_layers: int | None = None,
+        header: Header | None = None,
     ) -> None:
         self.path = Path(path)
         self.handle: Any = None
-        header = read_header(self.path)
+        header = header or read_header(self.path)
         check_loadable(self.path, header)
         self.needs_relu2 = header.values["general.architecture"] == relu2.ARCHITECTURE
         params = native.llama_model_default_params()

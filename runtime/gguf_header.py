@@ -79,13 +79,12 @@ def read_header(path: Path) -> Header:
             ) from error
 
 
-def vocabulary_only(path: Path) -> bytes:
-    """The bytes of a GGUF file with the same key-value pairs and no tensors.
+def vocabulary_only(path: Path, header: Header) -> bytes:
+    """The bytes of a GGUF file with the same key-value pairs as the file at `path`, whose header it is, and no tensors.
 
     The native library checks the extent of every tensor even when only the vocabulary is asked for, so a file whose
     tensor data isn't written yet can't be given to it as it is.
     """
-    header = read_header(path)
     with path.open("rb") as file:
         data = file.read(header.values_end)
     n_values = _PREAMBLE.unpack_from(data, 0)[3]
@@ -176,7 +175,7 @@ class _Cursor:
             element, length = GGUFValueType(self.number(_U32)), self.number(_U64)
             lengths[key] = length
             if key == TOKENS_KEY and element is GGUFValueType.STRING:
-                tokens = tuple(self.string() for _ in range(length))
+                tokens = tuple(self.data[start:end] for start, end in self.strings(length))
             else:
                 self.skip(element, length)
         return Header(version, n_tensors, values, lengths, tokens, self.offset)
@@ -187,20 +186,28 @@ class _Cursor:
         return number
 
     def string(self) -> bytes:
-        start = self.offset + _U64.size
-        end = start + _U64.unpack_from(self.data, self.offset)[0]
-        if end > len(self.data):
-            raise ValueError(f"a string ends at byte {end} of {len(self.data)}")
-        self.offset = end
+        (start, end), = self.strings(1)
         return self.data[start:end]
+
+    def strings(self, n: int) -> Iterator[tuple[int, int]]:
+        """Yield where each of n strings starts and ends; a vocabulary has hundreds of thousands."""
+        data, end, n_bytes = self.data, self.offset, len(self.data)
+        length_at, length_bytes = _U64.unpack_from, _U64.size
+        for _ in range(n):
+            start = end + length_bytes
+            end = start + length_at(data, end)[0]
+            if end > n_bytes:
+                raise ValueError(f"a string ends at byte {end} of {n_bytes}")
+            yield start, end
+        self.offset = end
 
     def value(self, kind: GGUFValueType) -> int | float | bool | str:
         return self.string().decode("utf-8", "replace") if kind is GGUFValueType.STRING else self.number(_SCALARS[kind])
 
     def skip(self, element: GGUFValueType, length: int) -> None:
         if element is GGUFValueType.STRING:
-            for _ in range(length):
-                self.string()
+            for _ in self.strings(length):
+                pass
         elif element in _SCALARS:
             self.offset += length * _SCALARS[element].size
             if self.offset > len(self.data):

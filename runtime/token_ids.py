@@ -20,17 +20,17 @@ from pathlib import Path
 from tritgguf.converter.errors import EngineError, TokenizerError, TritggufError
 from tritgguf.converter.tokenizer.reference import Reference
 from tritgguf.runtime.backend import Model, exit_on_native_abort
-from tritgguf.runtime.gguf_header import vocabulary_only
+from tritgguf.runtime.gguf_header import read_header, vocabulary_only
 
 
 def token_ids(path: str | os.PathLike[str], texts: Sequence[str]) -> list[list[int]]:
     """Ids of each text under the tokenizer of the GGUF file at `path`; EngineError if it can't be loaded."""
-    vocabulary = vocabulary_only(Path(path))
+    header = read_header(Path(path))
     with tempfile.TemporaryDirectory(prefix="tritgguf-") as folder:
         copy = Path(folder) / "vocabulary.gguf"
-        copy.write_bytes(vocabulary)
+        copy.write_bytes(vocabulary_only(Path(path), header))
         try:
-            with Model(copy, vocab_only=True) as model:
+            with Model(copy, vocab_only=True, header=header) as model:
                 return [model.vocab.tokenize(text, special=True) for text in texts]
         except EngineError as error:
             raise EngineError(str(error).replace(str(copy), str(path))) from error

@@ -85,5 +85,5 @@ def _composes_accents(normalizer: object) -> bool:
 
 def _unknown(source: TokenizerJson, vocabulary: Vocabulary) -> dict[str, int]:
     unknown = source.structure["model"].get("unk_token")
-    token_id = vocabulary.ids_by_text().get(unknown) if unknown else None
+    token_id = vocabulary.ids.get(unknown) if unknown else None
     return {} if token_id is None else {"unk": token_id}

@@ -53,7 +53,7 @@ def sentencepiece_tokenizer(files: SideFiles, n_vocab: int) -> SourceTokenizer:
         kind="sentencepiece",
         metadata=metadata,
         special_tokens=special_texts,
-        encode_with_source=_encoder(processor, special_texts, vocabulary.ids_by_text(), first_only),
+        encode_with_source=_encoder(processor, special_texts, vocabulary.ids, first_only),
         hint=FIRST_TEXT_ONLY if first_only else "",
     )
 

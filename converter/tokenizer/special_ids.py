@@ -40,13 +40,12 @@ class SpecialIds:
     def __init__(self, files: SideFiles, vocabulary: Vocabulary, defaults: Mapping[str, int]) -> None:
         self.files = files
         self.vocabulary = vocabulary
-        self.ids_by_text = vocabulary.ids_by_text()
         self.defaults = defaults
 
     def id_of(self, name: str) -> int | None:
         """The id of "bos", "eos", "pad" or "unk"; `defaults` are what the tokenizer's own file says."""
         for texts in (self.files.tokenizer_config, self.files.special_tokens_map):
-            token_id = self.ids_by_text.get(token_text(texts.get(f"{name}_token")) or "")
+            token_id = self.vocabulary.ids.get(token_text(texts.get(f"{name}_token")) or "")
             if token_id is not None:
                 return token_id
         if name == "unk":
@@ -123,7 +122,7 @@ def _turn_ends(
     if template is not None:
         names = {f"{name}_token": texts.get(-1 if token_id is None else token_id) for name, token_id in ids.items()}
         text = end_of_turn(template, special.vocabulary.special_texts(), names)
-        eot = special.ids_by_text.get(text or "")
+        eot = special.vocabulary.ids.get(text or "")
     unheard = [
         token_id
         for token_id in sorted(special.ending_ids())

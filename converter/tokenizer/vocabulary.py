@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import repeat
 
 from gguf import Keys, TokenType
 
@@ -12,6 +13,8 @@ from tritgguf.converter.tokenizer.files import AddedToken
 
 # Lower than any piece's score: llama.cpp merges the pair with the highest score first.
 UNUSED_SCORE = -1e6
+# Types of tokens that llama.cpp cuts out of a prompt before anything else.
+CUT_OUT = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 
 
 class Vocabulary:
@@ -21,8 +24,10 @@ class Vocabulary:
         self.n_vocab = n_vocab
         self.origin = origin
         self.texts: dict[int, str] = {}
+        self.ids: dict[str, int] = {}  # by text; `check` says whether each text has one
         self.types: dict[int, int] = {}  # numbers of TokenType
         self.scores: dict[int, float] = {}
+        self.cut_out: set[int] = set()
 
     def put(self, token_id: int, text: str, token_type: TokenType, score: float = 0.0) -> None:
         """Give an id its token; TokenizerError if another text has it already."""
@@ -31,19 +36,20 @@ class Vocabulary:
             raise TokenizerError(
                 f"{self.origin}: id {token_id} belongs to two tokens, {taken!r:.80} and {text!r:.80}; expected one"
             )
-        self.texts[token_id] = text
+        self.texts[token_id], self.ids[text] = text, token_id
         self.types[token_id] = token_type.value
+        (self.cut_out.add if token_type in CUT_OUT else self.cut_out.discard)(token_id)
         if score:
             self.scores.setdefault(token_id, score)
 
     def put_all(self, ids: Mapping[str, int], token_type: TokenType) -> None:
         """Give many ids their tokens; TokenizerError if two have one."""
-        texts = {token_id: text for text, token_id in ids.items()}
-        if self.texts or len(texts) < len(ids):
+        texts = dict(zip(ids.values(), ids, strict=True))
+        if self.texts or len(texts) < len(ids) or token_type in CUT_OUT:
             for text, token_id in ids.items():
                 self.put(token_id, text, token_type)
         else:
-            self.texts, self.types = texts, dict.fromkeys(texts, token_type.value)
+            self.texts, self.ids, self.types = texts, dict(ids), dict.fromkeys(texts, token_type.value)
 
     def put_added(self, tokens: Iterable[AddedToken]) -> None:
         for token in tokens:
@@ -59,7 +65,7 @@ class Vocabulary:
             )
         if not n_tokens:
             raise TokenizerError(f"{self.origin} holds no tokens; expected {self.n_vocab}")
-        if len(set(self.texts.values())) == len(self.texts):
+        if len(self.ids) == len(self.texts):
             return
         seen: dict[str, int] = {}
         for token_id, text in self.texts.items():
@@ -70,29 +76,23 @@ class Vocabulary:
                 )
             seen[text] = token_id
 
-    def ids_by_text(self) -> dict[str, int]:
-        return {text: token_id for token_id, text in self.texts.items()}
-
     def special_texts(self) -> tuple[str, ...]:
         """Texts that llama.cpp cuts out of a prompt before anything else, by id."""
-        cut = (TokenType.CONTROL.value, TokenType.USER_DEFINED.value, TokenType.UNKNOWN.value)
-        return tuple(self.texts[token_id] for token_id in sorted(i for i, kind in self.types.items() if kind in cut))
+        return tuple(self.texts[token_id] for token_id in sorted(self.cut_out))
 
     def metadata(self, *, with_scores: bool) -> Metadata:
         """tokens, (scores,) token_type; ids without a token become [PADn] of type UNUSED."""
-        ids, unused = range(self.n_vocab), TokenType.UNUSED.value
-        taken = set(self.texts.values())
-        texts = [self.texts[token_id] if token_id in self.texts else _free_name(token_id, taken) for token_id in ids]
+        ids, known = range(self.n_vocab), self.texts
+        texts = [known[token_id] if token_id in known else _free_name(token_id, self.ids) for token_id in ids]
         keys: Metadata = {Keys.Tokenizer.LIST: strings(texts)}
         if with_scores:
-            known = self.scores
-            scores = [known.get(token_id, 0.0) if token_id in self.texts else UNUSED_SCORE for token_id in ids]
+            scores = [self.scores.get(token_id, 0.0) if token_id in known else UNUSED_SCORE for token_id in ids]
             keys[Keys.Tokenizer.SCORES] = float32s(scores)
-        keys[Keys.Tokenizer.TOKEN_TYPE] = int32s([self.types.get(token_id, unused) for token_id in ids])
+        keys[Keys.Tokenizer.TOKEN_TYPE] = int32s(list(map(self.types.get, ids, repeat(TokenType.UNUSED.value))))
         return keys
 
 
-def _free_name(token_id: int, taken: set[str]) -> str:
+def _free_name(token_id: int, taken: Mapping[str, int]) -> str:
     name = f"[PAD{token_id}]"
     while name in taken:
         name = f"[{name}]"
