@@ -67,16 +67,16 @@ def _value(value: Value) -> bytes:
 
 
 def _strings(texts: Sequence[object]) -> bytes:
-    """Return texts, each after its length; all at once where that works, since a vocabulary has hundreds of thousands."""
+    """Return texts, each after its length; a vocabulary has hundreds of thousands, so all at once where that works."""
     if packed := _packed_at_once(texts):
         return packed
     return b"".join(_string(text if isinstance(text, bytes) else str(text)) for text in texts)
 
 
 def _packed_at_once(texts: Sequence[object]) -> bytes | None:
-    """Join texts by zeros, which the lengths then replace; None where these can't be told from texts, or one isn't text.
+    """Join texts by zeros, which the lengths then replace.
 
-    Halves of characters aren't text either.
+    None where zeros stand in a text too, or it is empty, or no valid Unicode, or bytes.
     """
     if set(map(type, texts)) != {str}:
         return None

@@ -161,8 +161,8 @@ class Vocab:
 class Model:
     """A loaded GGUF file; free it with close() or a with statement.
 
-    `n_gpu_layers` None is all of them where llama.cpp was built for an accelerator and the model can run there. `header`
-    is the file's, where it was read before.
+    `n_gpu_layers` None is all of them where llama.cpp was built for an accelerator and the model can run there.
+    `header` is the file's, where it was read before.
     """
 
     def __init__(

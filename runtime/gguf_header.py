@@ -186,7 +186,7 @@ class _Cursor:
         return number
 
     def string(self) -> bytes:
-        (start, end), = self.strings(1)
+        ((start, end),) = self.strings(1)
         return self.data[start:end]
 
     def strings(self, n: int) -> Iterator[tuple[int, int]]:

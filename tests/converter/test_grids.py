@@ -5,10 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from tritgguf.converter import grids
 from tritgguf.converter.grids import code_on_grid, find_grid
 from tritgguf.converter.tensors import Floats, SourceTensor
 
 N_ROWS, N_COLUMNS = 600, 1024
+
+
+@pytest.fixture(autouse=True, params=[1 << 16, grids.AT_ONCE], ids=["many chunks", "few"])
+def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grids, "AT_ONCE", request.param)
 
 
 @dataclass
@@ -106,6 +112,22 @@ def test_a_finer_grid_than_the_block_is_found_but_does_not_fit_it(group: int) ->
     assert grid is not None
     assert (grid.group, grid.extent, grid.strays) == (group, f"{group} columns", 0)
     assert [block for block in (32, 64, 256) if grid.fits(block)] == [block for block in (32, 64) if block <= group]
+
+
+@pytest.mark.parametrize("group", [16, 64, 256])
+@pytest.mark.parametrize("first", [20, 300, 599])
+def test_what_the_first_rows_share_is_not_believed_of_the_others(first: int, group: int) -> None:
+    scales = np.repeat(np.random.default_rng(15).uniform(0.01, 0.1, (N_ROWS, N_COLUMNS // group)), group, axis=1)
+    scales[:first] = 0.02
+    weights = bf16(trits(15) * scales)
+    grid = find_grid(Rows(weights))
+    assert grid is not None
+    assert (grid.group, grid.extent, grid.strays) == (group, f"{group} columns", 0)
+    assert grid.zeros == pytest.approx((weights == 0).mean())
+    weights[first // 2, 5] = 0.05
+    grid = find_grid(Rows(weights))
+    assert grid is not None
+    assert (grid.group, grid.strays) == (group, 1)
 
 
 @pytest.mark.parametrize(("levels", "highest"), [(9, 4), (27, 13)])

@@ -58,6 +58,26 @@ def test_every_type_of_value(tmp_path: Path) -> None:
     assert header_bytes(metadata, ()) == theirs(metadata, FilePart(b"", ()), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["a", "ß🦙", "b" * 255, "c" * 256, "ü" * 40_000, "d" * 70_000, "e"],
+        ["empty", "", "ones", "", ""],
+        ["", "a"],
+        ["a\0b", "\0", "\0" * 8, "\0" * 7 + "c"],
+        ["\0" * 8, ""],
+        [""],
+        [],
+    ],
+)
+def test_texts_of_any_length_and_with_zeros(texts: list[str], tmp_path: Path) -> None:
+    if not texts:  # gguf's writer has no empty arrays
+        assert header_bytes({"general.architecture": string("llama"), "words": strings([])}, ()).endswith(bytes(8))
+        return
+    metadata: Metadata = {"general.architecture": string("llama"), "words": strings(texts), "end": uint32(7)}
+    assert header_bytes(metadata, ()) == theirs(metadata, FilePart(b"", ()), tmp_path)
+
+
 @pytest.mark.parametrize("value", [string("half a \ud83e"), strings(["whole", "\udd99"])])
 def test_halves_of_characters_are_no_text(value: Value) -> None:
     metadata: Metadata = {"general.architecture": string("llama"), "tokenizer.some.key": value}
