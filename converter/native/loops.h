@@ -39,6 +39,7 @@ typedef float FourFloats __attribute__((vector_size(16)));
 typedef int32_t FourInts __attribute__((vector_size(16)));
 typedef double FourDoubles __attribute__((vector_size(32)));
 typedef double Doubles __attribute__((vector_size(8 * WIDTH)));
+typedef uint64_t ThirtyTwoBytes __attribute__((vector_size(32)));
 
 INLINE float from_bits(uint32_t bits) {
     float value;
@@ -482,6 +483,23 @@ INLINE void pack_pairs(const int8_t *restrict codes, int64_t n_blocks, uint8_t *
     }
 }
 
+/* The same of rows of which four share their bytes: both hold code + 1, so that pairs of bits only move. */
+INLINE uint64_t four_rows_to_pairs(const uint8_t *restrict stored, int shift, int64_t n_blocks,
+                                   uint8_t *restrict blocks, int64_t block_bytes) {
+    ThirtyTwoBytes invalid = {0};
+    for (int64_t half = 0; half < 2 * n_blocks; half++) {
+        ThirtyTwoBytes pairs = {0};
+        for (int place = 0; place < 4; place++) {
+            ThirtyTwoBytes digits;
+            memcpy(&digits, stored + half * 128 + place * 32, 32);
+            pairs |= (digits >> shift & 3 * EACH_BYTE) << 2 * place;
+        }
+        invalid |= pairs & pairs >> 1 & 0x55 * EACH_BYTE;
+        memcpy(blocks + half / 2 * block_bytes + half % 2 * 32, &pairs, 32);
+    }
+    return invalid[0] | invalid[1] | invalid[2] | invalid[3];
+}
+
 /* Q2_0: 2 bits per code, four neighbours in a byte. */
 INLINE void pack_fours(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks, int64_t block_bytes) {
     for (int64_t number = 0; number < n_blocks; number++) {
@@ -554,20 +572,18 @@ INLINE int64_t pack_rows(int packing, Pack pack, int block, const uint8_t *restr
         int shift = (int)(wanted[number] / n_stored * 2);
         for (int64_t column = 0; column < n_columns; column += STRIP) {
             int64_t n = n_columns - column < STRIP ? n_columns - column : STRIP;
-            int8_t strip[STRIP];
-            const int8_t *codes = strip;
-            if (packing == CODES)
-                codes = (const int8_t *)row + column;
-            else if (packing == BASE3 && pack == pack_fours)
-                codes = NULL;
-            else if (packing == BASE3)
-                invalid |= unpack_base3(row + column / 4, n, strip);
-            else
-                invalid |= unpack_four_rows(row + column, shift, n, strip);
-            if (codes)
-                pack(codes, n / block, blocks, block_bytes);
-            else
+            if (packing == BASE3 && pack == pack_fours) {
                 invalid |= base3_to_fours(row + column / 4, n / block, blocks, block_bytes);
+            } else if (packing == FOUR_ROWS && pack == pack_pairs) {
+                invalid |= four_rows_to_pairs(row + column, shift, n / block, blocks, block_bytes);
+            } else if (packing == CODES) {
+                pack((const int8_t *)row + column, n / block, blocks, block_bytes);
+            } else {
+                int8_t strip[STRIP];
+                invalid |= packing == BASE3 ? unpack_base3(row + column / 4, n, strip)
+                                            : unpack_four_rows(row + column, shift, n, strip);
+                pack(strip, n / block, blocks, block_bytes);
+            }
             blocks += n / block * block_bytes;
         }
     }

@@ -33,6 +33,7 @@ from tritgguf.converter.tensors import (
 )
 
 SCALES = ".scales"
+INFINITE = 0x7F800000  # as a float32's word; those of negative numbers and of what is no number are larger
 METHOD, PACKING = "bitnet_158", "base3_columns"
 POWERS = np.array([1, 3, 9, 27], np.uint8)
 # The four trits of every byte as one word; bytes above 80 stand for none.
@@ -59,6 +60,9 @@ class Base3Tensor(PackedTensor):
         return [*self.stored.on_disk(rows), *self.stored_scales.on_disk(rows)]
 
     def scales(self, rows: slice | RowIndices) -> Float32Array:
+        words, dtype = self.stored_scales.floats(rows)
+        if dtype == "F32" and words.max(initial=0) < INFINITE:
+            return self._per_group(words.view(np.float32))
         found = self.stored_scales.read(rows)
         if found.min(initial=0) < 0:
             raise TensorError(f"{self.stored_scales.name} holds {found.min():g}; expected scales of zero or more")

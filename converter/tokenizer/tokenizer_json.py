@@ -116,6 +116,10 @@ def _around_the_text(processor: Mapping[str, Any]) -> tuple[tuple[int, ...], tup
 
 def _joined(merges: Sequence[str | Sequence[str]]) -> list[str]:
     """A merge is "left right" in older files and ["left", "right"] in newer ones; return each in the older form."""
+    if set(map(type, merges)) == {list} and set(map(len, merges)) == {2}:
+        joined = list(map(" ".join, merges))
+        if "".join(joined).count(" ") == len(joined):  # one each
+            return joined
     joined = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     for merge, text in zip(merges, joined, strict=True):
         if text.count(" ") != 1 or not (isinstance(merge, str) or len(merge) == 2):
