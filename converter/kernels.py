@@ -81,6 +81,11 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
+def available() -> bool:
+    """Whether kernels do the work, not numpy."""
+    return mode() != "numpy" and library() is not None
+
+
 def mode() -> str:
     """Return how kernels are used; raise UnsupportedError where the variable says something else."""
     chosen = os.environ.get(VARIABLE, MODES[0])

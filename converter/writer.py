@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from tritgguf.converter import kernels
 from tritgguf.converter.architecture import TensorSpec
 from tritgguf.converter.codec import FloatCodec, Stored, TernaryCodec
 from tritgguf.converter.errors import OutputError, TensorError
@@ -216,7 +217,7 @@ def _slices(tensor: TensorPlan, tensors: Mapping[str, SourceTensor]) -> Iterator
 
 def _values_at_once(tensor: TensorPlan, tensors: Mapping[str, SourceTensor]) -> int | None:
     """Return how many values are converted at a time, None for the fewest: the more memory each takes, the fewer."""
-    if isinstance(tensor.codec, FloatCodec):
+    if isinstance(tensor.codec, FloatCodec) or not kernels.available():
         return None
     return MORE_IF_PACKED * PIECE_VALUES if _packed(tensor, tensors) else PIECE_VALUES
 

@@ -22,8 +22,9 @@ from tritgguf.converter.codecs.q2_0 import CODEC as Q2_0
 from tritgguf.converter.codecs.tq2_0 import CODEC as TQ2_0
 from tritgguf.converter.floats import BEYOND_F16, checked, narrowed
 from tritgguf.converter.grids import code_on_grid, find_grid, fp16_error
-from tritgguf.converter.method import methods
+from tritgguf.converter.method import Method, method_named, methods
 from tritgguf.converter.methods.absmean import absmean
+from tritgguf.converter.pipeline import Request, open_model, write_model
 from tritgguf.converter.safetensors_files import SafetensorsTensor
 from tritgguf.converter.sources import base3, bitnet_packed
 from tritgguf.converter.sources.bitnet_packed import BitnetTensor
@@ -377,6 +378,26 @@ def test_a_file_is_the_same_whatever_made_it(name: str, tmp_path: Path, monkeypa
                 convert(folder, out, threads=threads, check=False, force=True, **options)
             found[how, chunk, threads] = hashlib.sha256(out.read_bytes()).hexdigest()
     assert len(set(found.values())) == 1, found
+
+
+def test_numpy_takes_few_values_at_a_time(tmp_path: Path, monkeypatch) -> None:
+    """It needs several times their memory."""
+    monkeypatch.setattr(tensors, "CHUNK_VALUES", 2000)
+    taken: list[int] = []
+
+    def code(rows: Floats, group: int) -> CodedRows:
+        taken.append(rows.words.size)
+        return method_named("absmean").code(rows, group)
+
+    opened = open_model(source("llama-gqa", tmp_path / "model"))
+    request = replace(Request.named("tq2_0", "absmean"), method=Method("spy", code))
+    most = {}
+    for how in ("numpy", "compiled"):
+        taken.clear()
+        with computed_by(how):
+            write_model(opened, tmp_path / f"{how}.gguf", request, check=False)
+        most[how] = max(taken)
+    assert most["numpy"] <= 2000 < most["compiled"]
 
 
 @pytest.mark.parametrize("kind", ["tq1_0", "tq2_0", "q2_0"])
