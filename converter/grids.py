@@ -99,7 +99,7 @@ def find_grid(source: SourceTensor) -> Grid | None:
         floats = source.floats(rows)
         if rows.start == 0 and source.dtype in FLOAT_DTYPES and (levels := _finer_levels(widened(floats), finest)):
             return Grid(levels, finest, f"{finest} columns")
-        group = evidence.widest()  # the fewer groups, the faster
+        group = finest if evidence.strays else evidence.widest()  # the fewer groups, the faster
         scales, n_zeros, strays, n_bad_groups = _ternary_groups(floats, group)
         if n_bad_groups and group > finest:
             group = finest

@@ -76,7 +76,7 @@ def _strings(texts: Sequence[object]) -> bytes:
 def _packed_at_once(texts: Sequence[object]) -> bytes | None:
     """Join texts by zeros, which the lengths then replace.
 
-    None where zeros stand in a text too, or it is empty, or no valid Unicode, or bytes.
+    None where a text is empty, or holds zeros itself, or no valid Unicode, or where it is bytes.
     """
     if set(map(type, texts)) != {str}:
         return None
