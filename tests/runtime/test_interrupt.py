@@ -14,6 +14,7 @@ import tritgguf.runtime
 from tritgguf.runtime.backend import Context, Model
 from tritgguf.runtime.interrupt import interruptible
 
+pytestmark = pytest.mark.usefixtures("uncollected")
 N_TOKENS = 4096
 
 

@@ -465,6 +465,7 @@ def test_a_node_in_its_inputs_memory_is_refused(which, way):
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("uncollected")
 def test_ctrl_c_stops_a_long_prompt(model_file, way):
     tokens = [number % 256 for number in range(4096)]
     with Model(model_file("f32")) as model:
@@ -483,6 +484,7 @@ def test_ctrl_c_stops_a_long_prompt(model_file, way):
         context.close()
 
 
+@pytest.mark.usefixtures("uncollected")
 def test_a_signal_during_the_callback_harms_nothing(model_file, way):
     armed = False
     n_interrupts, found = 0, []
