@@ -38,7 +38,9 @@ class Vocabulary:
             )
         self.texts[token_id], self.ids[text] = text, token_id
         self.types[token_id] = token_type.value
-        (self.cut_out.add if token_type in CUT_OUT else self.cut_out.discard)(token_id)
+        self.cut_out.discard(token_id)
+        if token_type in CUT_OUT:
+            self.cut_out.add(token_id)
         if score:
             self.scores.setdefault(token_id, score)
 
