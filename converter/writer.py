@@ -38,7 +38,7 @@ from tritgguf.converter.tensors import (
 )
 
 # What a thread takes at a time: long enough that Python's part takes little of the time and that it can be read ahead,
-# short enough to share out evenly. Packed values take about an eighth of the bytes of bf16: some times more.
+# short enough to share out evenly. Packed values take about an eighth of the bytes of bf16.
 PIECE_VALUES = 1 << 22
 MORE_IF_PACKED = 4
 # What the system is given at a time: with less its cache takes smaller pages, which cost more where memory is new.

@@ -116,7 +116,7 @@ def _around_the_text(processor: Mapping[str, Any]) -> tuple[tuple[int, ...], tup
 
 def _joined(merges: Sequence[str | Sequence[str]]) -> list[str]:
     """A merge is "left right" in older files and ["left", "right"] in newer ones; return each in the older form."""
-    if set(map(type, merges)) == {list} and set(map(len, merges)) == {2}:
+    if set(map(type, merges)) == {list} and set(map(len, merges)) == {2}:  # the usual case, in few steps
         joined = list(map(" ".join, merges))
         if "".join(joined).count(" ") == len(joined):  # one each
             return joined

@@ -27,7 +27,7 @@ class Vocabulary:
         self.ids: dict[str, int] = {}  # by text; `check` says whether each text has one
         self.types: dict[int, int] = {}  # numbers of TokenType
         self.scores: dict[int, float] = {}
-        self.cut_out: set[int] = set()
+        self.cut_out: set[int] = set()  # the few ids whose type is in CUT_OUT
 
     def put(self, token_id: int, text: str, token_type: TokenType, score: float = 0.0) -> None:
         """Give an id its token; TokenizerError if another text has it already."""
