@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 
 .PHONY: demo demo-model test test-real lint types wheel-test golden bench clean
 
-$(VENV)/installed: pyproject.toml vendor/llama-cpp-python.json vendor/install_runtime.py $(wildcard converter/native/*)
+$(VENV)/installed: pyproject.toml vendor/llama-cpp-python.json vendor/install_runtime.py $(wildcard converter/core/native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) vendor/install_runtime.py $(if $(BACKEND),--backend $(BACKEND))
@@ -17,9 +17,9 @@ $(VENV)/installed: pyproject.toml vendor/llama-cpp-python.json vendor/install_ru
 
 demo: $(VENV)/installed  ## convert the ternary model in vendor/demo-model exactly, check the file, chat two turns
 	mkdir -p $(MODELS)
-	$(PY) -m tritgguf.runtime convert vendor/demo-model $(MODELS)/demo.gguf --type tq2_0 --force
-	$(PY) -m tritgguf.runtime verify vendor/demo-model $(MODELS)/demo.gguf
-	$(PY) -m tritgguf.runtime chat $(MODELS)/demo.gguf --temperature 0 --stats \
+	$(PY) -m tritgguf convert vendor/demo-model $(MODELS)/demo.gguf --type tq2_0 --force
+	$(PY) -m tritgguf verify vendor/demo-model $(MODELS)/demo.gguf
+	$(PY) -m tritgguf chat $(MODELS)/demo.gguf --temperature 0 --stats \
 		--prompt "Who are you?" --prompt "How are you today?" < /dev/null
 	@echo "Go on talking with it: $(VENV)/bin/tritgguf chat"
 
@@ -40,9 +40,10 @@ lint: $(VENV)/installed
 
 types: $(VENV)/installed
 	mkdir -p build/types/tritgguf
+	ln -sf ../../../runtime/tritgguf/__init__.py ../../../runtime/tritgguf/__main__.py build/types/tritgguf/
 	ln -sfn ../../../converter build/types/tritgguf/converter
 	ln -sfn ../../../runtime build/types/tritgguf/runtime
-	$(VENV)/bin/mypy -p tritgguf.converter -p tritgguf.runtime
+	$(VENV)/bin/mypy -p tritgguf
 
 wheel-test: $(VENV)/installed  ## the tests against the built wheel, in an environment of its own
 	rm -rf build/wheel-test build/lib* build/bdist* dist
@@ -66,4 +67,4 @@ bench: $(VENV)/installed  ## conversion times against llama.cpp's ways and cp; n
 	$(PY) -m tests.bench.sizes $(MODELS)/bench-sizes
 
 clean:
-	rm -rf converter/_kernels.* $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf converter/core/_kernels.* $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,10 +21,10 @@ from tritgguf.converter.errors import (
 )
 
 if TYPE_CHECKING:
-    from tritgguf.converter.file_plan import FilePlan, TensorPlan
-    from tritgguf.converter.pipeline import Conversion, convert, plan
-    from tritgguf.converter.quantization import Quantization, form_named, plan_quantization, quantize
-    from tritgguf.converter.sources.base3 import unpack_base3
+    from tritgguf.converter.checkpoint.packings.base3 import unpack_base3
+    from tritgguf.converter.conversion.pipeline import Conversion, convert, plan
+    from tritgguf.converter.export.run import Quantization, form_named, plan_quantization, quantize
+    from tritgguf.converter.planning.file_plan import FilePlan, TensorPlan
 
 __all__ = [
     "Conversion",
@@ -47,16 +47,16 @@ __all__ = [
     "unpack_base3",
 ]
 _HOMES = {
-    "Conversion": "pipeline",
-    "FilePlan": "file_plan",
-    "Quantization": "quantization",
-    "TensorPlan": "file_plan",
-    "convert": "pipeline",
-    "form_named": "quantization",
-    "plan": "pipeline",
-    "plan_quantization": "quantization",
-    "quantize": "quantization",
-    "unpack_base3": "sources.base3",
+    "Conversion": "conversion.pipeline",
+    "FilePlan": "planning.file_plan",
+    "Quantization": "export.run",
+    "TensorPlan": "planning.file_plan",
+    "convert": "conversion.pipeline",
+    "form_named": "export.run",
+    "plan": "conversion.pipeline",
+    "plan_quantization": "export.run",
+    "quantize": "export.run",
+    "unpack_base3": "checkpoint.packings.base3",
 }
 
 

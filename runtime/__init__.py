@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tritgguf.runtime.chat import Conversation
-from tritgguf.runtime.sampling import Sampling
+from tritgguf.runtime.chat.conversation import Conversation
+from tritgguf.runtime.chat.sampling import Sampling
 
 if TYPE_CHECKING:
-    from tritgguf.runtime.session import Session, open
+    from tritgguf.runtime.chat.session import Session, open
 
 __all__ = ["Conversation", "Sampling", "Session", "open"]
 
@@ -16,7 +16,7 @@ __all__ = ["Conversation", "Sampling", "Session", "open"]
 def __getattr__(name: str) -> object:
     # Loaded when first used: the native library takes time, and converting must work where it can't be loaded.
     if name in ("Session", "open"):
-        from tritgguf.runtime import session
+        from tritgguf.runtime.chat import session
 
         return session.Session if name == "Session" else session.open
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

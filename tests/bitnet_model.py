@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests import checkpoints, tiny_tokenizers
-from tritgguf.converter.codec import TernaryCodec, codec_named
-from tritgguf.converter.tensors import CodedRows
+from tritgguf.converter.core.tensors import CodedRows
+from tritgguf.converter.quant.codec import TernaryCodec, codec_named
 
 Floats = NDArray[np.float32]
 

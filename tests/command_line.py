@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tritgguf.runtime import cli
+from tritgguf.runtime.cli import main as cli
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

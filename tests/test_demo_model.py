@@ -18,7 +18,7 @@ import tritgguf.runtime
 from tests import gguf_weights
 from tests.command_line import run_captured
 from tritgguf.converter import convert, quantize
-from tritgguf.runtime.session import Session
+from tritgguf.runtime.chat.session import Session
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "vendor" / "demo-model"

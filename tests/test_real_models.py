@@ -11,7 +11,7 @@ from gguf.quants import dequantize
 import tritgguf.runtime as runtime
 from tests.real_models import real_model
 from tritgguf.converter import TensorError, convert
-from tritgguf.converter.checkpoint import open_checkpoint
+from tritgguf.converter.checkpoint.folder import open_checkpoint
 
 pytestmark = pytest.mark.real_model
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gguf import GGUFWriter
 
-from tritgguf.converter.metadata import Metadata
+from tritgguf.converter.gguf_io.metadata import Metadata
 
 
 def write_vocab_file(path: Path, metadata: Metadata) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 from gguf import Keys
 
 from tritgguf.converter.errors import UnsupportedError
-from tritgguf.converter.gguf_tensors import GgufFile
+from tritgguf.converter.gguf_io.reader import GgufFile
 
 DEFAULT_CONTEXT = 4096
 QUOTES = '"""'

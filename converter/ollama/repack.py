@@ -7,16 +7,17 @@ from pathlib import Path
 
 from gguf import Keys
 
-from tritgguf.converter.file_plan import FilePlan
-from tritgguf.converter.gguf_model import open_gguf_model
-from tritgguf.converter.gguf_tensors import GgufFile
-from tritgguf.converter.metadata import string
-from tritgguf.converter.model import Model
+from tritgguf.converter.conversion.pipeline import Conversion, write_model
+from tritgguf.converter.core.progress import Progress
+from tritgguf.converter.core.whole_files import require_writable
+from tritgguf.converter.gguf_io.metadata import string
+from tritgguf.converter.gguf_io.reader import GgufFile
+from tritgguf.converter.model.gguf import open_gguf_model
+from tritgguf.converter.model.model import Model
 from tritgguf.converter.ollama.versions import refused_types
-from tritgguf.converter.pipeline import Conversion, make_plan, write_model
-from tritgguf.converter.progress import Progress
-from tritgguf.converter.survey import AUTO, Request
-from tritgguf.converter.writer import require_writable
+from tritgguf.converter.planning.choose_types import AUTO, Request
+from tritgguf.converter.planning.file_plan import FilePlan
+from tritgguf.converter.planning.make_plan import make_plan
 
 # Ollama takes a file's jinja for one of some thirty that it knows within an edit distance of 100, and puts its own Go
 # template in its place. Those have next to none of this letter, so nearly each costs an edit.

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tritgguf.converter.planning.targets import refuses
+
 if TYPE_CHECKING:
-    from tritgguf.converter.gguf_tensors import GgufFile
+    from tritgguf.converter.gguf_io.reader import GgufFile
 
 Version = tuple[int, int, int]
 CREATE_API: Version = (0, 5, 5)  # from here on /api/create takes files by digest and a template
@@ -32,14 +34,15 @@ ERAS = (
     Era("0.31.2 and newer", (0, 31, 2), _RENDERS),
 )
 # Per era: taken, refused, or None where nobody tried. Types that no row names are taken by all.
-TYPES: Mapping[str, tuple[bool | None, ...]] = {
-    "TQ1_0": (None, True, True, False),
-    "TQ2_0": (None, True, True, False),
-    "Q2_0": (None, None, None, False),
-    "Q1_0": (None, None, None, True),
-    "MXFP4": (None, None, None, True),
-    "NVFP4": (None, None, None, True),
+_EARLIER: Mapping[str, tuple[bool | None, ...]] = {
+    "TQ1_0": (None, True, True),
+    "TQ2_0": (None, True, True),
+    "Q2_0": (None, None, None),
+    "Q1_0": (None, None, None),
+    "MXFP4": (None, None, None),
+    "NVFP4": (None, None, None),
 }
+TYPES = {kind: (*eras, not refuses("ollama", kind)) for kind, eras in _EARLIER.items()}
 # Architectures that llama.cpp doesn't have are refused by all; those that it had by then, per era.
 ARCHITECTURES: Mapping[str, tuple[bool | None, ...]] = {
     "llama": (True, True, True, True),
@@ -93,4 +96,4 @@ def parsed(version: str) -> Version:
 
 def refused_types(types: Iterable[str]) -> list[str]:
     """Return those tensor types that the newest Ollama refuses."""
-    return sorted({kind for kind in types if TYPES.get(kind, (True,))[-1] is False})
+    return sorted({kind for kind in types if refuses("ollama", kind)})

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from gguf import Keys, TokenType
 
 from tritgguf.converter.errors import TokenizerError
-from tritgguf.converter.metadata import Metadata, string, strings
+from tritgguf.converter.gguf_io.metadata import Metadata, string, strings
 from tritgguf.converter.tokenizer.files import TOKENIZER_JSON, SideFiles
 from tritgguf.converter.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer, candidates, steps_of
 from tritgguf.converter.tokenizer.source import SourceTokenizer

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from gguf import Keys
 
 from tritgguf.converter.errors import TokenizerError
-from tritgguf.converter.metadata import Metadata, string, strings
+from tritgguf.converter.gguf_io.metadata import Metadata, string, strings
 from tritgguf.converter.tokenizer.files import read_object_if_present, read_text
 
 DEFAULT = "default"

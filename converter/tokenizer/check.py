@@ -17,7 +17,7 @@ from tritgguf.converter.tokenizer.battery import battery
 from tritgguf.converter.tokenizer.source import SourceTokenizer
 
 # A child, because the converter never loads the runtime's library and a bad vocabulary makes that library abort.
-_COMMAND = (sys.executable, "-m", "tritgguf.runtime.token_ids")
+_COMMAND = (sys.executable, "-m", "tritgguf.runtime.engine.token_ids")
 _IDS_SHOWN = 8
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from gguf import Keys, TokenType
 
 from tritgguf.converter.errors import TokenizerError
-from tritgguf.converter.metadata import Metadata, boolean, string
+from tritgguf.converter.gguf_io.metadata import Metadata, boolean, string
 from tritgguf.converter.tokenizer.files import TOKENIZER_JSON, SideFiles
 from tritgguf.converter.tokenizer.source import SourceTokenizer
 from tritgguf.converter.tokenizer.special_ids import SpecialIds, special_metadata

@@ -9,7 +9,7 @@ import sentencepiece
 from gguf import Keys, TokenType
 
 from tritgguf.converter.errors import TokenizerError
-from tritgguf.converter.metadata import Metadata, boolean, string
+from tritgguf.converter.gguf_io.metadata import Metadata, boolean, string
 from tritgguf.converter.tokenizer.files import SENTENCEPIECE_MODEL, TOKENIZER_JSON, AddedToken, SideFiles, read_bytes
 from tritgguf.converter.tokenizer.merge_scores import BYTE_PIECES, FIRST_TEXT_ONLY
 from tritgguf.converter.tokenizer.sentencepiece_proto import (

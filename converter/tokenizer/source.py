@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tritgguf.converter.metadata import Metadata
+from tritgguf.converter.gguf_io.metadata import Metadata
 
 
 @dataclass(frozen=True)

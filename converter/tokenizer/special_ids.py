@@ -8,7 +8,7 @@ from typing import Any
 from gguf import Keys
 
 from tritgguf.converter.errors import TokenizerError
-from tritgguf.converter.metadata import Metadata, boolean, uint32
+from tritgguf.converter.gguf_io.metadata import Metadata, boolean, uint32
 from tritgguf.converter.tokenizer.chat_template import (
     DEFAULT,
     chat_template_metadata,

@@ -8,7 +8,7 @@ from itertools import repeat
 from gguf import Keys, TokenType
 
 from tritgguf.converter.errors import TokenizerError
-from tritgguf.converter.metadata import Metadata, float32s, int32s, strings
+from tritgguf.converter.gguf_io.metadata import Metadata, float32s, int32s, strings
 from tritgguf.converter.tokenizer.files import AddedToken
 
 # Lower than any piece's score: llama.cpp merges the pair with the highest score first.

@@ -61,7 +61,7 @@ def test_a_full_disk(tmp_path) -> None:
     out.parent.mkdir()
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
-    code = limit + "import sys; from tritgguf.runtime.cli import main; main()"
+    code = limit + "import sys; from tritgguf.runtime.cli.main import main; main()"
     command = [sys.executable, "-c", code, "convert", str(model), str(out), "--no-check"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 1, done.stderr
@@ -78,7 +78,7 @@ def test_stopping_in_the_middle_leaves_nothing(number: signal.Signals, tmp_path)
     out.parent.mkdir()
     enlarge_vocabulary(model, 400_000)
     options = ["--no-check", "--threads", "1"]
-    command = [sys.executable, "-m", "tritgguf.runtime", "convert", str(model), str(out), *options]
+    command = [sys.executable, "-m", "tritgguf", "convert", str(model), str(out), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(out.parent.iterdir()) and process.poll() is None and time.monotonic() < deadline:

@@ -32,7 +32,7 @@ CHECKPOINTS = {
     "base3-5b": (LARGER, "base3"),
 }
 RESULTS = Path(__file__).parent / "results"
-CONVERT = (sys.executable, "-m", "tritgguf.runtime", "convert")
+CONVERT = (sys.executable, "-m", "tritgguf", "convert")
 
 
 @dataclass(frozen=True)

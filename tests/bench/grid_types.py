@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from tests.oracles import libggml
-from tritgguf.converter.checkpoint import open_checkpoint
-from tritgguf.converter.codec import codecs
-from tritgguf.converter.export import scheme_named
-from tritgguf.converter.known_grid import KnownGridCodec
+from tritgguf.converter.checkpoint.folder import open_checkpoint
+from tritgguf.converter.export.scheme import scheme_named
+from tritgguf.converter.quant.codec import codecs
+from tritgguf.converter.quant.known_grid import KnownGridCodec
 
 N_ROWS = 128
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.down_proj")

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from tritgguf.converter import form_named, quantize
-from tritgguf.converter.quantization import Quantization
+from tritgguf.converter.export.run import Quantization
 
 SCHEMES = ("uniform-d1", "uniform-d2", "uniform-d3")
 CHUNK, FIRST = 512, 256

@@ -21,8 +21,8 @@ import gguf
 import numpy as np
 
 from tests import bitnet_model as bitnet
-from tritgguf.converter.codec import codec_named
-from tritgguf.runtime.backend import Context, Model
+from tritgguf.converter.quant.codec import codec_named
+from tritgguf.runtime.engine.backend import Context, Model
 
 HIDDEN, FFN, LAYERS, HEADS, KV_HEADS = 2560, 6912, 30, 20, 5
 WARM_UP = 4

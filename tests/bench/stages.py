@@ -27,7 +27,8 @@ STAGES = ("start Python and import", "open, read the tokenizer", "plan", "write"
 
 def measured(model: str, out: str, kind: str, method: str, started: float) -> None:
     """Convert in this process, which began at `started`, and print what took how long as JSON."""
-    from tritgguf.converter import kernels, pipeline, system, tensors, writer
+    from tritgguf.converter.conversion import pipeline, writer
+    from tritgguf.converter.core import kernels, system, tensors
 
     found: dict[str, float] = defaultdict(float)
     lock = threading.Lock()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import tritgguf.runtime
-from tritgguf.runtime.chat import Conversation
+from tritgguf.runtime.chat.conversation import Conversation
 
 QUESTIONS = (
     ("Hello! How are you?", "I'm a bit tired today.", "I worked until late."),

@@ -17,12 +17,12 @@ from tests.chat_templates import CASES
 from tests.gguf_edit import rewrite
 from tests.oracles import libggml
 from tritgguf.converter import TensorError, UnsupportedError, convert
-from tritgguf.converter.codec import TernaryCodec, codec_named
-from tritgguf.converter.gguf_tensors import GgufFile, read_gguf
+from tritgguf.converter.core.tensors import CodedRows
+from tritgguf.converter.gguf_io.reader import GgufFile, read_gguf
 from tritgguf.converter.ollama.repack import guarded, repack, repack_plan
 from tritgguf.converter.ollama.versions import verdicts
-from tritgguf.converter.tensors import CodedRows
-from tritgguf.runtime.chat_template import ChatTemplate
+from tritgguf.converter.quant.codec import TernaryCodec, codec_named
+from tritgguf.runtime.chat.chat_template import ChatTemplate
 
 TAKEN = {"Q2_K", "Q4_0", "F16", "F32"}
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import paths
 from tests.golden.go_template_cases import DATA, FEATURES, ODD_TEXT, with_bos
 from tritgguf.converter.ollama.families import FAMILIES
 from tritgguf.converter.ollama.go_functions import Record
@@ -15,7 +15,7 @@ from tritgguf.converter.ollama.go_lexer import GoTemplateError
 from tritgguf.converter.ollama.go_template import GoTemplate
 from tritgguf.converter.ollama.prompt import go_literal, ollama_prompt
 
-GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "go_templates.json").read_text(encoding="utf-8"))
+GOLDEN = json.loads((paths.GOLDEN / "go_templates.json").read_text(encoding="utf-8"))
 
 
 def given(data: dict[str, Any]) -> dict[str, Any]:

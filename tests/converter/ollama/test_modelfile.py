@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from gguf import GGUFWriter
 
+from tests import paths
 from tests.modelfile_reader import read
 from tritgguf.converter.errors import UnsupportedError
-from tritgguf.converter.gguf_tensors import GgufFile, read_gguf
+from tritgguf.converter.gguf_io.reader import GgufFile, read_gguf
 from tritgguf.converter.ollama.go_template import GoTemplate
 from tritgguf.converter.ollama.modelfile import (
     Modelfile,
@@ -19,7 +20,7 @@ from tritgguf.converter.ollama.modelfile import (
 )
 from tritgguf.converter.ollama.prompt import go_literal
 
-GOLDENS = sorted((Path(__file__).parents[2] / "golden" / "modelfiles").iterdir())
+GOLDENS = sorted((paths.GOLDEN / "modelfiles").iterdir())
 ODD = [
     *("a\nb", "  spaces ", 'a "quoted" word', "tab\tand 'quotes'", "", "Grüße 你好", "# no comment", "l\n\n  \nl"),
     *('ends with "', '"', '""', '" begins', '"" "" ""', "FROM x\nSYSTEM y"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
+from tests import paths
 from tests.chat_templates import CASES, Case
 from tritgguf.converter.ollama.families import FAMILIES
 from tritgguf.converter.ollama.go_lexer import Text
@@ -15,9 +15,9 @@ from tritgguf.converter.ollama.go_template import GoTemplate
 from tritgguf.converter.ollama.modelfile import Modelfile
 from tritgguf.converter.ollama.prompt import Message, ollama_prompt
 from tritgguf.converter.ollama.translate import SAMPLES, NearMiss, Translation, translate
-from tritgguf.runtime.chat_template import ChatTemplate
+from tritgguf.runtime.chat.chat_template import ChatTemplate
 
-GOLDENS = Path(__file__).parents[2] / "golden" / "modelfiles"
+GOLDENS = paths.GOLDEN / "modelfiles"
 
 
 def rendered(case: Case, messages: Sequence[Message], think: bool | None = None) -> str:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from tritgguf.converter.gguf_tensors import GgufFile, read_gguf
+from tests import paths
+from tritgguf.converter.gguf_io.reader import GgufFile, read_gguf
 from tritgguf.converter.ollama.versions import ARCHITECTURES, ERAS, TYPES, parsed, refused_types, verdict_for, verdicts
 
-DOCS = Path(__file__).parents[3] / "docs" / "ollama.md"
+DOCS = paths.DOCS / "ollama.md"
 Q = GGMLQuantizationType
 
 

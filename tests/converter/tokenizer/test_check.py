@@ -9,7 +9,7 @@ import tokenizers
 from tests.tokenizer_folders import CONFIG, END, TURN_END, byte_level_structure, write_json
 from tests.vocab_file import write_vocab_file
 from tritgguf.converter.errors import TokenizerError
-from tritgguf.converter.metadata import int32s, string, strings
+from tritgguf.converter.gguf_io.metadata import int32s, string, strings
 from tritgguf.converter.tokenizer import RuntimeProcess, SourceTokenizer, battery, check_token_ids, read_tokenizer
 from tritgguf.converter.tokenizer.battery import TEXTS
 from tritgguf.converter.tokenizer.reference import Reference

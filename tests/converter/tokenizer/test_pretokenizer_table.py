@@ -8,7 +8,7 @@ import pytest
 from tests.tokenizer_folders import CONFIG, byte_level_structure, splitting, write_json
 from tests.vocab_file import write_vocab_file
 from tritgguf.converter.errors import TokenizerError
-from tritgguf.converter.metadata import string
+from tritgguf.converter.gguf_io.metadata import string
 from tritgguf.converter.tokenizer import SourceTokenizer, check_token_ids, read_tokenizer
 from tritgguf.converter.tokenizer.pretokenizers import (
     BYTES,

@@ -12,7 +12,7 @@ from tests.fetch import npm_files, pypi_file, pypi_files
 from tests.tokenizer_folders import as_tokenizer_json, splitting, write_from_vocab_file, write_json
 from tests.vocab_file import write_vocab_file
 from tritgguf.converter.errors import TokenizerError
-from tritgguf.converter.metadata import boolean, string
+from tritgguf.converter.gguf_io.metadata import boolean, string
 from tritgguf.converter.tokenizer import SourceTokenizer, battery, check_token_ids, read_tokenizer
 from tritgguf.converter.tokenizer.pretokenizers import PRE_TOKENIZERS
 

@@ -1,0 +1,45 @@
+"""A model folder's config.json, as transformers writes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tritgguf.converter.errors import SourceError
+
+ConfigJson = Mapping[str, Any]
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin", "consolidated.00.pth")
+
+
+def _require_folder(path: Path) -> None:
+    if path.is_dir():
+        return
+    if not path.exists():
+        raise SourceError(f"{path} doesn't exist; expected a Hugging Face model folder with config.json")
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if path.name in PICKLES or magic[:2] == b"PK" or magic[:1] == b"\x80":
+        raise SourceError(
+            f"{path} is a PyTorch pickle, which can run code when loaded; expected a model folder with safetensors "
+            "files: save the model with save_pretrained(safe_serialization=True)"
+        )
+    if path.suffix == ".safetensors":
+        raise SourceError(f"{path} is one file of a model; give the folder it lies in, with its config.json")
+    raise SourceError(f"{path} is a file; expected a Hugging Face model folder with config.json")
+
+
+def read_config_json(folder: Path) -> dict[str, Any]:
+    """Return config.json; raise SourceError where the folder isn't one of a model."""
+    _require_folder(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise SourceError(f"{folder} has no config.json; expected a Hugging Face model folder")
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"config.json can't be read: {error}") from error
+    if not isinstance(config, dict):
+        raise SourceError("config.json isn't a JSON object")
+    return config

@@ -1,0 +1,50 @@
+"""Open a model folder: its config.json, and its weights where it has some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tritgguf.converter.checkpoint import safetensors_reader as safetensors_files
+from tritgguf.converter.checkpoint.config_json import PICKLES, read_config_json
+from tritgguf.converter.checkpoint.packing import read_source
+from tritgguf.converter.core.tensors import SourceTensor
+from tritgguf.converter.errors import SourceError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder and how its weights lie; without weights (`tensors` None) it can only be planned."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, SourceTensor] | None
+    source: str | None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a Hugging Face folder; raise SourceError or UnsupportedError where it isn't one that can be read."""
+    config = read_config_json(path)
+    if safetensors_files.matches(path):
+        source, tensors = read_source(config, safetensors_files.read_tensors(path))
+        return Checkpoint(path, config, tensors, source)
+    _refuse_other_weights(path)
+    return Checkpoint(path, config, None, None)
+
+
+def _refuse_other_weights(folder: Path) -> None:
+    """Stop where the folder has weights under names that aren't read, so that none are overlooked."""
+    for name in PICKLES:
+        if (folder / name).exists():
+            raise SourceError(
+                f"{folder} holds its weights in {name}, a PyTorch pickle; expected model.safetensors: "
+                "save the model with save_pretrained(safe_serialization=True)"
+            )
+    strays = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth", ".gguf"))
+    if strays:
+        raise SourceError(
+            f"{folder} holds {strays[0]}, but neither {safetensors_files.SINGLE} nor {safetensors_files.INDEX}: "
+            "fetch the index, or rename a single file"
+        )

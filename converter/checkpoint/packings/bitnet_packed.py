@@ -1,0 +1,132 @@
+"""Hugging Face bitnet packing (BitNet 2B-4T, Falcon3-1.58bit): four rows' trits in one byte, and a scale beside.
+
+`X.weight` is U8 (rows / 4, columns): with P = rows / 4, bits 2i and 2i+1 of byte (r, c) hold trit + 1 of row r + i·P.
+`X.weight_scale` has one value, or one per row. Which way it works depends on the class that the model computes with:
+`autobitlinear` multiplies by it, `bitlinear`, which is also what nothing said means, divides.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.checkpoint.packing import Source, StoredTensors, quantization
+from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
+from tritgguf.converter.core.kernels import Kernel
+from tritgguf.converter.core.tensors import (
+    ByteArray,
+    CodedRows,
+    Codes,
+    Float32Array,
+    PackedRows,
+    PackedTensor,
+    RowIndices,
+    SourceTensor,
+    row_numbers,
+)
+from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
+
+SCALE = "_scale"
+METHOD = "bitnet"
+
+
+@dataclass(frozen=True)
+class BitnetTensor(PackedTensor):
+    """One packed tensor; `row_scales` is what a trit of each row is worth, float32 (n_rows, 1)."""
+
+    stored: SafetensorsTensor
+    row_scales: Float32Array
+    packing = "four rows"
+
+    def scales(self, rows: slice) -> Float32Array:
+        return self.row_scales[rows]
+
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        return self.stored.on_disk(row_numbers(rows, self.shape[0]) % self.stored.shape[0])
+
+    def read_packed(self, rows: slice | RowIndices) -> PackedRows:
+        stored, numbers = self.stored.data.reshape(self.stored.shape), row_numbers(rows, self.shape[0])
+        return PackedRows(self.packing, stored, numbers, self.shape[1], self.row_scales[rows], self.group)
+
+    def read_codes(self, rows: slice | RowIndices) -> CodedRows:
+        n_packed, n_columns = self.stored.shape
+        packed = self.stored.data.reshape(n_packed, n_columns)
+        wanted = row_numbers(rows, self.shape[0])
+        codes: Codes = np.empty((len(wanted), n_columns), np.int8)
+        invalid = UNPACK(packed, n_packed, n_columns, wanted, len(wanted), codes)
+        if invalid is None:
+            digits = packed[wanted % n_packed] >> (2 * (wanted // n_packed)).astype(np.uint8)[:, None] & 3
+            codes, invalid = (digits - np.uint8(1)).view(np.int8), int((digits == 3).any())
+        if invalid:
+            raise TensorError(f"{self.name} holds the code 3, which stands for no trit: the checkpoint is damaged")
+        return CodedRows(codes, self.row_scales[wanted], n_columns)
+
+
+def pack(codes: npt.NDArray[np.int8]) -> ByteArray:
+    """Return the bytes of ternary rows, their number a multiple of four, shape (n_rows / 4, n_columns)."""
+    digits = (codes.view(np.uint8) + np.uint8(1)).reshape(4, -1, codes.shape[1])
+    packed: ByteArray = digits[0] | digits[1] << 2 | digits[2] << 4 | digits[3] << 6
+    return packed
+
+
+def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
+    """Whether a packed weight has a weight_scale beside it; other methods of that look say who they are."""
+    if quantization(config).get("quant_method", METHOD) != METHOD:
+        return False
+    return any(tensor.dtype == "U8" and name + SCALE in stored for name, tensor in stored.items())
+
+
+def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
+    """Return the tensors, packed ones as codes."""
+    quantized = quantization(config)
+    if not quantized:
+        raise SourceError(
+            "config.json has no quantization_config, and only its linear_class tells whether the packed weights are "
+            "multiplied by their scale or divided: fetch config.json again"
+        )
+    multiplies = _multiplies(quantized.get("linear_class"))
+    tensors: dict[str, SourceTensor] = {}
+    for name, tensor in stored.items():
+        if tensor.dtype == "U8":
+            if name + SCALE not in stored:
+                raise SourceError(f"{name} is packed, but the checkpoint has no {name}{SCALE}: fetch it again")
+            row_scales = _row_scales(stored[name + SCALE], tensor, multiplies)
+            n_packed, n_columns = tensor.shape
+            shape = (4 * n_packed, n_columns)
+            tensors[name] = BitnetTensor(name, SOURCE.name, shape, n_columns, tensor, row_scales)
+        elif not (name.endswith(SCALE) and name.removesuffix(SCALE) in stored):
+            tensors[name] = tensor
+    return tensors
+
+
+def _multiplies(linear_class: object) -> bool:
+    if linear_class in (None, "bitlinear"):
+        return False
+    if linear_class == "autobitlinear":
+        return True
+    raise UnsupportedError(
+        f"config.json: quantization_config.linear_class is {linear_class!r}, and nothing says whether it multiplies "
+        "by the scale or divides; expected autobitlinear or bitlinear"
+    )
+
+
+def _row_scales(scale: SafetensorsTensor, packed: SafetensorsTensor, multiplies: bool) -> Float32Array:
+    if len(packed.shape) != 2:
+        raise SourceError(f"{packed.name} has the shape {packed.shape}; expected packed rows and columns")
+    n_rows = 4 * packed.shape[0]
+    n_values = math.prod(scale.shape)
+    if n_values not in (1, n_rows) or n_values == 0:
+        raise SourceError(f"{scale.name} has {n_values} values; expected one, or one for each of {n_rows} rows")
+    values = scale.read(slice(None)).reshape(-1)
+    if (values <= 0).any():
+        raise TensorError(f"{scale.name} holds {values.min():g}; expected scales above zero")
+    worth = values if multiplies else np.float32(1) / values
+    return np.broadcast_to(worth[:, None], (n_rows, 1)).astype(np.float32)
+
+
+UNPACK = Kernel("unpack_rows", np.uint8, int, int, np.int64, int, np.int8)
+SOURCE = Source("bitnet packing", recognizes, read)

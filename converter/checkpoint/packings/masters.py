@@ -1,0 +1,94 @@
+"""BitNet masters: floats that the model makes ternary each time it computes.
+
+trit = clip(round(w / s), -1, 1), weight = trit * s, with s = mean|w| over the whole tensor in float32, at least 1e-5:
+the rule of transformers' `WeightQuant` (quantization_mode online) and of 1bitLLM's models, whose config.json has no
+quantization_config.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.checkpoint.packing import LINEAR, Source, StoredTensors, quantization
+from tritgguf.converter.core.tensors import (
+    CodedRows,
+    CodedTensor,
+    Float32Array,
+    RowIndices,
+    SourceTensor,
+    row_chunks,
+)
+from tritgguf.converter.errors import SourceError
+
+LEAST_SCALE = np.float32(1e-5)
+
+
+@dataclass(frozen=True)
+class MasterTensor(CodedTensor):
+    """A float tensor as its model computes with it: ternary, with one scale."""
+
+    @cached_property
+    def inverse_scale(self) -> float:
+        """1 / s, as the reference computes it; the sum is taken in float64, row by row."""
+        chunks = (np.abs(self.stored.read(rows)).sum(axis=1, dtype=np.float64) for rows in row_chunks(self.shape))
+        total = math.fsum(row for chunk in chunks for row in chunk)
+        mean = np.float32(total / math.prod(self.shape))
+        return float(np.float32(1.0 / float(max(mean, LEAST_SCALE))))
+
+    def scales(self, rows: slice) -> Float32Array:
+        n_rows = len(range(self.shape[0])[rows])
+        return np.full((n_rows, 1), np.float32(1.0 / self.inverse_scale), np.float32)
+
+    def read_codes(self, rows: slice | RowIndices) -> CodedRows:
+        values = self.stored.read(rows)
+        codes = np.clip(np.rint(values * np.float32(self.inverse_scale)), -1, 1).astype(np.int8)
+        return CodedRows(codes, np.full((len(values), 1), np.float32(1.0 / self.inverse_scale), np.float32), self.group)
+
+
+def master(tensor: SourceTensor) -> MasterTensor:
+    """Return a float tensor as its model computes with it."""
+    return MasterTensor(tensor.name, "bitnet master", tensor.shape, tensor.shape[-1], tensor)
+
+
+def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
+    """Whether config.json says online quantization, or the class is 1bitLLM's, whose config.json says nothing."""
+    if any(tensor.dtype == "U8" for tensor in stored.values()):
+        return False
+    quantized = quantization(config)
+    if quantized:
+        return quantized.get("quant_method") == "bitnet" and quantized.get("quantization_mode") == "online"
+    return "BitnetForCausalLM" in (config.get("architectures") or [])
+
+
+def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
+    """Return the tensors, the linear ones as masters; those in modules_to_not_convert are plain floats."""
+    quantized = quantization(config)
+    kept = quantized.get("modules_to_not_convert") or []
+    if not isinstance(kept, list) or not all(isinstance(pattern, str) for pattern in kept):
+        raise SourceError(f"config.json: modules_to_not_convert must be a list of names, found {kept!r}")
+    return {
+        name: master(tensor) if LINEAR.search(name) and not _kept(name, kept) else tensor
+        for name, tensor in stored.items()
+    }
+
+
+def _kept(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a module stays as it is, by the rule of transformers' `should_convert_module`.
+
+    A pattern is the end of the module's name, or a regular expression for its start up to a dot.
+    """
+    module = name.removesuffix(".weight")
+    try:
+        return any(module.endswith(p) or re.match(rf"(?:{p})(?:(?<=\.)|(?=\.|$))", module) for p in patterns)
+    except re.error as error:
+        raise SourceError(f"config.json: modules_to_not_convert holds an invalid pattern: {error}") from error
+
+
+SOURCE = Source("bitnet masters", recognizes, read)

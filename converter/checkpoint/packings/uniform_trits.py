@@ -1,0 +1,157 @@
+"""Packed uniform codes: each group of 16 columns as base-3 digits, its index in the matrix's 27 scales first.
+
+`X.weight.trits` is U8 (blocks, 27), one stream of trits per matrix (trit_packing.py), row by row: for each group three
+digits of its scale's index, then the digits of code + k of its 16 values, each number's lowest digit first; the last
+block is filled up with zeros. `X.weight.steps` is F32 (27,), what one step of a code is worth, smallest first.
+`X.weight.shape` is I64 (2,), rows and columns. config.json says how many digits a code has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.checkpoint.packing import Source, StoredTensors, quantization
+from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
+from tritgguf.converter.core.tensors import (
+    ByteArray,
+    CodedRows,
+    CodedTensor,
+    Float32Array,
+    RowIndices,
+    SourceTensor,
+)
+from tritgguf.converter.errors import SourceError, TensorError
+from tritgguf.converter.quant.trit_packing import BLOCK, BLOCK_BYTES, unpack_trits
+from tritgguf.converter.quant.uniform import ENTRIES, GROUP, INDEX_TRITS, highest_code
+
+METHOD = "uniform_balanced_ternary"
+TRITS, STEPS, SHAPE = ".trits", ".steps", ".shape"
+MOST_DIGITS = 3
+
+
+def row_trits(n_columns: int, digits: int) -> int:
+    """Return how many trits a row takes."""
+    return n_columns // GROUP * (INDEX_TRITS + GROUP * digits)
+
+
+def n_blocks(shape: tuple[int, ...], digits: int) -> int:
+    """Return how many blocks a matrix takes."""
+    return -(-shape[0] * row_trits(shape[1], digits) // BLOCK)
+
+
+def trits_of(rows: CodedRows, steps: Float32Array, digits: int) -> ByteArray:
+    """Return the base-3 digits of coded rows, whose scales are among `steps`, as one sequence."""
+    indices = np.searchsorted(steps, rows.scales.reshape(-1)).astype(np.uint8)
+    codes = (rows.codes + np.int8(highest_code(digits))).view(np.uint8).reshape(-1, GROUP)
+    stream = np.empty((len(codes), INDEX_TRITS + GROUP * digits), np.uint8)
+    for place in range(INDEX_TRITS):
+        stream[:, place] = indices // np.uint8(3**place) % np.uint8(3)
+    for place in range(digits):
+        stream[:, INDEX_TRITS + place :: digits] = codes // np.uint8(3**place) % np.uint8(3)
+    return stream.reshape(-1)
+
+
+@dataclass(frozen=True)
+class UniformTensor(CodedTensor):
+    """One packed matrix."""
+
+    packed: SafetensorsTensor
+    steps: Float32Array
+    digits: int
+
+    @property
+    def levels(self) -> int:
+        return 2 * highest_code(self.digits) + 1
+
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(self.shape[0])
+        else:
+            start, stop = int(rows.min()), int(rows.max()) + 1
+        return [self._blocks(start, stop)]
+
+    def scales(self, rows: slice) -> Float32Array:
+        return self.read_codes(rows).scales
+
+    def read_codes(self, rows: slice | RowIndices) -> CodedRows:
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(self.shape[0])
+            return self._decoded(start, stop)
+        parts = [self._decoded(first, last + 1) for first, last in _runs(rows)]
+        codes = np.concatenate([part.codes for part in parts])
+        return CodedRows(codes, np.concatenate([part.scales for part in parts]), GROUP)
+
+    def _blocks(self, start: int, stop: int) -> ByteArray:
+        """Return the blocks that those rows lie in."""
+        per_row = row_trits(self.shape[1], self.digits)
+        return self.packed.data.reshape(-1, BLOCK_BYTES)[start * per_row // BLOCK : -(-stop * per_row // BLOCK)]
+
+    def _decoded(self, start: int, stop: int) -> CodedRows:
+        per_row = row_trits(self.shape[1], self.digits)
+        stream = unpack_trits(self._blocks(start, stop))[start * per_row % BLOCK :][: (stop - start) * per_row]
+        if (stream > 2).any():
+            raise TensorError(f"{self.name} holds a number of 3^17 or more: the checkpoint is damaged")
+        groups = stream.reshape(-1, INDEX_TRITS + GROUP * self.digits)
+        places = 3 ** np.arange(max(INDEX_TRITS, self.digits))
+        indices = groups[:, :INDEX_TRITS] @ places[:INDEX_TRITS]
+        numbers = groups[:, INDEX_TRITS:].reshape(len(groups), GROUP, self.digits) @ places[: self.digits]
+        codes = (numbers - highest_code(self.digits)).astype(np.int8)
+        shape = (stop - start, self.shape[1])
+        return CodedRows(codes.reshape(shape), self.steps[indices].reshape(stop - start, -1), GROUP)
+
+
+def _runs(rows: RowIndices) -> list[tuple[int, int]]:
+    """Return first and last of each run of consecutive rows."""
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    return [(int(run[0]), int(run[-1])) for run in np.split(rows, breaks) if len(run)]
+
+
+def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
+    """Whether config.json says so."""
+    return quantization(config).get("quant_method") == METHOD
+
+
+def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
+    """Return the tensors, packed ones as codes."""
+    said = quantization(config)
+    digits, group = said.get("digits"), said.get("group_size")
+    if not isinstance(digits, int) or not 1 <= digits <= MOST_DIGITS or group != GROUP:
+        raise SourceError(
+            f"config.json: quantization_config says {digits} digits in groups of {group}; expected 1 to {MOST_DIGITS} "
+            f"in groups of {GROUP}"
+        )
+    tensors: dict[str, SourceTensor] = {}
+    for name, tensor in stored.items():
+        weight = name.removesuffix(TRITS)
+        if weight != name:
+            tensors[weight] = _packed_tensor(weight, stored, digits)
+        elif not name.endswith((STEPS, SHAPE)) or name.rsplit(".", 1)[0] + TRITS not in stored:
+            tensors[name] = tensor
+    return tensors
+
+
+def _packed_tensor(name: str, stored: StoredTensors, digits: int) -> UniformTensor:
+    packed = stored[name + TRITS]
+    for suffix, dtype, size in ((STEPS, "F32", (ENTRIES,)), (SHAPE, "I64", (2,))):
+        beside = stored.get(name + suffix)
+        if beside is None or (beside.dtype, beside.shape) != (dtype, size):
+            found = "nothing" if beside is None else f"{beside.dtype} {beside.shape}"
+            raise SourceError(f"{name + suffix} should be {dtype} {size}, found {found}: fetch the checkpoint again")
+    n_rows, n_columns = (int(size) for size in stored[name + SHAPE].data.copy().view("<i8"))
+    shape = (n_rows, n_columns)
+    fits = min(shape) > 0 and shape[1] % GROUP == 0 and packed.shape == (n_blocks(shape, digits), BLOCK_BYTES)
+    if not fits or packed.dtype != "U8":
+        raise SourceError(
+            f"{name + TRITS} is {packed.dtype} {packed.shape}, which doesn't hold the {shape} values that "
+            f"{name + SHAPE} says: the checkpoint is damaged"
+        )
+    steps = stored[name + STEPS].read(slice(None)).reshape(-1)
+    if (np.diff(steps) < 0).any() or steps[0] < 0:
+        raise TensorError(f"{name + STEPS} should rise from zero or more: the checkpoint is damaged")
+    return UniformTensor(name, SOURCE.name, shape, GROUP, packed, packed, steps, digits)
+
+
+SOURCE = Source("uniform trits", recognizes, read)

@@ -1,0 +1,166 @@
+"""The whole folder as data, before it is written: which tensor becomes which entries of which file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tritgguf.converter.checkpoint.config_json import read_config_json
+from tritgguf.converter.checkpoint.folder import Checkpoint, open_checkpoint
+from tritgguf.converter.checkpoint.safetensors_layout import Entry, Shard, shards
+from tritgguf.converter.core.parallel import parallel
+from tritgguf.converter.core.progress import Step
+from tritgguf.converter.core.tensors import FLOAT_VIEWS, CodedTensor, SourceTensor
+from tritgguf.converter.errors import TensorError, UnsupportedError
+from tritgguf.converter.export.scheme import FloatPacking, Packing, Scheme
+from tritgguf.converter.model.architecture import TensorSpec, architecture_for
+from tritgguf.converter.model.match import match_tensors
+from tritgguf.converter.planning.choose_types import describe
+from tritgguf.converter.quant.grids import Grid, find_grid
+
+SHARD_BYTES = 4_990_000_000  # with its header a file stays below 5 GB
+DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+ROUNDS_ITSELF = "BitnetForCausalLM"  # 1bitLLM's class makes its weights ternary whatever config.json says
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the user chose: `scheme` None only writes out what is packed; `dtype` is that of dequantized floats."""
+
+    scheme: Scheme | None
+    dequantized: bool
+    dtype: str = "F16"
+    packs_embeddings: bool = False
+    allow_lossy: bool = False
+    shard_bytes: int = SHARD_BYTES
+
+    @property
+    def name(self) -> str:
+        return self.scheme.name if self.scheme else "dequantized"
+
+
+@dataclass(frozen=True)
+class TensorExport:
+    """One tensor of the model: `scheme` codes it, or it is a plain float; `packing` says how it is stored.
+
+    `source` is None where there are no weights; `grid` is what its values lie on already.
+    """
+
+    spec: TensorSpec
+    source: SourceTensor | None
+    scheme: Scheme | None
+    packing: Packing | FloatPacking
+    grid: Grid | None = None
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        if isinstance(self.packing, FloatPacking):
+            return (Entry(self.spec.source, self.packing.dtype, self.spec.shape),)
+        return self.packing.entries(self.spec.source, self.spec.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(entry.n_bytes for entry in self.entries)
+
+    @property
+    def n_weights(self) -> int:
+        return math.prod(self.spec.shape)
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """The folder: its safetensors files, the tensors in order, and what the user should know."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    form: Form
+    tensors: tuple[TensorExport, ...]
+    shards: tuple[Shard, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        """The size of the safetensors files, to the byte."""
+        return sum(shard.file_bytes for shard in self.shards)
+
+    @property
+    def coded_bits(self) -> float:
+        """Bits per weight of the coded tensors as they are stored."""
+        coded = [tensor for tensor in self.tensors if tensor.scheme]
+        return 8 * sum(t.n_bytes for t in coded) / max(1, sum(t.n_weights for t in coded))
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "scheme": self.form.name,
+            "weight_bytes": self.weight_bytes,
+            "bits_per_weight": self.coded_bits,
+            "shards": [{"file": shard.file_name, "bytes": shard.file_bytes} for shard in self.shards],
+            "notes": list(self.notes),
+        }
+
+
+def plan_export(folder: Path, form: Form, threads: int, progress: Step) -> ExportPlan:
+    """Plan the folder; raise TritggufError where the checkpoint can't become what was asked for."""
+    raw = read_config_json(folder)
+    if form.dequantized and ROUNDS_ITSELF in (raw.get("architectures") or []):
+        raise UnsupportedError(
+            f"config.json: {ROUNDS_ITSELF} rounds its weights to three levels each time it computes, so floats that "
+            "are rounded already would change: take a packed scheme, or convert to GGUF"
+        )
+    architecture = architecture_for(raw)
+    config = architecture.read_config(raw)
+    checkpoint = open_checkpoint(folder)
+    specs = [spec for spec in architecture.tensors(config) if spec.data is None]
+    notes = ["no weights here: what is lost isn't known"] if checkpoint.tensors is None else []
+    found: Mapping[str, SourceTensor] = {}
+    if checkpoint.tensors is not None:
+        found, notes = match_tensors(specs, checkpoint.tensors, config)
+        _require_sense(checkpoint, form)
+
+    def choose(spec: TensorSpec) -> TensorExport:
+        return _choose(spec, found.get(spec.source), form, raw)
+
+    tensors = []
+    for tensor in parallel(choose, specs, threads):
+        tensors.append(tensor)
+        progress(tensor.source.n_bytes if tensor.source else 0)
+    files = shards((tensor.entries for tensor in tensors), form.shard_bytes)
+    return ExportPlan(folder, raw, form, tuple(tensors), files, tuple(notes))
+
+
+def _require_sense(checkpoint: Checkpoint, form: Form) -> None:
+    assert checkpoint.tensors is not None
+    if form.scheme is None and not any(isinstance(tensor, CodedTensor) for tensor in checkpoint.tensors.values()):
+        raise UnsupportedError(
+            f"{checkpoint.folder} holds {checkpoint.source}: there is nothing to dequantize; --scheme would quantize it"
+        )
+
+
+def _choose(spec: TensorSpec, source: SourceTensor | None, form: Form, config: Mapping[str, Any]) -> TensorExport:
+    scheme = form.scheme
+    coded_roles = ("linear", "embedding", "output") if form.packs_embeddings else ("linear",)
+    if scheme is None or spec.role not in coded_roles:
+        return TensorExport(spec, source, None, FloatPacking(_plain_dtype(source, form, config)))
+    grid = find_grid(source) if source is not None else None
+    if grid is not None and source is not None and not form.allow_lossy and not scheme.holds(grid, source):
+        raise TensorError(
+            f"{spec.source}: {describe(grid, source)}, which {scheme.name} can't hold; quantize the model that it was "
+            "made from, or go on all the same with --allow-lossy"
+        )
+    scheme.packing.entries(spec.source, spec.shape)  # refuses shapes that don't fit, dequantized or not
+    packing = FloatPacking(form.dtype) if form.dequantized else scheme.packing
+    return TensorExport(spec, source, scheme, packing, grid)
+
+
+def _plain_dtype(source: SourceTensor | None, form: Form, config: Mapping[str, Any]) -> str:
+    """Return what a tensor that isn't coded is stored as: as the form says, else as it is."""
+    if form.dequantized:
+        return form.dtype
+    if form.scheme is not None and form.scheme.plain_dtype:
+        return form.scheme.plain_dtype
+    if source is not None and source.dtype in FLOAT_VIEWS:
+        return source.dtype
+    return DTYPE_NAMES.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")

@@ -1,0 +1,197 @@
+"""quantize(): open a checkpoint, plan the folder, code and pack its tensors chunk by chunk, write the folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tritgguf.converter.checkpoint.safetensors_layout import Shard, index_file
+from tritgguf.converter.core.parallel import n_threads, parallel
+from tritgguf.converter.core.progress import Progress, Step, counted
+from tritgguf.converter.core.tensors import Float32Array, row_chunks
+from tritgguf.converter.core.whole_files import whole_files, write_at
+from tritgguf.converter.errors import SourceError, UnsupportedError
+from tritgguf.converter.export.card import TensorFacts, config_json, model_card
+from tritgguf.converter.export.folder import finished, note_finished, require_folder, whole_folder
+from tritgguf.converter.export.plan import SHARD_BYTES, ExportPlan, Form, TensorExport, plan_export
+from tritgguf.converter.export.scheme import Coder, FloatPacking, Piece, scheme_named
+
+DTYPES = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
+COPIED = (
+    "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "generation_config.json", "LICENSE*", "NOTICE*", "configuration_*.py", "modeling_*.py",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """A finished folder; `facts` says of each tensor what rounding changed."""
+
+    out: Path
+    plan: ExportPlan
+    facts: tuple[TensorFacts, ...]
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        tensors = [{"name": fact.name, "coded": fact.coded, "error": fact.error} for fact in self.facts]
+        return {"out": str(self.out), "seconds": self.seconds, **self.plan.as_json(), "tensors": tensors}
+
+
+def form_named(
+    scheme: str | None,
+    *,
+    dequantized: bool | None = None,
+    dtype: str = "f16",
+    embeddings: str = "packed",
+    allow_lossy: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> Form:
+    """Look the names up; raise UnsupportedError listing what there is. Without a scheme, dequantize what is packed."""
+    if dtype not in DTYPES:
+        raise UnsupportedError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if embeddings not in ("packed", "plain"):
+        raise UnsupportedError(f"embeddings can be packed or plain, found {embeddings!r}")
+    if scheme is None:
+        if dequantized is False:
+            raise UnsupportedError("without a scheme a folder can only be dequantized")
+        return Form(None, True, DTYPES[dtype], shard_bytes=shard_bytes)
+    named = scheme_named(scheme)
+    floats = named.dequantized if dequantized is None else dequantized
+    packs = named.packs_embeddings and embeddings == "packed"
+    return Form(named, floats, DTYPES[dtype], packs, allow_lossy, shard_bytes)
+
+
+def plan_quantization(
+    model: str | os.PathLike[str], form: Form, *, threads: int | None = None, progress: Progress | None = None
+) -> ExportPlan:
+    """Return the folder as it would be written; config.json alone is enough for its size."""
+    folder = Path(model)
+    return plan_export(folder, form, n_threads(threads), counted(progress, "reading", _weight_bytes(folder)))
+
+
+def quantize(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    form: Form | str,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    planned: Callable[[ExportPlan], None] | None = None,
+) -> Quantization:
+    """Quantize a Hugging Face checkpoint folder and write it as another.
+
+    `form` is a scheme's name, or what `form_named` gives. The folder appears when it is whole.
+    With `resume` an interrupted run leaves what it finished in OUT.part, and the next one goes on from there, file by
+    file. Raises TritggufError.
+    """
+    started = time.monotonic()
+    folder, target = Path(model), Path(out)
+    require_folder(target, folder, force)
+    plan = plan_quantization(
+        folder, form_named(form) if isinstance(form, str) else form, threads=threads, progress=progress
+    )
+    if any(tensor.source is None for tensor in plan.tensors):
+        raise SourceError(f"{model} holds no weights; it can only be planned: --dry-run")
+    if planned:
+        planned(plan)
+    report = counted(progress, "writing", plan.weight_bytes)
+    facts: list[TensorFacts] = []
+    with whole_folder(target, _identity(plan), resume) as partial:
+        for shard in plan.shards:
+            facts += _write_shard(partial, shard, plan, n_threads(threads), report)
+        _write_texts(partial, plan, facts)
+    return Quantization(target, plan, tuple(facts), time.monotonic() - started)
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _identity(plan: ExportPlan) -> dict[str, Any]:
+    """Return what must be the same for an interrupted run to be gone on with: model, options and layout."""
+    headers = hashlib.sha256(b"".join(shard.header for shard in plan.shards)).hexdigest()
+    files = {
+        path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(plan.folder.glob("*.safetensors"))
+    }
+    form = {"scheme": plan.form.name, "dequantized": plan.form.dequantized, "dtype": plan.form.dtype}
+    return {"model": str(plan.folder.resolve()), "files": files, "form": form, "headers": headers}
+
+
+def _write_shard(partial: Path, shard: Shard, plan: ExportPlan, threads: int, report: Step) -> list[TensorFacts]:
+    done = finished(partial, shard.file_name, shard.file_bytes)
+    if done is not None:
+        report(shard.file_bytes)
+        return [TensorFacts(**fact) for fact in done]
+    held = {entry.name for entry in shard.entries}
+    with whole_files([partial / shard.file_name], [shard]) as (part,):
+        facts = [
+            _write_tensor(part.file, shard, tensor, threads, report)
+            for tensor in plan.tensors
+            if tensor.entries[0].name in held
+        ]
+        note_finished(partial, shard.file_name, [asdict(fact) for fact in facts])
+    return facts
+
+
+def _write_tensor(file: BinaryIO, shard: Shard, tensor: TensorExport, threads: int, report: Step) -> TensorFacts:
+    """Write one tensor by chunks of rows, in parallel; return what rounding changed."""
+    assert tensor.source is not None
+    coder = tensor.scheme.coder(tensor.source, tensor.grid, threads) if tensor.scheme else None
+
+    def write_chunk(chunk: slice) -> tuple[int, float, float]:
+        pieces, values, stored = _encoded(tensor, coder, chunk)
+        for name, offset, data in pieces:
+            write_at(file, np.ascontiguousarray(data).data, shard.offsets[name] + offset)
+        squared = float(np.square(stored - values, dtype=np.float64).sum())
+        return sum(data.nbytes for *_, data in pieces), squared, float(np.square(values, dtype=np.float64).sum())
+
+    error = total = 0.0
+    for n_bytes, squared, sum_of_squares in parallel(write_chunk, list(_chunks(tensor)), threads):
+        report(n_bytes)
+        error, total = error + squared, total + sum_of_squares
+    return TensorFacts(tensor.spec.source, tensor.scheme is not None, tensor.n_weights, error, total)
+
+
+def _chunks(tensor: TensorExport) -> Iterator[slice]:
+    if isinstance(tensor.packing, FloatPacking):
+        return row_chunks(tensor.spec.shape)
+    return tensor.packing.chunks(tensor.spec.shape)
+
+
+def _encoded(tensor: TensorExport, coder: Coder | None, chunk: slice) -> tuple[list[Piece], Float32Array, Float32Array]:
+    """Return a chunk's bytes, its values, and the values that the bytes stand for."""
+    name, shape, packing = tensor.spec.source, tensor.spec.shape, tensor.packing
+    assert tensor.source is not None
+    if isinstance(packing, FloatPacking):
+        values = tensor.source.read(chunk)
+        wanted = coder.code(values).dequantize()[:, : values.shape[1]] if coder else values
+        piece, stored = packing.pack(name, chunk, wanted)
+        return [piece], values, stored
+    assert coder is not None
+    values = tensor.source.read(packing.rows(shape, chunk))
+    coded = coder.code(values)
+    return packing.pack(name, shape, chunk, coded, coder), values, coded.dequantize()[:, : values.shape[1]]
+
+
+def _write_texts(partial: Path, plan: ExportPlan, facts: list[TensorFacts]) -> None:
+    """Write index, config.json and README.md, and copy the tokenizer's files."""
+    texts = {"config.json": json.dumps(config_json(plan), indent=2) + "\n", "README.md": model_card(plan, facts)}
+    if index := index_file(plan.shards):
+        texts |= dict([index])
+    for name, text in texts.items():
+        (partial / name).write_text(text, "utf-8")
+    for pattern in COPIED:
+        for path in plan.folder.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, partial / path.name)

@@ -1,0 +1,61 @@
+"""GGUF key-value pairs with their types, as they will stand in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from gguf import GGUFValueType
+
+Scalar: TypeAlias = "int | float | bool | str"
+
+
+@dataclass(frozen=True)
+class Value:
+    """One typed GGUF value; `element` is the type of an array's elements."""
+
+    data: Scalar | Sequence[Scalar] | Sequence[bytes]
+    type: GGUFValueType
+    element: GGUFValueType | None = None
+
+
+Metadata: TypeAlias = "dict[str, Value]"
+
+
+def uint32(number: int) -> Value:
+    return Value(int(number), GGUFValueType.UINT32)
+
+
+def float32(number: float) -> Value:
+    return Value(float(number), GGUFValueType.FLOAT32)
+
+
+def boolean(flag: bool) -> Value:
+    return Value(bool(flag), GGUFValueType.BOOL)
+
+
+def string(text: str) -> Value:
+    return Value(text, GGUFValueType.STRING)
+
+
+def strings(texts: Sequence[str]) -> Value:
+    return Value(list(texts), GGUFValueType.ARRAY, GGUFValueType.STRING)
+
+
+def float32s(numbers: Sequence[float]) -> Value:
+    return Value(list(numbers), GGUFValueType.ARRAY, GGUFValueType.FLOAT32)
+
+
+def int32s(numbers: Sequence[int]) -> Value:
+    return Value(list(numbers), GGUFValueType.ARRAY, GGUFValueType.INT32)
+
+
+def joined(keys: Metadata, *more: Metadata) -> Metadata:
+    """Join metadata; a key that stands twice is a defect of this program."""
+    whole = dict(keys)
+    for part in more:
+        if twice := whole.keys() & part.keys():
+            raise ValueError(f"metadata keys written twice: {sorted(twice)}")
+        whole.update(part)
+    return whole

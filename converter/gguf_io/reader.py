@@ -1,0 +1,251 @@
+"""Read a GGUF file of any architecture: its typed metadata, and its tensors as sources of float rows.
+
+gguf's own reader isn't used: it keeps an array view per string, which takes seconds for a vocabulary of today, and it
+never ends on an array whose claimed length lies beyond the file. Everything is checked before a weight byte is read.
+Layout: docs/gguf.md in the ggml repository.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, Keys, quants
+
+from tritgguf.converter.core.floats import checked
+from tritgguf.converter.core.tensors import (
+    FLOAT_VIEWS,
+    ByteArray,
+    CodedRows,
+    Float32Array,
+    Floats,
+    RowIndices,
+    SourceTensor,
+    span,
+)
+from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
+from tritgguf.converter.gguf_io import parts
+from tritgguf.converter.gguf_io.cursor import Cursor, Described
+from tritgguf.converter.gguf_io.metadata import Metadata
+from tritgguf.converter.quant import ggml_types
+from tritgguf.converter.quant.codec import TernaryCodec, codec_named
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+TERNARY = ("TQ1_0", "TQ2_0", "Q2_0")  # types that hold little else; this package reads them faster than gguf's
+_PREAMBLE = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of key-value pairs
+assert ggml_types.Q2_0  # the import makes GGMLQuantizationType and quants know Q2_0
+
+
+@dataclass(frozen=True)
+class GgufTensor(SourceTensor):
+    """One tensor of a memory-mapped GGUF file; `dtype` is its type's name, such as Q4_K, `shape` rows before columns.
+
+    Of a tensor with three or four dimensions the rows are those of all its matrices, one after the other.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    data: ByteArray = field(repr=False)
+
+    @property
+    def ggml_type(self) -> GGMLQuantizationType:
+        return GGMLQuantizationType[self.dtype]
+
+    @property
+    def n_bytes(self) -> int:
+        return self.data.nbytes
+
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        n_rows = math.prod(self.shape[:-1])
+        return [self.data.reshape(n_rows, -1)[span(rows, n_rows)].reshape(-1)]
+
+    def read_bytes(self, rows: slice | RowIndices) -> ByteArray:
+        """Return those rows as they are stored, shape (n_rows, row bytes)."""
+        return self.data.reshape(math.prod(self.shape[:-1]), -1)[rows]
+
+    def floats(self, rows: slice | RowIndices) -> Floats:
+        if self.dtype in FLOAT_VIEWS:
+            stored = np.ascontiguousarray(self.read_bytes(rows))
+            return Floats(stored.view(FLOAT_VIEWS[self.dtype]), self.dtype)
+        return super().floats(rows)
+
+    def read(self, rows: slice | RowIndices) -> Float32Array:
+        if self.dtype in FLOAT_VIEWS:
+            values, all_finite = checked(self.floats(rows))
+            if all_finite:
+                return values
+        stored = np.ascontiguousarray(self.read_bytes(rows))
+        if self.dtype in TERNARY and (coded := self._coded(stored)) is not None:
+            return coded.dequantize()
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = quants.dequantize(stored, self.ggml_type)
+        except NotImplementedError as error:
+            raise UnsupportedError(
+                f"{self.file.name}: tensor {self.name} is {self.dtype}, which gguf's Python package can't dequantize; "
+                "start from the model in another type"
+            ) from error
+        if not np.isfinite(values).all():
+            raise TensorError(
+                f"{self.file.name}: tensor {self.name} has {(~np.isfinite(values)).sum()} NaN or Inf values among the "
+                "rows read; expected finite weights: the file is damaged, fetch it again"
+            )
+        return values
+
+    def _coded(self, stored: ByteArray) -> CodedRows | None:
+        """Return rows of a ternary type as codes and finite scales, or None where they are something else."""
+        codec = codec_named(self.dtype.lower())
+        assert isinstance(codec, TernaryCodec)
+        try:
+            coded = codec.unpack(stored)
+        except TensorError:
+            return None
+        return coded if np.isfinite(coded.scales).all() else None
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF file: its metadata in the file's order, ready to be written again, and its tensors by name."""
+
+    path: Path
+    metadata: Metadata = field(repr=False)
+    tensors: Mapping[str, GgufTensor] = field(repr=False)
+    file_bytes: int
+
+    def value(self, key: str, default: object = None) -> object:
+        """Return the plain value of a key."""
+        return self.metadata[key].data if key in self.metadata else default
+
+    @property
+    def architecture(self) -> str | None:
+        name = self.value(Keys.General.ARCHITECTURE)
+        return name if isinstance(name, str) else None
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether the path is a file that begins as a GGUF file does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """Open a GGUF file, with all its parts if it is one of several.
+
+    Raises SourceError where it is damaged or a part is missing, UnsupportedError for big-endian files.
+    """
+    file = _read_file(path)
+    n_parts = file.value(parts.COUNT, 1)
+    if not isinstance(n_parts, int) or n_parts < 2:
+        return file
+    siblings = parts.sibling_paths(path, n_parts)
+    if siblings is None:
+        raise SourceError(
+            f"{path.name} is one of {n_parts} parts of a model; expected a name like model-00001-of-{n_parts:05d}.gguf"
+        )
+    return _joined([_read_file(sibling) for sibling in siblings])
+
+
+def _joined(files: Sequence[GgufFile]) -> GgufFile:
+    """Return the parts of a model as one file, called as the first is."""
+    path = files[0].path
+    tensors: dict[str, GgufTensor] = {}
+    for number, part in enumerate(files):
+        if (part.value(parts.NUMBER), part.value(parts.COUNT)) != (number, len(files)):
+            raise SourceError(
+                f"{part.path.name} says that it is part {part.value(parts.NUMBER)} of {part.value(parts.COUNT)}, "
+                f"expected {number} of {len(files)}, counted from 0: it belongs to another model, or was renamed"
+            )
+        if twice := tensors.keys() & part.tensors.keys():
+            raise SourceError(f"{part.path.name} and another part both hold {min(twice)}: fetch the parts again")
+        tensors |= part.tensors
+    expected = files[0].value(parts.TENSOR_COUNT, len(tensors))
+    if len(tensors) != expected:
+        raise SourceError(f"{path.name} and its other parts hold {len(tensors)} tensors, expected {expected}")
+    metadata = {key: value for key, value in files[0].metadata.items() if key not in parts.KEYS}
+    return GgufFile(path, metadata, tensors, sum(part.file_bytes for part in files))
+
+
+def _read_file(path: Path) -> GgufFile:
+    data = _mapped(path)
+    if data[: len(MAGIC)] != MAGIC:
+        raise SourceError(f"{path.name} begins with {data[:4]!r}; expected {MAGIC!r}: it is no GGUF file")
+    try:
+        return _read(path, data)
+    except (struct.error, ValueError) as error:
+        raise SourceError(f"{path.name}: the header is damaged or cut off ({error}): fetch it again") from error
+
+
+def _mapped(path: Path) -> mmap.mmap | bytes:
+    if not path.is_file():
+        raise SourceError(f"{path} is no file; expected a GGUF file")
+    try:
+        with path.open("rb") as file:
+            empty = path.stat().st_size == 0
+            return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise SourceError(f"{path.name} can't be read: {error.strerror or error}") from error
+
+
+def _read(path: Path, data: mmap.mmap | bytes) -> GgufFile:
+    _, version, n_tensors, n_values = _PREAMBLE.unpack_from(data, 0)
+    if version not in VERSIONS:
+        what = "big-endian" if version & 0xFFFF == 0 else f"of version {version}"
+        raise UnsupportedError(f"{path.name} is {what}; expected a little-endian GGUF file of version 2 or 3")
+    cursor = Cursor(data, _PREAMBLE.size)
+    metadata = dict(_unique(cursor.entries(n_values), "key"))
+    described = dict(_unique(cursor.tensors(n_tensors), "tensor"))
+    start = _aligned(cursor.offset, metadata)
+    body = np.frombuffer(data, np.uint8)[start:]
+    _require_places(path, described, len(body))
+    tensors = {
+        name: GgufTensor(name, kind.name, shape, path, body[offset : offset + _n_bytes(kind, shape)])
+        for name, (kind, shape, offset) in described.items()
+    }
+    return GgufFile(path, metadata, tensors, len(data))
+
+
+def _aligned(offset: int, metadata: Metadata) -> int:
+    alignment = metadata[Keys.General.ALIGNMENT].data if Keys.General.ALIGNMENT in metadata else DEFAULT_ALIGNMENT
+    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+        raise ValueError(f"{Keys.General.ALIGNMENT} is {alignment!r}, expected a power of two")
+    return -(-offset // alignment) * alignment
+
+
+def _n_bytes(kind: GGMLQuantizationType, shape: Sequence[int]) -> int:
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    return math.prod(shape) // block * block_bytes
+
+
+def _require_places(path: Path, described: Mapping[str, Described], body_bytes: int) -> None:
+    """Check that every tensor has its own place in the file, and that the file is all there."""
+    end, previous = 0, ""
+    for name, (kind, shape, offset) in sorted(described.items(), key=lambda item: item[1][2]):
+        if offset < end:
+            raise SourceError(f"{path.name}: the data of {name} overlaps {previous}: the file is damaged")
+        end, previous = offset + _n_bytes(kind, shape), name
+    if end > body_bytes:
+        raise SourceError(
+            f"{path.name} is truncated: its header promises {end} bytes of tensors, the file has {max(body_bytes, 0)}: "
+            "fetch it again"
+        )
+
+
+def _unique(entries: Iterator[tuple[str, Any]], what: str) -> Iterator[tuple[str, Any]]:
+    seen = set()
+    for name, entry in entries:
+        if name in seen:
+            raise ValueError(f"{what} {name!r} stands there twice")
+        seen.add(name)
+        yield name, entry

@@ -1,0 +1,291 @@
+"""What a model is and what could become of it: its tensors' grids, which types hold them, how large files would be.
+
+Also a model that can't be converted is shown as far as it can be seen, with the reason of the refusal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gguf import GGML_QUANT_VERSION, Keys
+
+from tritgguf.converter.checkpoint import safetensors_reader as safetensors_files
+from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.checkpoint.packing import read_source
+from tritgguf.converter.core.parallel import n_threads, parallel
+from tritgguf.converter.core.progress import Progress, counted
+from tritgguf.converter.core.tensors import SourceTensor
+from tritgguf.converter.errors import TritggufError
+from tritgguf.converter.gguf_io.header import header_bytes
+from tritgguf.converter.gguf_io.metadata import joined, uint32
+from tritgguf.converter.gguf_io.reader import is_gguf, read_gguf
+from tritgguf.converter.inspection.tensor_facts import TensorFacts, look_at
+from tritgguf.converter.model.architecture import TensorSpec
+from tritgguf.converter.model.model import Model
+from tritgguf.converter.model.open import open_model
+from tritgguf.converter.planning.choose_types import Request, choose_type, with_scale_tensor
+from tritgguf.converter.planning.file_plan import FilePart, TensorPlan
+from tritgguf.converter.planning.targets import NOT_ON, SLOW_ON_X86, TERNARY_TYPES
+from tritgguf.converter.quant.codec import Codec, codecs
+
+EMBEDDING = re.compile(r"(^|\.)(embed\w*|token_embd|wte|wpe)\.")
+OUTPUT = re.compile(r"^(lm_head|output)\.")
+
+
+@dataclass(frozen=True)
+class Size:
+    """The file with linear layers of one type: its bytes, and how many of the linear tensors the type holds exactly.
+
+    `n_near` more keep every code and have their scales rounded to fp16; both are None where there are no weights to
+    tell from. `n_unfit` tensors have rows that don't fit the type's blocks and are F16; `file_bytes` is None where none
+    fits. `slow_on` names machines that run the type by slow code.
+    """
+
+    type: str
+    file_bytes: int | None
+    n_linear: int
+    n_exact: int | None
+    n_near: int | None
+    n_unfit: int
+    runs_on: tuple[str, ...]
+    slow_on: tuple[str, ...]
+
+    @property
+    def exact(self) -> bool | None:
+        return None if self.n_exact is None else self.n_exact == self.n_linear
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "file_bytes": self.file_bytes,
+            "exact": self.exact,
+            "exact_tensors": self.n_exact,
+            "near_tensors": self.n_near,
+            "linear_tensors": self.n_linear,
+            "stored_as_f16": self.n_unfit,
+            "runs_on": list(self.runs_on),
+            "slow_on": list(self.slow_on),
+        }
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found. `refused` is why the model can't be converted, else None."""
+
+    kind: str
+    path: Path
+    architecture: str | None
+    hf_class: str | None
+    source: str | None
+    file_bytes: int
+    tensors: tuple[TensorFacts, ...] = field(repr=False)
+    sizes: Mapping[str, Size]
+    notes: tuple[str, ...]
+    refused: str | None
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """How many tensors have each dtype, the most frequent first."""
+        return dict(Counter(tensor.dtype for tensor in self.tensors).most_common())
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "path": self.path.name,
+            "architecture": self.architecture,
+            "class": self.hf_class,
+            "source": self.source,
+            "parameters": self.n_parameters,
+            "file_bytes": self.file_bytes,
+            "dtypes": self.dtypes,
+            "tensors": [tensor.as_json() for tensor in self.tensors],
+            "sizes": {name: size.as_json() for name, size in self.sizes.items()},
+            "notes": list(self.notes),
+            "refused": self.refused,
+        }
+
+
+def inspect(
+    path: str | os.PathLike[str], *, threads: int | None = None, progress: Progress | None = None
+) -> Inspection:
+    """Look at a Hugging Face folder or a GGUF file; every weight is read.
+
+    `progress` is called with "reading", the bytes done and the bytes in all. Raises TritggufError where nothing can be
+    seen: the file is damaged, or the folder is no model.
+    """
+    place = Path(path)
+    try:
+        model, refused = open_model(place), None
+    except TritggufError as error:
+        model, refused = _seen(place, error), str(error)
+    stored = _stored_bytes(place)
+    specs = [spec for spec in model.specs if spec.data is None]
+    sizes_on_disk = _with_companions(specs, stored)
+    report = counted(progress, "reading", sum(sizes_on_disk))
+
+    def facts(item: tuple[TensorSpec, int]) -> tuple[TensorFacts, int]:
+        spec, n_bytes = item
+        source = None if model.tensors is None else model.tensors[spec.source]
+        return look_at(spec, source, n_bytes, scale_tensors=model.scale_tensors), n_bytes
+
+    tensors = []
+    for found, n_bytes in parallel(facts, zip(specs, sizes_on_disk, strict=True), n_threads(threads)):
+        tensors.append(found)
+        report(n_bytes)
+    notes = (*model.notes, *dict.fromkeys(tensor.note for tensor in tensors if tensor.note))
+    hf_class = None if is_gguf(place) else _hf_class(_config(place))
+    return Inspection(
+        kind="gguf" if is_gguf(place) else "folder",
+        path=place.resolve(),
+        architecture=_architecture(model),
+        hf_class=hf_class,
+        source=model.source,
+        file_bytes=sum(stored.values()),
+        tensors=tuple(tensors),
+        sizes={} if refused else _sizes(model, tensors),
+        notes=notes,
+        refused=refused,
+    )
+
+
+def _seen(path: Path, refusal: TritggufError) -> Model:
+    """Return what can be seen of a model that is refused; raise the refusal itself where that is nothing."""
+    try:
+        tensors, source = _open_tensors(path)
+    except (TritggufError, OSError, ValueError):
+        raise refusal from None
+    specs = [TensorSpec(name, name, tensor.shape, _role(name, tensor.shape)) for name, tensor in tensors.items()]
+    metadata = dict(read_gguf(path).metadata) if is_gguf(path) else {}
+    return Model(path, source, specs, tensors, metadata, None, [], scale_tensors=False)
+
+
+def _open_tensors(path: Path) -> tuple[Mapping[str, SourceTensor], str | None]:
+    if is_gguf(path):
+        return read_gguf(path).tensors, "GGUF"
+    stored = safetensors_files.read_tensors(path)
+    try:
+        source, tensors = read_source(_config(path), stored)
+        return tensors, source
+    except TritggufError:
+        return stored, None
+
+
+def _role(name: str, shape: Sequence[int]) -> str:
+    if EMBEDDING.search(name):
+        return "embedding"
+    if OUTPUT.search(name):
+        return "output"
+    return "linear" if len(shape) > 1 and name.endswith("weight") else "other"
+
+
+def _config(folder: Path) -> ConfigJson:
+    """Return config.json of a folder that was looked at already; ValueError where it is damaged."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError("config.json isn't a JSON object")
+    return config
+
+
+def _hf_class(config: ConfigJson) -> str | None:
+    named = config.get("architectures")
+    return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
+
+
+def _architecture(model: Model) -> str | None:
+    key = model.metadata.get(Keys.General.ARCHITECTURE)
+    return str(key.data) if key else None
+
+
+def _stored_bytes(path: Path) -> dict[str, int]:
+    """Return the bytes of every tensor by its name on disk."""
+    if is_gguf(path):
+        return {name: tensor.data.nbytes for name, tensor in read_gguf(path).tensors.items()}
+    if not safetensors_files.matches(path):
+        return {}
+    return {name: tensor.data.nbytes for name, tensor in safetensors_files.read_tensors(path).items()}
+
+
+def _with_companions(specs: Sequence[TensorSpec], stored: Mapping[str, int]) -> list[int]:
+    """Return each tensor's bytes with those of its scales, whose names begin with its own."""
+    names = sorted(stored)
+    sizes = []
+    for spec in specs:
+        first = last = bisect_left(names, spec.source)
+        while last < len(names) and names[last].startswith(spec.source):
+            last += 1
+        sizes.append(sum(stored[name] for name in names[first:last]))
+    return sizes
+
+
+def _sizes(model: Model, tensors: Sequence[TensorFacts]) -> dict[str, Size]:
+    """Return the file that each type of linear layers makes, the smallest type first."""
+    grids = {tensor.name: tensor for tensor in tensors}
+    request = Request.named("f16", "mse")
+    types = sorted((codec for codec in codecs().values() if codec.for_linear), key=_bits)
+    others = {
+        spec.name: choose_type(spec, None if model.tensors is None else model.tensors.get(spec.source), request)
+        for spec in model.specs
+        if spec.role != "linear" and spec.data is None
+    }
+    return {codec.name: _size(model, codec, grids, others) for codec in types}
+
+
+def _bits(codec: Codec) -> float:
+    return 8 * codec.block_bytes / codec.block
+
+
+def _size(model: Model, codec: Codec, facts: Mapping[str, TensorFacts], others: Mapping[str, TensorPlan]) -> Size:
+    known = codecs()
+    plans: list[TensorPlan] = []
+    for spec in model.specs:
+        if spec.name in others:
+            plans.append(others[spec.name])
+        elif spec.data is not None:
+            plans.append(TensorPlan(spec, known["f32"], spec.role))
+        else:
+            fits = spec.shape[-1] % codec.block == 0
+            grid = facts[spec.name].grid if codec.ternary and fits else None
+            on_grid = grid if grid is not None and grid.fits(codec.block) else None
+            plan = TensorPlan(spec, codec if fits else known["f16"], spec.role, grid=on_grid)
+            plans += with_scale_tensor(plan) if model.scale_tensors else [plan]
+    linear = [spec for spec in model.specs if spec.role == "linear"]
+    n_unfit = sum(spec.shape[-1] % codec.block != 0 for spec in linear)
+    n_exact = sum(codec.name in facts[spec.name].exact_types for spec in linear)
+    n_near = sum(codec.name in facts[spec.name].near_types for spec in linear)
+    return Size(
+        type=codec.name,
+        file_bytes=_file_bytes(model, plans) if n_unfit < len(linear) else None,
+        n_linear=len(linear),
+        n_exact=None if model.tensors is None else n_exact,
+        n_near=None if model.tensors is None else n_near,
+        n_unfit=n_unfit,
+        runs_on=_runs_on(codec, model.targets or tuple(TERNARY_TYPES)),
+        slow_on=("x86",) if codec.name in SLOW_ON_X86 else (),
+    )
+
+
+def _file_bytes(model: Model, plans: Sequence[TensorPlan]) -> int:
+    # Values don't change the size: any will do for the keys that follow from the types.
+    types = {Keys.General.FILE_TYPE: uint32(0), Keys.General.QUANTIZATION_VERSION: uint32(GGML_QUANT_VERSION)}
+    header = header_bytes(joined(model.metadata, types), [plan.entry for plan in plans])
+    return FilePart(header, tuple(plans)).file_bytes
+
+
+def _runs_on(codec: Codec, targets: Sequence[str]) -> tuple[str, ...]:
+    """Return where the type has kernels, among where the graph runs; float types have some everywhere."""
+    places = tuple(target for target in targets if target != "any")
+    if codec.ternary:
+        return tuple(target for target in places if codec.name in TERNARY_TYPES[target])
+    return tuple(target for target in places if target not in NOT_ON.get(codec.name, ()))

@@ -1,0 +1,125 @@
+"""What is known of one tensor after it was read: its grid, its zeros, and which types hold it exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tritgguf.converter.core.tensors import SourceTensor
+from tritgguf.converter.errors import TritggufError
+from tritgguf.converter.model.architecture import TensorSpec
+from tritgguf.converter.planning.choose_types import with_scale_tensor
+from tritgguf.converter.planning.file_plan import TensorPlan
+from tritgguf.converter.quant.codec import FloatCodec, TernaryCodec, codecs
+from tritgguf.converter.quant.grids import Grid, find_grid
+
+MATRICES = ("linear", "embedding", "output")
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """One tensor of a model. `name` is GGUF's where the model has one, `source` the one on disk.
+
+    `n_bytes` are those on disk, its scales included. `grid`, `zeros` (their share), `exact_types`, in which
+    `convert` would store it exactly, and `near_types`, which keep every code but round the scale to fp16, are known for
+    matrices that can be read, the smallest type first; `note` says what stood in the way.
+    """
+
+    name: str
+    source: str
+    role: str
+    shape: tuple[int, ...]
+    dtype: str
+    n_bytes: int
+    grid: Grid | None = None
+    zeros: float | None = None
+    exact_types: tuple[str, ...] = ()
+    near_types: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.n_bytes / max(math.prod(self.shape), 1)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "source": self.source,
+            "role": self.role,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "bytes": self.n_bytes,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "grid": None if self.grid is None else _grid_json(self.grid),
+            "zeros": self.zeros,
+            "exact_types": list(self.exact_types),
+            "near_types": list(self.near_types),
+        }
+
+
+def _grid_json(grid: Grid) -> dict[str, Any]:
+    return {
+        "levels": grid.levels,
+        "group": grid.group,
+        "extent": grid.extent,
+        "scale": grid.scale,
+        "fp16_error": grid.fp16_error,
+        "strays": grid.strays,
+    }
+
+
+def look_at(spec: TensorSpec, source: SourceTensor | None, n_bytes: int, *, scale_tensors: bool) -> TensorFacts:
+    """Read one tensor whole, if it is a matrix; `scale_tensors` says that a float32 scale may stand beside it."""
+    dtype = "unknown" if source is None else source.dtype
+    plain = TensorFacts(spec.name, spec.source, spec.role, spec.shape, dtype, n_bytes)
+    if source is None or spec.role not in MATRICES:
+        return plain
+    try:
+        grid = find_grid(source)
+        zeros, floats = _scan(source, grid)
+    except TritggufError as error:
+        return replace(plain, note=str(error))
+    exact, near = _ternary_types(spec, grid, scale_tensors)
+    return replace(
+        plain,
+        grid=grid,
+        zeros=zeros,
+        exact_types=tuple(sorted([*exact, *floats], key=_bits)),
+        near_types=tuple(sorted(near, key=_bits)),
+    )
+
+
+def _bits(name: str) -> float:
+    codec = codecs()[name]
+    return 8 * codec.block_bytes / codec.block
+
+
+def _ternary_types(spec: TensorSpec, grid: Grid | None, scale_tensors: bool) -> tuple[list[str], list[str]]:
+    """Return the ternary types that hold the tensor, and those that hold it but for fp16's rounding of the scale."""
+    if grid is None:
+        return [], []
+    fitting = [c for c in codecs().values() if isinstance(c, TernaryCodec) and grid.fits(c.block)]
+    plans = [TensorPlan(spec, codec, "", exact=grid.fp16_error == 0, grid=grid) for codec in fitting]
+    if scale_tensors:
+        plans = [with_scale_tensor(plan)[0] for plan in plans]
+    exact = [plan.codec.name for plan in plans if plan.exact]
+    return exact, [codec.name for codec in fitting if codec.name not in exact]
+
+
+def _scan(source: SourceTensor, grid: Grid | None) -> tuple[float, list[str]]:
+    """Return the share of zeros, and the float types that hold every value; one pass over the tensor at most."""
+    fitting = [c for c in codecs().values() if isinstance(c, FloatCodec) and source.shape[-1] % c.block == 0]
+    held = [codec.name for codec in fitting if codec.holds(source.dtype)]
+    open_ones = [codec for codec in fitting if codec.name not in held]
+    counted = grid.zeros if grid is not None else None
+    n_zeros = 0
+    for _, values in source.chunks():
+        if counted is not None and not open_ones:
+            break
+        n_zeros += values.size - int(np.count_nonzero(values))
+        open_ones = [codec for codec in open_ones if codec.keeps(values)]
+    zeros = n_zeros / max(math.prod(source.shape), 1) if counted is None else counted
+    return zeros, [*held, *(codec.name for codec in open_ones)]

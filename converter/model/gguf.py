@@ -1,0 +1,54 @@
+"""Open a GGUF file of any architecture as a model to convert: keys and vocabulary are kept, linear layers change."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gguf import Keys
+
+from tritgguf.converter.errors import SourceError
+from tritgguf.converter.gguf_io.metadata import Metadata
+from tritgguf.converter.gguf_io.reader import GgufFile, GgufTensor, read_gguf
+from tritgguf.converter.model.architecture import TensorSpec, architectures
+from tritgguf.converter.model.model import Model
+from tritgguf.converter.tokenizer import carried_tokenizer
+
+# Matrix products whose weights llama.cpp takes in any type. Routers, convolutions and lookup tables are left alone.
+LINEAR = re.compile(
+    r"^blk\.\d+\.(attn_(q|k|v|qkv|output|gate)|ffn_(gate|up|down)(_exps|_shexp|_chexps)?|ssm_(in|out))\.weight$"
+)
+ROLES = {"token_embd.weight": "embedding", "output.weight": "output"}
+REWRITTEN = (Keys.General.FILE_TYPE, Keys.General.QUANTIZATION_VERSION, Keys.General.ALIGNMENT)
+
+
+def open_gguf_model(path: Path) -> Model:
+    """Open a GGUF file; raise SourceError or UnsupportedError where it is damaged or in parts."""
+    file = read_gguf(path)
+    if file.architecture is None:
+        raise SourceError(f"{path.name} has no {Keys.General.ARCHITECTURE}: it is no model, or damaged")
+    if not any(LINEAR.match(name) for name in file.tensors):
+        raise SourceError(f"{path.name} holds no linear layer by a name known here; nothing in it could be ternary")
+    architecture: Metadata = {Keys.General.ARCHITECTURE: file.metadata[Keys.General.ARCHITECTURE]}
+    kept = {key: value for key, value in file.metadata.items() if key not in REWRITTEN}
+    return Model(
+        path=path,
+        source=f"GGUF ({file.architecture})",
+        specs=[_spec(tensor) for tensor in file.tensors.values()],
+        tensors=file.tensors,
+        metadata=architecture | kept,
+        tokenizer=carried_tokenizer(file.path) if _has_vocabulary(file) else None,
+        notes=[],
+        scale_tensors=False,
+        targets=next((a.targets for a in architectures() if a.name == file.architecture), None),
+    )
+
+
+def _spec(tensor: GgufTensor) -> TensorSpec:
+    linear = LINEAR.match(tensor.name) and len(tensor.shape) > 1
+    role = "linear" if linear else ROLES.get(tensor.name, "kept")
+    return TensorSpec(tensor.name, tensor.name, tensor.shape, role)
+
+
+def _has_vocabulary(file: GgufFile) -> bool:
+    return file.value(Keys.Tokenizer.MODEL) not in (None, "none", "no_vocab")

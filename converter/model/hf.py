@@ -1,0 +1,82 @@
+"""Open a Hugging Face folder as a model to convert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from gguf import Keys
+
+from tritgguf.converter.checkpoint.config_json import read_config_json
+from tritgguf.converter.checkpoint.folder import open_checkpoint
+from tritgguf.converter.core.system import give_back_free_memory
+from tritgguf.converter.core.tensors import SourceTensor
+from tritgguf.converter.gguf_io.metadata import Metadata, joined, string
+from tritgguf.converter.model.architecture import architecture_for, context_length
+from tritgguf.converter.model.card import card_metadata
+from tritgguf.converter.model.config import DecoderConfig
+from tritgguf.converter.model.match import match_tensors
+from tritgguf.converter.model.model import Model
+from tritgguf.converter.model.rope import trained_length
+from tritgguf.converter.quant.grids import ask_for_first_look
+from tritgguf.converter.tokenizer import has_tokenizer, read_tokenizer
+
+
+def open_hf_model(folder: Path, *, load_tokenizer: bool = True) -> Model:
+    """Open a folder; raise SourceError, UnsupportedError or TokenizerError where it can't be converted.
+
+    `load_tokenizer` has the source's library load the tokenizer at once and not when it first encodes.
+    """
+    raw = read_config_json(folder)
+    architecture = architecture_for(raw)
+    config = architecture.read_config(raw)
+    checkpoint = open_checkpoint(folder)
+    for tensor in checkpoint.tensors.values() if checkpoint.tensors else ():
+        ask_for_first_look(tensor)
+    specs = architecture.tensors(config)
+    notes = _context_notes(config)
+    tokenizer = None
+    if checkpoint.tensors is not None or has_tokenizer(folder):
+        tokenizer = read_tokenizer(folder, n_vocab=config.vocab_size, config=raw, load=load_tokenizer)
+        give_back_free_memory()  # of the parsed files, a hundred megabytes for a large vocabulary
+        notes += tokenizer.notes
+    else:
+        notes.append("no tokenizer here: its bytes aren't counted")
+    tensors: Mapping[str, SourceTensor] | None = None
+    if checkpoint.tensors is None:
+        notes.append("no weights here: which tensors the type holds exactly isn't known")
+    else:
+        tensors, left_out = match_tensors(specs, checkpoint.tensors, config)
+        notes += left_out
+    general: Metadata = {
+        Keys.General.TYPE: string("model"),
+        Keys.General.NAME: string(folder.resolve().name),
+        **card_metadata(folder),
+    }
+    metadata = joined(architecture.metadata(config), general, tokenizer.metadata if tokenizer else {})
+    return Model(
+        path=folder,
+        source=checkpoint.source,
+        specs=specs,
+        tensors=tensors,
+        metadata=metadata,
+        tokenizer=tokenizer,
+        notes=notes,
+        scale_tensors=architecture.honours_scales,
+        targets=architecture.targets,
+    )
+
+
+def _context_notes(config: DecoderConfig) -> list[str]:
+    length, trained = context_length(config), trained_length(config)
+    if length < trained:
+        return [
+            f"context length {length} instead of {trained}: the model's sliding window is {length} tokens, beyond "
+            "which llama.cpp's graph would attend to more than the model was trained to"
+        ]
+    if length < config.max_positions:
+        return [
+            f"context length {length} instead of {config.max_positions}: beyond it {config.rope.kind} changes its "
+            "frequencies with the number of tokens, which a file can't express"
+        ]
+    return []

@@ -1,0 +1,103 @@
+"""The whole file as data, before it is written: what goes where, as which type, and why."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from tritgguf.converter.gguf_io.header import TensorEntry, aligned
+from tritgguf.converter.model.architecture import TensorSpec
+from tritgguf.converter.quant.codec import Codec
+from tritgguf.converter.quant.grids import Grid
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor of the file: its spec, its type, why, and whether that holds it exactly.
+
+    `exact` is None where there are no weights to tell from. `grid` is set where the values' own codes are stored;
+    without it a ternary type gets them from a method. With `unit_scale` the blocks' scales are 1: a `.scale` tensor
+    holds it. `error` is the relative error on a sample of rows, where it was measured.
+    """
+
+    spec: TensorSpec
+    codec: Codec
+    reason: str
+    exact: bool | None = None
+    grid: Grid | None = None
+    unit_scale: bool = False
+    fallback: bool = False
+    error: float | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        *rows, n_columns = self.spec.shape
+        return math.prod(rows) * self.codec.row_bytes(n_columns)
+
+    @property
+    def entry(self) -> TensorEntry:
+        """What the file's header says of it."""
+        return TensorEntry(self.spec.name, self.spec.shape, int(self.codec.ggml_type), self.n_bytes)
+
+    @property
+    def rounded(self) -> bool:
+        """Whether a method made the values ternary."""
+        return self.exact is False and self.grid is None and self.codec.ternary
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.spec.name,
+            "type": self.codec.name,
+            "shape": list(self.spec.shape),
+            "bytes": self.n_bytes,
+            "exact": self.exact,
+            "reason": self.reason,
+            "relative_error": self.error,
+        }
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """One file: its header's bytes and its tensors in order."""
+
+    header: bytes
+    tensors: tuple[TensorPlan, ...]
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Return where each tensor starts in the file, and at last where the file ends; all multiples of 32."""
+        ends = [aligned(len(self.header))]
+        for tensor in self.tensors:
+            ends.append(ends[-1] + aligned(tensor.n_bytes))
+        return tuple(ends)
+
+    @property
+    def file_bytes(self) -> int:
+        return self.offsets[-1]
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """What is written: one file, or the parts of a split one, and what the user should know (`notes`)."""
+
+    parts: tuple[FilePart, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def tensors(self) -> tuple[TensorPlan, ...]:
+        return tuple(tensor for part in self.parts for tensor in part.tensors)
+
+    @property
+    def file_bytes(self) -> int:
+        """Return the size of the file, or of all parts together."""
+        return sum(part.file_bytes for part in self.parts)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "file_bytes": self.file_bytes,
+            **({"part_bytes": [part.file_bytes for part in self.parts]} if len(self.parts) > 1 else {}),
+            "tensors": [tensor.as_json() for tensor in self.tensors],
+            "notes": list(self.notes),
+        }

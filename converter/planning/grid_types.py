@@ -1,0 +1,85 @@
+"""Types for weights on a grid per 16 columns, which no ternary type holds: the known codes by least error."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from tritgguf.converter.core.tensors import CHUNK_VALUES, Float32Array, SourceTensor, row_chunks
+from tritgguf.converter.errors import TensorError
+from tritgguf.converter.planning.file_plan import TensorPlan
+from tritgguf.converter.planning.targets import float_types
+from tritgguf.converter.quant.codec import Codec, FloatCodec, codecs
+from tritgguf.converter.quant.grids import Grid, find_grid
+from tritgguf.converter.quant.known_grid import GROUP, KnownGridCodec, codes_and_steps
+
+
+def by_known_grid(plan: TensorPlan, source: SourceTensor, grid: Grid | None) -> TensorPlan:
+    """Return the plan with the type's scales fit to the tensor's own codes, where both allow it; say what is lost."""
+    codec = _fit_to(plan.codec, source, grid)
+    if codec is None or grid is None:
+        return plan
+    error = _error(codec, sample(source))
+    kind = "ternary" if grid.levels == 3 else f"{grid.levels}-level"
+    fit = f"{codec.name.upper()}'s scales fit to its codes, relative error {error:.2g}"
+    reason = f"on a {kind} grid per {grid.extent}: {fit}"
+    return replace(plan, codec=codec, reason=reason, exact=False, grid=None, error=error)
+
+
+def least_error(plan: TensorPlan, source: SourceTensor, target: str, max_bits: float) -> TensorPlan | None:
+    """Return the plan with the type of least error among those of at most `max_bits` per weight on the target.
+
+    None where the rows fit none of them.
+    """
+    grid = find_grid(source)
+    values = sample(source)
+    found: dict[Codec, float] = {}
+    for name, codec in codecs().items():
+        if name not in float_types(target) or 8 * codec.block_bytes > max_bits * codec.block:
+            continue
+        fitted = _fit_to(codec, source, grid)
+        usable = fitted or (codec if isinstance(codec, FloatCodec) else None)
+        if usable is not None and source.shape[-1] % codec.block == 0:
+            found[usable] = _error(usable, values)
+    if not found:
+        return None
+    best = min(found, key=lambda codec: found[codec])
+    what = "not on a grid" if grid is None else f"on a grid of {grid.levels} levels per {grid.extent}"
+    reason = f"{what}: {best.name.upper()} loses least at {max_bits:g} bits, relative error {found[best]:.2g}"
+    return replace(plan, codec=best, reason=reason, exact=False, error=found[best])
+
+
+def _fit_to(codec: Codec, source: SourceTensor, grid: Grid | None) -> KnownGridCodec | None:
+    if grid is None or grid.levels not in codec.grid_levels or grid.strays or grid.group % GROUP:
+        return None
+    if source.shape[-1] % codec.block or not _wholly_on(source, grid.levels):
+        return None
+    return KnownGridCodec(codec, grid.levels)
+
+
+def _wholly_on(source: SourceTensor, levels: int) -> bool:
+    """Whether every group is on the grid that the first ones are on."""
+    try:
+        for rows in row_chunks(source.shape):
+            codes_and_steps(source.read(rows).reshape(-1, GROUP), (levels - 1) // 2)
+    except TensorError:
+        return False
+    return True
+
+
+def sample(source: SourceTensor) -> Float32Array:
+    """Return rows spread evenly over the tensor, a megabyte of float32."""
+    n_rows = source.shape[0]
+    wanted = min(n_rows, max(1, CHUNK_VALUES // source.shape[-1]))
+    return source.read(np.linspace(0, n_rows - 1, wanted).astype(np.int64))
+
+
+def _error(codec: FloatCodec, values: Float32Array) -> float:
+    """Return |stored - values| / |values|."""
+    try:
+        lost = codec.decode(codec.encode(values)) - values
+    except TensorError:  # beyond the type's range
+        return float("inf")
+    norm = float(np.square(values, dtype=np.float64).sum())
+    return float(np.sqrt(np.square(lost, dtype=np.float64).sum() / norm)) if norm else 0.0

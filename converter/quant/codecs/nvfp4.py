@@ -1,0 +1,91 @@
+"""NVFP4: 64 values as 4-bit floats (0, 0.5, 1, 1.5, 2, 3, 4, 6 and negative), a scale per 16 (4.5 bits per weight).
+
+The scales, four bytes at a block's start, are unsigned 8-bit floats of 4 exponent and 3 fraction bits, 2^-9 to 448.
+Of each 16 values, byte m (0..7) holds value m in its low nibble and m+8 in its high one; bit 3 is the sign. The
+layout is that of ggml's `block_nvfp4`. Scales below 2^-6 lose fraction bits: small weights are held less well.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGMLQuantizationType, LlamaFileType, quants
+
+from tritgguf.converter.core.tensors import ByteArray, Float32Array
+from tritgguf.converter.errors import TensorError
+from tritgguf.converter.quant.codec import FloatCodec
+
+SUB, SUBS = 16, 4
+MAGNITUDES = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.float32)  # in halves
+MIDPOINTS = (MAGNITUDES[1:] + MAGNITUDES[:-1]) / 2
+NEGATIVE = np.uint8(8)
+# What half a unit is worth by the scale's byte, 0 to 126, in rising order.
+HALVES = quants.NVFP4.ue4m3_to_fp32(np.arange(127, dtype=np.uint8)).astype(np.float32)
+LARGEST = float(HALVES[-1] * MAGNITUDES[-1])
+
+Floats = npt.NDArray[np.float32]
+
+
+class NVFP4(FloatCodec):
+    name = "nvfp4"
+    ggml_type = GGMLQuantizationType.NVFP4
+    file_type = LlamaFileType.MOSTLY_NVFP4
+    block = 64
+    block_bytes = 36
+    grid_levels = (3, 9)
+
+    def encode(self, values: Float32Array) -> ByteArray:
+        groups = values.reshape(-1, SUB)
+        largest = np.abs(groups).max(axis=1)
+        scales = _best_scales(groups, np.ones_like(groups), largest / np.float32(12), largest / np.float32(6))
+        return _stored(groups, scales).reshape(len(values), -1)
+
+    def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
+        """A code can stand for a level as any multiple of it that is a magnitude: try every scale that allows one."""
+        levels, steps = np.abs(codes).reshape(-1, SUB), steps.reshape(-1)
+        sizes = np.arange(1, int(levels.max(initial=1)) + 1, dtype=np.float32)
+        counts = np.stack([(levels == size).sum(axis=1) for size in sizes], axis=1).astype(np.float32)
+        values = steps[:, None] * sizes
+        scales = _best_scales(values, counts, steps * levels.max(axis=1) / np.float32(12), steps)
+        return _stored(codes.reshape(-1, SUB) * steps[:, None], scales).reshape(len(codes), -1)
+
+    def decode(self, stored: ByteArray) -> Float32Array:
+        return quants.dequantize(stored, self.ggml_type)
+
+
+def _best_scales(values: Floats, counts: Floats, least: Floats, most: Floats) -> ByteArray:
+    """Return the scale's byte of least squared error per group, among those between `least` and `most` and around.
+
+    `values`, (n_groups, n), stand in their group as often as `counts` says.
+    """
+    largest = np.abs(values).max(initial=0)
+    if not largest <= LARGEST * (1 + 2**-4):  # half a step of the scale further than the type reaches
+        raise TensorError(f"a value is {largest:g}, but nvfp4 ends at {LARGEST:g}: store this tensor as f16 or f32")
+    first = np.maximum(np.searchsorted(HALVES, least).astype(np.int64) - 1, 0)
+    last = np.minimum(np.searchsorted(HALVES, most).astype(np.int64) + 1, len(HALVES) - 1)
+    best: npt.NDArray[np.int64] = first.copy()
+    errors: Floats = np.full(len(values), np.inf, np.float32)
+    magnitudes = np.abs(values)
+    for further in range(int((last - first).max(initial=0)) + 1):
+        candidate = np.minimum(first + further, last)
+        unit = HALVES[candidate][:, None]
+        nearest = unit * MAGNITUDES[_nearest(magnitudes, unit)]
+        error = (counts * np.square(nearest - magnitudes)).sum(axis=1)
+        better = error < errors
+        best, errors = np.where(better, candidate, best), np.where(better, error, errors)
+    return best.astype(np.uint8)
+
+
+def _nearest(magnitudes: Floats, unit: Floats) -> ByteArray:
+    with np.errstate(over="ignore"):
+        scaled = magnitudes / np.where(unit == 0, np.float32(np.inf), unit)
+    return np.searchsorted(MIDPOINTS, scaled).astype(np.uint8)
+
+
+def _stored(groups: Floats, scales: ByteArray) -> ByteArray:
+    codes = _nearest(np.abs(groups), HALVES[scales][:, None])
+    codes |= NEGATIVE * ((groups < 0) & (codes > 0))
+    packed = codes[:, :8] | codes[:, 8:] << np.uint8(4)
+    blocks = (scales.reshape(-1, SUBS), packed.reshape(-1, SUBS * 8))
+    return np.concatenate(blocks, axis=1)
+
+
+CODEC = NVFP4()

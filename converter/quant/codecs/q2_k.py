@@ -1,0 +1,65 @@
+"""Q2_K, its ternary part: 16 bytes of sub-scales, 64 bytes of 2-bit codes, two fp16 scales (2.625 bits per weight).
+
+A value is d * sub-scale * code - dmin * sub-minimum. With every sub-scale and sub-minimum 1 (bytes 0x11), d = dmin and
+code = trit + 1 that is exactly d * trit. The codes lie as in TQ2_0: two halves of 128 values; in each, byte m (0..31)
+holds values m, m+32, m+64 and m+96 at bits 0, 2, 4 and 6. The layout is that of ggml's `block_q2_K`.
+"""
+
+import numpy as np
+from gguf import GGMLQuantizationType, LlamaFileType
+
+from tritgguf.converter.core.tensors import ByteArray, CodedRows, Codes, Float32Array
+from tritgguf.converter.errors import TensorError
+from tritgguf.converter.quant.codec import TernaryCodec, pack_kernel, stored_scales
+from tritgguf.converter.quant.codecs.tq2_0 import pairs
+from tritgguf.converter.quant.scaled_blocks import fitted
+
+ONES = 0x11  # sub-scale 1 in the low nibble, sub-minimum 1 in the high one
+SUBS, CODES, SCALE, MINIMUM = slice(0, 16), slice(16, 80), slice(80, 82), slice(82, 84)
+SHIFTS = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
+
+
+class Q2K(TernaryCodec):
+    name = "q2_k"
+    ggml_type = GGMLQuantizationType.Q2_K
+    file_type = LlamaFileType.MOSTLY_Q2_K
+    block = 256
+    block_bytes = 84
+    grid_levels = (3,)
+    codes_at = CODES.start
+    scales_at = (SCALE.start, MINIMUM.start)
+    kernel = pack_kernel("pack_tq2_0")
+
+    def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
+        """As ternary data, but with sub-scale = sub-minimum from 1 to 15: what a trit is worth per 16 columns."""
+        d, subs, _ = fitted(codes, steps, 1, -15)
+        digits = (codes + 1).astype(np.uint8).reshape(len(codes), 2, 4, 32)
+        stored = np.empty((len(codes), self.block_bytes), np.uint8)
+        stored[:, SUBS] = (-subs).astype(np.uint8) * np.uint8(ONES)
+        stored[:, CODES] = np.bitwise_or.reduce(digits << SHIFTS, axis=2).reshape(len(codes), -1)
+        stored[:, SCALE] = stored[:, MINIMUM] = d.astype("<f2")[:, None].view(np.uint8)
+        return stored
+
+    def new_blocks(self, n_rows: int, n_columns: int) -> ByteArray:
+        blocks = super().new_blocks(n_rows, n_columns)
+        blocks[..., SUBS] = ONES
+        return blocks
+
+    def put_codes(self, codes: Codes, blocks: ByteArray) -> None:
+        blocks[:, CODES] = pairs(codes)
+
+    def unpack(self, stored: ByteArray) -> CodedRows:
+        n_rows = len(stored)
+        blocks = stored.reshape(n_rows, -1, self.block_bytes)
+        digits = blocks[..., CODES].reshape(n_rows, -1, 2, 1, 32) >> SHIFTS & 3
+        ternary = (blocks[..., SUBS] == ONES).all() and (blocks[..., SCALE] == blocks[..., MINIMUM]).all()
+        if not ternary or (digits == 3).any():
+            raise TensorError(
+                "Q2_K data isn't of the ternary form (sub-scales and sub-minima 1, d = dmin, codes 0 to 2): "
+                "read the tensor as floats instead"
+            )
+        codes = (digits.reshape(n_rows, -1) - np.uint8(1)).view(np.int8)
+        return CodedRows(codes, stored_scales(blocks[..., SCALE]), self.block)
+
+
+CODEC = Q2K()

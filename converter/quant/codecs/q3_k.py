@@ -1,0 +1,57 @@
+"""Q3_K: 256 values as signed 3-bit codes, one 6-bit scale per 16 and one fp16 scale d for all (3.4375 bits per weight).
+
+A value is d * (scale - 32) * (code - 4). Two halves of 128 values; in each, byte m (0..31) of the low bits holds values
+m, m+32, m+64 and m+96 at bits 0, 2, 4 and 6; bit 4h+j of byte m of the mask is the upper bit of value m+32j of half h.
+The low nibbles of the scales' first eight bytes are those of scales 0 to 7, the high ones those of 8 to 15; bits 2j and
+2j+1 of byte 8+i are the upper bits of scale i+4j. The layout is that of ggml's `block_q3_K`.
+"""
+
+import numpy as np
+from gguf import GGMLQuantizationType, LlamaFileType, quants
+
+from tritgguf.converter.core.tensors import ByteArray, Float32Array
+from tritgguf.converter.quant.codec import FloatCodec
+from tritgguf.converter.quant.scaled_blocks import SUB, Codes, Halves, encoded, fitted
+
+MASK, LOW, SCALES, D = slice(0, 32), slice(32, 96), slice(96, 108), slice(108, 110)
+LOWEST_CODE, LOWEST_SCALE = -4, -32
+LARGEST_CODES = np.arange(2.5, 5, 0.25, dtype=np.float32)
+LIMIT = "q3_k ends near 6e6"
+SHIFTS = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
+BITS = np.arange(8, dtype=np.uint8).reshape(2, 4, 1)
+
+
+class Q3K(FloatCodec):
+    name = "q3_k"
+    ggml_type = GGMLQuantizationType.Q3_K
+    file_type = LlamaFileType.MOSTLY_Q3_K_M
+    block = 256
+    block_bytes = 110
+    grid_levels = (3,)
+
+    def encode(self, values: Float32Array) -> ByteArray:
+        columns = np.ascontiguousarray(values.reshape(-1, SUB).T)
+        return _stored(*encoded(columns, LOWEST_CODE, LOWEST_SCALE, LARGEST_CODES, LIMIT)).reshape(len(values), -1)
+
+    def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
+        return _stored(*fitted(codes, steps, -LOWEST_CODE - 1, LOWEST_SCALE))
+
+    def decode(self, stored: ByteArray) -> Float32Array:
+        return quants.dequantize(stored, self.ggml_type)
+
+
+def _stored(d: Halves, scales: Codes, codes: Codes) -> ByteArray:
+    digits = (codes - np.int8(LOWEST_CODE)).view(np.uint8).reshape(len(d), 2, 4, 32)
+    sixes = (scales.astype(np.int16) - LOWEST_SCALE).astype(np.uint8)
+    stored = np.empty((len(d), Q3K.block_bytes), np.uint8)
+    stored[:, MASK] = np.bitwise_or.reduce(digits >> np.uint8(2) << BITS, axis=(1, 2))
+    stored[:, LOW] = np.bitwise_or.reduce((digits & np.uint8(3)) << SHIFTS, axis=2).reshape(len(d), -1)
+    nibbles = sixes & np.uint8(15)
+    upper = (sixes >> np.uint8(4)).reshape(len(d), 4, 4)
+    stored[:, SCALES][:, :8] = nibbles[:, :8] | nibbles[:, 8:] << np.uint8(4)
+    stored[:, SCALES][:, 8:] = np.bitwise_or.reduce(upper << SHIFTS, axis=1)
+    stored[:, D] = d.astype("<f2")[:, None].view(np.uint8)
+    return stored
+
+
+CODEC = Q3K()

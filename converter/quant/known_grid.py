@@ -1,0 +1,58 @@
+"""Weights on a grid per 16 columns in a type that doesn't hold them exactly: by least error to the known codes.
+
+The uniform codec's models (3, 9 or 27 levels) are such. A type's own quantizer sees floats and guesses scales; here
+codes and steps are found first, and the type's scales chosen for them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from gguf import quants
+
+from tritgguf.converter.core.tensors import ByteArray, Float32Array
+from tritgguf.converter.errors import TensorError
+from tritgguf.converter.quant.codec import Codec, FloatCodec
+from tritgguf.converter.quant.grids import BF16_ROUNDING
+
+GROUP = 16
+
+
+class KnownGridCodec(FloatCodec):
+    """A type as `codec`, for weights on a grid of `levels` levels per 16 columns."""
+
+    def __init__(self, codec: Codec, levels: int) -> None:
+        self.codec, self.levels = codec, levels
+        self.name, self.ggml_type, self.file_type = codec.name, codec.ggml_type, codec.file_type
+        self.block, self.block_bytes = codec.block, codec.block_bytes
+
+    def encode(self, values: Float32Array) -> ByteArray:
+        codes, steps = codes_and_steps(values.reshape(-1, GROUP), (self.levels - 1) // 2)
+        subs = self.block // GROUP
+        blocks = self.codec.pack_grid(codes.reshape(-1, subs, GROUP), steps.reshape(-1, subs))
+        return blocks.reshape(len(values), -1)
+
+    def decode(self, stored: ByteArray) -> Float32Array:
+        return quants.dequantize(stored, self.ggml_type)
+
+
+def codes_and_steps(groups: Float32Array, highest: int) -> tuple[Float32Array, Float32Array]:
+    """Return codes of at most `highest` in size, (n_groups, 16), and steps, (n_groups,), of groups on a grid.
+
+    The largest value is some level m; then all are multiples of largest / m, up to the rounding of fp16 or bf16. The
+    smallest m will do: it stands for the same values. Raises TensorError where a group is on no such grid.
+    """
+    largest = np.abs(groups).max(axis=1)
+    codes, open_ones = np.zeros_like(groups), np.flatnonzero(largest)
+    for level in range(1, highest + 1):
+        multiples = groups[open_ones] * (np.float32(level) / largest[open_ones])[:, None]
+        nearest = np.rint(multiples)
+        fits = (np.abs(multiples - nearest) <= level * BF16_ROUNDING).all(axis=1)
+        codes[open_ones[fits]] = nearest[fits]
+        open_ones = open_ones[~fits]
+        if not open_ones.size:
+            break
+    if open_ones.size:
+        raise TensorError(f"{open_ones.size} groups of 16 columns aren't on a grid of {2 * highest + 1} levels")
+    squares = np.square(codes).sum(axis=1)
+    steps = (groups * codes).sum(axis=1) / np.where(squares == 0, 1, squares)
+    return codes, steps.astype(np.float32)

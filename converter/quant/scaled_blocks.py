@@ -1,0 +1,146 @@
+"""What Q6_K and Q3_K have in common: sub-blocks of 16 values with signed codes, an integer scale each, one fp16 d.
+
+A value is d * scale * code. `lowest_code` is -32 or -4, the highest is one less in size; so it is with the scales.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tritgguf.converter.core.tensors import Float32Array
+from tritgguf.converter.errors import TensorError
+
+SUB = 16  # values that share a scale
+SUBS = 16  # sub-blocks that share d
+SMALLEST = np.float32(2.0**-24)  # fp16's smallest value; where no value exceeds it, every code is 0
+CANDIDATES = 32  # values of d that are tried for a known grid
+MOST_MULTIPLES = 8  # how many codes per level are tried
+
+Codes = npt.NDArray[np.int8]
+Halves = npt.NDArray[np.float16]
+
+
+def best_scales(columns: Float32Array, lowest_code: int, largest_codes: Float32Array) -> Float32Array:
+    """Return the scale of least squared error per column, (n_columns,), among those of `largest_codes`.
+
+    `columns` is (16, n_columns): sums over a sub-block run along memory. For given codes the best scale is
+    sum(x * code) / sum(code**2), and lowers the error by the square of the first sum over the second.
+    """
+    peaks = np.take_along_axis(columns, np.abs(columns).argmax(axis=0)[None], axis=0)[0]
+    # The lowest code has no counterpart: the largest value takes the negative side.
+    inverse = quotient(np.float32(-1), np.where(np.abs(peaks) < SMALLEST, np.float32(0), peaks))
+    scales: Float32Array = np.zeros_like(peaks)
+    gains: Float32Array = np.zeros_like(peaks)
+    for largest_code in largest_codes:
+        codes = np.rint(columns * (inverse * largest_code))
+        np.clip(codes, lowest_code, -lowest_code - 1, out=codes)
+        products = (columns * codes).sum(axis=0)
+        scale = quotient(products, np.square(codes, out=codes).sum(axis=0))
+        gain = scale * products
+        better = ~(gain <= gains)  # a NaN or Inf must come through
+        scales, gains = np.where(better, scale, scales), np.where(better, gain, gains)
+    return scales
+
+
+def block_scales(scales: Float32Array, lowest: int) -> Halves:
+    """Return d per block, (n_blocks,): the scale of largest magnitude over the lowest integer, rounded away from zero.
+
+    Rounded so, no integer scale is cut off, and d is 0 in blocks of zeros only.
+    """
+    exact = np.take_along_axis(scales, np.abs(scales).argmax(axis=1)[:, None], axis=1)[:, 0] / np.float32(lowest)
+    nearest: Halves = exact.astype(np.float16)
+    away: Halves = np.nextafter(nearest, np.copysign(np.float16(np.inf), nearest))
+    return np.where(np.abs(nearest.astype(np.float32)) < np.abs(exact), away, nearest)
+
+
+def encoded(
+    columns: Float32Array, lowest_code: int, lowest_scale: int, largest_codes: Float32Array, limit: str
+) -> tuple[Halves, Codes, Codes]:
+    """Return d (n_blocks,), scales (n_blocks, 16) and codes (n_blocks, 256) of any floats, (16, n_columns).
+
+    `limit` says in words where the type ends, for the error.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        wanted = best_scales(columns, lowest_code, largest_codes).reshape(-1, SUBS)
+        d = block_scales(wanted, lowest_scale)
+    if not np.isfinite(d).all():
+        raise TensorError(f"a value is {np.abs(columns).max():g}, but {limit}: store this tensor as f32")
+    steps = d.astype(np.float32)[:, None]
+    scales = np.clip(np.rint(quotient(wanted, steps)), lowest_scale, -lowest_scale - 1)
+    codes = np.clip(np.rint(quotient(columns, (steps * scales).reshape(-1))), lowest_code, -lowest_code - 1)
+    return d, scales.astype(np.int8), codes.astype(np.int8).T.reshape(len(d), -1)
+
+
+def fitted(
+    codes: Float32Array, steps: Float32Array, highest_code: int, lowest_scale: int
+) -> tuple[Halves, Codes, Codes]:
+    """Return d, scales and codes as `encoded` does, for groups known to be code * step, by least error.
+
+    `codes` is (n_blocks, subs, 16), `steps` (n_blocks, subs). A code may stand for a level as any multiple m of it that
+    the type has room for, so that m * scale * d comes near the step more often than scale * d would; several d are
+    tried. The scales are negative, of which there is one more.
+    """
+    most = np.maximum(highest_code // np.maximum(np.abs(codes).max(axis=2), 1), 1)
+    weights = np.square(codes).sum(axis=2)
+    limit = np.float32(-lowest_scale)
+    least_d = np.maximum((steps / (limit * most)).max(axis=1), np.where((steps * weights).any(axis=1), SMALLEST, 0))
+    best = _Fit(np.full(len(steps), np.inf), least_d, np.zeros_like(steps), np.ones_like(steps))
+    for factor in np.linspace(1, 2, CANDIDATES, dtype=np.float32):
+        best = best.better(_fit(halves_above(least_d * factor), steps, weights, most, limit))
+    if not np.isfinite(best.d).all():
+        raise TensorError(f"a level is {steps.max():g} wide, which is beyond this type: store this tensor as f32")
+    signed = -codes * best.multiples[:, :, None]
+    return best.d.astype(np.float16), (-best.scales).astype(np.int8), signed.astype(np.int8).reshape(len(codes), -1)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """d per block, with integer scale and multiple per sub-block, and the squared error that they leave."""
+
+    errors: npt.NDArray[np.float64]
+    d: Float32Array
+    scales: Float32Array
+    multiples: Float32Array
+
+    def better(self, other: _Fit) -> _Fit:
+        wins = other.errors < self.errors
+        column = wins[:, None]
+        return _Fit(
+            np.where(wins, other.errors, self.errors),
+            np.where(wins, other.d, self.d),
+            np.where(column, other.scales, self.scales),
+            np.where(column, other.multiples, self.multiples),
+        )
+
+
+def _fit(d: Float32Array, steps: Float32Array, weights: Float32Array, most: Float32Array, limit: np.float32) -> _Fit:
+    """Choose scale and multiple of each sub-block for given d."""
+    least: Float32Array = np.full(steps.shape, np.inf, np.float32)
+    scales: Float32Array = np.zeros_like(steps)
+    multiples: Float32Array = np.ones_like(steps)
+    fewest = np.maximum(np.ceil(quotient(steps, d[:, None] * limit)), 1)
+    for further in range(MOST_MULTIPLES):
+        multiple = np.minimum(fewest + further, most)
+        unit = d[:, None] * multiple
+        scale = np.clip(np.rint(quotient(steps, unit)), 0, limit)
+        error = np.square(unit * scale - steps)
+        better = error < least
+        least = np.where(better, error, least)
+        scales, multiples = np.where(better, scale, scales), np.where(better, multiple, multiples)
+    return _Fit((least * weights).sum(axis=1, dtype=np.float64), d, scales, multiples)
+
+
+def halves_above(values: Float32Array) -> Float32Array:
+    """Return the next fp16 values that aren't below, as float32."""
+    with np.errstate(over="ignore"):
+        nearest = values.astype(np.float16)
+        above = np.where(nearest.astype(np.float32) < values, np.nextafter(nearest, np.float16(np.inf)), nearest)
+    return above.astype(np.float32)
+
+
+def quotient(dividends: Float32Array | np.float32, divisors: Float32Array) -> Float32Array:
+    """Return dividends / divisors, and 0 where the divisor is 0."""
+    return np.where(divisors == 0, np.float32(0), dividends / np.where(divisors == 0, np.float32(1), divisors))

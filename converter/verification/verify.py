@@ -1,0 +1,168 @@
+"""Is a GGUF file what its source says: every tensor, the metadata, the token ids? Also for files of other converters.
+
+The chat template's rendering and the logits need the runtime: tritgguf.runtime.measure.logits_check.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tritgguf.converter.core.parallel import n_threads, parallel
+from tritgguf.converter.core.progress import Progress, counted
+from tritgguf.converter.errors import SourceError, TensorError, TokenizerError, TritggufError
+from tritgguf.converter.gguf_io.reader import GgufFile, read_gguf
+from tritgguf.converter.model.architecture import TensorSpec
+from tritgguf.converter.model.model import Model
+from tritgguf.converter.model.open import open_model
+from tritgguf.converter.quant.codec import codecs
+from tritgguf.converter.quant.method import methods
+from tritgguf.converter.tokenizer import check_token_ids
+from tritgguf.converter.verification.diagnosis import diagnosis
+from tritgguf.converter.verification.metadata_check import compare_metadata
+from tritgguf.converter.verification.tensor_check import Pair, TensorCheck, check_tensor
+
+SCALE, WEIGHT = ".scale", ".weight"
+OUTPUT, EMBEDDING = "output.weight", "token_embd.weight"
+NO_CHECK = "; --no-check"  # the way out that a conversion has
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found: a check per tensor, metadata that differs, and how many strings got the same token ids.
+
+    `wrong_keys` are differences that change what the model computes or says, `other_keys` those that don't;
+    `token_ids` is the first text with other ids, None where there is none.
+    """
+
+    model: Model
+    file: GgufFile
+    tensors: tuple[TensorCheck, ...]
+    wrong_keys: tuple[str, ...]
+    other_keys: tuple[str, ...]
+    strings_checked: int
+    token_ids: str | None
+
+    @property
+    def problems(self) -> list[str]:
+        """One line per thing that isn't as it should be."""
+        bad = [check.line for check in self.tensors if not check.good]
+        return [*bad, *self.wrong_keys, *([self.token_ids] if self.token_ids else [])]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "good": not self.problems,
+            "source": self.model.source,
+            "tensors": [check.as_json() for check in self.tensors],
+            "metadata": {"wrong": list(self.wrong_keys), "other": list(self.other_keys)},
+            "strings_checked": self.strings_checked,
+            "token_ids": self.token_ids,
+        }
+
+
+def verify(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Compare a GGUF file with the model that it was made from.
+
+    `progress` is called with "comparing", the bytes done and the bytes in all. Raises TritggufError where one of the
+    two can't be opened; what differs is in the result.
+    """
+    file = read_gguf(Path(out))
+    opened = open_model(Path(model))
+    if opened.tensors is None:
+        raise SourceError(
+            f"{model} holds no weights (model.safetensors or its index): there is nothing to compare with"
+        )
+    pairs, strays = _pairs(opened, file)
+    checks = _check_all(
+        pairs, n_threads(threads), counted(progress, "comparing", sum(pair.stored.data.nbytes for pair in pairs))
+    )
+    wrong_keys, other_keys = compare_metadata(opened.metadata, file.metadata)
+    strings_checked, token_ids = _check_token_ids(opened, file)
+    return Verification(
+        opened, file, (*_one_encoder(checks), *strays), wrong_keys, other_keys, strings_checked, token_ids
+    )
+
+
+def require_good(problems: Sequence[str], out: Path) -> None:
+    """Raise TensorError where there are problems, in one line that tells the first."""
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise TensorError(f"{out.name} isn't what the model says: {problems[0]}{more}; convert the model again")
+
+
+def _pairs(model: Model, file: GgufFile) -> tuple[list[Pair], list[TensorCheck]]:
+    """Return what can be compared, and the tensors that only one side has."""
+    specs = {spec.name: spec for spec in model.specs}
+    if OUTPUT in file.tensors and OUTPUT not in specs and EMBEDDING in specs:
+        # Tied embeddings that another converter wrote twice: the graph takes the second for its output.
+        specs[OUTPUT] = replace(specs[EMBEDDING], name=OUTPUT, role="output")
+    scales = _scale_tensors(specs, file) if model.scale_tensors else {}
+    pairs, strays = [], []
+    for name, spec in specs.items():
+        if name in file.tensors:
+            source = model.tensors[spec.source] if model.tensors and spec.data is None else None
+            pairs.append(Pair(spec, source, file.tensors[name], scales.get(name, 1.0)))
+        else:
+            strays.append(TensorCheck(name, "", "missing", "the file doesn't have it"))
+    known = {*specs, *(name.removesuffix(WEIGHT) + SCALE for name in scales)}
+    for name in (name for name in file.tensors if name not in known):
+        reason = "the graph multiplies nothing by it" if name.endswith(SCALE) else "the model has no such tensor"
+        strays.append(TensorCheck(name, file.tensors[name].dtype, "extra", reason))
+    return pairs, strays
+
+
+def _scale_tensors(specs: Mapping[str, TensorSpec], file: GgufFile) -> dict[str, float]:
+    """Return the factor of each linear layer that has a `.scale` tensor of one value beside it."""
+    found = {}
+    for name, spec in specs.items():
+        scale = file.tensors.get(name.removesuffix(WEIGHT) + SCALE)
+        if spec.role == "linear" and scale is not None and scale.name not in specs and scale.shape == (1,):
+            found[name] = float(scale.read(slice(None))[0, 0])
+    return found
+
+
+def _check_all(pairs: Sequence[Pair], threads: int, report: Callable[[int], None]) -> list[TensorCheck]:
+    checks = []
+    for pair, check in zip(pairs, parallel(check_tensor, pairs, threads), strict=True):
+        report(pair.stored.data.nbytes)
+        if check.verdict == "wrong" and check.relative_error is not None and not check.encoder:
+            cause = diagnosis(pair, pairs)
+            check = replace(check, reason=cause) if cause else check
+        checks.append(check)
+    return checks
+
+
+def _one_encoder(checks: Sequence[TensorCheck]) -> list[TensorCheck]:
+    """Where one of our methods made most tensors of a type, one that none made isn't its source's."""
+    ternary = {name.upper() for name, codec in codecs().items() if codec.ternary}
+    judged = []
+    for check in checks:
+        made = [other.encoder for other in checks if other.type == check.type and other.verdict == "rounded"]
+        ours = sum(name in methods() for name in made)
+        if check.type in ternary and check.verdict == "rounded" and not check.encoder and ours > len(made) / 2:
+            reason = (
+                f"it isn't what {next(name for name in made if name)} makes of the source, as the other tensors are"
+            )
+            check = replace(check, verdict="wrong", reason=reason)
+        judged.append(check)
+    return judged
+
+
+def _check_token_ids(model: Model, file: GgufFile) -> tuple[int, str | None]:
+    if model.tokenizer is None:
+        return 0, None
+    try:
+        return check_token_ids(model.tokenizer, file.path), None
+    except TokenizerError as error:
+        return 0, str(error).split(NO_CHECK)[0]
+    except TritggufError as error:
+        return 0, str(error)

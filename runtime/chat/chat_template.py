@@ -1,0 +1,124 @@
+"""The chat template of a model file: Jinja, rendered with the settings and functions that transformers gives it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+
+import jinja2
+from gguf import Keys
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import CallBlock, Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from tritgguf.converter.errors import EngineError
+from tritgguf.converter.gguf_io.metadata import Metadata
+
+Message = Mapping[str, str]
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}…{% endgeneration %}` marks text to train on; here its content passes through."""
+
+    tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
+
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
+
+    def _content(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class ChatTemplate:
+    """A compiled template; the texts of BOS and EOS, and the time by `clock`, are what it may insert."""
+
+    def __init__(
+        self, source: str, *, bos: str = "", eos: str = "", clock: Callable[[], datetime] = datetime.now
+    ) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = lambda pattern: clock().strftime(pattern)
+        self._tokens = {"bos_token": bos, "eos_token": eos}
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise EngineError(f"the file's chat template isn't valid Jinja ({_line(error)})") from error
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        fold_system: bool = True,
+        think: bool | None = None,
+    ) -> str:
+        """The conversation as one text, ending where the assistant's answer begins.
+
+        With `fold_system`, a system message at the start that the template refuses, or silently leaves out, is put
+        before the first user message. `think` None leaves it to the template whether the model thinks. EngineError if
+        the template refuses the conversation anyway.
+        """
+        folded = _fold_system(messages) if fold_system else None
+        if folded is None:
+            return self._render(messages, add_generation_prompt, think)
+        try:
+            text = self._render(messages, add_generation_prompt, think)
+        except EngineError:
+            return self._render(folded, add_generation_prompt, think)
+        return text if messages[0]["content"].strip() in text else self._render(folded, add_generation_prompt, think)
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, think: bool | None) -> str:
+        thinking = {} if think is None else {"enable_thinking": think}
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._tokens,
+                **thinking,
+            )
+        except Exception as error:  # the template is a program from the file: it can fail in any way
+            raise EngineError(f"the file's chat template refuses the conversation ({_line(error)})") from error
+
+
+def special_text(metadata: Metadata, id_key: str) -> str:
+    """The text of the token whose id stands under a key of a GGUF file, such as BOS; "" where there is none."""
+    token_id, tokens = metadata.get(id_key), metadata.get(Keys.Tokenizer.LIST)
+    if token_id is None or tokens is None or not isinstance(token_id.data, int) or not isinstance(tokens.data, list):
+        return ""
+    return str(tokens.data[token_id.data]) if 0 <= token_id.data < len(tokens.data) else ""
+
+
+def _fold_system(messages: Sequence[Message]) -> list[Message] | None:
+    """The messages with the system text before the first user text; None where that isn't possible."""
+    if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
+        return None
+    first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    return [first, *messages[2:]]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes HTML characters, which would change the prompt."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)

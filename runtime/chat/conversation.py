@@ -1,0 +1,113 @@
+"""A conversation with a model: history, room in the context, interrupted answers."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
+
+from tritgguf.converter.errors import EngineError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from tritgguf.runtime.chat.generation import Finish, Generation
+    from tritgguf.runtime.chat.sampling import Settings
+    from tritgguf.runtime.chat.session import Session
+
+# Old turns make room for an answer of this many tokens, or a quarter of the context if that is less.
+ANSWER_TOKENS = 512
+# A message that leaves less room than this, with no other turns in the context, is refused.
+MIN_ANSWER_TOKENS = 32
+
+
+class Answer(Iterator[str]):
+    """The pieces of one answer; `dropped_turns` old turns had to go, `finish` says why the answer ended."""
+
+    def __init__(self, generation: Generation, pieces: Generator[str, None, None], dropped_turns: int) -> None:
+        self.dropped_turns = dropped_turns
+        self._generation = generation
+        self._pieces = pieces
+        next(self._pieces)  # up to the first piece, so that close() reaches what follows
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    @property
+    def finish(self) -> Finish:
+        return self._generation.finish
+
+    def close(self) -> None:
+        """Stop the answer; what was said so far stays in the history."""
+        self._generation.close()
+        self._pieces.close()
+
+
+class Conversation:
+    """Turns of a chat on one session; for a model without a chat template each text is completed by itself."""
+
+    def __init__(self, session: Session, *, system: str | None = None, **settings: Unpack[Settings]) -> None:
+        """`settings` go to Session.generate for each answer."""
+        self.session = session
+        self.system = system
+        self.settings = settings
+        self.turns: list[dict[str, str]] = []  # user, assistant, user, assistant, …
+        self._answer: Answer | None = None
+
+    def reset(self) -> None:
+        """Forget all turns; the system message stays."""
+        self._close_answer()
+        self.turns.clear()
+
+    def ask(self, text: str) -> Answer:
+        """The answer to `text`; EngineError if the message alone doesn't fit the context."""
+        self._close_answer()
+        if not self.session.has_chat_template:
+            generation = self.session.generate(text, **self.settings)
+            self._answer = Answer(generation, self._complete(generation), 0)
+            return self._answer
+        question = {"role": "user", "content": text}
+        n_messages = self._messages_to_drop(question)
+        generation = self.session.chat(self._messages(self.turns[n_messages:], question), **self.settings)
+        del self.turns[:n_messages]
+        self._answer = Answer(generation, self._converse(generation, question), n_messages // 2)
+        return self._answer
+
+    def _close_answer(self) -> None:
+        if self._answer is not None:
+            self._answer.close()
+            self._answer = None
+
+    def _messages(self, turns: list[dict[str, str]], question: dict[str, str]) -> list[dict[str, str]]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *turns, question]
+
+    def _messages_to_drop(self, question: dict[str, str]) -> int:
+        """How many of the oldest messages, in pairs of question and answer, must go to make room for an answer."""
+        n_ctx = self.session.n_ctx
+        room = min(self.settings.get("max_tokens") or ANSWER_TOKENS, n_ctx // 4)
+        for n_messages in range(0, len(self.turns) + 1, 2):
+            n_tokens = len(self.session.chat_tokens(self._messages(self.turns[n_messages:], question)))
+            if n_tokens + room <= n_ctx:
+                return n_messages
+        if n_tokens + min(room, MIN_ANSWER_TOKENS) <= n_ctx:
+            return len(self.turns)
+        raise EngineError(
+            f"the message has {n_tokens} tokens with the template and system text, too many for a context of {n_ctx}: "
+            "shorten it or ask for a larger context"
+        )
+
+    def _complete(self, generation: Generation) -> Generator[str, None, None]:
+        yield ""
+        yield from generation
+
+    def _converse(self, generation: Generation, question: dict[str, str]) -> Generator[str, None, None]:
+        said: list[str] = []
+        try:
+            yield ""
+            for piece in generation:
+                said.append(piece)
+                yield piece
+        finally:
+            # A question that was interrupted before the first word counts as not asked: templates want turns in pairs.
+            if said or generation.finish != "interrupted":
+                self.turns += [question, {"role": "assistant", "content": "".join(said)}]

@@ -1,0 +1,105 @@
+"""One generation: evaluate, choose a token, give out its text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from tritgguf.runtime.chat.sampling import PENALTY_TOKENS, Sampling
+from tritgguf.runtime.chat.text_stream import TextStream
+from tritgguf.runtime.engine.backend import Sampler
+
+if TYPE_CHECKING:
+    from tritgguf.runtime.chat.session import Session
+
+Finish = Literal["end", "stop", "max_tokens", "context", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What one generation cost; the cached part of the prompt wasn't evaluated again."""
+
+    n_prompt: int = 0
+    n_cached: int = 0
+    prompt_seconds: float = 0.0
+    n_generated: int = 0
+    n_evaluated: int = 0  # generated tokens that were evaluated too: all but the last one
+    generation_seconds: float = 0.0
+
+    @property
+    def prompt_rate(self) -> float:
+        """Prompt tokens evaluated per second."""
+        return (self.n_prompt - self.n_cached) / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def generation_rate(self) -> float:
+        """Tokens generated per second."""
+        return self.n_evaluated / self.generation_seconds if self.generation_seconds else 0.0
+
+
+class Generation(Iterator[str]):
+    """Pieces of text as they are generated; `finish` says why it ended, `stats` what it cost so far."""
+
+    def __init__(
+        self, session: Session, prompt: list[int], sampling: Sampling, limit: int | None, stream: TextStream
+    ) -> None:
+        self.finish: Finish = "interrupted"  # until one of the other reasons applies
+        self.stats = Stats(n_prompt=len(prompt))
+        self._stream = stream
+        self._pieces = self._run(session, prompt, sampling, limit)
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def drop_first_space(self) -> None:
+        """Leave out a space at the very start: SentencePiece puts one before every first word."""
+        self._stream.drop_first_space = True
+
+    def close(self) -> None:
+        """Stop generating."""
+        self._pieces.close()
+
+    def _run(
+        self, session: Session, prompt: list[int], sampling: Sampling, limit: int | None
+    ) -> Generator[str, None, None]:
+        tokens, vocab, stream = list(prompt), session.model.vocab, self._stream
+        sampler = Sampler(vocab, sampling)
+        try:
+            for token in tokens[-PENALTY_TOKENS:]:
+                if not vocab.is_control(token):  # a penalty on the end of turn would never let an answer end
+                    sampler.accept(token)
+            while not stream.stopped and self._advance(session, tokens, sampler, limit):
+                piece = stream.feed(vocab.piece(tokens[-1]))
+                if piece:
+                    yield piece
+            if stream.stopped:
+                self.finish = "stop"
+            if rest := stream.end():
+                yield rest
+        finally:
+            sampler.close()
+
+    def _advance(self, session: Session, tokens: list[int], sampler: Sampler, limit: int | None) -> bool:
+        """Append the next token; False, with the reason in `finish`, if there is none."""
+        if self.stats.n_generated == limit or len(tokens) == session.n_ctx:
+            self.finish = "max_tokens" if self.stats.n_generated == limit else "context"
+            return False
+        start = time.perf_counter()
+        n_cached = session.evaluate(tokens)
+        token = sampler.sample(session.context)
+        seconds = time.perf_counter() - start
+        stats = self.stats
+        if stats.n_prompt == len(tokens):
+            stats = replace(stats, n_cached=n_cached, prompt_seconds=seconds)
+        else:
+            stats = replace(
+                stats, n_evaluated=stats.n_evaluated + 1, generation_seconds=stats.generation_seconds + seconds
+            )
+        if session.model.vocab.is_end(token):
+            self.stats, self.finish = stats, "end"
+            return False
+        self.stats = replace(stats, n_generated=stats.n_generated + 1)
+        tokens.append(token)
+        return True

@@ -1,0 +1,253 @@
+"""A model file opened for use: token ids, logits, and generation that re-uses what is evaluated already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritgguf.converter.errors import EngineError
+from tritgguf.runtime.chat.chat_template import ChatTemplate, Message
+from tritgguf.runtime.chat.generation import Generation, Stats
+from tritgguf.runtime.chat.sampling import Sampling, Settings
+from tritgguf.runtime.chat.text_stream import TextStream
+from tritgguf.runtime.engine.backend import MAX_OUTPUT_ROWS, Context, Model
+from tritgguf.runtime.engine.hardware import default_threads
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+DEFAULT_N_CTX = 4096
+BATCH_TOKENS = 512
+
+
+class Session:
+    """An open model, a context manager; made by `tritgguf.runtime.open`. For use by one thread at a time."""
+
+    def __init__(self, model: Model, context: Context, n_ctx: int, seed: int | None) -> None:
+        self._model = model
+        self._context = context
+        self._closed = False
+        self.n_ctx = n_ctx
+        self.seed = seed
+        self._cached: list[int] = []  # the tokens in the KV cache
+        self._generation: Generation | None = None
+        self._template: ChatTemplate | None = None
+
+    @property
+    def model(self) -> Model:
+        """The loaded file; EngineError after close(), when its memory is gone."""
+        if self._closed:
+            raise EngineError(f"{self._model.path}: the session is closed")
+        return self._model
+
+    @property
+    def context(self) -> Context:
+        """The KV cache and the last logits; EngineError after close()."""
+        if self._closed:
+            raise EngineError(f"{self._model.path}: the session is closed")
+        return self._context
+
+    @property
+    def n_vocab(self) -> int:
+        return self.model.vocab.n_tokens
+
+    @property
+    def has_chat_template(self) -> bool:
+        """False for base models: they complete text."""
+        return self.model.chat_template is not None
+
+    @property
+    def stats(self) -> Stats:
+        """Cost of the last generation, so far."""
+        return self._generation.stats if self._generation else Stats()
+
+    def tokenize(self, text: str, *, special: bool = True, bos: bool | None = None) -> list[int]:
+        """Token ids of `text`; `special` parses special tokens' texts, `bos` None follows the file's own rule.
+
+        BOS stands at the start at most once, also where the text begins with it.
+        """
+        vocab = self.model.vocab
+        ids = vocab.tokenize(text, special=special)
+        if bos and vocab.bos is None:
+            raise EngineError(f"{self.model.path}: the vocabulary has no BOS token")
+        wanted = vocab.add_bos if bos is None else bos
+        return [vocab.bos, *ids] if wanted and vocab.bos is not None and ids[:1] != [vocab.bos] else ids
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """The text of `tokens`; control tokens appear only if `special`, broken UTF-8 becomes U+FFFD."""
+        return self.model.vocab.detokenize(tokens, special=special).decode("utf-8", "replace")
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = Sampling.temperature,
+        top_p: float = Sampling.top_p,
+        top_k: int = Sampling.top_k,
+        min_p: float = Sampling.min_p,
+        repeat_penalty: float = Sampling.repeat_penalty,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Generation:
+        """Continue `prompt` (text, or token ids taken as they are) until the model, the context or `max_tokens` ends.
+
+        The pieces come as they are generated; stop strings and end-of-generation tokens don't appear. `seed` None is
+        the session's seed. EngineError for settings out of range, an empty prompt or one that fills the context.
+        """
+        seed = self.seed if seed is None else seed
+        sampling = Sampling(temperature, top_p, top_k, min_p, repeat_penalty, seed)
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in stops:
+            raise EngineError("a stop string is empty")
+        if max_tokens is not None and max_tokens < 1:
+            raise EngineError(f"max_tokens is {max_tokens}, expected at least 1")
+        if not tokens:
+            raise EngineError("the prompt has no tokens, there is nothing to continue")
+        self.model.vocab.check(tokens)
+        if len(tokens) >= self.n_ctx:
+            raise EngineError(
+                f"the prompt has {len(tokens)} tokens, the context of {self.n_ctx} has room for {self.n_ctx - 1}: "
+                "shorten it or open the model with a larger context"
+            )
+        self._generation = Generation(self, tokens, sampling, max_tokens, TextStream(stops))
+        return self._generation
+
+    def chat(self, messages: Sequence[Message], **settings: Unpack[Settings]) -> Generation:
+        """The assistant's answer to `messages` ({"role", "content"}), by the file's template."""
+        generation = self.generate(self.chat_tokens(messages), **settings)
+        if self.model.vocab.is_sentencepiece:
+            generation.drop_first_space()
+        return generation
+
+    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the conversation as the template renders it, ready for the assistant's answer."""
+        return self.tokenize(self.template.render(messages))
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The file's chat template; EngineError if it has none."""
+        if self._template is None:
+            source, vocab = self.model.chat_template, self.model.vocab
+            if source is None:
+                raise EngineError(
+                    f"{self.model.path}: no chat template in the file: it is a base model, use generate()"
+                )
+            bos, eos = ("" if token is None else vocab.text(token) for token in (vocab.bos, vocab.eos))
+            self._template = ChatTemplate(source, bos=bos, eos=eos)
+        return self._template
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after each of `tokens` (ids, taken as they are), float32 (n_tokens, n_vocab).
+
+        They are for measuring, so attention is in float32, in a context of its own: generations, which take llama.cpp's
+        faster half-precision attention, may differ by up to 3e-3 of the logits' norm, and keep their prompt cache.
+        """
+        ids = [int(token) for token in tokens]
+        self.model.vocab.check(ids)
+        if len(ids) > self.n_ctx:
+            raise EngineError(f"{len(ids)} tokens don't fit the context of {self.n_ctx}: open it with a larger one")
+        result = np.empty((len(ids), self.n_vocab), np.float32)
+        if not ids:
+            return result
+        n_threads = self.context.n_threads
+        with closing(
+            Context(self.model, n_ctx=len(ids), n_threads=n_threads, n_batch=MAX_OUTPUT_ROWS, f32_attention=True)
+        ) as context:
+            for start in range(0, len(ids), context.n_batch):
+                context.decode(ids[start : start + context.n_batch], start, all_logits=True)
+                result[start : start + context.n_batch] = context.logits()
+        return result
+
+    def evaluate(self, tokens: list[int]) -> int:
+        """Bring the cache to hold `tokens`; returns how many of them were there already.
+
+        The last token is always evaluated, so that its logits are in the context.
+        """
+        n_same = _common_prefix(self._cached, tokens[:-1])
+        if n_same < len(self._cached):
+            n_same = self._forget_from(n_same)
+        for start in range(n_same, len(tokens), self.context.n_batch):
+            self._decode(tokens[start : start + self.context.n_batch])
+        return n_same
+
+    def _decode(self, tokens: list[int]) -> None:
+        try:
+            self.context.decode(tokens, len(self._cached))
+            self._cached += tokens
+        except BaseException:  # Ctrl-C too: what the cache holds of these tokens isn't known
+            self._forget_from(len(self._cached))
+            raise
+
+    def _forget_from(self, n_tokens: int) -> int:
+        n_kept = self.context.keep(n_tokens)
+        del self._cached[n_kept:]
+        return n_kept
+
+    def close(self) -> None:
+        """Free the model's memory; the session can't be used afterwards."""
+        if self._generation:
+            self._generation.close()
+        self._closed = True
+        self._context.close()
+        self._model.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open(
+    path: str | os.PathLike[str],
+    *,
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+    n_gpu_layers: int | None = None,
+    seed: int | None = None,
+) -> Session:
+    """Load the GGUF file at `path` for generation.
+
+    `n_ctx` is by default 4096 or the trained context if that is smaller; a larger one than trained is refused, as
+    answers beyond it would be wrong. `n_threads` is by default the physical cores this process may use. `n_gpu_layers`
+    is by default all of them if llama.cpp was built for an accelerator, else 0; BitNet 2B-4T runs on the CPU only.
+    `seed` is for generations that give none. EngineError if the file can't be loaded or a number is out of range.
+    """
+    Sampling(seed=seed)
+    if n_threads is not None and not 1 <= n_threads <= 512:
+        raise EngineError(f"threads is {n_threads}, expected 1 to 512")
+    model = Model(path, n_gpu_layers=n_gpu_layers)
+    try:
+        n_ctx = _context_tokens(model, n_ctx)
+        context = Context(model, n_ctx=n_ctx, n_threads=n_threads or default_threads(), n_batch=BATCH_TOKENS)
+        return Session(model, context, n_ctx, seed)
+    except BaseException:
+        model.close()
+        raise
+
+
+def _context_tokens(model: Model, asked: int | None) -> int:
+    if asked is None:
+        return min(model.n_ctx_train, DEFAULT_N_CTX)
+    if not 2 <= asked <= model.n_ctx_train:
+        raise EngineError(
+            f"{model.path}: a context of {asked} was asked for, the model is good for 2 to {model.n_ctx_train}"
+        )
+    return asked
+
+
+def _common_prefix(left: list[int], right: list[int]) -> int:
+    size = min(len(left), len(right))
+    if left[:size] == right[:size]:  # the usual case, at C speed
+        return size
+    return next(index for index in range(size) if left[index] != right[index])

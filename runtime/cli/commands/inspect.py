@@ -1,0 +1,153 @@
+"""`tritgguf inspect`: what a model is, what grids its weights are on, and which types would hold it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tritgguf.runtime.cli.progress import show_progress
+from tritgguf.runtime.cli.sizes import shown_size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tritgguf.converter.inspection.inspect import Inspection, Size
+    from tritgguf.converter.inspection.tensor_facts import TensorFacts
+
+WIDTH = 100
+NOTES_SHOWN = 5
+_NEAR = "every code exact, the scales rounded to fp16"
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Hugging Face model folder or GGUF file.")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor instead of groups alike.")] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error as JSON lines.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)] = None,
+) -> None:
+    """Show what a model is, which tensor types hold it exactly, how large the files are and where they run."""
+    from rich.console import Console  # not at the top: help shouldn't wait for these
+    from rich.markup import escape
+
+    from tritgguf.converter.inspection.inspect import inspect as look
+
+    with show_progress(json_output) as progress:
+        found = look(path, threads=threads, progress=progress)
+    if json_output:
+        print(json.dumps(found.as_json()))
+        return
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    console.print(escape(_headline(found)), soft_wrap=True)
+    console.print()
+    console.print(_tensor_table(found, every=tensors))
+    if any(tensor.near_types for tensor in found.tensors):
+        errors = [tensor.grid.fp16_error for tensor in found.tensors if tensor.grid]
+        console.print(f"≈ {_NEAR}, by up to {max(errors):.0e}", soft_wrap=True)
+    if found.sizes:
+        console.print()
+        console.print(_size_table(found))
+    for note in found.notes[:NOTES_SHOWN]:
+        print(f"note: {note}")
+    if len(found.notes) > NOTES_SHOWN:
+        print(f"note: and {len(found.notes) - NOTES_SHOWN} more; --json has them all")
+    if found.refused:
+        print(f"can't be converted: {found.refused}")
+
+
+def _headline(found: Inspection) -> str:
+    architecture = " → ".join(name for name in (found.hf_class, found.architecture) if name) or "unknown architecture"
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
+    weights = f"{found.n_parameters / 1e6:,.1f} M values in {shown_size(found.file_bytes)} ({dtypes})"
+    line = f"{found.path.name}: {found.source or 'unknown format'}, {architecture}, {weights}"
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
+
+
+def _tensor_table(found: Inspection, *, every: bool) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from tritgguf.converter.inspection.tensor_facts import MATRICES
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("tensors", no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True)
+    for title in ("shape", "stored", "bits", "ternary per", "zeros", "exact in"):
+        table.add_column(title)
+    groups: dict[tuple[object, ...], list[TensorFacts]] = {}
+    for tensor in found.tensors:
+        if tensor.role in MATRICES or every:
+            name = tensor.name if every else re.sub(r"\d+", "*", tensor.name)
+            groups.setdefault((name, tensor.shape, tensor.dtype, _grid(tensor), _types(tensor)), []).append(tensor)
+    for (label, *_), alike in groups.items():
+        first = alike[0]
+        table.add_row(
+            escape(str(label).removesuffix(".weight")),
+            f"x{len(alike)}" if len(alike) > 1 else "",
+            " x ".join(str(size) for size in first.shape),
+            first.dtype.split()[0],
+            f"{sum(t.bits_per_weight for t in alike) / len(alike):.2f}" if first.n_bytes else "",
+            _grid(first),
+            _zeros(alike),
+            _types(first),
+        )
+    return table
+
+
+def _grid(tensor: TensorFacts) -> str:
+    grid = tensor.grid
+    if grid is None:
+        return "no" if tensor.zeros is not None else ""
+    levels = "" if grid.levels == 3 else f"{grid.levels} levels per "
+    return levels + grid.extent.removesuffix(" columns") + (f", {grid.strays} strays" if grid.strays else "")
+
+
+def _types(tensor: TensorFacts) -> str:
+    """The ternary types where there are any, else floats: of those the larger ones hold what the smaller hold."""
+    from tritgguf.converter.quant.codec import codecs
+
+    known = codecs()
+    ternary = [name for name in tensor.exact_types if known[name].ternary]
+    return " ".join(ternary or [f"≈{name}" for name in tensor.near_types] or tensor.exact_types)
+
+
+def _zeros(alike: list[TensorFacts]) -> str:
+    shares = [tensor.zeros for tensor in alike if tensor.zeros is not None]
+    if not shares:
+        return ""
+    low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
+    return low if low == high else f"{low[:-1]}-{high}"
+
+
+def _size_table(found: Inspection) -> Table:
+    from rich.table import Table
+
+    table = Table("--type", box=None, pad_edge=False)
+    table.add_column("file", justify="right")
+    for title in ("linear layers exact", "runs on"):
+        table.add_column(title)
+    for size in found.sizes.values():
+        places = ", ".join(size.runs_on) + "".join(f" (slow on {place})" for place in size.slow_on)
+        table.add_row(size.type, "-" if size.file_bytes is None else shown_size(size.file_bytes), _exact(size), places)
+    return table
+
+
+def _exact(size: Size) -> str:
+    if size.file_bytes is None:
+        return "rows don't fit"
+    unfit = f", {size.n_unfit} as f16: rows don't fit" if size.n_unfit else ""
+    if size.n_exact is None or size.n_near is None:
+        return f"unknown without weights{unfit}"
+    if size.exact:
+        return "yes"
+    if size.n_near == size.n_linear:
+        return "≈"
+    counts = [f"{size.n_exact}" if size.n_exact else "", f"≈ {size.n_near}" if size.n_near else ""]
+    shares = " and ".join(count for count in counts if count)
+    return (f"{shares} of {size.n_linear}" if shares else "no") + unfit

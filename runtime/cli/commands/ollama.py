@@ -1,0 +1,163 @@
+"""`tritgguf ollama`: a GGUF file becomes a model in Ollama."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tritgguf.converter.errors import UnsupportedError
+from tritgguf.runtime.cli.progress import show_progress
+
+if TYPE_CHECKING:
+    from tritgguf.runtime.ollama.publish import Package
+from tritgguf.runtime.cli.sizes import shown_size
+
+FilePath = Annotated[Path, typer.Argument(help="GGUF file.", show_default=False)]
+Name = Annotated[str | None, typer.Argument(help="What the model is to be called in Ollama; not needed with --check.")]
+System = Annotated[str, typer.Option(help="System message that the model gets by default.", show_default=False)]
+Ctx = Annotated[int | None, typer.Option(help="Context in tokens (num_ctx); default: 4096 or what the model has.")]
+Ask = Annotated[bool, typer.Option("--ask/--no-ask", help="Ask the new model one question as a check.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing files, and a model of that name.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be written and run; write and send nothing.")]
+Check = Annotated[bool, typer.Option("--check", help="Only say which Ollama versions would load the file as it is.")]
+JsonOutput = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error as JSON lines.")
+]
+
+
+def ollama(
+    file: FilePath,
+    name: Name = None,
+    system: System = "",
+    ctx: Ctx = None,
+    ask: Ask = True,
+    force: Force = False,
+    dry_run: DryRun = False,
+    check: Check = False,
+    json_output: JsonOutput = False,
+) -> None:
+    """Give a GGUF file to Ollama: a file that it loads, a Modelfile with the right prompt format, the model itself."""
+    from tritgguf.runtime.ollama import publish as steps  # not at the top: the help should not wait for it
+
+    if check:
+        _check(file, json_output)
+        return
+    if name is None:
+        raise typer.BadParameter("say what the model is to be called, or add --check", param_hint="NAME")
+    with show_progress(json_output) as progress:
+        package = steps.pack(file, system=system, context=ctx, progress=progress)
+    report = _Report(json_output)
+    report.packed(package)
+    if dry_run:
+        report.dry_run(package, name)
+    else:
+        _create(package, name, report, ask=ask, force=force)
+    report.end()
+
+
+def _create(package: Package, name: str, report: _Report, *, ask: bool, force: bool) -> None:
+    from tritgguf.runtime.ollama import publish as steps
+    from tritgguf.runtime.ollama.api import Ollama
+
+    client = Ollama()
+    version = steps.find_server(client)
+    if version is not None:
+        steps.require_creatable(package, client, version, name, force=force)
+    with show_progress(report.json_output) as progress:
+        steps.write(package, force=force, progress=progress)
+        report.written(package)
+        if version is not None:
+            steps.create(package, client, name, progress)
+    if version is None:
+        report.commands(package, name, "No Ollama here. Where there is one, run:")
+        return
+    report.say(f"Ollama {version} at {client.address} has the model {name}: ollama run {name}", created=name)
+    if ask:
+        answer = steps.ask(client, name)
+        report.say(f"> {steps.QUESTION}\n{answer or '(no answer)'}", question=steps.QUESTION, answer=answer)
+
+
+class _Report:
+    """What happened: lines for people as it goes, or one JSON object at the end."""
+
+    def __init__(self, json_output: bool) -> None:
+        self.json_output = json_output
+        self.found: dict[str, object] = {}
+
+    def say(self, line: str, **facts: object) -> None:
+        self.found |= facts
+        if not self.json_output:
+            print(line, flush=True)
+
+    def packed(self, package: Package) -> None:
+        self.found |= {"template": package.chat.family, "notes": list(package.chat.notes)}
+        for note in () if self.json_output else package.chat.notes:
+            print(f"note: {note}", file=sys.stderr)
+
+    def written(self, package: Package) -> None:
+        if package.plan is not None:
+            self.say(self._repacked(package), repacked=package.why_repacked)
+        self.say(
+            f"{package.modelfile_path}: {self._template(package)}",
+            file=str(package.file),
+            modelfile=str(package.modelfile_path),
+        )
+
+    def dry_run(self, package: Package, name: str) -> None:
+        if package.plan is not None:
+            self.say(f"would write {self._repacked(package)}", repacked=package.why_repacked)
+        text = package.modelfile.text()
+        self.say(f"would write {package.modelfile_path} ({self._template(package)}):\n\n{text}", text=text)
+        self.commands(package, name, "would then create the model through Ollama's API, or leave to you:")
+
+    def commands(self, package: Package, name: str, line: str) -> None:
+        lines = package.commands(name)
+        self.say("\n".join((line, *(f"  {command}" for command in lines))), commands=list(lines))
+
+    def end(self) -> None:
+        if self.json_output:
+            print(json.dumps(self.found))
+
+    @staticmethod
+    def _repacked(package: Package) -> str:
+        assert package.plan is not None
+        types = Counter(tensor.codec.name for tensor in package.plan.tensors)
+        exact = all(tensor.exact for tensor in package.plan.tensors)
+        held = ", ".join(f"{count} {kind}" for kind, count in types.items())
+        kept = "every value as it was" if exact else "some values rounded"
+        return f"{package.file}: {shown_size(package.plan.file_bytes)}; {held}; {kept} ({package.why_repacked})"
+
+    @staticmethod
+    def _template(package: Package) -> str:
+        if package.chat.template is None:
+            return "no TEMPLATE, Ollama renders the file's own jinja"
+        return f"TEMPLATE {package.chat.family}" if package.chat.family != "none" else "TEMPLATE for a base model"
+
+
+def _check(file: Path, json_output: bool) -> None:
+    from tritgguf.runtime.ollama import publish as steps
+
+    found = steps.check(file)
+    if json_output:
+        rows = [{"versions": v.era.name, "loads": v.loads, "reasons": list(v.reasons)} for v in found.verdicts]
+        print(json.dumps({"versions": rows, "template": found.family, "notes": list(found.notes)}))
+    else:
+        answers = {True: "loads it", False: "no", None: "not known"}
+        for verdict in found.verdicts:
+            why = f": {'; '.join(verdict.reasons)}" if verdict.reasons else ""
+            print(f"Ollama {verdict.era.name}: {answers[verdict.loads]}{why}")
+            print(f"  prompt: {verdict.era.template}")
+        print(f"Go template that equals the file's chat template: {found.family}")
+        for note in found.notes:
+            print(f"note: {note}")
+    if not found.loads_now:
+        newest = found.verdicts[-1]
+        raise UnsupportedError(
+            f"{file.name} doesn't load in Ollama {newest.era.name}: it {'; '.join(newest.reasons)}; "
+            f"`tritgguf ollama {file.name} NAME` makes one that does, where that is possible"
+        )

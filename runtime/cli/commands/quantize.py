@@ -1,0 +1,122 @@
+"""`tritgguf quantize`: a Hugging Face folder becomes another, quantized; or a packed one plain."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tritgguf import converter
+from tritgguf.converter.core.registry import names
+from tritgguf.runtime.cli.progress import show_progress
+
+if TYPE_CHECKING:
+    from tritgguf.converter.export.plan import ExportPlan
+    from tritgguf.converter.export.run import Quantization
+
+SCHEMES = ", ".join(name.replace("_", "-") for name in names("tritgguf.converter.export.schemes"))
+
+ModelPath = Annotated[Path, typer.Argument(help="Hugging Face model folder, plain or packed.")]
+OutPath = Annotated[Path | None, typer.Argument(help="Folder to write; not needed with --dry-run.")]
+SchemeName = Annotated[str | None, typer.Option(help=f"How linear layers are coded: {SCHEMES}.")]
+Dequantize = Annotated[bool, typer.Option("--dequantize", help="Write a packed model out as plain floats.")]
+Packed = Annotated[
+    bool | None,
+    typer.Option("--packed/--dequantized", help="Store codes, or the floats they stand for (default: the scheme's)."),
+]
+Dtype = Annotated[str, typer.Option(help="Type of floats that a dequantized folder holds: f16, bf16 or f32.")]
+Embeddings = Annotated[str, typer.Option(help="absmean-g64's embeddings and output layer: packed or plain.")]
+AllowLossy = Annotated[bool, typer.Option("--allow-lossy", help="Go on where a tensor's own grid doesn't fit.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the files and their exact sizes; write nothing.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Keep finished files if interrupted, and go on with them.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing model folder.")]
+JsonOutput = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error as JSON lines.")
+]
+Threads = Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)]
+
+
+def quantize(
+    model: ModelPath,
+    out: OutPath = None,
+    scheme: SchemeName = None,
+    dequantize: Dequantize = False,
+    packed: Packed = None,
+    dtype: Dtype = "f16",
+    embeddings: Embeddings = "packed",
+    allow_lossy: AllowLossy = False,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    force: Force = False,
+    json_output: JsonOutput = False,
+    threads: Threads = None,
+) -> None:
+    """Quantize a Hugging Face checkpoint and write it as a Hugging Face folder."""
+    if (scheme is None) != dequantize:
+        raise typer.BadParameter("give either a scheme or --dequantize", param_hint="--scheme")
+    form = converter.form_named(
+        scheme,
+        dequantized=None if packed is None else not packed,
+        dtype=dtype,
+        embeddings=embeddings,
+        allow_lossy=allow_lossy,
+    )
+    if dry_run:
+        with show_progress(json_output) as progress:
+            plan = converter.plan_quantization(model, form, threads=threads, progress=progress)
+        _print_plan(plan, json_output)
+        return
+    if out is None:
+        raise typer.BadParameter("name the folder to write, or add --dry-run", param_hint="OUT")
+    try:
+        with show_progress(json_output) as progress:
+            result = converter.quantize(
+                model, out, form, force=force, resume=resume, threads=threads, progress=progress
+            )
+    except KeyboardInterrupt:
+        kept = f"; {out}.part keeps the finished files for --resume" if resume else ""
+        print(f"error: interrupted; {out} was not written{kept}", file=sys.stderr)
+        raise
+    _print_result(result, json_output)
+
+
+def _print_plan(plan: ExportPlan, json_output: bool) -> None:
+    if json_output:
+        print(json.dumps(plan.as_json()))
+        return
+    for shard in plan.shards:
+        print(f"{shard.file_name}: {len(shard.entries)} tensors, {shard.file_bytes:,} bytes")
+    print(f"Size: {plan.weight_bytes:,} bytes ({_size(plan.weight_bytes)}){_bits(plan)}")
+    _print_notes(plan)
+
+
+def _print_result(result: Quantization, json_output: bool) -> None:
+    if json_output:
+        print(json.dumps(result.as_json()))
+        return
+    plan = result.plan
+    print(f"{result.out}: {_size(plan.weight_bytes)} in {result.seconds:.1f} s{_bits(plan)}")
+    coded = [fact for fact in result.facts if fact.coded]
+    if coded:
+        total = math.fsum(fact.sum_of_squares for fact in coded)
+        error = math.fsum(fact.squared_error for fact in coded) / total if total else 0.0
+        worst = max(coded, key=lambda fact: fact.error)
+        print(f"Relative squared error: {error:.3g}, at most {worst.error:.3g} ({worst.name})")
+    _print_notes(plan)
+
+
+def _print_notes(plan: ExportPlan) -> None:
+    for note in plan.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _bits(plan: ExportPlan) -> str:
+    return f"; {plan.coded_bits:.3f} bits per weight in coded tensors" if plan.form.scheme else ""
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2f} MB"

@@ -1,0 +1,104 @@
+"""`tritgguf verify`: is a GGUF file what the model says that it was made from?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tritgguf.runtime.cli.progress import show_progress
+
+if TYPE_CHECKING:
+    from tritgguf.converter.verification.verify import Verification
+    from tritgguf.runtime.measure.logits_check import LogitsCheck, TemplateCheck
+
+LINES_SHOWN = 10
+
+
+def verify(
+    model: Annotated[Path, typer.Argument(help="Hugging Face model folder or GGUF file that OUT was made from.")],
+    out: Annotated[Path, typer.Argument(help="GGUF file to check.")],
+    logits: Annotated[
+        bool, typer.Option("--logits", help="Compare logits with transformers in float32; needs the extra golden.")
+    ] = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with its errors.")] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error as JSON lines.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)] = None,
+) -> None:
+    """Compare a GGUF file with its source: tensors, metadata, token ids, chat template, and logits if asked for."""
+    from tritgguf.converter.verification.verify import require_good  # not at the top: help shouldn't wait for these
+    from tritgguf.converter.verification.verify import verify as compare
+    from tritgguf.runtime.measure.logits_check import compare_logits, compare_templates, logits_problem
+
+    with show_progress(json_output) as progress:
+        found = compare(model, out, threads=threads, progress=progress)
+    template = compare_templates(found.model.metadata, found.file.metadata)
+    problems = [*found.problems, *([template.problem] if template.problem else [])]
+    figures = None
+    if logits and all(check.good for check in found.tensors):
+        figures = compare_logits(found, threads)
+        problem = logits_problem(found, figures)
+        problems += [problem] if problem else []
+    if json_output:
+        _print_json(found, template, figures, problems)
+    else:
+        _print_tensors(found, every=tensors)
+        _print_rest(found, template, figures)
+    require_good(problems, out)
+
+
+def _print_json(found: Verification, template: TemplateCheck, figures: LogitsCheck | None, problems: list[str]) -> None:
+    rest = {
+        "good": not problems,
+        "problems": problems,
+        "conversations_rendered": template.n_rendered,
+        "chat_template": template.problem,
+        "logits": figures.as_json() if figures else None,
+    }
+    print(json.dumps({**found.as_json(), **rest}))
+
+
+def _print_tensors(found: Verification, *, every: bool) -> None:
+    if every:
+        for check in found.tensors:
+            print(f"{check.verdict:10} {check.line}")
+    groups = Counter((check.type, check.reason) for check in found.tensors if check.good)
+    for (kind, reason), count in groups.items():
+        errors = [c.relative_error or 0.0 for c in found.tensors if (c.type, c.reason) == (kind, reason)]
+        error = f", relative error up to {max(errors):.2g}" if max(errors) else ""
+        print(f"{count} {kind}: {reason}{error}")
+    _print_some([f"{check.verdict}: {check.line}" for check in found.tensors if not check.good], "tensors")
+
+
+def _print_some(lines: list[str], what: str) -> None:
+    for line in lines[:LINES_SHOWN]:
+        print(line)
+    if len(lines) > LINES_SHOWN:
+        print(f"and {len(lines) - LINES_SHOWN} more {what}; --json has them all")
+
+
+def _print_rest(found: Verification, template: TemplateCheck, figures: LogitsCheck | None) -> None:
+    if not found.wrong_keys:
+        print("Metadata: every key that the model calls for.")
+    _print_some([f"metadata: {line}" for line in found.wrong_keys], "keys")
+    if found.other_keys:
+        print(f"note: {len(found.other_keys)} other keys differ without effect; --json lists them", file=sys.stderr)
+    if found.token_ids:
+        print(f"token ids: {found.token_ids}")
+    elif found.strings_checked:
+        print(f"Token ids: equal on {found.strings_checked} test strings.")
+    if template.problem:
+        print(f"chat template: {template.problem}")
+    elif template.n_rendered:
+        print(f"Chat template: {template.n_rendered} conversations rendered alike.")
+    if figures:
+        print(
+            f"Logits: {figures.n_tokens} tokens, relative error {figures.relative_error:.2g}, "
+            f"KL divergence {figures.kl_divergence:.2g}, same best token {figures.same_top1:.0%}"
+        )

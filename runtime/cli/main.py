@@ -1,0 +1,96 @@
+"""The `tritgguf` command: finds the commands, turns errors into one line each."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from tritgguf.converter.errors import TritggufError
+from tritgguf.runtime.cli.commands.chat import chat
+from tritgguf.runtime.cli.commands.convert import convert
+from tritgguf.runtime.cli.commands.inspect import inspect
+from tritgguf.runtime.cli.commands.ollama import ollama
+from tritgguf.runtime.cli.commands.quantize import quantize
+from tritgguf.runtime.cli.commands.verify import verify
+
+# One row per command; the function's docstring and parameters are its help.
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "convert": convert,
+    "chat": chat,
+    "inspect": inspect,
+    "verify": verify,
+    "ollama": ollama,
+    "quantize": quantize,
+}
+
+DEBUG_VARIABLE = "TRITGGUF_DEBUG"
+INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
+TERMINATED = 143  # as a shell reports a program that SIGTERM ended
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata  # not at the top: it takes a tenth of what the help takes
+
+        versions = (f"{name} {metadata.version(name)}" for name in ("tritgguf", "llama-cpp-python", "gguf"))
+        typer.echo(", ".join(versions))
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar=DEBUG_VARIABLE, help="Show tracebacks and the native library's log.")
+    ] = False,
+) -> None:
+    """Convert ternary language models to GGUF and run them."""
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"
+
+
+def application() -> typer.Typer:
+    """The Typer application with all commands."""
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app.callback()(_options)
+    for name, function in COMMANDS.items():
+        app.command(name)(_interruptible(function))
+    return app
+
+
+def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, with one exit code for Ctrl-C whatever the version of Typer."""
+
+    @functools.wraps(command)
+    def run(*args: object, **options: object) -> None:
+        try:
+            command(*args, **options)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+def main() -> None:
+    """Run the command line; never returns.
+
+    Exit codes: 0, 1 error or closed pipe, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
+    """
+    # A stop by the system must clean up as Ctrl-C does, or a half-written file stays behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    # Numpy's BLAS, of no use to any command, would keep a thread per core busy while it starts.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        application()()
+    except TritggufError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,56 @@
+"""Progress of long work, on standard error: a bar on a terminal, JSON lines for machines, else nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tritgguf.converter.core.progress import Progress as ProgressCallback
+
+
+@contextmanager
+def show_progress(json_output: bool) -> Iterator[ProgressCallback | None]:
+    """Give a callback that shows a stage, what is done and what in all."""
+    if json_output:
+        yield _json_lines()
+        return
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console  # not at the top: help shouldn't wait for these
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("left"))
+    with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            if bar.tasks[task].description != stage:
+                bar.reset(task, description=stage)
+            bar.update(task, completed=done, total=total)
+
+        yield show
+
+
+def _json_lines() -> ProgressCallback:
+    started = last = time.monotonic()
+    current = ""
+
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal started, last, current
+        now = time.monotonic()
+        if stage != current:
+            started, current = now, stage
+        if now - last < 1 and done < total:
+            return
+        last = now
+        rate = done / max(now - started, 1e-9)
+        figures = {"done_bytes": done, "total_bytes": total, "bytes_per_second": round(rate)}
+        left = round((total - done) / max(rate, 1), 1)
+        print(json.dumps({"stage": stage, **figures, "seconds_left": left}), file=sys.stderr, flush=True)
+
+    return report

@@ -1,0 +1,363 @@
+"""The native runtime, llama.cpp through llama-cpp-python's ctypes functions; no other file touches llama_cpp.
+
+The high-level class `llama_cpp.Llama` isn't used: it overrides the file's yarn parameters, keeps an array of
+n_ctx x n_vocab floats and leaves no way to set the callbacks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritgguf.converter.errors import EngineError
+from tritgguf.runtime.chat.sampling import MAX_SEED, PENALTY_TOKENS, Sampling
+from tritgguf.runtime.engine import relu2
+from tritgguf.runtime.engine.gguf_header import Header, check_loadable, read_header
+from tritgguf.runtime.engine.hardware import available_memory
+from tritgguf.runtime.engine.interrupt import interruptible
+from tritgguf.runtime.engine.native_log import NativeLog
+
+# A failing assertion in ggml would otherwise start gdb on this process to print a C backtrace.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+
+try:
+    import llama_cpp
+    from llama_cpp import llama_cpp as native
+    from llama_cpp._ggml import libggml
+except (ImportError, OSError, RuntimeError) as error:
+    raise EngineError(f"llama-cpp-python can't be loaded ({error}); install it again") from error
+
+VERSION: str = llama_cpp.__version__
+ALL_LAYERS = -1
+# Rows of logits that one batch may ask for: each costs n_vocab floats in the compute buffer, 600 KB for Qwen2.5.
+MAX_OUTPUT_ROWS = 64
+_MAX_INPUT_BYTES = 2**31 - 1
+_NO_SLOT, _ABORTED = 1, 2  # results of llama_decode
+
+# These callbacks must live as long as the library holds them.
+_log = NativeLog()
+_log_callback = native.llama_log_callback(lambda level, text, _user_data: _log.write(level, text))
+native.llama_log_set(_log_callback, ctypes.c_void_p(0))
+native.llama_backend_init()
+_NO_ABORT_CALLBACK = native.ggml_abort_callback()
+# Two lists, each ended by an empty element. Without devices large batches stay on the CPU, n_gpu_layers isn't enough.
+_NO_DEVICES = (ctypes.c_void_p * 1)()
+_STOCK_ARCHITECTURE = (native.llama_model_kv_override * 2)()
+_override: Any = _STOCK_ARCHITECTURE[0]
+_override.tag, _override.key = native.LLAMA_KV_OVERRIDE_TYPE_STR, b"general.architecture"
+_override.value.val_str = relu2.STOCK_ARCHITECTURE.encode()
+
+
+def _die_in_one_line(message: bytes | None) -> None:
+    reason = " ".join((message or b"unknown reason").decode("utf-8", "replace").split())
+    reason = re.sub(r"^\S*[/\\]", "", reason)  # the folder in which llama.cpp was built
+    os.write(2, f"error: llama.cpp gave up: {reason}; the file may be damaged, convert it again\n".encode())
+    os._exit(1)
+
+
+_on_native_abort = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_die_in_one_line)
+
+
+def exit_on_native_abort() -> None:
+    """For programs: a failed assertion in llama.cpp ends the process with one line and exit code 1."""
+    libggml.ggml_set_abort_callback.restype = ctypes.c_void_p
+    libggml.ggml_set_abort_callback(_on_native_abort)
+
+
+def show_native_log() -> None:
+    """Let llama.cpp's log through to standard error, for debugging."""
+    _log.to_stderr = True
+
+
+def supports_gpu() -> bool:
+    """Whether this build of llama.cpp can put layers on an accelerator."""
+    return bool(native.llama_supports_gpu_offload())
+
+
+class Vocab:
+    """The tokenizer inside a GGUF file."""
+
+    def __init__(self, owner: Model) -> None:
+        self._owner = owner  # the vocabulary lives in the model's memory
+        self._handle = native.llama_model_get_vocab(owner.handle)
+        self.n_tokens: int = native.llama_vocab_n_tokens(self._handle)
+        self.bos: int | None = self._id_or_none(native.llama_vocab_bos(self._handle))
+        self.eos: int | None = self._id_or_none(native.llama_vocab_eos(self._handle))
+        self.add_bos: bool = bool(native.llama_vocab_get_add_bos(self._handle)) and self.bos is not None
+        self.is_sentencepiece: bool = native.llama_vocab_type(self._handle) == native.LLAMA_VOCAB_TYPE_SPM
+
+    @staticmethod
+    def _id_or_none(token: int) -> int | None:
+        return None if token < 0 else token
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Token ids of `text`, without BOS; `special` parses the text of special tokens as those tokens."""
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise EngineError(f"the text isn't valid Unicode at character {error.start}: {error.reason}") from error
+        if len(data) > _MAX_INPUT_BYTES:
+            raise EngineError(f"the text has {len(data)} bytes, at most {_MAX_INPUT_BYTES} can be tokenized at once")
+        # Normally there are no more tokens than bytes; if there are, the first call says how many.
+        capacity = len(data) + 8
+        while True:
+            ids = (native.llama_token * capacity)()
+            count = native.llama_tokenize(self._handle, data, len(data), ids, capacity, False, special)
+            if count >= 0:
+                return list(ids[:count])
+            capacity = -count
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes of one token; control tokens have none unless `special`."""
+        self.check([token])
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = native.llama_token_to_piece(self._handle, token, buffer, size, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool) -> bytes:
+        """The bytes that `tokens` stand for, the inverse of tokenize()."""
+        self.check(tokens)
+        ids = (native.llama_token * len(tokens))(*tokens)
+        size = 8 * len(tokens) + 16
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = native.llama_detokenize(self._handle, ids, len(tokens), buffer, size, False, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def text(self, token: int) -> str:
+        """The token's own text as it stands in the vocabulary, e.g. `<s>`."""
+        self.check([token])
+        return (native.llama_vocab_get_text(self._handle, token) or b"").decode("utf-8", "replace")
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends a generation (end of text, of turn, of message)."""
+        return bool(native.llama_vocab_is_eog(self._handle, token))
+
+    def is_control(self, token: int) -> bool:
+        return bool(native.llama_vocab_is_control(self._handle, token))
+
+    def check(self, tokens: Sequence[int]) -> None:
+        """EngineError if an id isn't in the vocabulary: the native library would read beyond its tables."""
+        for position, token in enumerate(tokens):
+            if not 0 <= token < self.n_tokens:
+                raise EngineError(f"token id {token} at position {position} isn't in 0..{self.n_tokens - 1}")
+
+
+class Model:
+    """A loaded GGUF file; free it with close() or a with statement.
+
+    `n_gpu_layers` None is all of them where llama.cpp was built for an accelerator and the model can run there.
+    `header` is the file's, where it was read before.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        vocab_only: bool = False,
+        n_gpu_layers: int | None = None,
+        header: Header | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.handle: Any = None
+        header = header or read_header(self.path)
+        check_loadable(self.path, header)
+        self.needs_relu2 = header.values["general.architecture"] == relu2.ARCHITECTURE
+        params = native.llama_model_default_params()
+        params.vocab_only = vocab_only
+        params.load_mode = native.LLAMA_LOAD_MODE_MMAP
+        if self.needs_relu2:
+            relu2.check_request(self.path, header.values, n_gpu_layers)
+            params.kv_overrides, params.devices = _STOCK_ARCHITECTURE, ctypes.addressof(_NO_DEVICES)
+            params.n_gpu_layers = 0
+        else:
+            best = ALL_LAYERS if supports_gpu() else 0
+            params.n_gpu_layers = best if n_gpu_layers is None else n_gpu_layers
+        _log.clear()
+        with interruptible() as interrupt:
+            progress = native.llama_progress_callback(lambda *_: not interrupt.requested)
+            params.progress_callback = progress
+            self.handle = native.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not self.handle:
+            raise EngineError(f"{self.path}: llama.cpp can't load it ({_log.reason()}); convert the model again")
+        self.vocab = Vocab(self)
+        self.n_ctx_train: int = native.llama_model_n_ctx_train(self.handle)
+        template = native.llama_model_chat_template(self.handle, None)
+        self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
+
+    @property
+    def description(self) -> str:
+        """Architecture, size and tensor type in a few words."""
+        buffer = ctypes.create_string_buffer(256)
+        native.llama_model_desc(self.handle, buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    def check_memory(self, n_ctx: int) -> None:
+        """EngineError if the KV cache for `n_ctx` tokens can't fit: the system would kill the process later."""
+        n_heads = max(1, native.llama_model_n_head(self.handle))
+        head_bytes = 2 * native.llama_model_n_embd(self.handle) // n_heads  # F16
+        n_rows = 2 * native.llama_model_n_layer(self.handle) * native.llama_model_n_head_kv(self.handle)  # keys, values
+        needed, available = n_ctx * n_rows * head_bytes, available_memory()
+        if available is not None and needed > available:
+            raise EngineError(
+                f"{self.path}: a context of {n_ctx} tokens needs {needed / 1e9:.1f} GB of memory, "
+                f"{available / 1e9:.1f} GB are free; ask for a smaller context"
+            )
+
+    def close(self) -> None:
+        if self.handle:
+            native.llama_model_free(self.handle)
+            self.handle = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Context:
+    """The state of one conversation with a model: its KV cache and the logits of the last decode.
+
+    `f32_attention` is for comparisons with a reference: flash attention in half precision, the default, costs up to
+    3e-3 of the logits' norm.
+    """
+
+    def __init__(self, model: Model, *, n_ctx: int, n_threads: int, n_batch: int, f32_attention: bool = False) -> None:
+        self.handle: Any = None
+        self.n_batch = min(n_batch, n_ctx)
+        self.n_threads = n_threads
+        self._n_vocab = model.vocab.n_tokens
+        self._n_outputs = 0
+        params = native.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = self.n_batch
+        params.n_outputs_max = min(MAX_OUTPUT_ROWS, self.n_batch)
+        params.n_threads = params.n_threads_batch = n_threads
+        params.swa_full = True  # a smaller window cache forgets what a shared prompt prefix would need
+        if f32_attention:
+            params.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            params.type_k = params.type_v = native.GGML_TYPE_F32
+        self.n_layers: int = native.llama_model_n_layer(model.handle)
+        self.relu2: relu2.Relu2 | None = None
+        if model.needs_relu2:
+            self.relu2 = relu2.Relu2(libggml, native.ggml_backend_sched_eval_callback)
+            params.cb_eval, params.cb_eval_user_data = self.relu2.callback, self.relu2.user_data
+        model.check_memory(n_ctx)
+        _log.clear()
+        self.handle = native.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            raise EngineError(
+                f"{model.path}: no context of {n_ctx} tokens can be set up ({_log.reason()}); ask for a smaller context"
+            )
+        self._batch = native.llama_batch_init(self.n_batch, 0, 1)
+        self._memory = native.llama_get_memory(self.handle)
+
+    def decode(self, tokens: Sequence[int], position: int, *, all_logits: bool = False) -> None:
+        """Evaluate up to n_batch (with `all_logits` up to MAX_OUTPUT_ROWS) tokens that stand from `position` on.
+
+        Ctrl-C stops the work and raises KeyboardInterrupt. After any exception the cache may hold a part of the tokens:
+        call keep().
+        """
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for row, token in enumerate(tokens):
+            batch.token[row] = token
+            batch.pos[row] = position + row
+            batch.n_seq_id[row] = 1
+            batch.seq_id[row][0] = 0
+            batch.logits[row] = all_logits or row == len(tokens) - 1
+        self._n_outputs = len(tokens) if all_logits else 1
+        _log.clear()
+        if self.relu2:
+            self.relu2.start()
+        with interruptible() as interrupt:
+            stop = native.ggml_abort_callback(lambda _data: interrupt.requested)
+            # A single token is soon done, and the callback is called for each of about a thousand graph nodes.
+            native.llama_set_abort_callback(self.handle, stop if len(tokens) > 1 else _NO_ABORT_CALLBACK, None)
+            result = native.llama_decode(self.handle, batch)
+            native.llama_set_abort_callback(self.handle, _NO_ABORT_CALLBACK, None)
+        if result == _NO_SLOT:
+            raise EngineError(f"the context has no room for {len(tokens)} tokens at position {position}")
+        if result != 0:
+            raise EngineError(f"evaluating {len(tokens)} tokens at position {position} failed ({_log.reason()})")
+        if self.relu2:
+            self.relu2.check(self.n_layers)
+
+    def logits(self) -> NDArray[np.float32]:
+        """The last decode's logits, (rows, n_vocab), as a view that the next decode overwrites; EngineError if NaN."""
+        data = native.llama_get_logits(self.handle)
+        rows: NDArray[np.float32] = np.ctypeslib.as_array(data, shape=(self._n_outputs, self._n_vocab))
+        if np.isnan(rows.max()):
+            raise EngineError("the model's logits are NaN: its weights are damaged, convert it again")
+        return rows
+
+    def keep(self, n_tokens: int) -> int:
+        """Forget all but the first `n_tokens` tokens; returns how many really remain, 0 where a part can't be kept."""
+        removed = n_tokens > 0 and native.llama_memory_seq_rm(self._memory, 0, n_tokens, -1)
+        if removed and native.llama_memory_seq_pos_min(self._memory, 0) == 0:
+            return n_tokens
+        native.llama_memory_clear(self._memory, True)
+        return 0
+
+    def close(self) -> None:
+        if self.handle:
+            native.llama_batch_free(self._batch)
+            native.llama_free(self.handle)
+            self.handle = None
+
+
+class Sampler:
+    """llama.cpp's chain of samplers for one generation."""
+
+    def __init__(self, vocab: Vocab, sampling: Sampling) -> None:
+        self.handle = native.llama_sampler_chain_init(native.llama_sampler_chain_default_params())
+        stages = []
+        if sampling.repeat_penalty != 1.0:
+            penalty = (vocab.n_tokens, PENALTY_TOKENS, sampling.repeat_penalty, 0.0, 0.0)
+            stages.append(native.llama_sampler_init_penalties(*penalty))
+        if sampling.temperature == 0.0:
+            stages.append(native.llama_sampler_init_greedy())
+        else:
+            seed = random.randint(0, MAX_SEED) if sampling.seed is None else sampling.seed
+            stages += [
+                native.llama_sampler_init_top_k(sampling.top_k),
+                native.llama_sampler_init_top_p(sampling.top_p, 1),
+                native.llama_sampler_init_min_p(sampling.min_p, 1),
+                native.llama_sampler_init_temp(sampling.temperature),
+                native.llama_sampler_init_dist(seed),
+            ]
+        for stage in stages:
+            native.llama_sampler_chain_add(self.handle, stage)
+
+    def accept(self, token: int) -> None:
+        """Count a token that stands in the text already, for the repeat penalty."""
+        native.llama_sampler_accept(self.handle, token)
+
+    def sample(self, context: Context) -> int:
+        """Choose a token by the logits of the last decoded token."""
+        context.logits()  # refuses NaN; the samplers don't
+        token: int = native.llama_sampler_sample(self.handle, context.handle, -1)
+        return token
+
+    def close(self) -> None:
+        if self.handle:
+            native.llama_sampler_free(self.handle)
+            self.handle = None

@@ -1,0 +1,77 @@
+"""Token ids of texts, in a process of its own: `python -m tritgguf.runtime.engine.token_ids [FOLDER]`.
+
+`{"file": "model.gguf", "texts": [...]}` on standard input becomes `{"ids": [[...], ...], "expected": [[...], ...]}` on
+standard output: special tokens are parsed, no BOS is added. "expected" is by the tokenizer.json in FOLDER, loaded while
+the question is waited for; null without it, or where it can't be loaded. Only the vocabulary of the file is loaded, so
+its tensor data need not be there yet. The converter runs this as a child because a vocabulary that llama.cpp can't
+stand aborts the process.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tritgguf.converter.errors import EngineError, TokenizerError, TritggufError
+from tritgguf.converter.tokenizer.reference import Reference
+from tritgguf.runtime.engine.backend import Model, exit_on_native_abort
+from tritgguf.runtime.engine.gguf_header import read_header, vocabulary_only
+
+
+def token_ids(path: str | os.PathLike[str], texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text under the tokenizer of the GGUF file at `path`; EngineError if it can't be loaded."""
+    header = read_header(Path(path))
+    with tempfile.TemporaryDirectory(prefix="tritgguf-") as folder:
+        copy = Path(folder) / "vocabulary.gguf"
+        copy.write_bytes(vocabulary_only(Path(path), header))
+        try:
+            with Model(copy, vocab_only=True, header=header) as model:
+                return [model.vocab.tokenize(text, special=True) for text in texts]
+        except EngineError as error:
+            raise EngineError(str(error).replace(str(copy), str(path))) from error
+
+
+def main() -> int:
+    """Exit code 0 with JSON on standard output, or 1 with one line on standard error."""
+    exit_on_native_abort()
+    gc.disable()  # what a vocabulary is made of holds no cycles
+    try:
+        reference = _reference(Path(sys.argv[1])) if len(sys.argv) > 1 else None
+        file, texts = _asked(sys.stdin.buffer.read())
+        expected = list(map(reference, texts)) if reference else None
+        del reference  # the memory is needed again
+        json.dump({"ids": token_ids(file, texts), "expected": expected}, sys.stdout)
+    except TritggufError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write("\n")
+    return 0
+
+
+def _reference(folder: Path) -> Reference | None:
+    reference = Reference(folder)
+    try:
+        reference.load()
+    except TokenizerError:  # said by the process that asks, which loads it too
+        return None
+    return reference
+
+
+def _asked(data: bytes) -> tuple[str, list[str]]:
+    try:
+        asked = json.loads(data)
+        file, texts = asked["file"], asked["texts"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"standard input isn't the JSON that was expected: {error!r}") from error
+    if not isinstance(file, str) or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise EngineError("standard input names no file, or its texts aren't strings")
+    return file, texts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""What `tritgguf verify` compares in the runtime: what the chat templates render, and logits against transformers."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gguf import Keys
+from numpy.typing import NDArray
+
+from tritgguf.converter.core.tensors import CodedTensor
+from tritgguf.converter.errors import EngineError
+from tritgguf.converter.gguf_io.metadata import Metadata
+from tritgguf.converter.model.model import Model
+from tritgguf.runtime.chat.chat_template import ChatTemplate, Message, special_text
+
+if TYPE_CHECKING:
+    from tritgguf.converter.verification.verify import Verification
+
+TEMPLATE = Keys.Tokenizer.CHAT_TEMPLATE
+CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
+    ({"role": "user", "content": "Hello!"},),
+    ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 + 2?"}),
+    (
+        {"role": "user", "content": "  two lines,\nand spaces  "},
+        {"role": "assistant", "content": "Grüße & <b>café</b> 'quoted' \"twice\" {{ braces }}"},
+        {"role": "user", "content": "你好 🙂"},
+    ),
+    (
+        {"role": "system", "content": ""},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two\n\n"},
+        {"role": "user", "content": "three"},
+        {"role": "assistant", "content": "four"},
+    ),
+)
+# Ordinary text and code, so that a trained model is sure of many of its tokens.
+TEXT = (
+    "The capital of France is Paris. One, two, three, four, five, six, seven, eight, nine, ten.\n\n"
+    "def add(a, b):\n    return a + b\n\nfor i in range(10):\n    print(add(i, i))\n"
+)
+N_TOKENS = 64
+EXACT_WEIGHTS = 1e-3  # with weights this near, logits further off than LOGITS_ERROR mean another graph
+LOGITS_ERROR = 0.1  # activations in 8 bits cost some 0.03
+
+
+@dataclass(frozen=True)
+class TemplateCheck:
+    """How many conversations the file's templates render as the model's do, and the first that they don't."""
+
+    n_rendered: int
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class LogitsCheck:
+    """The file's logits against transformers': |difference| / |logits|, mean divergence in nats, share of same best."""
+
+    n_tokens: int
+    relative_error: float
+    kl_divergence: float
+    same_top1: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "tokens": self.n_tokens,
+            "relative_error": self.relative_error,
+            "kl_divergence": self.kl_divergence,
+            "same_top1": self.same_top1,
+        }
+
+
+def compare_templates(expected: Metadata, found: Metadata) -> TemplateCheck:
+    """Render conversations by every template of the model and of the file."""
+    keys = sorted(key for key in expected.keys() | found.keys() if key == TEMPLATE or key.startswith(f"{TEMPLATE}."))
+    n_rendered = 0
+    for key in keys:
+        if key not in found:
+            return TemplateCheck(n_rendered, f"{key} isn't there, but the model has such a chat template")
+        if key not in expected:
+            return TemplateCheck(n_rendered, f"{key} is there, but the model has no such chat template")
+        for wanted, rendered in zip(_rendered(key, expected), _rendered(key, found), strict=True):
+            if wanted != rendered:
+                return TemplateCheck(n_rendered, f"{key} renders {_difference(rendered, wanted)}")
+            n_rendered += 1
+    return TemplateCheck(n_rendered, None)
+
+
+def _rendered(key: str, metadata: Metadata) -> Iterator[str]:
+    """Yield what a template makes of each conversation; a refusal counts as a text too."""
+    bos, eos = (special_text(metadata, id_key) for id_key in (Keys.Tokenizer.BOS_ID, Keys.Tokenizer.EOS_ID))
+    for conversation in CONVERSATIONS:
+        for prompt in (True, False):
+            try:
+                template = ChatTemplate(str(metadata[key].data), bos=bos, eos=eos)
+                yield template.render(conversation, add_generation_prompt=prompt, fold_system=False)
+            except EngineError as error:
+                yield f"({error})"
+
+
+def _difference(rendered: str, wanted: str) -> str:
+    same = next((i for i, (a, b) in enumerate(zip(rendered, wanted, strict=False)) if a != b), None)
+    start = max(0, (min(len(rendered), len(wanted)) if same is None else same) - 10)
+    return f"{rendered[start : start + 40]!r} where the model's renders {wanted[start : start + 40]!r}"
+
+
+def compare_logits(found: Verification, threads: int | None) -> LogitsCheck:
+    """Compute the same tokens here and in transformers, in float32; EngineError where one of the two can't."""
+    from tritgguf.runtime.chat import session
+
+    model, out = found.model, found.file.path
+    if not model.path.is_dir() or model.tokenizer is None:
+        raise EngineError(f"{model.path.name} is no Hugging Face folder with a tokenizer, which --logits needs")
+    torch, transformers = (_module(name) for name in ("torch", "transformers"))
+    ids = model.tokenizer.encode(TEXT)[:N_TOKENS]
+    with session.open(out, n_threads=threads) as opened:
+        ids = ids[: opened.n_ctx]
+        logits = opened.logits(ids)
+    reference = _reference_logits(torch, transformers, model, ids)
+    return _compared(reference, logits)
+
+
+def _module(name: str) -> Any:  # noqa: ANN401
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise EngineError(f'--logits needs {name}, which isn\'t installed: pip install "tritgguf[golden]"') from error
+
+
+def _reference_logits(torch: Any, transformers: Any, model: Model, ids: list[int]) -> NDArray[np.float32]:  # noqa: ANN401
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            if any(isinstance(tensor, CodedTensor) for tensor in (model.tensors or {}).values()):
+                network = _with_effective_weights(torch, transformers, model)
+            else:
+                network = transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
+            logits: NDArray[np.float32] = network.eval()(torch.tensor([ids])).logits[0].float().numpy()
+    except Exception as error:  # whatever transformers meets in a folder
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise EngineError(f"transformers can't compute {model.path.name}: {reason:.300}") from error
+    return logits
+
+
+def _with_effective_weights(torch: Any, transformers: Any, model: Model) -> Any:  # noqa: ANN401
+    """Return the model's class with the weights that its packing stands for: its own layers round activations too."""
+    config = transformers.AutoConfig.from_pretrained(model.path)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    network = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    tensors = (model.tensors or {}).items()
+    weights = {name: torch.from_numpy(tensor.read(slice(None)).reshape(tensor.shape)) for name, tensor in tensors}
+    missing, unexpected = network.load_state_dict(weights, strict=False, assign=True)
+    network.tie_weights()
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise EngineError(f"its class has other weights: {[*unexpected, *missing][0]}")
+    return network
+
+
+def _compared(reference: NDArray[np.float32], logits: NDArray[np.float32]) -> LogitsCheck:
+    width = min(reference.shape[1], logits.shape[1])  # one of the two may pad the vocabulary
+    want, have = reference[:, :width].astype(np.float64), logits[:, :width].astype(np.float64)
+    want_log, have_log = _log_softmax(want), _log_softmax(have)
+    return LogitsCheck(
+        n_tokens=len(want),
+        relative_error=float(np.linalg.norm(have - want) / np.linalg.norm(want)),
+        kl_divergence=float((np.exp(want_log) * (want_log - have_log)).sum(axis=1).mean()),
+        same_top1=float((want.argmax(axis=1) == have.argmax(axis=1)).mean()),
+    )
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def logits_problem(found: Verification, logits: LogitsCheck) -> str | None:
+    """Return what is wrong where exact weights give other logits; lossy ones may do so."""
+    worst = max((check.relative_error or 0.0 for check in found.tensors), default=0.0)
+    if worst > EXACT_WEIGHTS or logits.relative_error <= LOGITS_ERROR:
+        return None
+    return (
+        f"its logits differ from transformers' by {logits.relative_error:.2g} (relative), though its weights are right"
+    )

@@ -1,0 +1,231 @@
+"""Ollama's HTTP API, as far as a model is created and asked: blobs by digest, create, chat; nothing but the stdlib."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+from tritgguf.converter.core.progress import Progress, Step, counted
+from tritgguf.converter.errors import OllamaError
+
+HOST_VARIABLE = "OLLAMA_HOST"
+DEFAULT_PORT = 11434
+_PORTS = {"http": 80, "https": 443}
+# What a server listens on to mean all of the machine's addresses; a client can't connect to that everywhere.
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_CONNECT_SECONDS = 10.0
+# The server hashes, copies and loads files of many gigabytes between two lines.
+_ANSWER_SECONDS = 3600.0
+_CHUNK_BYTES = 1 << 20
+_DISK_FULL = ("no space left on device", "not enough space on the disk", "disk quota exceeded")
+
+
+class NotRunningError(OllamaError):
+    """Nothing answers where Ollama should."""
+
+
+class Address:
+    """Where Ollama listens, in the forms that OLLAMA_HOST has: host, host:port, :port, scheme://host:port/path."""
+
+    def __init__(self, text: str = "") -> None:
+        cleaned = text.strip().strip("\"'").strip()
+        scheme, separator, rest = cleaned.partition("://")
+        self.scheme = scheme if separator else "http"
+        if self.scheme not in _PORTS:
+            raise OllamaError(f"{HOST_VARIABLE} is {text!r}; expected http:// or https:// before the host")
+        place, _, path = (rest if separator else cleaned).partition("/")
+        host, port = _split(place)
+        self.host = _EVERYWHERE.get(host, host) or "127.0.0.1"
+        default = _PORTS[self.scheme] if separator else DEFAULT_PORT
+        # As Ollama does: a port that is none becomes the default one.
+        self.port = int(port) if port.isdecimal() and int(port) < 65536 else default
+        self.path = f"/{path.strip('/')}" if path.strip("/") else ""
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{self.path}"
+
+
+def _split(place: str) -> tuple[str, str]:
+    """Split host and port; [::1]:80, ::1 and [::1] are addresses of version 6."""
+    if place.startswith("["):
+        host, _, port = place[1:].partition("]")
+        return host, port.removeprefix(":")
+    if place.count(":") > 1:
+        return place, ""
+    host, _, port = place.partition(":")
+    return host, port
+
+
+class Ollama:
+    """A client of one server; each call is a connection of its own."""
+
+    def __init__(self, address: Address | None = None) -> None:
+        self.address = address or Address(os.environ.get(HOST_VARIABLE, ""))
+
+    def version(self) -> str:
+        """Return the server's version; NotRunningError if there is none."""
+        version = self._json("GET", "/api/version").get("version")
+        if not isinstance(version, str):
+            raise OllamaError(f"{self.address} answers, but isn't Ollama: /api/version has no version")
+        return version
+
+    def has_model(self, name: str) -> bool:
+        """Whether a model of that name exists."""
+        with self._answer("POST", "/api/show", _body({"model": name})) as answer:
+            if answer.status == http.client.NOT_FOUND:
+                return False
+            self._require_ok(answer, "/api/show")
+            return True
+
+    def has_blob(self, digest: str) -> bool:
+        """Whether the server has the file of that digest, "sha256:…"."""
+        with self._answer("HEAD", f"/api/blobs/{quote(digest)}") as answer:
+            if answer.status == http.client.NOT_FOUND:
+                return False
+            self._require_ok(answer, "/api/blobs")
+            return True
+
+    def send_blob(self, path: Path, digest: str, progress: Progress | None = None) -> None:
+        """Send a file; the server checks its digest."""
+        n_bytes = path.stat().st_size
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(n_bytes)}
+        with path.open("rb") as file:
+            sent = _Counting(file, counted(progress, "sending", n_bytes))
+            with self._answer("POST", f"/api/blobs/{quote(digest)}", sent, headers) as answer:
+                self._require_ok(answer, f"sending {path.name}")
+
+    def create(self, request: Mapping[str, Any], progress: Progress | None = None) -> None:
+        """Create a model from a request as Modelfile.request gives it; `progress` gets the server's own stages."""
+        last = ""
+        for line in self._lines("/api/create", request):
+            last = str(line.get("status", ""))
+            if progress:
+                total = line.get("total") or 0
+                progress(last, int(line.get("completed") or 0), int(total))
+        if last != "success":
+            raise OllamaError(f"Ollama stopped creating {request['model']} after {last or 'nothing'!r}; see its log")
+
+    def chat(self, name: str, messages: Sequence[Mapping[str, str]], *, max_tokens: int) -> str:
+        """Return the model's answer, of its likeliest tokens."""
+        options = {"num_predict": max_tokens, "temperature": 0}
+        body = {"model": name, "messages": list(messages), "stream": True, "options": options}
+        said = []
+        done = False
+        for line in self._lines("/api/chat", body):
+            message = line.get("message") or {}
+            said.append(str(message.get("thinking") or "") + str(message.get("content") or ""))
+            done = bool(line.get("done"))
+        if not done:
+            raise OllamaError(f"Ollama broke off in the middle of {name}'s answer; see its log")
+        return "".join(said)
+
+    def _json(self, method: str, path: str) -> dict[str, Any]:
+        with self._answer(method, path) as answer:
+            self._require_ok(answer, path)
+            return self._object(answer.read())
+
+    def _lines(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        with self._answer("POST", path, _body(body)) as answer:
+            self._require_ok(answer, path)
+            for text in answer:
+                if text.strip():
+                    line = self._object(text)
+                    if "error" in line:
+                        raise OllamaError(self._refusal(str(line["error"]), path))
+                    yield line
+
+    @contextlib.contextmanager
+    def _answer(
+        self, method: str, path: str, body: bytes | _Counting | None = None, headers: Mapping[str, str] | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        kind = http.client.HTTPSConnection if self.address.scheme == "https" else http.client.HTTPConnection
+        connection = kind(self.address.host, self.address.port, timeout=_CONNECT_SECONDS)
+        try:
+            self._connect(connection)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a server that won't read on says why
+                connection.request(method, self.address.path + path, body, dict(headers or {}))
+            yield connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise OllamaError(
+                f"the connection to Ollama at {self.address} broke at {path} ({_reason(error)}); see Ollama's log"
+            ) from error
+        finally:
+            connection.close()
+
+    def _connect(self, connection: http.client.HTTPConnection) -> None:
+        try:
+            connection.connect()
+        except OSError as error:
+            raise NotRunningError(
+                f"no Ollama at {self.address} ({_reason(error)}); start it with `ollama serve`, "
+                f"or set {HOST_VARIABLE} to where it runs"
+            ) from error
+        connection.sock.settimeout(_ANSWER_SECONDS)
+
+    def _require_ok(self, answer: http.client.HTTPResponse, what: str) -> None:
+        if answer.status in (http.client.OK, http.client.CREATED):
+            return
+        text = answer.read()
+        try:
+            reason = str(json.loads(text)["error"])
+        except (ValueError, LookupError, TypeError):
+            reason = f"status {answer.status} {answer.reason}"
+        raise OllamaError(self._refusal(reason, what))
+
+    def _refusal(self, reason: str, what: str) -> str:
+        line = " ".join(reason.split())
+        if any(sign in line.lower() for sign in _DISK_FULL):
+            return (
+                f"Ollama's disk is full ({line}): make room where it keeps its models ($OLLAMA_MODELS), then try again"
+            )
+        return f"Ollama at {self.address} refuses at {what}: {line}"
+
+    def _object(self, text: bytes) -> dict[str, Any]:
+        try:
+            parsed = json.loads(text)
+        except ValueError:
+            parsed = None
+        if not isinstance(parsed, dict):
+            raise OllamaError(f"{self.address} answers {text[:60]!r}, which Ollama wouldn't; is it another program?")
+        return parsed
+
+
+class _Counting:
+    """A file that tells how much of it was read; http.client sends what `read` gives."""
+
+    def __init__(self, file: BinaryIO, step: Step) -> None:
+        self.file = file
+        self.step = step
+
+    def read(self, _size: int = -1) -> bytes:
+        data = self.file.read(_CHUNK_BYTES)
+        self.step(len(data))
+        return data
+
+
+def digest_of(path: Path, progress: Progress | None = None) -> str:
+    """Return "sha256:" and the file's digest in hex, as Ollama names blobs."""
+    digest = hashlib.sha256()
+    step = counted(progress, "hashing", path.stat().st_size)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            step(len(chunk))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _body(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content).encode()
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,171 @@
+"""`tritgguf ollama`: make a GGUF file one that Ollama loads, write its Modelfile, create the model and ask it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf import Keys
+
+from tritgguf.converter.core.progress import Progress
+from tritgguf.converter.core.whole_files import require_writable, write_whole
+from tritgguf.converter.errors import OllamaError, OutputError, UnsupportedError
+from tritgguf.converter.gguf_io.reader import GgufFile, read_gguf
+from tritgguf.converter.ollama.modelfile import (
+    Modelfile,
+    context_parameter,
+    license_text,
+    sampling_parameters,
+)
+from tritgguf.converter.ollama.repack import refused, repack, repack_plan
+from tritgguf.converter.ollama.versions import CREATE_API, Verdict, parsed, verdict_for, verdicts
+from tritgguf.converter.planning.file_plan import FilePlan
+from tritgguf.runtime.ollama.api import HOST_VARIABLE, NotRunningError, Ollama, digest_of
+from tritgguf.runtime.ollama.template import ChatTemplateFacts, chat_template_facts
+
+QUESTION = "What is the capital of France?"
+ANSWER_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Package:
+    """What Ollama gets of a file: the file itself or a repacked one (`plan`), and a Modelfile."""
+
+    source: GgufFile
+    file: Path
+    plan: FilePlan | None
+    why_repacked: str
+    chat: ChatTemplateFacts
+    modelfile: Modelfile
+
+    @property
+    def modelfile_path(self) -> Path:
+        return self.source.path.with_suffix(".Modelfile")
+
+    @property
+    def is_repacked_already(self) -> bool:
+        """Whether an earlier run wrote the very file that the plan asks for, from this source."""
+        if self.plan is None or not self.file.is_file():
+            return False
+        stat = self.file.stat()
+        if stat.st_size != self.plan.file_bytes or stat.st_mtime < self.source.path.stat().st_mtime:
+            return False
+        with self.file.open("rb") as file:
+            return file.read(len(self.plan.parts[0].header)) == self.plan.parts[0].header
+
+    def commands(self, name: str) -> tuple[str, str]:
+        """The two commands that make and run the model by hand."""
+        words = ("ollama", "create", name, "-f", str(self.modelfile_path)), ("ollama", "run", name)
+        return shlex.join(words[0]), shlex.join(words[1])
+
+
+def pack(path: Path, *, system: str = "", context: int | None = None, progress: Progress | None = None) -> Package:
+    """Look at a GGUF file and plan what Ollama gets; nothing is written. Raises TritggufError where that can't be."""
+    file = read_gguf(path)
+    verdict = verdicts(file)[-1]
+    types = refused(file)
+    if verdict.loads is False and not types:
+        raise UnsupportedError(f"{path.name} can't become an Ollama model: Ollama {'; '.join(verdict.reasons)}")
+    chat = chat_template_facts(file)
+    reasons = [f"Ollama refuses {', '.join(types)} tensors"] if types else []
+    if chat.jinja not in (None, file.value(Keys.Tokenizer.CHAT_TEMPLATE)):
+        reasons.append("its chat template needs the guard")
+    plan = repack_plan(path, jinja=chat.jinja, progress=progress) if reasons else None
+    out = path.with_name(f"{path.stem}-ollama.gguf") if reasons else path
+    parameters = {"stop": chat.stops} if chat.stops else {}
+    modelfile = Modelfile(
+        source=out.name,
+        template=chat.template,
+        parameters={**parameters, "num_ctx": context_parameter(file, context), **sampling_parameters(file)},
+        system=system,
+        license=license_text(file),
+    )
+    modelfile.text()  # what can't be quoted is said before anything is written
+    return Package(file, out, plan, " and ".join(reasons), chat, modelfile)
+
+
+def find_server(client: Ollama) -> str | None:
+    """Return the server's version; None where nothing on this machine says that there should be one."""
+    try:
+        return client.version()
+    except NotRunningError:
+        if shutil.which("ollama") or os.environ.get(HOST_VARIABLE):
+            raise
+        return None
+
+
+def require_creatable(package: Package, client: Ollama, version: str, name: str, *, force: bool) -> None:
+    """Raise OllamaError where this server won't take the model, before anything is written or sent."""
+    if parsed(version) < CREATE_API:
+        wanted = ".".join(map(str, CREATE_API))
+        raise OllamaError(f"Ollama {version} at {client.address} can't be sent a file; update it to {wanted} or newer")
+    if package.plan is None and (verdict := verdict_for(package.source, version)).loads is False:
+        raise OllamaError(f"Ollama {version} won't load {package.file.name}: it {'; '.join(verdict.reasons)}")
+    if not force and client.has_model(name):
+        raise OllamaError(f"Ollama has a model {name} already; add --force to replace it, or choose another name")
+
+
+def write(
+    package: Package,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write the Modelfile and, where it is needed, the repacked file; raise OutputError before losing another."""
+    text = package.modelfile.text().encode()
+    path = package.modelfile_path
+    same = path.is_file() and path.read_bytes() == text
+    if not same:
+        _require_writable(path, force)
+    if package.plan is not None and not package.is_repacked_already:
+        jinja, plan = package.chat.jinja, package.plan
+        repack(package.source.path, package.file, jinja=jinja, force=force, progress=progress, plan=plan)
+    if not same:
+        write_whole(path, text)
+
+
+def _require_writable(path: Path, force: bool) -> None:
+    try:
+        require_writable(path, [path], force)
+    except OutputError as error:
+        raise OutputError(f"{error} (the Modelfile for this file)") from error
+
+
+def create(package: Package, client: Ollama, name: str, progress: Progress | None = None) -> None:
+    """Send the file, unless the server has it, and create the model."""
+    digest = digest_of(package.file, progress)
+    if not client.has_blob(digest):
+        client.send_blob(package.file, digest, progress)
+    client.create(package.modelfile.request(name, digest), progress)
+
+
+def ask(client: Ollama, name: str) -> str:
+    """Return the new model's answer to one question, in one line."""
+    try:
+        answer = client.chat(name, [{"role": "user", "content": QUESTION}], max_tokens=ANSWER_TOKENS)
+    except OllamaError as error:
+        raise OllamaError(f"Ollama created {name}, but it doesn't answer: {error}") from error
+    return " ".join(answer.split())
+
+
+@dataclass(frozen=True)
+class Check:
+    """What each range of versions would do with a file as it is, and what is odd in it."""
+
+    verdicts: tuple[Verdict, ...]
+    family: str
+    notes: tuple[str, ...]
+
+    @property
+    def loads_now(self) -> bool:
+        return self.verdicts[-1].loads is not False
+
+
+def check(path: Path) -> Check:
+    """Look at a file as `tritgguf ollama --check` does."""
+    file = read_gguf(path)
+    chat = chat_template_facts(file)
+    return Check(verdicts(file), chat.family, chat.notes)

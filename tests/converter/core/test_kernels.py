@@ -1,0 +1,415 @@
+"""Kernels against numpy: the same bytes, bit for bit, whatever the values, the threads and the chunks."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import checkpoints, packed_checkpoints
+from tritgguf.converter import TensorError, convert
+from tritgguf.converter.checkpoint.folder import open_checkpoint
+from tritgguf.converter.checkpoint.packings import base3, bitnet_packed
+from tritgguf.converter.checkpoint.packings.bitnet_packed import BitnetTensor
+from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
+from tritgguf.converter.conversion import writer
+from tritgguf.converter.conversion.pipeline import write_model
+from tritgguf.converter.core import kernels, tensors
+from tritgguf.converter.core.floats import BEYOND_F16, checked, narrowed
+from tritgguf.converter.core.tensors import CodedRows, Floats, PackedRows
+from tritgguf.converter.model.open import open_model
+from tritgguf.converter.planning.choose_types import Request
+from tritgguf.converter.quant.codec import TernaryCodec, codecs
+from tritgguf.converter.quant.codecs.f16 import CODEC as F16
+from tritgguf.converter.quant.codecs.q2_0 import CODEC as Q2_0
+from tritgguf.converter.quant.codecs.tq2_0 import CODEC as TQ2_0
+from tritgguf.converter.quant.grids import code_on_grid, find_grid, fp16_error
+from tritgguf.converter.quant.method import Method, method_named, methods
+from tritgguf.converter.quant.methods.absmean import absmean
+
+TERNARY = [codec for codec in codecs().values() if isinstance(codec, TernaryCodec)]
+examples = settings(max_examples=40, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@contextmanager
+def computed_by(how: str) -> Iterator[None]:
+    before = os.environ.get(kernels.VARIABLE)
+    os.environ[kernels.VARIABLE] = how
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[kernels.VARIABLE]
+        else:
+            os.environ[kernels.VARIABLE] = before
+
+
+def assert_same(function: Callable[[], Any]) -> None:
+    """Assert that a function returns the same arrays, bit for bit, or the same error, with kernels and with numpy."""
+    found = []
+    for how in ("numpy", "compiled"):
+        with computed_by(how):
+            try:
+                found.append(function())
+            except TensorError as error:
+                found.append(str(error))
+    ours, theirs = (_flat(result) for result in found)
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        if isinstance(one, np.ndarray):
+            assert (one.dtype, one.shape) == (other.dtype, other.shape)
+            assert one.tobytes() == other.tobytes()
+        else:
+            assert one == other
+
+
+def _flat(result: object) -> list[Any]:
+    if isinstance(result, CodedRows):
+        return [result.codes, result.scales, result.group]
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+@st.composite
+def rows(draw: st.DrawFn, n_columns: int = 512) -> np.ndarray:
+    """Float32 rows of many kinds: usual weights, few levels, many magnitudes, zeros, bf16 values, ties."""
+    rng = np.random.default_rng(draw(seeds))
+    shape = (draw(st.integers(1, 4)), n_columns)
+    scales = rng.uniform(0.1, 1, (shape[0], n_columns // 256))
+    kind = draw(st.sampled_from(["normal", "heavy", "levels", "ternary", "magnitudes", "tiny", "huge", "zeros"]))
+    values = {
+        "normal": lambda: rng.standard_normal(shape),
+        "heavy": lambda: rng.standard_t(1.5, shape),
+        "levels": lambda: rng.integers(-4, 5, shape) * 0.5,
+        "ternary": lambda: rng.integers(-1, 2, shape) * np.repeat(scales, 256, axis=1),
+        "magnitudes": lambda: rng.standard_normal(shape) * np.exp(rng.uniform(-60, 60, shape)),
+        "tiny": lambda: rng.standard_normal(shape) * 1e-41,
+        "huge": lambda: rng.uniform(-3e38, 3e38, shape),
+        "zeros": lambda: rng.standard_normal(shape) * (rng.random(shape) < 0.02),
+    }[kind]()
+    with np.errstate(over="ignore"):
+        floats = np.clip(values, -3.3e38, 3.3e38).astype(np.float32)
+    if draw(st.booleans()):
+        floats = (floats.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    return floats
+
+
+def stored(values: np.ndarray, dtype: str) -> Floats:
+    """Return values as a file might hold them; fp16 ends at 65504."""
+    if dtype == "F32":
+        return Floats.of(values)
+    if dtype == "BF16":
+        return Floats((values.view(np.uint32) >> 16).astype(np.uint16), dtype)
+    return Floats(np.clip(values, -65504, 65504).astype(np.float16).view(np.uint16), dtype)
+
+
+DTYPES = st.sampled_from(["BF16", "F16", "F32"])
+
+
+@pytest.mark.parametrize("group", [16, 32, 64, 96, 256, 512])
+@pytest.mark.parametrize("method", methods().values(), ids=lambda method: method.name)
+@examples
+@given(values=rows(n_columns=1536), dtype=DTYPES)
+def test_methods(method, group: int, values: np.ndarray, dtype: str) -> None:
+    assert_same(lambda: method.code(stored(values, dtype), group))
+
+
+@pytest.mark.parametrize("group", [32, 64, 256])
+@examples
+@given(values=rows())
+def test_scales_of_float32(group: int, values: np.ndarray) -> None:
+    assert_same(lambda: absmean(values, group))
+
+
+@pytest.mark.parametrize("word", [0x7F80, 0xFF80, 0x7FC0, 0xFFFF])
+@pytest.mark.parametrize("method", methods().values(), ids=lambda method: method.name)
+def test_a_value_that_is_not_finite_makes_a_scale_that_is_not(method, word: int) -> None:
+    words = np.full((2, 512), 0x3C00, np.uint16)
+    words[1, 300] = word
+    for how in ("numpy", "compiled"):
+        with computed_by(how):
+            assert not np.isfinite(method.code(Floats(words, "BF16"), 256).scales[1, 1])
+
+
+@pytest.mark.parametrize("codec", TERNARY, ids=lambda codec: codec.name)
+@examples
+@given(seed=seeds, n_rows=st.integers(1, 3), n_blocks=st.integers(1, 3))
+def test_ternary_codecs(codec: TernaryCodec, seed: int, n_rows: int, n_blocks: int) -> None:
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(-1, 2, (n_rows, n_blocks * codec.block)).astype(np.int8)
+    scales = rng.uniform(0, 1, (n_rows, n_blocks)).astype(np.float16).astype(np.float32)
+    coded = CodedRows(codes, scales, codec.block)
+    assert_same(lambda: codec.pack(coded))
+    assert_same(lambda: codec.unpack(codec.pack(coded)))
+    assert_same(coded.dequantize)
+    damaged = rng.integers(0, 256, (n_rows, n_blocks * codec.block_bytes), np.uint8)
+    assert_same(lambda: codec.unpack(damaged))
+
+
+@pytest.mark.parametrize("packing", ["base-3", "four rows"])
+@pytest.mark.parametrize("codec", TERNARY, ids=lambda codec: codec.name)
+@examples
+@given(seed=seeds, n_blocks=st.integers(1, 70), damaged=st.booleans())
+def test_stored_rows_are_packed_like_their_codes(
+    codec: TernaryCodec, packing: str, seed: int, n_blocks: int, damaged: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    numbers = rng.permutation(12)[:7]
+    codes = rng.integers(-1, 2, (12, n_blocks * codec.block)).astype(np.int8)
+    group = codec.block * int(rng.choice([n for n in (1, 2, 5, n_blocks) if n_blocks % n == 0]))
+    scales = rng.uniform(0, 1, (7, codes.shape[1] // group)).astype(np.float32)
+    if packing == "base-3":
+        stored = np.pad(base3.pack(codes), ((0, 0), (0, int(rng.integers(3)))))
+    else:
+        stored = bitnet_packed.pack(codes)
+    rows = PackedRows(packing, stored, numbers, codes.shape[1], scales, group)
+    if damaged:
+        column = rng.integers(codes.shape[1])
+        number = numbers[rng.integers(7)]
+        if packing == "base-3":
+            stored[number, column // 4] = rng.integers(81, 256)
+        else:
+            stored[number % 3, column] |= 3 << number // 3 * 2
+    with computed_by("compiled"):
+        packed = codec.pack_stored(rows)
+    if damaged:
+        assert packed is None
+    else:
+        assert packed is not None
+        with computed_by("numpy"):
+            assert codec.pack_stored(rows) is None
+            np.testing.assert_array_equal(packed, codec.pack(CodedRows(codes[numbers], scales, group)))
+
+
+@pytest.mark.parametrize("shift", [0, 2, 4, 6])
+@pytest.mark.parametrize("byte", [0, 31, 32, 63])
+def test_one_invalid_code_is_refused(byte: int, shift: int) -> None:
+    stored = TQ2_0.pack(CodedRows(np.zeros((2, 512), np.int8), np.ones((2, 2), np.float32), 256))
+    stored[1, 66 + byte] |= 3 << shift
+    with computed_by("compiled"), pytest.raises(TensorError, match="code 3"):
+        TQ2_0.unpack(stored)
+
+
+@examples
+@given(seed=seeds)
+def test_q2_0_with_negative_scales(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    stored = Q2_0.pack(CodedRows(rng.integers(-1, 2, (2, 128)).astype(np.int8), np.ones((2, 2), np.float32), 64))
+    stored.reshape(2, 2, 18)[:, :, 1] ^= rng.integers(0, 2, (2, 2), np.uint8) * 0x80
+    assert_same(lambda: Q2_0.unpack(stored))
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_every_16_bit_float_is_widened_the_same(dtype: str) -> None:
+    words = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    limit = {"BF16": 0x7F80, "F16": 0x7C00}[dtype]
+    finite = words[(words & 0x7FFF).max(axis=1) < limit]
+    assert_same(lambda: checked(Floats(finite, dtype)))
+    with computed_by("compiled"):
+        for word in (limit, limit + 1, limit | 0x8000, 0xFFFF):
+            assert checked(Floats(np.array([0, word, 1], np.uint16), dtype))[1] is False
+        for word in (limit - 1, limit - 1 | 0x8000):
+            assert checked(Floats(np.array([0, word, 1], np.uint16), dtype))[1] is True
+
+
+@examples
+@given(values=rows(), place=st.integers(0, 511), word=st.sampled_from([0x7F800000, 0xFF800000, 0x7FC00000, 0x7F7FFFFF]))
+def test_float32_is_read_the_same(values: np.ndarray, place: int, word: int) -> None:
+    words = values.view(np.uint32).copy()
+    assert_same(lambda: checked(Floats(words, "F32")))
+    words[0, place] = word
+    assert_same(lambda: checked(Floats(words, "F32")))
+
+
+@examples
+@given(values=rows(), power=st.integers(-30, 30))
+def test_what_fp16_changes_is_found_the_same(values: np.ndarray, power: int) -> None:
+    scales = np.abs(values) / max(float(np.abs(values).max()), 1e-30) * np.float32(2.0) ** power
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert_same(lambda: fp16_error(scales.astype(np.float32)))
+
+
+@pytest.mark.parametrize("n_columns", [1, 7, 8, 100, 256])
+@examples
+@given(seed=seeds, invalid=st.booleans())
+def test_bitnet_packing(n_columns: int, seed: int, invalid: bool) -> None:
+    rng = np.random.default_rng(seed)
+    digits = rng.integers(0, 3, (4, 5, n_columns), np.uint8)
+    if invalid:
+        digits[rng.integers(4), rng.integers(5), rng.integers(n_columns)] = 3
+    packed = (digits << np.array([0, 2, 4, 6], np.uint8)[:, None, None]).sum(axis=0).astype(np.uint8)
+    stored = SafetensorsTensor("w", "U8", packed.shape, Path("w"), packed.reshape(-1))
+    tensor = BitnetTensor("w", "bitnet packing", (20, n_columns), n_columns, stored, np.ones((20, 1), np.float32))
+    assert_same(lambda: tensor.read_codes(slice(None)))
+    if not invalid:
+        wanted = rng.permutation(20)[:7]
+        np.testing.assert_array_equal(tensor.read_codes(wanted).codes, digits.reshape(20, -1)[wanted].astype(int) - 1)
+
+
+@examples
+@given(values=rows(), power=st.integers(-30, 20))
+def test_float16_is_rounded_the_same(values: np.ndarray, power: int) -> None:
+    near = values / max(float(np.abs(values).max()), 1e-30) * np.float32(2.0) ** power
+    assert_same(lambda: narrowed(Floats.of(np.clip(near, -65504, 65504).astype(np.float32))))
+
+
+@examples
+@given(values=rows(), power=st.integers(-30, 20), dtype=DTYPES)
+def test_stored_floats_become_f16_as_their_values_do(values: np.ndarray, power: int, dtype: str) -> None:
+    near = values / max(float(np.abs(values).max()), 1e-30) * np.float32(2.0) ** power
+    floats = stored(near, dtype)
+    assert_same(lambda: narrowed(floats) if narrowed(floats)[1] < BEYOND_F16 else narrowed(floats)[1])
+    packed = F16.encode_stored(floats)
+    if packed is None:
+        with pytest.raises(TensorError, match="f16 ends"):
+            F16.encode(checked(floats)[0])
+    else:
+        np.testing.assert_array_equal(packed, F16.encode(checked(floats)[0]))
+
+
+@pytest.mark.parametrize(("dtype", "word"), [("BF16", 0x7FC0), ("BF16", 0xFF80), ("F16", 0x7C00), ("F16", 0xFE00)])
+def test_what_is_not_finite_does_not_become_f16(dtype: str, word: int) -> None:
+    floats = Floats(np.array([[0, word, 1]], np.uint16), dtype)
+    for how in ("numpy", "compiled"):
+        with computed_by(how):
+            assert F16.encode_stored(floats) is None
+
+
+def test_halfway_between_fp16_values_and_at_its_ends() -> None:
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    between = (halves[1:] + halves[:-1]) / 2
+    values = np.concatenate([halves, between, np.nextafter(between, 0), np.nextafter(between, np.float32(np.inf))])
+    assert_same(lambda: narrowed(Floats.of(np.concatenate([values, -values]))))
+    for value in (65504.0, 65519.9, 65520.0, 3e38):
+        assert_same(lambda value=value: narrowed(Floats.of(np.array([1.0, -value], np.float32)))[1])
+
+
+@examples
+@given(values=rows(), group=st.sampled_from([32, 64, 256]), dtype=DTYPES)
+def test_codes_on_a_grid(values: np.ndarray, group: int, dtype: str) -> None:
+    assert_same(lambda: code_on_grid(stored(values, dtype), group))
+
+
+@pytest.mark.parametrize(
+    ("name", "byte", "message"),
+    [("falcon3", 0b11, "code 3"), ("14b-seed", 81, "byte 81"), ("14b-padded", 255, "byte 255")],
+)
+def test_damaged_packings_are_refused(name: str, byte: int, message: str, tmp_path: Path) -> None:
+    folder = source(name, tmp_path / "model")
+    opened = open_checkpoint(folder).tensors
+    assert opened is not None
+    tensor = next(t for t in opened.values() if isinstance(t, tensors.CodedTensor))
+    assert_same(lambda: tensor.read_codes(np.arange(tensor.shape[0])[::-1]))
+    data = tensor.stored.data.copy()
+    data[len(data) // 2] = byte
+    damaged = replace(tensor, stored=replace(tensor.stored, data=data))
+    for how in ("numpy", "compiled"):
+        with computed_by(how), pytest.raises(TensorError, match=message):
+            damaged.read_codes(slice(None))
+
+
+class Rows(tensors.SourceTensor):
+    """Rows in memory."""
+
+    name = "w"
+
+    def __init__(self, values: np.ndarray, dtype: str) -> None:
+        self.stored, self.dtype, self.shape = stored(values, dtype), dtype, values.shape
+
+    @property
+    def n_bytes(self) -> int:
+        return self.stored.words.nbytes
+
+    def floats(self, rows):
+        return Floats(self.stored.words[rows], self.dtype)
+
+    def read(self, rows):
+        return checked(self.floats(rows))[0]
+
+
+@examples
+@given(
+    seed=seeds,
+    extent=st.sampled_from([1, 16, 32, 128, 256, 1024]),
+    n_strays=st.sampled_from([0, 0, 1, 40, 3000]),
+    first=st.booleans(),
+    dtype=DTYPES,
+)
+def test_grids_are_found_the_same(seed: int, extent: int, n_strays: int, first: bool, dtype: str) -> None:
+    rng = np.random.default_rng(seed)
+    scales = np.repeat(rng.uniform(0.5, 1, (300, 1024 // max(extent, 16))), max(extent, 16), axis=1)
+    values = (rng.integers(-1, 2, (300, 1024)) * (scales if extent > 1 else 0.3)).astype(np.float32)
+    values[:: 1 if first else 100].flat[rng.integers(0, 1024 * 3, n_strays)] *= np.float32(0.7)
+    assert_same(lambda: find_grid(Rows(values, dtype)))
+
+
+CONVERSIONS = {
+    "floats, mse": ("llama-gqa", {"type": "tq2_0", "method": "mse"}),
+    "floats, absmean": ("qwen2", {"type": "tq1_0", "method": "absmean"}),
+    "floats as f16": ("llama-llama3", {"type": "f16"}),
+    "bitnet packing": ("falcon3", {}),
+    "bitnet packing, a scale per row": ("llama-rows", {"type": "q2_k", "allow_lossy": True}),
+    "bitnet masters": ("2b4t-online", {"type": "q4_0"}),
+    "base-3 packing": ("14b-seed", {"type": "q2_0"}),
+    "base-3 packing with padding": ("14b-padded", {"type": "q4_0"}),
+    "grid of 128": ("bonsai", {"type": "q2_0"}),
+}
+
+
+def source(name: str, folder: Path) -> Path:
+    build_it = packed_checkpoints.build if name in packed_checkpoints.PACKED else checkpoints.build
+    return build_it(name, folder)
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_a_file_is_the_same_whatever_made_it(name: str, tmp_path: Path, monkeypatch) -> None:
+    checkpoint, options = CONVERSIONS[name]
+    folder = source(checkpoint, tmp_path / "model")
+    found = {}
+    for how in ("numpy", "compiled"):
+        for chunk, piece, threads in ((1 << 17, 1 << 21, 1), (1, 1, 3), (3000, 20_000, 2), (1 << 14, 1 << 14, 5)):
+            monkeypatch.setattr(tensors, "CHUNK_VALUES", chunk)
+            monkeypatch.setattr(writer, "PIECE_VALUES", piece)
+            with computed_by(how):
+                out = tmp_path / "out.gguf"
+                convert(folder, out, threads=threads, check=False, force=True, **options)
+            found[how, chunk, threads] = hashlib.sha256(out.read_bytes()).hexdigest()
+    assert len(set(found.values())) == 1, found
+
+
+def test_numpy_takes_few_values_at_a_time(tmp_path: Path, monkeypatch) -> None:
+    """It needs several times their memory."""
+    monkeypatch.setattr(tensors, "CHUNK_VALUES", 2000)
+    taken: list[int] = []
+
+    def code(rows: Floats, group: int) -> CodedRows:
+        taken.append(rows.words.size)
+        return method_named("absmean").code(rows, group)
+
+    opened = open_model(source("llama-gqa", tmp_path / "model"))
+    request = replace(Request.named("tq2_0", "absmean"), method=Method("spy", code))
+    most = {}
+    for how in ("numpy", "compiled"):
+        taken.clear()
+        with computed_by(how):
+            write_model(opened, tmp_path / f"{how}.gguf", request, check=False)
+        most[how] = max(taken)
+    assert most["numpy"] <= 2000 < most["compiled"]
+
+
+@pytest.mark.parametrize("kind", ["tq1_0", "tq2_0", "q2_0"])
+def test_a_gguf_source_is_read_the_same(kind: str, tmp_path: Path) -> None:
+    folder = source("falcon3", tmp_path / "model")
+    first = convert(folder, tmp_path / "first.gguf", kind, check=False).out
+    found = []
+    for how in ("numpy", "compiled"):
+        with computed_by(how):
+            found.append(convert(first, tmp_path / f"{how}.gguf", "q4_0", check=False).out.read_bytes())
+    assert found[0] == found[1]

@@ -1,0 +1,331 @@
+"""The chat command as a real process: one shot, pipes, a pseudo-terminal, bad input."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from importlib import metadata
+
+import pytest
+
+PROGRAM = [sys.executable, "-m", "tritgguf"]
+# Makes the pseudo-terminal the controlling one, so that Ctrl-C typed there becomes SIGINT, then becomes the program.
+TAKE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+posix = pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+
+
+@pytest.fixture(scope="module")
+def yes(speaking_model):
+    """A model that answers "Yes. 🙂"."""
+    return speaking_model(list("Yes. 🙂".encode()))
+
+
+@pytest.fixture(scope="module")
+def endless(make_model, speaking_tensors, tmp_path_factory):
+    """A model that says "ababab…" for ever; its second choice after b is c."""
+    tensors = speaking_tensors({ord("\n"): ord("a"), ord("a"): ord("b"), ord("b"): ord("a")})
+    tensors["output.weight"][ord("c"), ord("b")] = 0.5
+    return make_model(tmp_path_factory.mktemp("endless") / "endless.gguf", tensors, n_ctx_train=100_000)
+
+
+def environment(**changes):
+    return {**os.environ, "TRITGGUF_DEBUG": "", "COLUMNS": "200", "TERM": "dumb", **changes}
+
+
+def run(*arguments, stdin="", **changes):
+    return subprocess.run(
+        [*PROGRAM, *map(str, arguments)],
+        input=stdin.encode() if isinstance(stdin, str) else stdin,
+        capture_output=True,
+        timeout=60,
+        env=environment(**changes),
+    )
+
+
+def output(child):
+    return child.returncode, child.stdout.decode(), child.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("options", "stdin"), [(["--prompt", "Hi?"], ""), ([], "Hi?\n"), (["--prompt", "Sum up:"], "text")]
+)
+def test_one_shot_prints_the_answer_alone(yes, options, stdin):
+    assert output(run("chat", yes, "--temperature", 0, *options, stdin=stdin)) == (0, "Yes. 🙂\n", "")
+
+
+def test_prompt_and_piped_text_become_one_message(speaking_model):
+    # Raw completion of a model without a template: each byte is a token, and "t\n\nu" has one more than the two parts.
+    base = speaking_model(list(b"x"), template=None)
+    counts = []
+    for prompt, stdin in (("t", ""), ("t", "u\n")):
+        child = run("chat", base, "--prompt", prompt, "--stats", "--max-tokens", 1, stdin=stdin)
+        counts.append(int(re.search(r"prompt: (\d+) tokens", child.stderr.decode())[1]))
+    assert counts == [1, len("t\n\nu")]
+
+
+def test_settings_reach_the_model(endless):
+    def text(*options):
+        return run("chat", endless, "--prompt", "Hi", "--max-tokens", 30, *options).stdout
+
+    assert text("--temperature", 0) == b"ab" * 15 + b"\n"
+    hot = ("--temperature", 20, "--top-k", 0, "--top-p", 1, "--min-p", 0)
+    assert text(*hot, "--seed", 1) == text(*hot, "--seed", 1) != text(*hot, "--seed", 2)
+    assert text(*hot, "--top-k", 1) == text(*hot, "--min-p", 1) == text(*hot, "--top-p", 0) == b"ab" * 15 + b"\n"
+    assert text("--temperature", 0, "--repeat-penalty", 100).startswith(b"abc")
+
+
+def test_max_tokens_and_the_context_cut_an_answer_and_say_so(endless):
+    code, text, note = output(run("chat", endless, "--prompt", "Hi", "--temperature", 0, "--max-tokens", 3))
+    assert (code, text, note) == (0, "aba\n", "(cut off: --max-tokens reached)\n")
+    code, text, note = output(run("chat", endless, "--prompt", "Hi", "--temperature", 0, "--ctx", 64))
+    assert (code, note) == (0, "(cut off: the context of 64 tokens is full)\n")
+    assert re.fullmatch(r"(ab)+a?\n", text)
+
+
+def test_a_system_message_is_part_of_the_prompt(yes):
+    def n_prompt(*options):
+        child = run("chat", yes, "--prompt", "Hi", "--temperature", 0, "--stats", *options)
+        return int(re.search(r"^prompt: (\d+) tokens", child.stderr.decode())[1])
+
+    # Every byte is a token, and so is each of the two markers around the message.
+    assert n_prompt("--system", "Be brief.") == n_prompt() + len("system\nBe brief.\n") + 2
+
+
+def test_stats_go_to_standard_error(yes):
+    code, text, stats = output(run("chat", yes, "--prompt", "Hi", "--temperature", 0, "--stats"))
+    assert (code, text) == (0, "Yes. 🙂\n")
+    pattern = (
+        r"prompt: \d+ tokens in \d+\.\d\d s, \d+\.\d tokens/s\ngeneration: 9 tokens in \d+\.\d\d s, \d+\.\d tokens/s\n"
+    )
+    assert re.fullmatch(pattern, stats)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        (["missing.gguf"], "Hi", "missing.gguf: no such file"),
+        (["."], "Hi", ".: is a folder"),
+        (["{yes}", "--temperature", "-1"], "Hi", "temperature is -1.0, expected 0.0 to 100.0"),
+        (["{yes}", "--top-p", "2"], "Hi", "top_p is 2.0"),
+        (["{yes}", "--seed", "-5"], "Hi", "seed is -5"),
+        (["{yes}", "--ctx", "1000000"], "Hi", "a context of 1000000 was asked for, the model is good for 2 to 512"),
+        (["{yes}", "--threads", "0"], "Hi", "threads is 0, expected 1 to 512"),
+        (["{yes}"], "", "nothing to answer"),
+        (["{yes}", "--prompt", "x" * 600], "", "too many for a context of 512"),
+        (["{yes}"], b"\xff\xfe", "standard input isn't UTF-8"),
+    ],
+)
+def test_an_error_is_one_line(yes, arguments, stdin, message):
+    code, text, error = output(run("chat", *(argument.format(yes=yes) for argument in arguments), stdin=stdin))
+    assert (code, text) == (1, "")
+    assert re.fullmatch(r"error: [^\n]+\n", error)
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--nonsense"], ["--top-k", "many"], ["--max-tokens", "0"], ["--gpu-layers", "-1"]]
+)
+def test_wrong_usage_exits_with_2(yes, arguments):
+    code, text, error = output(run("chat", yes, *arguments))
+    assert (code, text) == (2, "")
+    assert arguments[0] in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    "how", [{"arguments": ["--debug"]}, {"changes": {"TRITGGUF_DEBUG": "1"}}], ids=["option", "variable"]
+)
+def test_debug_shows_the_traceback(how):
+    child = run(*how.get("arguments", []), "chat", "missing.gguf", stdin="Hi", **how.get("changes", {}))
+    assert child.returncode == 1
+    assert "Traceback" in child.stderr.decode()
+    assert "EngineError: missing.gguf: no such file" in child.stderr.decode()
+
+
+def test_version_and_help():
+    code, text, error = output(run("--version"))
+    assert (code, error) == (0, "")
+    assert text.startswith(
+        f"tritgguf {metadata.version('tritgguf')}, llama-cpp-python {metadata.version('llama-cpp-python')}"
+    )
+    shown = run("chat", "--help").stdout.decode()
+    options = [
+        "--prompt",
+        "--system",
+        "--temperature",
+        "--top-p",
+        "--top-k",
+        "--min-p",
+        "--repeat-penalty",
+        "--seed",
+        "--ctx",
+    ]
+    for option in [*options, "--threads", "--gpu-layers", "--stats", "--max-tokens"]:
+        assert option in shown
+
+
+@posix
+def test_a_reader_that_goes_away_is_no_traceback(endless):
+    child = subprocess.Popen(
+        [*PROGRAM, "chat", str(endless), "--prompt", "Hi", "--temperature", "0"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    assert child.stdout.read(4) == b"abab"
+    child.stdout.close()
+    assert child.wait(30) == 1
+    assert child.stderr.read() == b""
+    child.stderr.close()
+
+
+@posix
+def test_ctrl_c_ends_a_one_shot_with_130(endless):
+    command = [*PROGRAM, "chat", str(endless), "--prompt", "Hi", "--temperature", "0", "--ctx", "50000"]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as child:
+        assert child.stdout.read(4) == b"abab"  # streamed, not held until the end
+        child.send_signal(signal.SIGINT)
+        assert child.wait(30) == 130
+        assert child.stderr.read() == b""
+
+
+class Terminal:
+    """The program on a pseudo-terminal."""
+
+    def __init__(self, *arguments):
+        import pty
+
+        self.master, slave = pty.openpty()
+        command = [sys.executable, "-c", TAKE_TERMINAL, *PROGRAM, "chat", *map(str, arguments)]
+        self.child = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=environment()
+        )
+        os.close(slave)
+        os.set_blocking(self.master, False)
+        self.seen = ""
+
+    def expect(self, text, timeout=30):
+        """Wait until `text` comes; returns everything up to it and forgets that."""
+        deadline = time.monotonic() + timeout
+        while text not in self.seen:
+            assert time.monotonic() < deadline, f"waited for {text!r}, saw {self.seen!r}"
+            with contextlib.suppress(BlockingIOError, OSError):  # OSError: the program has ended
+                self.seen += os.read(self.master, 65536).decode("utf-8", "ignore")
+            time.sleep(0.01)
+        before, self.seen = self.seen.split(text, 1)
+        return before + text
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def close(self):
+        with contextlib.suppress(ProcessLookupError):
+            self.child.kill()
+        code = self.child.wait()
+        os.close(self.master)
+        return code
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+@posix
+def test_a_conversation_on_a_terminal(yes):
+    with Terminal(yes, "--temperature", 0, "--stats") as terminal:
+        assert "/help" in terminal.expect("> ")
+        terminal.type("Hi?\n")
+        terminal.expect("Yes. 🙂\r\n")
+        terminal.expect("> ")
+        for command, reply in {
+            "/help": "/system TEXT",
+            "/system": "(no system message)",
+            "/system Be brief.": "(system message set",
+            "/reset": "(conversation forgotten)",
+            "/nonsense": "unknown command /nonsense; /help lists the commands",
+        }.items():
+            terminal.type(f"{command}\n")
+            terminal.expect(reply)
+            terminal.expect("> ")
+        terminal.type("/system\n")
+        terminal.expect("\r\nBe brief.\r\n")
+        terminal.expect("> ")
+        terminal.type("\n")  # an empty line asks nothing
+        terminal.expect("> ")
+        terminal.type("Again?\n")
+        terminal.expect("Yes. 🙂\r\n")
+        terminal.expect("> ")
+        terminal.type("/exit\n")
+        terminal.expect("generation: 18 tokens")
+        assert terminal.child.wait(30) == 0
+
+
+@posix
+def test_a_prompt_given_on_a_terminal_is_one_shot(yes):
+    with Terminal(yes, "--temperature", 0, "--prompt", "Hi?") as terminal:
+        assert terminal.expect("Yes. 🙂\r\n") == "Yes. 🙂\r\n"
+        assert terminal.child.wait(30) == 0
+
+
+@posix
+def test_ctrl_d_leaves(yes):
+    with Terminal(yes) as terminal:
+        terminal.expect("> ")
+        terminal.type("\x04")
+        assert terminal.child.wait(30) == 0
+
+
+@posix
+def test_ctrl_c_stops_the_answer_and_not_the_program(endless):
+    with Terminal(endless, "--temperature", 0, "--ctx", 50000) as terminal:
+        terminal.expect("> ")
+        terminal.type("\x03")
+        terminal.expect("To leave, type /exit or press Ctrl-D.")
+        terminal.expect("> ")
+        for _ in range(2):
+            terminal.type("Hi?\n")
+            terminal.expect("ababab")
+            terminal.type("\x03")
+            terminal.expect("(stopped)")
+            terminal.expect("> ")
+        terminal.type("/exit\n")
+        assert terminal.child.wait(30) == 0
+
+
+@posix
+def test_dropped_turns_and_errors_are_told_and_the_conversation_goes_on(yes):
+    with Terminal(yes, "--temperature", 0, "--ctx", 128) as terminal:
+        terminal.expect("> ")
+        for text, reply in (
+            ("A question of some length, number one?", "Yes. 🙂"),
+            ("A question of some length, number two?", "(the context is full: the 1 oldest turn dropped)"),
+            ("x" * 200, "error: the message has"),
+            ("And this?", "Yes. 🙂"),
+        ):
+            terminal.type(f"{text}\n")
+            terminal.expect(reply)
+            terminal.expect("> ")
+
+
+@posix
+def test_a_base_model_says_that_it_completes_text(speaking_model):
+    with Terminal(speaking_model(list(b"abc"), template=None), "--temperature", 0) as terminal:
+        assert terminal.expect("> ").count("base model") == 1
+        terminal.type("/system Be brief.\n")
+        terminal.expect("no effect")
+        terminal.expect("> ")
+        terminal.type("a\n")
+        terminal.expect("\r\nbc\r\n")
+        terminal.expect("> ")

@@ -1,0 +1,368 @@
+"""`tritgguf ollama` against a server that plays Ollama's API, and without one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from gguf import GGUFReader
+
+from tests import checkpoints
+from tests.command_line import run_captured
+from tests.gguf_edit import rewrite
+from tests.ollama_server import State, ollama_server
+from tritgguf.converter import convert
+from tritgguf.converter.ollama.repack import repack
+from tritgguf.runtime.chat.chat_template import ChatTemplate
+
+SAYS_HI = [ord("H"), ord("i"), ord("!")]
+
+
+@pytest.fixture(autouse=True)
+def _no_ollama_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever runs on this machine, the tests don't talk to it."""
+    monkeypatch.delenv("OLLAMA_HOST", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("tritgguf.runtime.ollama.api.DEFAULT_PORT", free_port())
+
+
+@pytest.fixture(scope="module")
+def ternary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TQ2_0 file with a ChatML template."""
+    folder = tmp_path_factory.mktemp("ternary")
+    return convert(checkpoints.build("llama-tied", folder / "model"), folder / "tiny.gguf", "tq2_0", check=False).out
+
+
+@pytest.fixture
+def file(ternary: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(ternary.read_bytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def _exact(ternary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return repack(ternary, tmp_path_factory.mktemp("exact") / "tiny.gguf").out
+
+
+@pytest.fixture
+def exact(_exact: Path, tmp_path: Path) -> Path:
+    """The same model as exact Q2_K, which needs no repacking."""
+    path = tmp_path / "exact.gguf"
+    path.write_bytes(_exact.read_bytes())
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# --- the whole way ---------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_created_and_answers(speaking_model, tmp_path: Path, monkeypatch, capsys) -> None:
+    """The fake server runs the blob in the real runtime, on the prompt that the template in the request makes."""
+    path = tmp_path / "hello.gguf"
+    path.write_bytes(speaking_model(SAYS_HI).read_bytes())
+    with ollama_server() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.address)
+        code, out, err = run_captured(monkeypatch, capsys, "ollama", path, "hello", "--system", "Be nice.")
+    assert code == 0, err
+    digest = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    quoted = digest.replace(":", "%3A")
+    assert server.calls == [
+        "GET /api/version",
+        "POST /api/show",
+        f"HEAD /api/blobs/{quoted}",
+        f"POST /api/blobs/{quoted}",
+        "POST /api/create",
+        "POST /api/chat",
+    ]
+    assert server.blobs == {digest: path.read_bytes()}
+    assert out.splitlines()[-3:] == [
+        f"Ollama 0.34.1 at http://{server.address} has the model hello: ollama run hello",
+        "> What is the capital of France?",
+        "Hi!",
+    ]
+    assert server.prompts == [
+        "<|im_start|>system\nBe nice.<|im_end|>\n<|im_start|>user\nWhat is the capital of France?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    ]
+    assert server.models["hello"]["parameters"]["stop"] == ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+    assert (tmp_path / "hello.Modelfile").read_text().startswith("FROM ./hello.gguf\nTEMPLATE ")
+    assert files_in(tmp_path) == {"hello.gguf", "hello.Modelfile"}
+
+
+def test_a_ternary_file_is_repacked_first(file: Path, monkeypatch, capsys) -> None:
+    with ollama_server() as server:
+        monkeypatch.setenv("OLLAMA_HOST", f"http://{server.address}/")
+        code, out, err = run_captured(monkeypatch, capsys, "ollama", file, "tiny")
+    assert (code, err) == (0, "")
+    repacked = file.with_name("tiny-ollama.gguf")
+    assert f"{repacked}: 0.76 MB; 1 f16, 7 f32, 21 q2_k; every value as it was (Ollama refuses TQ2_0 tensors)\n" in out
+    digest = hashlib.sha256(repacked.read_bytes()).hexdigest()
+    assert server.models["tiny"]["files"] == {"tiny-ollama.gguf": f"sha256:{digest}"}
+    assert {tensor.tensor_type.name for tensor in GGUFReader(repacked).tensors} == {"Q2_K", "F32", "F16"}
+    assert GGUFReader(file).fields["general.file_type"].contents() == 37
+    assert GGUFReader(repacked).fields["general.file_type"].contents() == 10
+
+
+def test_a_blob_that_the_server_has_is_not_sent_again(file: Path, monkeypatch, capsys) -> None:
+    with ollama_server() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.address)
+        for name in ("one", "two"):
+            code, _, _ = run_captured(monkeypatch, capsys, "ollama", file, name, "--no-ask")
+            assert code == 0
+    assert set(server.models) == {"one", "two"}
+    assert [call.split("/api/")[0] + call.split("/")[2].split("%")[0] for call in server.calls].count("POST blobs") == 1
+
+
+def test_json_and_progress(file: Path, monkeypatch, capsys) -> None:
+    with ollama_server() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.address)
+        code, out, err = run_captured(monkeypatch, capsys, "ollama", file, "tiny", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["created"], found["template"], found["repacked"]) == (
+        "tiny",
+        "chatml",
+        "Ollama refuses TQ2_0 tensors",
+    )
+    assert found["question"] == "What is the capital of France?"
+    assert isinstance(found["answer"], str)
+    stages = [json.loads(line)["stage"] for line in err.splitlines()]
+    assert stages[-1] == "success"
+    assert {"hashing", "sending", "writing manifest"} <= set(stages)
+
+
+# --- without a server ------------------------------------------------------------------------------------------------
+
+
+def test_without_ollama_the_two_commands_are_printed(file: Path, monkeypatch, capsys) -> None:
+    code, out, err = run_captured(monkeypatch, capsys, "ollama", file, "tiny")
+    assert (code, err) == (0, "")
+    commands = [f"  ollama create tiny -f {file.with_suffix('.Modelfile')}", "  ollama run tiny"]
+    assert out.splitlines()[-3:] == ["No Ollama here. Where there is one, run:", *commands]
+    assert files_in(file.parent) == {"tiny.gguf", "tiny-ollama.gguf", "tiny.Modelfile"}
+    before = {path: path.stat().st_mtime_ns for path in file.parent.iterdir()}
+    assert run_captured(monkeypatch, capsys, "ollama", file, "tiny")[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in file.parent.iterdir()} == before, "written again for nothing"
+
+
+def test_dry_run_shows_all_and_writes_nothing(file: Path, monkeypatch, capsys) -> None:
+    with ollama_server() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.address)
+        code, out, _ = run_captured(monkeypatch, capsys, "ollama", file, "tiny", "--dry-run", "--ctx", "512")
+    assert code == 0
+    assert server.calls == []
+    assert "would write " in out
+    assert "tiny-ollama.gguf: 0.76 MB; 1 f16, 7 f32, 21 q2_k; every value as it was" in out
+    assert '\nPARAMETER stop "<|im_end|>"\n' in out
+    assert "\nPARAMETER num_ctx 512\n" in out
+    assert f"\n  ollama create tiny -f {file.with_suffix('.Modelfile')}\n  ollama run tiny\n" in out
+    assert files_in(file.parent) == {"tiny.gguf"}
+
+
+def test_a_server_that_should_be_there_but_is_down(file: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{free_port()}")
+    one_line(
+        run_captured(monkeypatch, capsys, "ollama", file, "tiny"), "no Ollama at http://127.0.0.1:", "ollama serve"
+    )
+    assert files_in(file.parent) == {"tiny.gguf"}
+    monkeypatch.delenv("OLLAMA_HOST")
+    program = file.with_name("ollama")
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    one_line(
+        run_captured(monkeypatch, capsys, "ollama", file, "tiny"), "no Ollama at http://127.0.0.1:", "ollama serve"
+    )
+
+
+# --- a server that says no -------------------------------------------------------------------------------------------
+
+
+def one_line(result: tuple[int, str, str], *parts: str) -> None:
+    code, _, err = result
+    errors = [line for line in err.splitlines() if not line.startswith("note: ")]
+    assert (code, len(errors)) == (1, 1), err
+    assert errors[0].startswith("error: ")
+    for part in parts:
+        assert part in errors[0]
+
+
+def refused(file: Path, monkeypatch, capsys, *options: str, **settings: object) -> tuple[tuple[int, str, str], State]:
+    with ollama_server(**settings) as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.address)
+        return run_captured(monkeypatch, capsys, "ollama", file, "tiny", *options), server
+
+
+def test_a_model_of_that_name_is_kept_without_force(exact: Path, monkeypatch, capsys) -> None:
+    models = {"tiny": {"model": "tiny"}}
+    result, server = refused(exact, monkeypatch, capsys, models=dict(models))
+    one_line(result, "Ollama has a model tiny already; add --force")
+    assert (server.models, server.calls) == (models, ["GET /api/version", "POST /api/show"])
+    assert files_in(exact.parent) == {"exact.gguf"}
+    result, server = refused(exact, monkeypatch, capsys, "--force", models=dict(models))
+    assert result[0] == 0
+    assert "files" in server.models["tiny"]
+
+
+@pytest.mark.parametrize("fails", ["disk full", "disk full at once", "disk full while creating"])
+def test_a_full_disk(fails: str, exact: Path, monkeypatch, capsys) -> None:
+    result, server = refused(exact, monkeypatch, capsys, fails=fails)
+    one_line(result, "Ollama's disk is full", "no space left on device", "$OLLAMA_MODELS")
+    assert server.models == {}
+
+
+@pytest.mark.parametrize(
+    ("fails", "parts"),
+    [
+        ("damaged on the way", ("refuses at sending exact.gguf: digest mismatch, expected",)),
+        ("connection lost", ("the connection to Ollama at http://127.0.0.1:", "broke at /api/blobs/")),
+        ("stops", ("Ollama stopped creating tiny after 'using existing layer",)),
+        ("model dies", ("Ollama created tiny, but it doesn't answer", "runner process has terminated")),
+        ("breaks off", ("Ollama created tiny, but it doesn't answer", "broke off")),
+        ("another program", ("answers b'<html>hello</html>'", "is it another program?")),
+    ],
+)
+def test_other_failures(fails: str, parts: tuple[str, ...], exact: Path, monkeypatch, capsys) -> None:
+    result, server = refused(exact, monkeypatch, capsys, fails=fails)
+    one_line(result, *parts)
+    assert ("tiny" in server.models) == (fails in ("model dies", "breaks off"))
+
+
+def test_a_name_that_ollama_refuses(exact: Path, monkeypatch, capsys) -> None:
+    with ollama_server() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.address)
+        result = run_captured(monkeypatch, capsys, "ollama", exact, "a b")
+    one_line(result, "invalid model name")
+    assert files_in(exact.parent) == {"exact.gguf"}
+
+
+@pytest.mark.parametrize(
+    ("version", "part"), [("0.5.4", "can't be sent a file; update it to 0.5.5"), ("0.1.0", "0.5.5")]
+)
+def test_an_ollama_that_is_too_old(version: str, part: str, exact: Path, monkeypatch, capsys) -> None:
+    result, server = refused(exact, monkeypatch, capsys, version=version)
+    one_line(result, f"Ollama {version} at http://", part)
+    assert server.calls == ["GET /api/version"]
+
+
+# --- files that are there --------------------------------------------------------------------------------------------
+
+
+def test_no_file_is_lost(file: Path, monkeypatch, capsys) -> None:
+    modelfile, repacked = file.with_suffix(".Modelfile"), file.with_name("tiny-ollama.gguf")
+    modelfile.write_text("FROM mine\n")
+    one_line(run_captured(monkeypatch, capsys, "ollama", file, "tiny"), f"{modelfile} exists already; add --force")
+    assert files_in(file.parent) == {"tiny.gguf", "tiny.Modelfile"}
+    modelfile.unlink()
+    repacked.write_bytes(b"mine")
+    one_line(run_captured(monkeypatch, capsys, "ollama", file, "tiny"), f"{repacked} exists already; add --force")
+    assert (repacked.read_bytes(), modelfile.exists()) == (b"mine", False)
+    assert run_captured(monkeypatch, capsys, "ollama", file, "tiny", "--force")[0] == 0
+    assert repacked.stat().st_size > 1000
+
+
+def test_wrong_usage(file: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    assert run_captured(monkeypatch, capsys, "ollama", file)[0] == 2
+    one_line(run_captured(monkeypatch, capsys, "ollama", tmp_path / "nothing.gguf", "x"), "is no file")
+    one_line(run_captured(monkeypatch, capsys, "ollama", file, "x", "--ctx", "99999"), "good for 2 to 2048")
+    one_line(run_captured(monkeypatch, capsys, "ollama", file, "x", "--system", 'say """'), "the SYSTEM text holds")
+    assert files_in(tmp_path) == {"tiny.gguf"}
+
+
+# --- templates -------------------------------------------------------------------------------------------------------
+
+UNKNOWN = "{% for m in messages %}@{{ m.role }}@ {{ m.content }}{{ eos_token }}{% endfor %}@assistant@"
+
+
+def test_an_unknown_template_goes_in_as_guarded_jinja(exact: Path, monkeypatch, capsys) -> None:
+    rewrite(exact, exact.with_name("odd.gguf"), keys={"tokenizer.chat_template": UNKNOWN})
+    odd = exact.with_name("odd.gguf")
+    code, out, err = run_captured(monkeypatch, capsys, "ollama", odd, "odd")
+    assert code == 0, err
+    assert "note: no Go template known here renders what the file's chat template does (nearest is " in err
+    text = odd.with_suffix(".Modelfile").read_text()
+    assert "TEMPLATE" not in text
+    assert 'PARAMETER stop "<|im_end|>"\n' in text
+    jinja = GGUFReader(odd.with_name("odd-ollama.gguf")).fields["tokenizer.chat_template"].contents()
+    assert jinja.endswith(UNKNOWN)
+    assert len(jinja) - len(UNKNOWN) > 200
+    messages = [{"role": "user", "content": "Hi"}]
+    assert ChatTemplate(jinja).render(messages) == ChatTemplate(UNKNOWN).render(messages) == "@user@ Hi@assistant@"
+    again = odd.with_name("odd-ollama.gguf")
+    code, out, _ = run_captured(monkeypatch, capsys, "ollama", again, "odd", "--dry-run")
+    assert code == 0
+    assert "would write" in out
+    assert "odd-ollama-ollama" not in out, "what is guarded already needs no second guard"
+
+
+@pytest.mark.parametrize("jinja", ["{% if %}", "{{ messages | no_such_filter }}", "{{ raise_exception('never') }}"])
+def test_a_template_that_does_not_render_is_refused(jinja: str, exact: Path, monkeypatch, capsys) -> None:
+    bad = rewrite(exact, exact.with_name("bad.gguf"), keys={"tokenizer.chat_template": jinja})
+    one_line(run_captured(monkeypatch, capsys, "ollama", bad, "bad"), "the file's chat template")
+    assert files_in(exact.parent) == {"exact.gguf", "bad.gguf"}
+
+
+def test_a_template_that_writes_the_date(exact: Path, monkeypatch, capsys) -> None:
+    dated = UNKNOWN + "{{ strftime_now('%d %b %Y') }}"
+    bad = rewrite(exact, exact.with_name("dated.gguf"), keys={"tokenizer.chat_template": dated})
+    _, _, err = run_captured(monkeypatch, capsys, "ollama", bad, "dated", "--dry-run")
+    assert "(it writes the current date)" in err
+
+
+def test_a_base_model(exact: Path, monkeypatch, capsys) -> None:
+    base = rewrite(exact, exact.with_name("base.gguf"), keys={"tokenizer.chat_template": None})
+    code, out, err = run_captured(monkeypatch, capsys, "ollama", base, "base", "--dry-run")
+    assert code == 0
+    assert "it is a base model" in err
+    assert 'TEMPLATE """{{ .Prompt }}"""\n' in out
+
+
+def test_bos_that_the_template_does_not_write_is_noted(exact: Path, monkeypatch, capsys) -> None:
+    keys = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 0}
+    other = rewrite(exact, exact.with_name("bos.gguf"), keys=keys)
+    _, _, err = run_captured(monkeypatch, capsys, "ollama", other, "x", "--dry-run")
+    assert "before every prompt though its chat template writes none" in err
+
+
+def test_an_eos_that_is_not_the_end_of_a_turn_is_noted(exact: Path, monkeypatch, capsys) -> None:
+    other = rewrite(exact, exact.with_name("eos.gguf"), keys={"tokenizer.ggml.eos_token_id": 0})
+    _, out, err = run_captured(monkeypatch, capsys, "ollama", other, "x", "--dry-run")
+    assert "answers end with <|im_end|>, but the file's eos token is '<|endoftext|>'" in err
+    assert 'PARAMETER stop "<|im_end|>"\n' in out
+
+
+# --- --check ---------------------------------------------------------------------------------------------------------
+
+
+def test_check(file: Path, monkeypatch, capsys) -> None:
+    code, out, err = run_captured(monkeypatch, capsys, "ollama", "--check", file)
+    assert code == 1
+    assert "Ollama 0.7.1 to 0.29: loads it\n" in out
+    assert "Ollama 0.31.2 and newer: no: refuses TQ2_0 tensors such as blk." in out
+    assert "Go template that equals the file's chat template: chatml\n" in out
+    assert err.startswith("error: tiny.gguf doesn't load in Ollama 0.31.2 and newer: it refuses TQ2_0 tensors")
+    assert "`tritgguf ollama tiny.gguf NAME` makes one that does" in err
+    assert files_in(file.parent) == {"tiny.gguf"}
+
+
+def test_check_of_a_good_file(exact: Path, monkeypatch, capsys) -> None:
+    code, out, err = run_captured(monkeypatch, capsys, "ollama", exact, "--check")
+    assert (code, err) == (0, "")
+    assert out.count(": loads it\n") == 4
+    code, out, _ = run_captured(monkeypatch, capsys, "ollama", exact, "--check", "--json")
+    found = json.loads(out)
+    assert [row["loads"] for row in found["versions"]] == [True] * 4
+    assert (found["template"], found["notes"]) == ("chatml", [])
