@@ -108,7 +108,7 @@ def build(folder: Path, **changes: object) -> Path:
 
 
 def test_without_the_file_the_class_is_unknown(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="architecture OneFileForCausalLM isn't known here"):
+    with pytest.raises(UnsupportedError, match="architecture OneFileForCausalLM isn't known; "):
         convert(build(tmp_path / "model"), tmp_path / "out.gguf", "f16")
 
 

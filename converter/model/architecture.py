@@ -115,9 +115,7 @@ def architecture_for(raw: dict[str, Any] | ConfigJson) -> Architecture:
         return known[named[0]]
     if named[0].endswith("Model") and not named[0].endswith("LMHeadModel"):
         raise UnsupportedError(
-            f"config.json: {named[0]} is a model without an output layer, such as one for text embeddings; the graphs "
-            "here are those of language models that generate text"
+            f"config.json: {named[0]} is a model without an output layer, such as one for text embeddings; only "
+            "models that generate text can be converted"
         )
-    raise UnsupportedError(
-        f"config.json: architecture {named[0]} isn't known here; known are {', '.join(sorted(known))}"
-    )
+    raise UnsupportedError(f"config.json: architecture {named[0]} isn't known; known are {', '.join(sorted(known))}")

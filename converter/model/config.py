@@ -1,4 +1,4 @@
-"""config.json of a decoder model, as transformers 4 and transformers 5 write it, in one shape."""
+"""Read config.json of a decoder model, as transformers 4 or transformers 5 writes it, into one dataclass."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tritgguf.converter.errors import SourceError, UnsupportedError
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary embedding: `kind` is transformers' rope_type (default, linear, llama3, yarn), `options` the rest."""
+    """Rotary embedding: `kind` is transformers' rope_type, `theta` the base, `options` the other parameters."""
 
     kind: str
     theta: float
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Return one numeric option; raise SourceError where it is missing and has no default."""
+        """Return a numeric option, `default` where it is missing; raise SourceError if there is no default either."""
         value = self.options.get(key, default)
         if value is None:
             value = default
@@ -60,12 +60,16 @@ class DecoderConfig:
         return self.n_kv_heads * self.head_dim
 
     def flag(self, key: str) -> bool:
-        """Return an optional boolean of config.json, False where it isn't there."""
+        """Return an optional boolean of config.json, False where it is missing."""
         return bool(self.raw.get(key, False))
 
 
 def read_decoder_config(raw: ConfigJson, graph: str, activations: tuple[str, ...]) -> DecoderConfig:
-    """Read config.json, with the class's defaults in it; `activations` are those that the graph computes."""
+    """Read config.json, completed with the class's defaults, for llama.cpp's `graph`.
+
+    `activations` are those that the graph computes, the default first. Raises SourceError where a value is missing or
+    wrong, UnsupportedError where the graph computes something else.
+    """
     hidden_size, n_heads = _size(raw, "hidden_size"), _size(raw, "num_attention_heads")
     n_kv_heads = _size(raw, "num_key_value_heads", n_heads)
     if n_heads % n_kv_heads:
@@ -119,7 +123,7 @@ def _rope(raw: ConfigJson) -> RopeConfig:
         raise SourceError(f"config.json: rope_theta must be a positive number, found {theta!r}")
     if any(isinstance(value, dict) for value in options.values()):
         raise UnsupportedError(
-            "config.json gives rope parameters per layer type; the graphs here rotate every layer alike"
+            "config.json gives rope parameters per layer type; llama.cpp's graph rotates every layer the same way"
         )
     if raw.get("original_max_position_embeddings") is not None:
         options.setdefault("original_max_position_embeddings", raw["original_max_position_embeddings"])
@@ -128,7 +132,7 @@ def _rope(raw: ConfigJson) -> RopeConfig:
 
 
 def _sliding_window(raw: ConfigJson) -> int | None:
-    """Return the window where a layer slides, by layer_types, else by use_sliding_window."""
+    """Return the window in tokens, None where no layer slides: layer_types decides, else use_sliding_window."""
     layer_types = raw.get("layer_types")
     if isinstance(layer_types, list):
         slides = "sliding_attention" in layer_types
@@ -138,11 +142,11 @@ def _sliding_window(raw: ConfigJson) -> int | None:
 
 
 def _require_plain_decoder(config: DecoderConfig, activations: tuple[str, ...]) -> None:
-    """Refuse what changes the arithmetic in a way that the graph doesn't compute."""
+    """Raise UnsupportedError where config.json asks for arithmetic that the graph doesn't compute."""
     if key := _hadamard_key(config.raw):
         raise UnsupportedError(
-            f"config.json: {key} says that the weights lie in a Hadamard basis (as Bonsai 2's do); no graph of "
-            "llama.cpp turns the activations into that basis"
+            f"config.json: {key} says that the weights are in a Hadamard basis (as in Bonsai 2); no graph of llama.cpp "
+            "transforms the activations into that basis"
         )
     activation = config.raw.get("hidden_act", activations[0])
     if activation not in activations:
@@ -155,7 +159,7 @@ def _require_plain_decoder(config: DecoderConfig, activations: tuple[str, ...]) 
 
 
 def _hadamard_key(config: ConfigJson) -> str | None:
-    """Return the first key, at any depth, that speaks of a Hadamard basis and isn't switched off."""
+    """Return the first key, at any depth, that has "hadamard" in its name and isn't false or null."""
     for key, value in config.items():
         if "hadamard" in key.lower() and value not in (False, None):
             return key

@@ -1,4 +1,7 @@
-"""Open a GGUF file of any architecture as a model to convert: keys and vocabulary are kept, linear layers change."""
+"""Open a GGUF file of any architecture as a model to convert.
+
+Only the linear layers change; keys, vocabulary and other tensors are passed through.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from tritgguf.converter.model.architecture import TensorSpec, architectures
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.tokenizer import carried_tokenizer
 
-# Matrix products whose weights llama.cpp takes in any type. Routers, convolutions and lookup tables are left alone.
+# Weights of matrix products, which llama.cpp takes in any type. Not routers, convolutions and lookup tables.
 LINEAR = re.compile(
     r"^blk\.\d+\.(attn_(q|k|v|qkv|output|gate)|ffn_(gate|up|down)(_exps|_shexp|_chexps)?|ssm_(in|out))\.weight$"
 )
@@ -26,9 +29,9 @@ def open_gguf_model(path: Path) -> Model:
     """Open a GGUF file; raise SourceError or UnsupportedError where it is damaged or in parts."""
     file = read_gguf(path)
     if file.architecture is None:
-        raise SourceError(f"{path.name} has no {Keys.General.ARCHITECTURE}: it is no model, or damaged")
+        raise SourceError(f"{path.name} has no {Keys.General.ARCHITECTURE}: it isn't a model, or it is damaged")
     if not any(LINEAR.match(name) for name in file.tensors):
-        raise SourceError(f"{path.name} holds no linear layer by a name known here; nothing in it could be ternary")
+        raise SourceError(f"{path.name} holds no linear layer under a known name, so nothing in it can become ternary")
     architecture: Metadata = {Keys.General.ARCHITECTURE: file.metadata[Keys.General.ARCHITECTURE]}
     kept = {key: value for key, value in file.metadata.items() if key not in REWRITTEN}
     return Model(

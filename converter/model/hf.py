@@ -24,9 +24,9 @@ from tritgguf.converter.tokenizer import has_tokenizer, read_tokenizer
 
 
 def open_hf_model(folder: Path, *, load_tokenizer: bool = True) -> Model:
-    """Open a folder; raise SourceError, UnsupportedError or TokenizerError where it can't be converted.
+    """Open a Hugging Face folder; raise SourceError, UnsupportedError or TokenizerError where it can't be converted.
 
-    `load_tokenizer` has the source's library load the tokenizer at once and not when it first encodes.
+    With `load_tokenizer` the reference tokenizer is loaded here, else when it first encodes.
     """
     raw = read_config_json(folder)
     architecture = architecture_for(raw)
@@ -39,13 +39,13 @@ def open_hf_model(folder: Path, *, load_tokenizer: bool = True) -> Model:
     tokenizer = None
     if checkpoint.tensors is not None or has_tokenizer(folder):
         tokenizer = read_tokenizer(folder, n_vocab=config.vocab_size, config=raw, load=load_tokenizer)
-        give_back_free_memory()  # of the parsed files, a hundred megabytes for a large vocabulary
+        give_back_free_memory()  # parsing a large vocabulary takes about a hundred megabytes
         notes += tokenizer.notes
     else:
-        notes.append("no tokenizer here: its bytes aren't counted")
+        notes.append("the folder has no tokenizer: its bytes aren't counted")
     tensors: Mapping[str, SourceTensor] | None = None
     if checkpoint.tensors is None:
-        notes.append("no weights here: which tensors the type holds exactly isn't known")
+        notes.append("the folder has no weights: which tensors the type holds exactly isn't known")
     else:
         tensors, left_out = match_tensors(specs, checkpoint.tensors, config)
         notes += left_out
@@ -70,8 +70,8 @@ def _context_notes(config: DecoderConfig) -> list[str]:
     length, trained = context_length(config), trained_length(config)
     if length < trained:
         return [
-            f"context length {length} instead of {trained}: the model's sliding window is {length} tokens, beyond "
-            "which llama.cpp's graph would attend to more than the model was trained to"
+            f"context length {length} instead of {trained}: beyond its sliding window of {length} tokens, llama.cpp's "
+            "graph would attend to more tokens than the model does"
         ]
     if length < config.max_positions:
         return [

@@ -1,4 +1,4 @@
-"""Does a checkpoint hold the tensors that the graph needs, and nothing that the graph has no place for?"""
+"""Check that a checkpoint holds every tensor that the graph needs, and no tensor that the graph can't use."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.config import DecoderConfig
 
-# Buffers that old checkpoints carry; the graph computes them itself.
+# Buffers in old checkpoints; the graph computes them itself.
 IGNORED = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)$")
 
 
 def match_tensors(
     specs: Sequence[TensorSpec], found: Mapping[str, SourceTensor], config: DecoderConfig
 ) -> tuple[dict[str, SourceTensor], list[str]]:
-    """Check that the checkpoint holds what the graph needs and nothing else; return that, and notes on the rest."""
+    """Return the checkpoint's tensors that the graph needs, by name, and notes on those that are left out.
+
+    Raises SourceError where one is missing or has another shape, UnsupportedError where the graph can't use one.
+    """
     needed = {spec.source: spec for spec in specs if spec.data is None}
     matched: dict[str, SourceTensor] = {}
     for name, spec in needed.items():
@@ -27,7 +30,7 @@ def match_tensors(
         if fitted is None:
             raise SourceError(
                 f"tensor {name} has the shape {found[name].shape}, but config.json calls for {spec.shape}: "
-                "weights and config.json don't belong together"
+                "weights and config.json belong to different models"
             )
         matched[name] = fitted
     left_out = [name for name in found if name not in needed and not IGNORED.search(name)]
@@ -37,7 +40,7 @@ def match_tensors(
         notes.append("lm_head.weight is left out: config.json ties the output to the embeddings")
     if left_out:
         raise UnsupportedError(
-            f"the checkpoint holds {left_out[0]}, which llama.cpp's {config.graph} graph has no place for "
-            f"({len(left_out)} such tensors): leaving it out would give another model"
+            f"the checkpoint holds {left_out[0]}, which llama.cpp's {config.graph} graph doesn't use "
+            f"({len(left_out)} such tensors): without it the model would compute something else"
         )
     return matched, notes

@@ -1,4 +1,4 @@
-"""What the pipeline converts: the tensors that the file needs, where they come from, and the keys that go with them."""
+"""A model opened for conversion: the tensors that the file needs, where they come from, and the keys."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from tritgguf.converter.tokenizer import SourceTokenizer
 class Model:
     """A model opened for conversion.
 
-    `source` says in words how its weights lie. `tensors` is None where there are no weights, `tokenizer` where there
-    is none; `metadata` holds every key but those that follow from the chosen types. `scale_tensors` says that the
-    graph honours `.scale` tensors, `targets` what the file can run on at all, None for any.
+    `source` describes the packing, None where it isn't known. `tensors` maps `TensorSpec.source` to the stored tensor,
+    None where there are no weights; `tokenizer` is None where there is none. `metadata` holds every key but those that
+    depend on the chosen types. `scale_tensors` tells whether the graph multiplies by `.scale` tensors; `targets` are
+    the only targets that the file can run on, None for any.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""Open whatever can be converted."""
+"""Open a model to convert, whatever its format."""
 
 from __future__ import annotations
 

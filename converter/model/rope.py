@@ -1,8 +1,12 @@
-"""Rotary embedding scaling: transformers' parameters as GGUF keys, or as frequency divisors where a graph reads those.
+"""Scaling of rotary embeddings: transformers' parameters as GGUF keys, or as frequency divisors.
 
-llama.cpp's graphs scale by the keys `rope.scaling.*`; of YaRN's parameters they read neither beta_fast, beta_slow nor
-truncate. The llama graph also divides every frequency by the tensor `rope_freqs.weight`, which can express any scaling
-that doesn't change with the position; its magnitude goes into `rope.scaling.attn_factor`.
+llama.cpp's graphs scale by the keys `rope.scaling.*`. Of YaRN's parameters they don't read beta_fast, beta_slow and
+truncate. Some graphs, such as llama, also divide every frequency by the tensor `rope_freqs.weight`. That expresses any
+scaling that doesn't change with the position; its magnitude goes into `rope.scaling.attn_factor`.
+
+The rules are those of transformers:
+https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_rope_utils.py
+YaRN: https://arxiv.org/abs/2309.00071, LongRoPE: https://arxiv.org/abs/2402.13753.
 """
 
 from __future__ import annotations
@@ -21,19 +25,23 @@ from tritgguf.converter.model.config import DecoderConfig, RopeConfig
 
 ROPE_FREQS = "rope_freqs.weight"
 NATIVE_KINDS = ("default", "linear", "yarn")
-YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # what llama.cpp computes whatever the file says
+YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # llama.cpp always computes with these
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """A model's rotary embedding in GGUF: its keys, and the frequency divisors (head_dim / 2,) or None."""
+    """A model's rotary embedding in GGUF: its keys, and the frequency divisors, (head_dim / 2,), or None."""
 
     metadata: Metadata
     divisors: Float32Array | None = None
 
 
 def rotation(config: DecoderConfig, arch: str, *, reads_divisors: bool) -> Rotation:
-    """Express config.json's rotation for the graph `arch`; raise UnsupportedError where the graph can't compute it."""
+    """Express config.json's rotation for a graph, with keys under the prefix `arch`.
+
+    `reads_divisors` tells whether the graph divides by rope_freqs.weight. Raises UnsupportedError where the graph can't
+    compute the rotation.
+    """
     rope = config.rope
     keys: Metadata = {
         Keys.Rope.DIMENSION_COUNT.format(arch=arch): uint32(config.head_dim),
@@ -49,7 +57,7 @@ def rotation(config: DecoderConfig, arch: str, *, reads_divisors: bool) -> Rotat
         return Rotation({**keys, **_yarn_keys(config, arch)})
     if rope.kind not in ("yarn", "llama3", "longrope"):
         kinds = ", ".join((*NATIVE_KINDS, "llama3", "longrope") if reads_divisors else NATIVE_KINDS)
-        raise UnsupportedError(f"config.json: rope scaling {rope.kind!r} isn't known here; expected one of {kinds}")
+        raise UnsupportedError(f"config.json: rope scaling {rope.kind!r} isn't known; expected one of {kinds}")
     if not reads_divisors:
         what = f"yarn with {' and '.join(changed)}" if rope.kind == "yarn" else rope.kind
         raise UnsupportedError(
@@ -63,10 +71,10 @@ def rotation(config: DecoderConfig, arch: str, *, reads_divisors: bool) -> Rotat
 
 
 def trained_length(config: DecoderConfig) -> int:
-    """Return the number of positions the rotation reaches.
+    """Return how many positions the rotation covers.
 
-    YaRN stretches the original length by its factor. LongRoPE changes its frequencies beyond the original length, with
-    the number of tokens, which a file can't express: up to there the short ones hold.
+    YaRN stretches the original length by its factor. LongRoPE uses other frequencies as soon as a text is longer than
+    the original length. A file can hold only one set, so it gets the short one and ends at the original length.
     """
     if config.rope.kind == "longrope":
         return int(config.rope.number("original_max_position_embeddings", config.max_positions))
@@ -91,7 +99,7 @@ def _yarn_keys(config: DecoderConfig, arch: str) -> Metadata:
         Keys.Rope.SCALING_FACTOR.format(arch=arch): float32(factor),
         Keys.Rope.SCALING_ORIG_CTX_LEN.format(arch=arch): uint32(int(original)),
     }
-    # llama.cpp applies the default magnitude by itself; attn_factor is what it multiplies that by.
+    # llama.cpp applies the default magnitude itself, and multiplies it by attn_factor.
     relative = _yarn_magnitude(config) / _default_magnitude(factor)
     if relative != 1:
         keys[Keys.Rope.SCALING_ATTN_FACTOR.format(arch=arch)] = float32(relative)
@@ -109,7 +117,7 @@ def _default_magnitude(factor: float, mscale: float = 1.0) -> float:
 
 
 def _yarn_magnitude(config: DecoderConfig) -> float:
-    """Return what sine and cosine are multiplied by, as transformers' `_compute_yarn_parameters` rules."""
+    """Return what sine and cosine are multiplied by, as transformers' `_compute_yarn_parameters` does."""
     rope, (_, factor) = config.rope, _yarn_stretch(config)
     if rope.options.get("attention_factor") is not None:
         return rope.number("attention_factor")
@@ -125,9 +133,9 @@ def _wavelengths(config: DecoderConfig) -> npt.NDArray[np.float64]:
 
 
 def llama3_divisors(config: DecoderConfig) -> Float32Array:
-    """Return the frequency divisors of Llama 3.1, as transformers' `_compute_llama3_parameters` rules.
+    """Return the frequency divisors of Llama 3.1, (head_dim / 2,), as transformers' `_compute_llama3_parameters` does.
 
-    Wavelengths beyond the original context are stretched by `factor`, short ones kept, those between interpolated.
+    Long wavelengths are stretched by `factor`, short ones are kept, and those in between are interpolated.
     """
     rope = config.rope
     factor, low, high = rope.number("factor"), rope.number("low_freq_factor"), rope.number("high_freq_factor")
@@ -140,10 +148,10 @@ def llama3_divisors(config: DecoderConfig) -> Float32Array:
 
 
 def yarn_divisors(config: DecoderConfig) -> Float32Array:
-    """Return the frequency divisors of YaRN, as transformers' `_compute_yarn_parameters` rules.
+    """Return the frequency divisors of YaRN, (head_dim / 2,), as transformers' `_compute_yarn_parameters` does.
 
-    Between the dimension that turns `beta_fast` times in the original context and the one that turns `beta_slow`
-    times, the share of stretching rises from none to all.
+    A dimension that turns `beta_fast` times or more within the original length is kept. One that turns `beta_slow`
+    times or less is stretched by the factor. In between, the stretching grows linearly.
     """
     rope, (original, factor) = config.rope, _yarn_stretch(config)
 
@@ -160,7 +168,7 @@ def yarn_divisors(config: DecoderConfig) -> Float32Array:
 
 
 def longrope_divisors(config: DecoderConfig) -> Float32Array:
-    """Return LongRoPE's short factors, which divide the frequencies up to the original length."""
+    """Return LongRoPE's short factors, (head_dim / 2,): the frequency divisors up to the original length."""
     factors = config.rope.options.get("short_factor")
     if not isinstance(factors, list) or len(factors) != config.head_dim // 2:
         raise SourceError(f"config.json: longrope needs short_factor, a list of {config.head_dim // 2} numbers")
@@ -168,7 +176,7 @@ def longrope_divisors(config: DecoderConfig) -> Float32Array:
 
 
 def _longrope_magnitude(config: DecoderConfig) -> float:
-    """Return what sine and cosine are multiplied by, as transformers' `_compute_longrope_parameters` rules."""
+    """Return what sine and cosine are multiplied by, as transformers' `_compute_longrope_parameters` does."""
     if config.rope.options.get("attention_factor") is not None:
         return config.rope.number("attention_factor")
     original = config.rope.number("original_max_position_embeddings", config.max_positions)

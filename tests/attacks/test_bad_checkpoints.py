@@ -55,7 +55,7 @@ def no_architectures(folder: Path) -> None:
     edit_config(folder, architectures=...)
 
 
-@attack("architecture GPT2LMHeadModel isn't known here; known are .*LlamaForCausalLM.*Qwen3ForCausalLM")
+@attack("architecture GPT2LMHeadModel isn't known; known are .*LlamaForCausalLM.*Qwen3ForCausalLM")
 def unknown_architecture(folder: Path) -> None:
     edit_config(folder, architectures=["GPT2LMHeadModel"])
 
@@ -71,7 +71,7 @@ def norms_inside_linear_layers(folder: Path) -> None:
     edit_config(folder, quantization_config={**quantization, "quantization_mode": "online"})
 
 
-@attack("quantization_config.rotation.use_hadamard says that the weights lie in a Hadamard basis")
+@attack("quantization_config.rotation.use_hadamard says that the weights are in a Hadamard basis")
 def hadamard_basis(folder: Path) -> None:
     edit_config(folder, quantization_config={"quant_method": "bitnet", "rotation": {"use_hadamard": True}})
 
@@ -96,7 +96,7 @@ def unknown_quantization(folder: Path) -> None:
     edit_config(folder, quantization_config={"quant_method": "gptq"})
 
 
-@attack("rope scaling 'dynamic' isn't known here")
+@attack("rope scaling 'dynamic' isn't known")
 def unknown_rope(folder: Path) -> None:
     edit_config(folder, rope_scaling={"rope_type": "dynamic", "factor": 2.0})
 
@@ -220,7 +220,7 @@ def more_layers_than_weights(folder: Path) -> None:
     edit_config(folder, num_hidden_layers=3)
 
 
-@attack("holds model.layers.1.* which llama.cpp's llama graph has no place for")
+@attack("holds model.layers.1.* which llama.cpp's llama graph doesn't use")
 def fewer_layers_than_weights(folder: Path) -> None:
     edit_config(folder, num_hidden_layers=1)
 
