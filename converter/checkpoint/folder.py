@@ -42,9 +42,9 @@ def _refuse_other_weights(folder: Path) -> None:
                 f"{folder} holds its weights in {name}, a PyTorch pickle; expected model.safetensors: "
                 "save the model with save_pretrained(safe_serialization=True)"
             )
-    strays = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth", ".gguf"))
-    if strays:
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth", ".gguf"))
+    if others:
         raise SourceError(
-            f"{folder} holds {strays[0]}, but neither {safetensors_files.SINGLE} nor {safetensors_files.INDEX}: "
+            f"{folder} holds {others[0]}, but neither {safetensors_files.SINGLE} nor {safetensors_files.INDEX}: "
             "fetch the index, or rename a single file"
         )

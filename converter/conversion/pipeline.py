@@ -21,9 +21,9 @@ from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_io.parts import part_paths
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.model.open import open_model
-from tritgguf.converter.planning.choose_types import Request
 from tritgguf.converter.planning.file_plan import FilePlan
 from tritgguf.converter.planning.make_plan import make_plan
+from tritgguf.converter.planning.request import Request
 from tritgguf.converter.tokenizer import TOKENIZER_JSON, RuntimeProcess, check_token_ids
 
 
@@ -150,7 +150,7 @@ def write_model(
             if checked is not None and checked.done():
                 checked.result()  # raises what it found wrong, before the rest is written
 
-        write_tensors(files, file_plan, opened.tensors, request.method, n_threads(threads), step)
+        write_tensors(files, file_plan, opened.tensors, n_threads(threads), step)
         strings_checked = checked.result() if checked is not None else 0
     return Conversion(paths[0], file_plan, time.monotonic() - started, strings_checked)
 

@@ -18,7 +18,6 @@ from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.export.scheme import FloatPacking, Packing, Scheme
 from tritgguf.converter.model.architecture import TensorSpec, architecture_for
 from tritgguf.converter.model.match import match_tensors
-from tritgguf.converter.planning.choose_types import describe
 from tritgguf.converter.quant.grids import Grid, find_grid
 
 SHARD_BYTES = 4_990_000_000  # with its header a file stays below 5 GB
@@ -147,8 +146,8 @@ def _choose(spec: TensorSpec, source: SourceTensor | None, form: Form, config: M
     grid = find_grid(source) if source is not None else None
     if grid is not None and source is not None and not form.allow_lossy and not scheme.holds(grid, source):
         raise TensorError(
-            f"{spec.source}: {describe(grid, source)}, which {scheme.name} can't hold; quantize the model that it was "
-            "made from, or go on all the same with --allow-lossy"
+            f"{spec.source}: {grid.description(source.shape)}, which {scheme.name} can't hold; quantize the model that "
+            "it was made from, or convert it all the same with --allow-lossy"
         )
     scheme.packing.entries(spec.source, spec.shape)  # refuses shapes that don't fit, dequantized or not
     packing = FloatPacking(form.dtype) if form.dequantized else scheme.packing

@@ -15,9 +15,9 @@ from tritgguf.converter.gguf_io.reader import GgufFile
 from tritgguf.converter.model.gguf import open_gguf_model
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.ollama.versions import refused_types
-from tritgguf.converter.planning.choose_types import AUTO, Request
 from tritgguf.converter.planning.file_plan import FilePlan
 from tritgguf.converter.planning.make_plan import make_plan
+from tritgguf.converter.planning.request import AUTO, Request
 
 # Ollama takes a file's jinja for one of some thirty that it knows within an edit distance of 100, and puts its own Go
 # template in its place. Those have next to none of this letter, so nearly each costs an edit.

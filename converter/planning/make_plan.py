@@ -11,9 +11,10 @@ from tritgguf.converter.core.progress import Progress, counted
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, joined, uint32
 from tritgguf.converter.model.model import Model
-from tritgguf.converter.planning.choose_types import Request, require_taken, survey
+from tritgguf.converter.planning.choose_types import choose_types
 from tritgguf.converter.planning.file_plan import FilePlan, TensorPlan
 from tritgguf.converter.planning.layout import lay_out
+from tritgguf.converter.planning.request import Request, require_taken
 from tritgguf.converter.planning.targets import SLOW_ON_X86, is_x86
 from tritgguf.converter.quant.codec import codec_named
 
@@ -29,7 +30,9 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
     require_taken(request)
     total = sum(tensor.n_bytes for tensor in model.tensors.values()) if model.tensors else 0
     report = counted(progress, "reading", total)
-    tensors = survey(model.specs, model.tensors, request, n_threads(threads), report, scale_tensors=model.scale_tensors)
+    tensors = choose_types(
+        model.specs, model.tensors, request, n_threads(threads), report, scale_tensors=model.scale_tensors
+    )
     metadata = joined(model.metadata, _type_metadata(tensors))
     notes = (*model.notes, *_type_notes(tensors, request))
     return FilePlan(lay_out(metadata, tensors, request.max_bytes), notes)

@@ -81,14 +81,14 @@ def verify(
         raise SourceError(
             f"{model} holds no weights (model.safetensors or its index): there is nothing to compare with"
         )
-    pairs, strays = _pairs(opened, file)
+    pairs, unpaired = _pairs(opened, file)
     checks = _check_all(
         pairs, n_threads(threads), counted(progress, "comparing", sum(pair.stored.data.nbytes for pair in pairs))
     )
     wrong_keys, other_keys = compare_metadata(opened.metadata, file.metadata)
     strings_checked, token_ids = _check_token_ids(opened, file)
     return Verification(
-        opened, file, (*_one_encoder(checks), *strays), wrong_keys, other_keys, strings_checked, token_ids
+        opened, file, (*_one_encoder(checks), *unpaired), wrong_keys, other_keys, strings_checked, token_ids
     )
 
 
@@ -106,18 +106,18 @@ def _pairs(model: Model, file: GgufFile) -> tuple[list[Pair], list[TensorCheck]]
         # Tied embeddings that another converter wrote twice: the graph takes the second for its output.
         specs[OUTPUT] = replace(specs[EMBEDDING], name=OUTPUT, role="output")
     scales = _scale_tensors(specs, file) if model.scale_tensors else {}
-    pairs, strays = [], []
+    pairs, unpaired = [], []
     for name, spec in specs.items():
         if name in file.tensors:
             source = model.tensors[spec.source] if model.tensors and spec.data is None else None
             pairs.append(Pair(spec, source, file.tensors[name], scales.get(name, 1.0)))
         else:
-            strays.append(TensorCheck(name, "", "missing", "the file doesn't have it"))
+            unpaired.append(TensorCheck(name, "", "missing", "the file doesn't have it"))
     known = {*specs, *(name.removesuffix(WEIGHT) + SCALE for name in scales)}
     for name in (name for name in file.tensors if name not in known):
         reason = "the graph multiplies nothing by it" if name.endswith(SCALE) else "the model has no such tensor"
-        strays.append(TensorCheck(name, file.tensors[name].dtype, "extra", reason))
-    return pairs, strays
+        unpaired.append(TensorCheck(name, file.tensors[name].dtype, "extra", reason))
+    return pairs, unpaired
 
 
 def _scale_tensors(specs: Mapping[str, TensorSpec], file: GgufFile) -> dict[str, float]:

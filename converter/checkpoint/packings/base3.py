@@ -75,9 +75,9 @@ class Base3Tensor(PackedTensor):
 
     def scale_chunks(self, first: int) -> Iterator[Float32Array]:
         for rows in row_chunks((self.shape[0], self.shape[-1] // self.group), first=first):
-            self.stored_scales.bring_in(rows)
+            self.stored_scales.read_now(rows)
             yield self.scales(rows)
-            self.stored_scales.let_go(rows)
+            self.stored_scales.evict(rows)
 
     def read_packed(self, rows: slice | RowIndices) -> PackedRows:
         stored, numbers = self.stored.data.reshape(self.stored.shape), row_numbers(rows, self.shape[0])

@@ -105,7 +105,7 @@ def _grid(tensor: TensorFacts) -> str:
     if grid is None:
         return "no" if tensor.zeros is not None else ""
     levels = "" if grid.levels == 3 else f"{grid.levels} levels per "
-    return levels + grid.extent.removesuffix(" columns") + (f", {grid.strays} strays" if grid.strays else "")
+    return levels + grid.extent.removesuffix(" columns") + (f", {grid.outliers} outliers" if grid.outliers else "")
 
 
 def _types(tensor: TensorFacts) -> str:

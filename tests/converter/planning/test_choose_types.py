@@ -30,7 +30,7 @@ def rewritten(folder: Path, change: Callable[[str, np.ndarray], np.ndarray]) -> 
     return folder
 
 
-def regrid(folder: Path, group: int, *, stray: bool = False, highest: int = 1) -> Path:
+def regrid(folder: Path, group: int, *, outlier: bool = False, highest: int = 1) -> Path:
     """Put every linear weight on a grid per `group` columns, with fp16-exact scales."""
 
     def on_grid(name: str, values: np.ndarray) -> np.ndarray:
@@ -38,7 +38,7 @@ def regrid(folder: Path, group: int, *, stray: bool = False, highest: int = 1) -
         codes = rng.integers(-highest, highest + 1, values.shape).astype(np.float32)
         scales = rng.integers(1, 64, (values.shape[0], values.shape[1] // group)).astype(np.float32) / 512
         changed = codes * np.repeat(scales, group, axis=1)
-        if stray and "layers.0.mlp.down_proj" in name:
+        if outlier and "layers.0.mlp.down_proj" in name:
             changed[3, 5] = 0.7071
         return changed
 
@@ -99,13 +99,13 @@ def test_q2_0_on_x86_is_chosen_only_with_a_word(grid128: Path) -> None:
     assert any("no fast code on x86" in note for note in planned.notes) == is_x86()
 
 
-def test_a_stray_value_keeps_a_tensor_from_being_exact_and_auto_from_choosing_ternary(tmp_path: Path) -> None:
-    model = regrid(build("llama-biases", tmp_path / "model"), 128, stray=True)
+def test_an_outlier_keeps_a_tensor_from_being_exact_and_auto_from_choosing_ternary(tmp_path: Path) -> None:
+    model = regrid(build("llama-biases", tmp_path / "model"), 128, outlier=True)
     planned = plan(model, target="cuda")
-    (stray,) = [t for t in planned.tensors if t.spec.role == "linear" and t.codec.name != "q2_0"]
-    assert stray.spec.source == "model.layers.0.mlp.down_proj.weight"
-    assert stray.codec.name == "f32"
-    assert stray.exact
+    (outlier,) = [t for t in planned.tensors if t.spec.role == "linear" and t.codec.name != "q2_0"]
+    assert outlier.spec.source == "model.layers.0.mlp.down_proj.weight"
+    assert outlier.codec.name == "f32"
+    assert outlier.exact
     with pytest.raises(TensorError, match="1 of 131072 values are off it"):
         plan(model, "q2_0")
 
