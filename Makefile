@@ -37,6 +37,9 @@ test-real: $(VENV)/installed  ## real models end to end: fetches 1.2 GB, needs 1
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	rm -rf build/imports && mkdir -p build/imports/tritgguf
+	cp -r converter runtime runtime/tritgguf/*.py build/imports/tritgguf && rm -r build/imports/tritgguf/runtime/tritgguf
+	PYTHONPATH=build/imports $(VENV)/bin/lint-imports --no-cache
 
 types: $(VENV)/installed
 	mkdir -p build/types/tritgguf
