@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,14 @@ class Checkpoint:
     source: str | None
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a Hugging Face folder; raise SourceError or UnsupportedError where it isn't one that can be read."""
+def open_checkpoint(path: Path, linear: Container[str]) -> Checkpoint:
+    """Open a Hugging Face folder whose linear tensors have the names `linear`.
+
+    Raises SourceError or UnsupportedError where it isn't one that can be read.
+    """
     config = read_config_json(path)
     if safetensors_files.matches(path):
-        source, tensors = read_source(config, safetensors_files.read_tensors(path))
+        source, tensors = read_source(config, safetensors_files.read_tensors(path), linear)
         return Checkpoint(path, config, tensors, source)
     _refuse_other_weights(path)
     return Checkpoint(path, config, None, None)

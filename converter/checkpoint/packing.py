@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson
@@ -13,20 +12,20 @@ from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import SourceError, UnsupportedError
 
 StoredTensors = Mapping[str, SafetensorsTensor]
-LINEAR = re.compile(r"\.(q|k|v|o|gate|up|down)_proj\.weight$")
 
 
 @dataclass(frozen=True)
 class Source:
     """A packing: `recognizes` tells from config.json and the stored tensors whether it is this one.
 
-    `read` gives the tensors; it raises SourceError or UnsupportedError where the checkpoint contradicts itself or
-    can't be computed exactly. A `last_resort` is asked only where no other source recognizes the checkpoint.
+    `read` gets the names of the linear tensors too and returns all tensors; it raises SourceError or UnsupportedError
+    where the checkpoint contradicts itself or can't be computed exactly. A `last_resort` is asked only where no other
+    source recognizes the checkpoint.
     """
 
     name: str
     recognizes: Callable[[ConfigJson, StoredTensors], bool]
-    read: Callable[[ConfigJson, StoredTensors], dict[str, SourceTensor]]
+    read: Callable[[ConfigJson, StoredTensors, Container[str]], dict[str, SourceTensor]]
     last_resort: bool = False
 
 
@@ -35,8 +34,10 @@ def sources() -> dict[str, Source]:
     return {source.name: source for source in offered("tritgguf.converter.checkpoint.packings", "SOURCE", Source)}
 
 
-def read_source(config: ConfigJson, stored: StoredTensors) -> tuple[str, dict[str, SourceTensor]]:
-    """Return the name of the one source that recognizes the checkpoint, and its tensors."""
+def read_source(
+    config: ConfigJson, stored: StoredTensors, linear: Container[str]
+) -> tuple[str, dict[str, SourceTensor]]:
+    """Return the name of the one source that recognizes the checkpoint, and its tensors; `linear` names linear ones."""
     if quantization(config).get("use_rms_norm"):
         raise UnsupportedError(
             "config.json: quantization_config.use_rms_norm puts a norm inside every linear layer, which no graph of "
@@ -54,7 +55,7 @@ def read_source(config: ConfigJson, stored: StoredTensors) -> tuple[str, dict[st
             f"config.json has a quantization_config ({method}) that isn't known here, and reading such weights as "
             f"plain floats would give a wrong model; known are {', '.join(sources())}"
         )
-    return found[0].name, found[0].read(config, stored)
+    return found[0].name, found[0].read(config, stored, linear)
 
 
 def quantization(config: ConfigJson) -> ConfigJson:

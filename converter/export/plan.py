@@ -16,7 +16,7 @@ from tritgguf.converter.core.progress import Step
 from tritgguf.converter.core.tensors import FLOAT_VIEWS, CodedTensor, SourceTensor
 from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.export.scheme import FloatPacking, Packing, Scheme
-from tritgguf.converter.model.architecture import TensorSpec, architecture_for
+from tritgguf.converter.model.architecture import TensorSpec, architecture_for, linear_names
 from tritgguf.converter.model.match import match_tensors
 from tritgguf.converter.quant.grids import Grid, find_grid
 
@@ -111,8 +111,8 @@ def plan_export(folder: Path, form: Form, threads: int, progress: Step) -> Expor
         )
     architecture = architecture_for(raw)
     config = architecture.read_config(raw)
-    checkpoint = open_checkpoint(folder)
     specs = [spec for spec in architecture.tensors(config) if spec.data is None]
+    checkpoint = open_checkpoint(folder, linear_names(specs))
     notes = ["no weights here: what is lost isn't known"] if checkpoint.tensors is None else []
     found: Mapping[str, SourceTensor] = {}
     if checkpoint.tensors is not None:

@@ -178,8 +178,9 @@ def _open_tensors(path: Path) -> tuple[Mapping[str, SourceTensor], str | None]:
     if is_gguf(path):
         return read_gguf(path).tensors, "GGUF"
     stored = safetensors_files.read_tensors(path)
+    linear = {name for name, tensor in stored.items() if _role(name, tensor.shape) == "linear"}
     try:
-        source, tensors = read_source(_config(path), stored)
+        source, tensors = read_source(_config(path), stored, linear)
         return tensors, source
     except TritggufError:
         return stored, None

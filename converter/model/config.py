@@ -30,9 +30,11 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The hyperparameters that the architectures share; names follow transformers, sizes are in elements."""
+    """The hyperparameters that the architectures share; names follow transformers, sizes are in elements.
 
-    architecture: str
+    `graph` is llama.cpp's name of the graph, `raw` is config.json with the class's defaults."""
+
+    graph: str
     hidden_size: int
     intermediate_size: int
     n_layers: int
@@ -47,12 +49,22 @@ class DecoderConfig:
     sliding_window: int | None
     raw: ConfigJson
 
+    @property
+    def query_size(self) -> int:
+        """The size of all heads' queries of one token."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def key_size(self) -> int:
+        """The size of all heads' keys of one token, which is that of their values."""
+        return self.n_kv_heads * self.head_dim
+
     def flag(self, key: str) -> bool:
         """Return an optional boolean of config.json, False where it isn't there."""
         return bool(self.raw.get(key, False))
 
 
-def read_decoder_config(raw: ConfigJson, architecture: str, activations: tuple[str, ...]) -> DecoderConfig:
+def read_decoder_config(raw: ConfigJson, graph: str, activations: tuple[str, ...]) -> DecoderConfig:
     """Read config.json, with the class's defaults in it; `activations` are those that the graph computes."""
     hidden_size, n_heads = _size(raw, "hidden_size"), _size(raw, "num_attention_heads")
     n_kv_heads = _size(raw, "num_key_value_heads", n_heads)
@@ -63,7 +75,7 @@ def read_decoder_config(raw: ConfigJson, architecture: str, activations: tuple[s
     if raw.get("head_dim") is None and hidden_size % n_heads:
         raise SourceError(f"config.json: hidden_size {hidden_size} isn't a multiple of num_attention_heads {n_heads}")
     config = DecoderConfig(
-        architecture=architecture,
+        graph=graph,
         hidden_size=hidden_size,
         intermediate_size=_size(raw, "intermediate_size"),
         n_layers=_size(raw, "num_hidden_layers"),

@@ -12,9 +12,10 @@ from tritgguf.converter.checkpoint.folder import open_checkpoint
 from tritgguf.converter.core.system import give_back_free_memory
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.gguf_io.metadata import Metadata, joined, string
-from tritgguf.converter.model.architecture import architecture_for, context_length
+from tritgguf.converter.model.architecture import architecture_for, linear_names
 from tritgguf.converter.model.card import card_metadata
 from tritgguf.converter.model.config import DecoderConfig
+from tritgguf.converter.model.hyperparameters import context_length
 from tritgguf.converter.model.match import match_tensors
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.model.rope import trained_length
@@ -30,10 +31,10 @@ def open_hf_model(folder: Path, *, load_tokenizer: bool = True) -> Model:
     raw = read_config_json(folder)
     architecture = architecture_for(raw)
     config = architecture.read_config(raw)
-    checkpoint = open_checkpoint(folder)
+    specs = architecture.tensors(config)
+    checkpoint = open_checkpoint(folder, linear_names(specs))
     for tensor in checkpoint.tensors.values() if checkpoint.tensors else ():
         ask_for_first_look(tensor)
-    specs = architecture.tensors(config)
     notes = _context_notes(config)
     tokenizer = None
     if checkpoint.tensors is not None or has_tokenizer(folder):

@@ -37,7 +37,7 @@ def match_tensors(
         notes.append("lm_head.weight is left out: config.json ties the output to the embeddings")
     if left_out:
         raise UnsupportedError(
-            f"the checkpoint holds {left_out[0]}, which llama.cpp's {config.architecture} graph has no place for "
+            f"the checkpoint holds {left_out[0]}, which llama.cpp's {config.graph} graph has no place for "
             f"({len(left_out)} such tensors): leaving it out would give another model"
         )
     return matched, notes

@@ -19,6 +19,7 @@ from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, float32, string, uint32
 from tritgguf.converter.model.config import DecoderConfig, RopeConfig
 
+ROPE_FREQS = "rope_freqs.weight"
 NATIVE_KINDS = ("default", "linear", "yarn")
 YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # what llama.cpp computes whatever the file says
 
@@ -51,7 +52,9 @@ def rotation(config: DecoderConfig, arch: str, *, reads_divisors: bool) -> Rotat
         raise UnsupportedError(f"config.json: rope scaling {rope.kind!r} isn't known here; expected one of {kinds}")
     if not reads_divisors:
         what = f"yarn with {' and '.join(changed)}" if rope.kind == "yarn" else rope.kind
-        raise UnsupportedError(f"config.json: rope scaling {what} can't be expressed in llama.cpp's {arch} graph")
+        raise UnsupportedError(
+            f"config.json: rope scaling {what} can't be expressed in llama.cpp's {config.graph} graph"
+        )
     if rope.kind == "llama3":
         return Rotation(keys, llama3_divisors(config))
     magnitude = _yarn_magnitude(config) if rope.kind == "yarn" else _longrope_magnitude(config)

@@ -25,7 +25,7 @@ KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.down_proj
 
 def samples(model: Path, levels: int) -> list[np.ndarray]:
     """Return rows of tensors as the uniform codec leaves them, in fp16."""
-    tensors = open_checkpoint(model).tensors
+    tensors = open_checkpoint(model, linear=()).tensors
     assert tensors is not None
     n_layers = 1 + max(int(name.split(".")[2]) for name in tensors if ".layers." in name)
     scheme = scheme_named({3: "uniform-d1", 9: "uniform-d2", 27: "uniform-d3"}[levels])

@@ -9,7 +9,7 @@ base3_columns).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -120,7 +120,7 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
     return any(tensor.dtype == "U8" and name + SCALES in stored for name, tensor in stored.items())
 
 
-def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
+def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
     """Return the tensors, packed ones as codes."""
     said = quantization(config)
     if said and (said.get("quant_method"), said.get("packing", PACKING)) != (METHOD, PACKING):

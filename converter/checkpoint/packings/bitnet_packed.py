@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +81,7 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
     return any(tensor.dtype == "U8" and name + SCALE in stored for name, tensor in stored.items())
 
 
-def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
+def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
     """Return the tensors, packed ones as codes."""
     quantized = quantization(config)
     if not quantized:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson
-from tritgguf.converter.checkpoint.packing import LINEAR, Source, StoredTensors, quantization
+from tritgguf.converter.checkpoint.packing import Source, StoredTensors, quantization
 from tritgguf.converter.core.tensors import (
     CodedRows,
     CodedTensor,
@@ -67,15 +67,14 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
     return "BitnetForCausalLM" in (config.get("architectures") or [])
 
 
-def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
+def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
     """Return the tensors, the linear ones as masters; those in modules_to_not_convert are plain floats."""
     quantized = quantization(config)
     kept = quantized.get("modules_to_not_convert") or []
     if not isinstance(kept, list) or not all(isinstance(pattern, str) for pattern in kept):
         raise SourceError(f"config.json: modules_to_not_convert must be a list of names, found {kept!r}")
     return {
-        name: master(tensor) if LINEAR.search(name) and not _kept(name, kept) else tensor
-        for name, tensor in stored.items()
+        name: master(tensor) if name in linear and not _kept(name, kept) else tensor for name, tensor in stored.items()
     }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from tritgguf.converter.checkpoint.config_json import ConfigJson
-from tritgguf.converter.checkpoint.packing import LINEAR, Source, StoredTensors, quantization
+from tritgguf.converter.checkpoint.packing import Source, StoredTensors, quantization
 from tritgguf.converter.checkpoint.packings import base3, bitnet_packed
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import SourceError, UnsupportedError
@@ -15,7 +17,7 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
     return quantization(config).get("quant_method") in (None, "bitnet")
 
 
-def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
+def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
     """Return the tensors; floats under a bitnet config must be ternary, as Falcon-E's bfloat16 are."""
     packed = next((name for name, tensor in stored.items() if tensor.dtype == "U8"), None)
     if packed is not None:
@@ -24,7 +26,7 @@ def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
             f"{packed}{base3.SCALES}: fetch it again"
         )
     if quantization(config):
-        first = next((tensor for name, tensor in stored.items() if LINEAR.search(name)), None)
+        first = next((tensor for name, tensor in stored.items() if name in linear), None)
         if first is None or find_grid(first) is None:
             raise UnsupportedError(
                 "config.json says quant_method bitnet, but the weights are neither packed nor ternary floats, and "

@@ -8,6 +8,7 @@ block is filled up with zeros. `X.weight.steps` is F32 (27,), what one step of a
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,7 +115,7 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
     return quantization(config).get("quant_method") == METHOD
 
 
-def read(config: ConfigJson, stored: StoredTensors) -> dict[str, SourceTensor]:
+def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
     """Return the tensors, packed ones as codes."""
     said = quantization(config)
     digits, group = said.get("digits"), said.get("group_size")

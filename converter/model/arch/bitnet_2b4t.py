@@ -1,12 +1,45 @@
 """BitNet b1.58 2B-4T: as bitnet, but with squared ReLU, which llama.cpp's bitnet graph doesn't compute.
 
-The file calls itself bitnet-b1.58, so that every program without the right activation refuses it by name; tritgguf's
-runtime loads it as bitnet and puts the activation in (runtime/relu2.py).
+The file calls itself bitnet-b1.58, so that every program without the right activation refuses it by name. tritgguf's
+runtime loads it as bitnet and replaces the activation.
 """
 
-from gguf import MODEL_ARCH
+from __future__ import annotations
 
-from tritgguf.converter.model.architecture import Architecture
+from gguf import MODEL_ARCH, MODEL_TENSOR
+
+from tritgguf.converter.model.architecture import Architecture, TensorSpec
+from tritgguf.converter.model.config import DecoderConfig
+from tritgguf.converter.model.decoder import (
+    attention,
+    attention_norm,
+    embedding,
+    feed_forward,
+    feed_forward_norm,
+    layers,
+    norm,
+    output,
+    require_heads_of_hidden_size,
+    require_tied_output,
+)
+
+
+def tensors(config: DecoderConfig) -> list[TensorSpec]:
+    """Return the tensors of the file, in order."""
+    return [embedding(config), *layers(config, layer), *output(config)]
+
+
+def layer(config: DecoderConfig, number: int) -> list[TensorSpec]:
+    """Return the tensors of one layer."""
+    return [
+        attention_norm(config, number),
+        *attention(config, number),
+        norm(number, "self_attn.attn_sub_norm", MODEL_TENSOR.ATTN_SUB_NORM, config.query_size),
+        feed_forward_norm(config, number),
+        *feed_forward(config, number),
+        norm(number, "mlp.ffn_sub_norm", MODEL_TENSOR.FFN_SUB_NORM, config.intermediate_size),
+    ]
+
 
 BITNET_CONFIG = {
     "num_key_value_heads": 5,
@@ -18,10 +51,9 @@ BITNET_CONFIG = {
 ARCHITECTURE = Architecture(
     graph=MODEL_ARCH.BITNET,
     classes={"BitNetForCausalLM": BITNET_CONFIG},
-    own_name="bitnet-b1.58",
+    tensors=tensors,
+    requires=(require_heads_of_hidden_size, require_tied_output),
     activations=("relu2",),
-    sub_norms=("self_attn.attn_sub_norm", "mlp.ffn_sub_norm"),
     honours_scales=True,
-    free_head_dim=False,
-    own_output=False,
+    own_name="bitnet-b1.58",
 )

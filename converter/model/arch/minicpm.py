@@ -1,40 +1,73 @@
 """MiniCPM (BitCPM): Llama with scaled embeddings, residuals and logits."""
 
+from __future__ import annotations
+
 import math
 
 from gguf import MODEL_ARCH, Keys
 
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, float32
-from tritgguf.converter.model.architecture import Architecture
+from tritgguf.converter.model.architecture import Architecture, TensorSpec
 from tritgguf.converter.model.config import DecoderConfig
+from tritgguf.converter.model.decoder import (
+    attention,
+    attention_norm,
+    embedding,
+    feed_forward,
+    feed_forward_norm,
+    layers,
+    output,
+    pair_neighbours,
+    rope_divisors,
+)
 
 
-def scales(config: DecoderConfig) -> Metadata:
-    """Return the three scales; the rules are those of the model's own code."""
+def tensors(config: DecoderConfig) -> list[TensorSpec]:
+    """Return the tensors of the file, in order."""
+    return [embedding(config), *rope_divisors(config), *layers(config, layer), *output(config)]
 
-    def number(key: str) -> float:
-        value = config.raw.get(key)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-            raise SourceError(f"config.json: {key} must be a positive number, found {value!r}")
-        return float(value)
 
+def layer(config: DecoderConfig, number: int) -> list[TensorSpec]:
+    """Return the tensors of one layer."""
+    return [
+        attention_norm(config, number),
+        *attention(config, number, row_order=pair_neighbours),
+        feed_forward_norm(config, number),
+        *feed_forward(config, number),
+    ]
+
+
+def scales(config: DecoderConfig, arch: str) -> Metadata:
+    """Return what embeddings, residuals and logits are multiplied by, as `MiniCPMModel` in the model's folder does."""
+    depth = _positive(config, "scale_depth") / math.sqrt(config.n_layers)
+    return {
+        Keys.LLM.EMBEDDING_SCALE.format(arch=arch): float32(_positive(config, "scale_emb")),
+        Keys.LLM.RESIDUAL_SCALE.format(arch=arch): float32(depth),
+        Keys.LLM.LOGIT_SCALE.format(arch=arch): float32(config.hidden_size / _positive(config, "dim_model_base")),
+    }
+
+
+def _positive(config: DecoderConfig, key: str) -> float:
+    value = config.raw.get(key)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+        raise SourceError(f"config.json: {key} must be a positive number, found {value!r}")
+    return float(value)
+
+
+def require_dense_attention(config: DecoderConfig) -> None:
+    """Raise UnsupportedError where long texts attend sparsely."""
     if config.raw.get("sparse_config"):
         raise UnsupportedError(
             "config.json: sparse_config makes long texts attend sparsely, but llama.cpp's minicpm graph attends to "
             "everything; set it to null to convert the model with dense attention"
         )
-    return {
-        Keys.LLM.EMBEDDING_SCALE.format(arch="minicpm"): float32(number("scale_emb")),
-        Keys.LLM.RESIDUAL_SCALE.format(arch="minicpm"): float32(number("scale_depth") / math.sqrt(config.n_layers)),
-        Keys.LLM.LOGIT_SCALE.format(arch="minicpm"): float32(config.hidden_size / number("dim_model_base")),
-    }
 
 
 ARCHITECTURE = Architecture(
     graph=MODEL_ARCH.MINICPM,
     classes={"MiniCPMForCausalLM": {"tie_word_embeddings": True}},
-    extra_metadata=scales,
-    permutes_qk=True,
-    reads_rope_divisors=True,
+    tensors=tensors,
+    extra_keys=scales,
+    requires=(require_dense_attention,),
 )

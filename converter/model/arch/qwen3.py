@@ -1,24 +1,52 @@
-"""Qwen3 (dense): norms on q and k, a head_dim of its own; neox rotation, so rows keep their order."""
+"""Qwen3 (dense): norms on q and k, a free head_dim. Its graph uses NEOX rope, so rows keep their order."""
+
+from __future__ import annotations
 
 from gguf import MODEL_ARCH
 
-from tritgguf.converter.checkpoint.config_json import ConfigJson
 from tritgguf.converter.errors import UnsupportedError
-from tritgguf.converter.model.architecture import Architecture, Biases
+from tritgguf.converter.model.architecture import Architecture, TensorSpec
+from tritgguf.converter.model.config import DecoderConfig
+from tritgguf.converter.model.decoder import (
+    attention,
+    attention_norm,
+    embedding,
+    feed_forward,
+    feed_forward_norm,
+    layers,
+    output,
+    query_key_norms,
+)
 
 
-def biases(config: ConfigJson) -> Biases:
-    if config.get("attention_bias", False):
+def tensors(config: DecoderConfig) -> list[TensorSpec]:
+    """Return the tensors of the file, in order."""
+    return [embedding(config), *layers(config, layer), *output(config)]
+
+
+def layer(config: DecoderConfig, number: int) -> list[TensorSpec]:
+    """Return the tensors of one layer."""
+    return [
+        attention_norm(config, number),
+        *attention(config, number),
+        *query_key_norms(config, number),
+        feed_forward_norm(config, number),
+        *feed_forward(config, number),
+    ]
+
+
+def require_no_bias(config: DecoderConfig) -> None:
+    """Raise UnsupportedError where the attention has biases."""
+    if config.flag("attention_bias"):
         raise UnsupportedError(
             "config.json: attention_bias is true, which gives o_proj a bias that llama.cpp's qwen3 graph doesn't add"
         )
-    return Biases()
 
 
 ARCHITECTURE = Architecture(
     graph=MODEL_ARCH.QWEN3,
     classes={"Qwen3ForCausalLM": {"num_key_value_heads": 32, "max_position_embeddings": 32768, "head_dim": 128}},
-    biases=biases,
+    tensors=tensors,
+    requires=(require_no_bias,),
     honours_scales=True,
-    qk_norms=True,
 )

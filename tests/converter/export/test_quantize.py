@@ -44,7 +44,7 @@ def test_sizes_are_as_planned_with_weights_and_without(scheme: str, dequantized,
     assert weight_bytes(result.out) == planned.weight_bytes == result.plan.weight_bytes
     (tmp_path / "config.json").write_text((model("qwen2-tied") / "config.json").read_text())
     assert plan_quantization(tmp_path, form).weight_bytes == planned.weight_bytes
-    open_checkpoint(result.out)
+    open_checkpoint(result.out, linear=())
 
 
 def test_the_14b_seed_has_the_size_of_its_card(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_transformers_computes_with_the_weights_that_are_read(scheme: str, model
         assert checkpoints.digest(model("llama-gqa")) == str(golden["checkpoint_sha256"]), "run `make golden` again"
         expected = golden[f"{scheme}_int16"] * golden[f"{scheme}_step"]
     out = quantize(model("llama-gqa"), tmp_path / "out", scheme).out
-    tensors = open_checkpoint(out).tensors
+    tensors = open_checkpoint(out, linear=()).tensors
     weights = {name: tensor.read(slice(None)).reshape(tensor.shape) for name, tensor in tensors.items()}
     keys = config(RECIPES["llama-gqa"]) | {"rounded_activations": scheme == "bitnet"}
     keys.setdefault("rope_theta", keys.get("rope_parameters", {}).get("rope_theta"))
@@ -113,7 +113,7 @@ def test_transformers_computes_with_the_weights_that_are_read(scheme: str, model
 @pytest.mark.parametrize("name", ["2b4t", "falcon3", "14b-seed", "14b-padded", "llama-rows", "2b4t-online"])
 def test_any_packed_folder_becomes_plain(name: str, model, tmp_path: Path) -> None:
     out = quantize(model(name), tmp_path / "out", form_named(None, dtype="f32")).out
-    checkpoint = open_checkpoint(out)
+    checkpoint = open_checkpoint(out, linear=())
     assert checkpoint.source == "plain floats"
     expected = packed_checkpoints.weights(name)
     assert set(checkpoint.tensors) == set(expected)
@@ -149,7 +149,7 @@ def test_config_card_and_tokenizer(model, tmp_path: Path) -> None:
     assert rows["scheme"] == "uniform-d2"
     assert rows["bits per weight that the scheme needs, linear layers"] == "3.47"
     assert f"{weight_bytes(result.out):,}" in rows["size"]
-    weights, tensors = checkpoints.weights("llama-gqa"), open_checkpoint(result.out).tensors
+    weights, tensors = checkpoints.weights("llama-gqa"), open_checkpoint(result.out, linear=()).tensors
     for fact in result.facts:
         values, want = tensors[fact.name].read(slice(None)).reshape(-1), weights[fact.name].reshape(-1)
         found = float(((values.astype(np.float64) - want) ** 2).sum() / (want.astype(np.float64) ** 2).sum())

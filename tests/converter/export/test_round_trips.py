@@ -49,7 +49,9 @@ def packed(scheme_name: str, values: Floats, folder: Path) -> tuple[CodedRows, C
             start = shard.offsets[entry] + offset
             body[start : start + data.nbytes] = data.reshape(-1)
     (folder / shard.file_name).write_bytes(body.tobytes())
-    _, tensors = read_source({"quantization_config": dict(scheme.config)}, read_file(folder / shard.file_name))
+    _, tensors = read_source(
+        {"quantization_config": dict(scheme.config)}, read_file(folder / shard.file_name), linear=()
+    )
     found = tensors[NAME].fitted(values.shape)
     assert isinstance(found, CodedTensor)
     return coder.code(values), found
@@ -205,7 +207,7 @@ def test_damaged_trits_are_refused(change, message: str, tmp_path: Path) -> None
     write_tensors(tmp_path, change(stored))
     config = {"quantization_config": dict(scheme_named("uniform-d1").config)}
     with pytest.raises(Exception, match=message) as stopped:
-        read_source(config, read_tensors(tmp_path))[1][NAME].read(slice(None))
+        read_source(config, read_tensors(tmp_path), linear=())[1][NAME].read(slice(None))
     assert type(stopped.value).__module__ == "tritgguf.converter.errors"
 
 
@@ -214,7 +216,7 @@ def test_a_folder_can_go_from_each_format_to_each(model, tmp_path: Path) -> None
     first = quantize(model("llama-gqa"), tmp_path / "bitnet", "bitnet").out
     second = quantize(first, tmp_path / "absmean", "absmean-g64").out
     third = quantize(second, tmp_path / "again", "bitnet").out
-    tensors = [open_checkpoint(folder).tensors for folder in (first, second, third)]
+    tensors = [open_checkpoint(folder, linear=()).tensors for folder in (first, second, third)]
     for name in tensors[0]:
         if name.endswith("_proj.weight"):
             values = [found[name].read(slice(None)) for found in tensors]

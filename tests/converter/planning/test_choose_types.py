@@ -14,7 +14,7 @@ from tests.oracles import libggml
 from tritgguf.converter import TensorError, UnsupportedError, convert, plan
 from tritgguf.converter.checkpoint.safetensors_reader import read_tensors
 from tritgguf.converter.gguf_io.reader import read_gguf
-from tritgguf.converter.model.architecture import pair_neighbours
+from tritgguf.converter.model.decoder import pair_neighbours
 from tritgguf.converter.planning.targets import TERNARY_TYPES, is_x86
 
 

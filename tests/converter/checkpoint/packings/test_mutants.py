@@ -14,11 +14,13 @@ from tests import gguf_weights
 from tests.packed_checkpoints import PACKED, weights
 from tritgguf.converter import convert
 from tritgguf.converter.checkpoint import packing as source
-from tritgguf.converter.checkpoint.packing import LINEAR
 from tritgguf.converter.checkpoint.packings import base3, bitnet_packed, masters
 from tritgguf.converter.core import kernels
 from tritgguf.converter.core.tensors import CodedRows, PackedRows, SourceTensor, row_chunks
 from tritgguf.converter.model import architecture
+from tritgguf.converter.model.architecture import TensorSpec
+from tritgguf.converter.model.config import DecoderConfig
+from tritgguf.converter.model.decoder import pair_neighbours
 
 LOOSEST = 2.0**-11  # what fp16 scales cost at most
 
@@ -104,17 +106,30 @@ def test_the_scale_of_another_row_is_noticed(packed, tmp_path: Path, monkeypatch
         compare("llama-rows", packed("llama-rows"), tmp_path / "out.gguf")
 
 
+def order_rows(monkeypatch: pytest.MonkeyPatch, name: str, order: Callable[[int, int], np.ndarray | None]) -> None:
+    """Give the rows of q and k, weights and biases, another order."""
+    (known,) = [a for a in architecture.architectures() if PACKED[name].base.architecture in a.classes]
+
+    def reordered(config: DecoderConfig, spec: TensorSpec) -> TensorSpec:
+        heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}.get(spec.name.split(".")[-2])
+        return replace(spec, rows=order(heads, config.head_dim)) if heads else spec
+
+    def tensors(config: DecoderConfig) -> list[TensorSpec]:
+        return [reordered(config, spec) for spec in known.tensors(config)]
+
+    monkeypatch.setattr(architecture, "architectures", lambda: (replace(known, tensors=tensors),))
+
+
 @pytest.mark.parametrize("name", ["falcon3", "llama-rows", "llama-online", "bitcpm"])
 def test_rows_left_in_the_order_of_transformers_are_noticed(name, packed, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(architecture, "pair_neighbours", lambda n_heads, head_dim: np.arange(n_heads * head_dim))
+    order_rows(monkeypatch, name, lambda n_heads, head_dim: None)
     with pytest.raises(AssertionError, match=r"[qk]_proj.weight differs by"):
         compare(name, packed(name), tmp_path / "out.gguf")
 
 
 @pytest.mark.parametrize("name", ["2b4t", "1bitllm", "14b-newer", "bonsai"])
 def test_rows_reordered_for_a_graph_that_does_not_want_it_are_noticed(name, packed, tmp_path, monkeypatch) -> None:
-    (known,) = [a for a in architecture.architectures() if PACKED[name].base.architecture in a.classes]
-    monkeypatch.setattr(architecture, "architectures", lambda: (replace(known, permutes_qk=True),))
+    order_rows(monkeypatch, name, pair_neighbours)
     with pytest.raises(AssertionError, match=r"[qk]_proj.weight differs by"):
         compare(name, packed(name), tmp_path / "out.gguf")
 
@@ -213,9 +228,9 @@ def test_masters_taken_as_they_are_are_noticed(name, packed, tmp_path: Path, mon
 def test_absmean_of_a_grid_is_noticed(name, packed, tmp_path: Path, monkeypatch) -> None:
     known = source.sources()
 
-    def read(config: Any, stored: Any) -> dict[str, SourceTensor]:
-        tensors = known["plain floats"].read(config, stored)
-        return {name: masters.master(t) if LINEAR.search(name) else t for name, t in tensors.items()}
+    def read(config: Any, stored: Any, linear: Any) -> dict[str, SourceTensor]:
+        tensors = known["plain floats"].read(config, stored, linear)
+        return {name: masters.master(t) if name in linear else t for name, t in tensors.items()}
 
     mutant = replace(known["plain floats"], read=read)
     monkeypatch.setattr(source, "sources", lambda: {**known, "plain floats": mutant})
