@@ -9,9 +9,9 @@ import numpy as np
 
 from tritgguf.converter.core.parallel import parallel
 from tritgguf.converter.core.progress import Step
+from tritgguf.converter.core.sizes import parse_size
 from tritgguf.converter.core.tensors import Floats, SourceTensor
 from tritgguf.converter.errors import TensorError, UnsupportedError
-from tritgguf.converter.gguf_io.parts import size_in_bytes
 from tritgguf.converter.gguf_io.reader import GgufTensor
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.planning.file_plan import TensorPlan
@@ -71,7 +71,7 @@ class Request:
             codec_named(output_type) if output_type else None,
             allow_lossy,
             max_bits,
-            None if max_shard_size is None else size_in_bytes(max_shard_size),
+            None if max_shard_size is None else parse_size(max_shard_size),
         )
 
 

@@ -12,22 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tritgguf.converter.errors import TritggufError
-from tritgguf.runtime.cli.commands.chat import chat
-from tritgguf.runtime.cli.commands.convert import convert
-from tritgguf.runtime.cli.commands.inspect import inspect
-from tritgguf.runtime.cli.commands.ollama import ollama
-from tritgguf.runtime.cli.commands.quantize import quantize
-from tritgguf.runtime.cli.commands.verify import verify
-
-# One row per command; the function's docstring and parameters are its help.
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "convert": convert,
-    "chat": chat,
-    "inspect": inspect,
-    "verify": verify,
-    "ollama": ollama,
-    "quantize": quantize,
-}
+from tritgguf.runtime.cli.command import commands
 
 DEBUG_VARIABLE = "TRITGGUF_DEBUG"
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
@@ -60,8 +45,8 @@ def application() -> typer.Typer:
     """The Typer application with all commands."""
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback()(_options)
-    for name, function in COMMANDS.items():
-        app.command(name)(_interruptible(function))
+    for name, command in commands().items():
+        app.command(name)(_interruptible(command.function))
     return app
 
 

@@ -15,9 +15,11 @@ import typer
 
 from tritgguf import converter
 from tritgguf.converter.core.registry import names
+from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.planning.targets import TERNARY_TYPES
+from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.progress import show_progress
-from tritgguf.runtime.cli.sizes import shown_size
 
 if TYPE_CHECKING:
     from tritgguf.converter.conversion.pipeline import Choices, Conversion
@@ -28,9 +30,6 @@ METHODS = ", ".join(names("tritgguf.converter.quant.methods"))
 
 
 # The options, by the names of the function's parameters.
-ModelPath = Annotated[
-    Path, typer.Argument(help="Hugging Face model folder (config.json, safetensors, tokenizer), or GGUF file.")
-]
 OutPath = Annotated[Path | None, typer.Argument(help="GGUF file to write; not needed with --dry-run.")]
 TypeName = Annotated[str, typer.Option(help=f"Tensor type of the linear layers: auto (smallest exact) or {TYPES}.")]
 Target = Annotated[str, typer.Option("--for", help=f"What auto chooses for: {', '.join(TERNARY_TYPES)}.")]
@@ -44,27 +43,20 @@ EmbeddingType = Annotated[
 OutputType = Annotated[
     str | None, typer.Option(help="Tensor type of the output layer, where it has its own (default: likewise).")
 ]
-AllowLossy = Annotated[bool, typer.Option("--allow-lossy", help="Go on where a tensor's own grid doesn't fit --type.")]
 MaxBits = Annotated[
     float | None,
     typer.Option(help="With auto: where no ternary type is exact, the type of least error of at most so many bits."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and the exact file size; write nothing.")]
-JsonOutput = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error as JSON lines.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 Check = Annotated[
     bool, typer.Option("--check/--no-check", help="Compare the file's token ids with the source tokenizer's.")
 ]
 MaxShardSize = Annotated[
     str | None, typer.Option(help="Split the file into parts of at most this size: bytes, or such as 500M or 4G.")
 ]
-Threads = Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)]
 
 
 def convert(
-    model: ModelPath,
+    model: options.ModelPath,
     out: OutPath = None,
     type: TypeName = "auto",
     target: Target = "cpu",
@@ -72,14 +64,14 @@ def convert(
     fallback: Fallback = None,
     embedding_type: EmbeddingType = None,
     output_type: OutputType = None,
-    allow_lossy: AllowLossy = False,
+    allow_lossy: options.AllowLossy = False,
     max_bits: MaxBits = None,
-    dry_run: DryRun = False,
-    json_output: JsonOutput = False,
-    force: Force = False,
+    dry_run: options.DryRun = False,
+    json_output: options.JsonOutput = False,
+    force: options.Force = False,
     check: Check = True,
     max_shard_size: MaxShardSize = None,
-    threads: Threads = None,
+    threads: options.Threads = None,
 ) -> None:
     """Convert a Hugging Face checkpoint, or a GGUF file, to a GGUF file with ternary tensors."""
     choices: Choices = {
@@ -134,7 +126,7 @@ def _print_result(result: Conversion, json_output: bool) -> None:
         figures = {"out": str(result.out), "seconds": result.seconds, "strings_checked": result.strings_checked}
         print(json.dumps({**figures, **result.plan.as_json()}))
         return
-    print(f"{result.out}: {shown_size(result.plan.file_bytes)} in {result.seconds:.1f} s; {_summary(result.plan)}")
+    print(f"{result.out}: {format_size(result.plan.file_bytes)} in {result.seconds:.1f} s; {_summary(result.plan)}")
     if result.strings_checked:
         print(f"Token ids equal the source tokenizer's on {result.strings_checked} test strings.")
 
@@ -153,7 +145,7 @@ def _print_plan(plan: FilePlan, json_output: bool) -> None:
         table.add_row(tensor.spec.name, tensor.codec.name, shape, f"{tensor.n_bytes:,}", exact, tensor.reason)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     print(f"{len(plan.tensors)} tensors, {_summary(plan)}")
-    print(f"File size: {plan.file_bytes:,} bytes ({shown_size(plan.file_bytes)})")
+    print(f"File size: {plan.file_bytes:,} bytes ({format_size(plan.file_bytes)})")
     _print_notes(plan)
 
 
@@ -168,3 +160,6 @@ def _summary(plan: FilePlan) -> str:
     unknown = any(tensor.exact is None for tensor in plan.tensors)
     exactness = "exactness unknown" if unknown else f"{inexact} not exact" if inexact else "every tensor exact"
     return ", ".join(f"{count} {name}" for name, count in types.items()) + f"; {exactness}"
+
+
+COMMAND = Command("convert", convert, rank=1)

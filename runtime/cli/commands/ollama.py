@@ -10,24 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.errors import UnsupportedError
+from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.progress import show_progress
 
 if TYPE_CHECKING:
     from tritgguf.runtime.ollama.publish import Package
-from tritgguf.runtime.cli.sizes import shown_size
 
 FilePath = Annotated[Path, typer.Argument(help="GGUF file.", show_default=False)]
 Name = Annotated[str | None, typer.Argument(help="What the model is to be called in Ollama; not needed with --check.")]
 System = Annotated[str, typer.Option(help="System message that the model gets by default.", show_default=False)]
 Ctx = Annotated[int | None, typer.Option(help="Context in tokens (num_ctx); default: 4096 or what the model has.")]
 Ask = Annotated[bool, typer.Option("--ask/--no-ask", help="Ask the new model one question as a check.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace existing files, and a model of that name.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be written and run; write and send nothing.")]
 Check = Annotated[bool, typer.Option("--check", help="Only say which Ollama versions would load the file as it is.")]
-JsonOutput = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error as JSON lines.")
-]
 
 
 def ollama(
@@ -36,10 +33,10 @@ def ollama(
     system: System = "",
     ctx: Ctx = None,
     ask: Ask = True,
-    force: Force = False,
-    dry_run: DryRun = False,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
     check: Check = False,
-    json_output: JsonOutput = False,
+    json_output: options.JsonOutput = False,
 ) -> None:
     """Give a GGUF file to Ollama: a file that it loads, a Modelfile with the right prompt format, the model itself."""
     from tritgguf.runtime.ollama import publish as steps  # not at the top: the help should not wait for it
@@ -130,7 +127,7 @@ class _Report:
         exact = all(tensor.exact for tensor in package.plan.tensors)
         held = ", ".join(f"{count} {kind}" for kind, count in types.items())
         kept = "every value as it was" if exact else "some values rounded"
-        return f"{package.file}: {shown_size(package.plan.file_bytes)}; {held}; {kept} ({package.why_repacked})"
+        return f"{package.file}: {format_size(package.plan.file_bytes)}; {held}; {kept} ({package.why_repacked})"
 
     @staticmethod
     def _template(package: Package) -> str:
@@ -161,3 +158,6 @@ def _check(file: Path, json_output: bool) -> None:
             f"{file.name} doesn't load in Ollama {newest.era.name}: it {'; '.join(newest.reasons)}; "
             f"`tritgguf ollama {file.name} NAME` makes one that does, where that is possible"
         )
+
+
+COMMAND = Command("ollama", ollama, rank=5)

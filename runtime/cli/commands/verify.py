@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.progress import show_progress
 
 if TYPE_CHECKING:
@@ -20,16 +22,14 @@ LINES_SHOWN = 10
 
 
 def verify(
-    model: Annotated[Path, typer.Argument(help="Hugging Face model folder or GGUF file that OUT was made from.")],
+    model: options.ModelPath,
     out: Annotated[Path, typer.Argument(help="GGUF file to check.")],
     logits: Annotated[
         bool, typer.Option("--logits", help="Compare logits with transformers in float32; needs the extra golden.")
     ] = False,
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with its errors.")] = False,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error as JSON lines.")
-    ] = False,
-    threads: Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)] = None,
+    tensors: options.Tensors = False,
+    json_output: options.JsonOutput = False,
+    threads: options.Threads = None,
 ) -> None:
     """Compare a GGUF file with its source: tensors, metadata, token ids, chat template, and logits if asked for."""
     from tritgguf.converter.verification.verify import require_good  # not at the top: help shouldn't wait for these
@@ -102,3 +102,6 @@ def _print_rest(found: Verification, template: TemplateCheck, figures: LogitsChe
             f"Logits: {figures.n_tokens} tokens, relative error {figures.relative_error:.2g}, "
             f"KL divergence {figures.kl_divergence:.2g}, same best token {figures.same_top1:.0%}"
         )
+
+
+COMMAND = Command("verify", verify, rank=4)
