@@ -36,7 +36,9 @@ main()
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `tritgguf ARGUMENTS` in a new process, with the modules in `folder` as further commands."""
     command = [sys.executable, "-c", PROGRAM, str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={"COLUMNS": "100", "PYTHONUTF8": "1"})
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env={"COLUMNS": "100", "PYTHONUTF8": "1"}
+    )
 
 
 def test_a_file_adds_a_command(tmp_path: Path) -> None:

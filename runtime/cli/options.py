@@ -9,7 +9,7 @@ import typer
 
 ModelPath = Annotated[Path, typer.Argument(help="Hugging Face model folder or GGUF file.")]
 AllowLossy = Annotated[
-    bool, typer.Option("--allow-lossy", help="Convert even if ternary weights can't be stored exactly.")
+    bool, typer.Option("--allow-lossy", help="Convert even if quantized weights can't be stored exactly.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be written; change nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing output.")]

@@ -1,4 +1,4 @@
-"""`tritgguf convert`: a Hugging Face folder becomes a GGUF file."""
+"""`tritgguf convert`: write a GGUF file from a Hugging Face folder or another GGUF file."""
 
 from __future__ import annotations
 
@@ -25,33 +25,37 @@ if TYPE_CHECKING:
     from tritgguf.converter.conversion.pipeline import Choices, Conversion
     from tritgguf.converter.planning.file_plan import FilePlan
 
-TYPES = ", ".join(name for name in names("tritgguf.converter.quant.codecs") if name != "f32")  # which is for norms
+TYPES = ", ".join(name for name in names("tritgguf.converter.quant.codecs") if name != "f32")  # f32 is for norms only
 METHODS = ", ".join(names("tritgguf.converter.quant.methods"))
 
 
-# The options, by the names of the function's parameters.
-OutPath = Annotated[Path | None, typer.Argument(help="GGUF file to write; not needed with --dry-run.")]
-TypeName = Annotated[str, typer.Option(help=f"Tensor type of the linear layers: auto (smallest exact) or {TYPES}.")]
-Target = Annotated[str, typer.Option("--for", help=f"What auto chooses for: {', '.join(TERNARY_TYPES)}.")]
-MethodName = Annotated[str, typer.Option(help=f"How linear layers that aren't ternary yet are made so: {METHODS}.")]
+OutPath = Annotated[Path | None, typer.Argument(help="GGUF file to write (not needed with --dry-run).")]
+TypeName = Annotated[
+    str, typer.Option(help=f"Tensor type for linear layers: auto (the smallest exact one) or {TYPES}.")
+]
+Target = Annotated[str, typer.Option("--for", help=f"Where the file will run: {', '.join(TERNARY_TYPES)}.")]
+MethodName = Annotated[str, typer.Option(help=f"How to ternarize linear layers that aren't ternary: {METHODS}.")]
 Fallback = Annotated[
-    str | None, typer.Option(help="Type of linear layers whose rows don't fit --type: f16; without it, stop.")
+    str | None, typer.Option(help="Tensor type for linear layers whose rows don't fit --type: f16 (default: stop).")
 ]
 EmbeddingType = Annotated[
-    str | None, typer.Option(help="Tensor type of the token embeddings (default: f16, or as a GGUF source has it).")
+    str | None, typer.Option(help="Tensor type for token embeddings (default: f16, or their type in a GGUF source).")
 ]
 OutputType = Annotated[
-    str | None, typer.Option(help="Tensor type of the output layer, where it has its own (default: likewise).")
+    str | None,
+    typer.Option(help="Tensor type for a separate output layer (default: f16, or its type in a GGUF source)."),
 ]
 MaxBits = Annotated[
     float | None,
-    typer.Option(help="With auto: where no ternary type is exact, the type of least error of at most so many bits."),
+    typer.Option(
+        help="With --type auto: if no ternary type is exact, use the most exact type up to this many bits per weight."
+    ),
 ]
 Check = Annotated[
-    bool, typer.Option("--check/--no-check", help="Compare the file's token ids with the source tokenizer's.")
+    bool, typer.Option("--check/--no-check", help="Compare the file's token ids with those of the source's tokenizer.")
 ]
 MaxShardSize = Annotated[
-    str | None, typer.Option(help="Split the file into parts of at most this size: bytes, or such as 500M or 4G.")
+    str | None, typer.Option(help="Split the file into parts of at most this many bytes, e.g. 500M or 4G.")
 ]
 
 
@@ -73,7 +77,7 @@ def convert(
     max_shard_size: MaxShardSize = None,
     threads: options.Threads = None,
 ) -> None:
-    """Convert a Hugging Face checkpoint, or a GGUF file, to a GGUF file with ternary tensors."""
+    """Convert a Hugging Face model or a GGUF file to a GGUF file with ternary tensors."""
     choices: Choices = {
         "target": target,
         "fallback": fallback,
@@ -89,9 +93,9 @@ def convert(
         _print_plan(plan, json_output)
         return
     if out is None:
-        raise typer.BadParameter("name the file to write, or add --dry-run", param_hint="OUT")
+        raise typer.BadParameter("name the GGUF file to write, or add --dry-run", param_hint="OUT")
     try:
-        with show_progress(json_output) as progress, _uncollected():
+        with show_progress(json_output) as progress, _without_gc():
             result = converter.convert(
                 model,
                 out,
@@ -111,8 +115,8 @@ def convert(
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Leave cycles alone: a vocabulary is a million small objects, to look through which takes a tenth of the time."""
+def _without_gc() -> Iterator[None]:
+    """Pause garbage collection: scanning the vocabulary's million small objects takes a tenth of the time."""
     gc.disable()
     try:
         yield
@@ -135,7 +139,7 @@ def _print_plan(plan: FilePlan, json_output: bool) -> None:
     if json_output:
         print(json.dumps(plan.as_json()))
         return
-    from rich.console import Console  # not at the top: help shouldn't wait for it
+    from rich.console import Console  # imported here to keep --help fast
     from rich.table import Table
 
     table = Table("tensor", "type", "shape", "bytes", "exact", "reason", box=None, pad_edge=False)

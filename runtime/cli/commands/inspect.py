@@ -1,4 +1,4 @@
-"""`tritgguf inspect`: what a model is, what grids its weights are on, and which types would hold it."""
+"""`tritgguf inspect`: show a model's tensors, the grids of their weights, and the types that store them exactly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 NOTES_SHOWN = 5
-_NEAR = "every code exact, the scales rounded to fp16"
+_NEAR = "codes exact, scales rounded to fp16"
 
 
 def inspect(
@@ -29,8 +29,8 @@ def inspect(
     json_output: options.JsonOutput = False,
     threads: options.Threads = None,
 ) -> None:
-    """Show what a model is, which tensor types hold it exactly, how large the files are and where they run."""
-    from rich.console import Console  # not at the top: help shouldn't wait for these
+    """Show a model's tensors, which types store them exactly, and each type's file size and platforms."""
+    from rich.console import Console  # imported here to keep --help fast
     from rich.markup import escape
 
     from tritgguf.converter.inspection.inspect import inspect as look
@@ -53,7 +53,7 @@ def inspect(
     for note in found.notes[:NOTES_SHOWN]:
         print(f"note: {note}")
     if len(found.notes) > NOTES_SHOWN:
-        print(f"note: and {len(found.notes) - NOTES_SHOWN} more; --json has them all")
+        print(f"note: and {len(found.notes) - NOTES_SHOWN} more; --json lists all")
     if found.refused:
         print(f"can't be converted: {found.refused}")
 
@@ -102,11 +102,11 @@ def _grid(tensor: TensorFacts) -> str:
     if grid is None:
         return "no" if tensor.zeros is not None else ""
     levels = "" if grid.levels == 3 else f"{grid.levels} levels per "
-    return levels + grid.extent.removesuffix(" columns") + (f", {grid.strays} strays" if grid.strays else "")
+    return levels + grid.extent.removesuffix(" columns") + (f", {grid.strays} outliers" if grid.strays else "")
 
 
 def _types(tensor: TensorFacts) -> str:
-    """The ternary types where there are any, else floats: of those the larger ones hold what the smaller hold."""
+    """Return the exact ternary types; else the nearly exact ones, marked ≈; else the exact float types."""
     from tritgguf.converter.quant.codec import codecs
 
     known = codecs()

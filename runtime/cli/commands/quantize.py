@@ -1,4 +1,4 @@
-"""`tritgguf quantize`: a Hugging Face folder becomes another, quantized; or a packed one plain."""
+"""`tritgguf quantize`: write a quantized Hugging Face folder, or a packed one as plain floats."""
 
 from __future__ import annotations
 
@@ -24,16 +24,22 @@ if TYPE_CHECKING:
 SCHEMES = ", ".join(name.replace("_", "-") for name in names("tritgguf.converter.export.schemes"))
 
 ModelPath = Annotated[Path, typer.Argument(help="Hugging Face model folder, plain or packed.")]
-OutPath = Annotated[Path | None, typer.Argument(help="Folder to write; not needed with --dry-run.")]
-SchemeName = Annotated[str | None, typer.Option(help=f"How linear layers are coded: {SCHEMES}.")]
-Dequantize = Annotated[bool, typer.Option("--dequantize", help="Write a packed model out as plain floats.")]
+OutPath = Annotated[Path | None, typer.Argument(help="Folder to write (not needed with --dry-run).")]
+SchemeName = Annotated[str | None, typer.Option(help=f"Quantization scheme for linear layers: {SCHEMES}.")]
+Dequantize = Annotated[bool, typer.Option("--dequantize", help="Write a packed model as plain floats.")]
 Packed = Annotated[
     bool | None,
-    typer.Option("--packed/--dequantized", help="Store codes, or the floats they stand for (default: the scheme's)."),
+    typer.Option(
+        "--packed/--dequantized", help="Store packed codes or dequantized floats (default: depends on the scheme)."
+    ),
 ]
-Dtype = Annotated[str, typer.Option(help="Type of floats that a dequantized folder holds: f16, bf16 or f32.")]
-Embeddings = Annotated[str, typer.Option(help="absmean-g64's embeddings and output layer: packed or plain.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Keep finished files if interrupted, and go on with them.")]
+Dtype = Annotated[str, typer.Option(help="Float type for dequantized weights: f16, bf16 or f32.")]
+Embeddings = Annotated[
+    str, typer.Option(help="How absmean-g64 stores embeddings and the output layer: packed or plain.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Keep finished files if interrupted; reuse those of an interrupted run.")
+]
 
 
 def quantize(
@@ -51,9 +57,9 @@ def quantize(
     json_output: options.JsonOutput = False,
     threads: options.Threads = None,
 ) -> None:
-    """Quantize a Hugging Face checkpoint and write it as a Hugging Face folder."""
+    """Quantize a Hugging Face model and write it as a Hugging Face folder."""
     if (scheme is None) != dequantize:
-        raise typer.BadParameter("give either a scheme or --dequantize", param_hint="--scheme")
+        raise typer.BadParameter("give either --scheme or --dequantize", param_hint="--scheme")
     form = converter.form_named(
         scheme,
         dequantized=None if packed is None else not packed,
@@ -111,7 +117,7 @@ def _print_notes(plan: ExportPlan) -> None:
 
 
 def _bits(plan: ExportPlan) -> str:
-    return f"; {plan.coded_bits:.3f} bits per weight in coded tensors" if plan.form.scheme else ""
+    return f"; {plan.coded_bits:.3f} bits per weight in quantized tensors" if plan.form.scheme else ""
 
 
 COMMAND = Command("quantize", quantize, rank=6)
