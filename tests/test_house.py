@@ -16,7 +16,7 @@ from tritgguf.converter.model.architecture import architectures
 from tritgguf.converter.quant.codec import codecs
 from tritgguf.converter.quant.method import methods
 from tritgguf.runtime.cli import main as cli
-from tritgguf.runtime.cli.main import COMMANDS
+from tritgguf.runtime.cli.command import commands
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*ROOT.glob("converter/**/*.py"), *ROOT.glob("runtime/**/*.py")]
@@ -92,7 +92,7 @@ def test_every_architecture_says_which_classes_it_reads(architecture) -> None:
     assert all(name in text for name in architecture.classes)
 
 
-@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)], ids=" ".join)
+@pytest.mark.parametrize("arguments", [[], *([name] for name in commands())], ids=" ".join)
 def test_help_loads_nothing_that_takes_long(arguments: list[str]) -> None:
     """They take longer to load than the help takes to print; commands load them when they run."""
     program = "from tritgguf.runtime.cli.main import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from gguf import GGUFValueType, Keys
 
-from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, Value
 
 NUMBER, COUNT, TENSOR_COUNT = (
@@ -22,20 +21,6 @@ NUMBER, COUNT, TENSOR_COUNT = (
 KEYS = (NUMBER, COUNT, TENSOR_COUNT)
 MOST_PARTS = 1 << 16  # split.count is a 16-bit number
 _NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-
-
-def size_in_bytes(size: int | str) -> int:
-    """Return a size such as 4000000000, "4G" or "500M" in bytes; raise UnsupportedError for anything else.
-
-    >>> size_in_bytes("1.5G")
-    1500000000
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)B?", str(size).strip().upper())
-    n_bytes = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if n_bytes < 1:
-        raise UnsupportedError(f"{size!r} is no size of a file; expected bytes, or a number with K, M or G, such as 4G")
-    return n_bytes
 
 
 def part_paths(out: Path, n_parts: int) -> list[Path]:

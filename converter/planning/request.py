@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tritgguf.converter.core.sizes import parse_size
 from tritgguf.converter.errors import UnsupportedError
-from tritgguf.converter.gguf_io.parts import size_in_bytes
 from tritgguf.converter.planning.targets import refuses, ternary_types
 from tritgguf.converter.quant.codec import AnyCodec, codec_named, codecs
 from tritgguf.converter.quant.method import Method, method_named
@@ -59,7 +59,7 @@ class Request:
             codec_named(output_type) if output_type else None,
             allow_lossy,
             max_bits,
-            None if max_shard_size is None else size_in_bytes(max_shard_size),
+            None if max_shard_size is None else parse_size(max_shard_size),
         )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.chat.sampling import MAX_SEED, PENALTY_TOKENS, Sampling
 from tritgguf.runtime.engine import relu2
@@ -215,8 +216,8 @@ class Model:
         needed, available = n_ctx * n_rows * head_bytes, available_memory()
         if available is not None and needed > available:
             raise EngineError(
-                f"{self.path}: a context of {n_ctx} tokens needs {needed / 1e9:.1f} GB of memory, "
-                f"{available / 1e9:.1f} GB are free; ask for a smaller context"
+                f"{self.path}: a context of {n_ctx} tokens needs {format_size(needed)} of memory, "
+                f"{format_size(available)} are free; ask for a smaller context"
             )
 
     def close(self) -> None:
