@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.errors import EngineError
-from tritgguf.runtime.chat.sampling import MAX_SEED, PENALTY_TOKENS, Sampling
 from tritgguf.runtime.engine import relu2
 from tritgguf.runtime.engine.gguf_header import Header, check_loadable, read_header
 from tritgguf.runtime.engine.hardware import available_memory
 from tritgguf.runtime.engine.interrupt import interruptible
 from tritgguf.runtime.engine.native_log import NativeLog
+from tritgguf.runtime.engine.sampling import MAX_SEED, PENALTY_TOKENS, Sampling
 
 # A failing assertion in ggml would otherwise start gdb on this process to print a C backtrace.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
