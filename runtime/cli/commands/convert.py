@@ -15,7 +15,7 @@ import typer
 
 from tritgguf import converter
 from tritgguf.converter.core.registry import names
-from tritgguf.converter.planning.targets import TERNARY_TYPES
+from tritgguf.converter.planning.targets import TARGETS
 from tritgguf.runtime.cli.progress import show_progress
 from tritgguf.runtime.cli.sizes import shown_size
 
@@ -33,7 +33,7 @@ ModelPath = Annotated[
 ]
 OutPath = Annotated[Path | None, typer.Argument(help="GGUF file to write; not needed with --dry-run.")]
 TypeName = Annotated[str, typer.Option(help=f"Tensor type of the linear layers: auto (smallest exact) or {TYPES}.")]
-Target = Annotated[str, typer.Option("--for", help=f"What auto chooses for: {', '.join(TERNARY_TYPES)}.")]
+Target = Annotated[str, typer.Option("--for", help=f"What auto chooses for: {', '.join(TARGETS)}.")]
 MethodName = Annotated[str, typer.Option(help=f"How linear layers that aren't ternary yet are made so: {METHODS}.")]
 Fallback = Annotated[
     str | None, typer.Option(help="Type of linear layers whose rows don't fit --type: f16; without it, stop.")
