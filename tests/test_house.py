@@ -10,7 +10,7 @@ import pytest
 
 import tritgguf.converter
 import tritgguf.runtime
-from tritgguf.converter.checkpoint.packing import sources
+from tritgguf.converter.checkpoint.packing import packings
 from tritgguf.converter.export.scheme import schemes
 from tritgguf.converter.model.architecture import architectures
 from tritgguf.converter.quant.codec import codecs
@@ -82,7 +82,7 @@ def test_the_tables_of_the_docs_are_complete() -> None:
     assert sorted(table("Tensor types")) == sorted(codecs())
     assert sorted(table("Methods")) == sorted(methods())
     assert sorted(table("Schemes")) == sorted(schemes())
-    assert sorted(table("Sources")) == sorted(sources())
+    assert sorted(table("Packings")) == sorted(packings())
     assert sorted(table("Architectures")) == sorted(a.name for a in architectures())
 
 

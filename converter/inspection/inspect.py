@@ -20,7 +20,7 @@ from gguf import GGML_QUANT_VERSION, Keys
 
 from tritgguf.converter.checkpoint import safetensors_reader as safetensors_files
 from tritgguf.converter.checkpoint.config_json import ConfigJson
-from tritgguf.converter.checkpoint.packing import read_source
+from tritgguf.converter.checkpoint.packing import read_packing
 from tritgguf.converter.core.parallel import n_threads, parallel
 from tritgguf.converter.core.progress import Progress, counted
 from tritgguf.converter.core.tensors import SourceTensor
@@ -36,7 +36,7 @@ from tritgguf.converter.planning.choose_types import choose_type, with_scale_ten
 from tritgguf.converter.planning.encoders import encoder_for
 from tritgguf.converter.planning.file_plan import FilePart, TensorPlan
 from tritgguf.converter.planning.request import Request
-from tritgguf.converter.planning.targets import NOT_ON, SLOW_ON_X86, TERNARY_TYPES
+from tritgguf.converter.planning.targets import TARGETS
 from tritgguf.converter.quant.codec import AnyCodec, Codec, codecs
 from tritgguf.converter.quant.method import method_named
 
@@ -180,8 +180,8 @@ def _open_tensors(path: Path) -> tuple[Mapping[str, SourceTensor], str | None]:
     stored = safetensors_files.read_tensors(path)
     linear = {name for name, tensor in stored.items() if _role(name, tensor.shape) == "linear"}
     try:
-        source, tensors = read_source(_config(path), stored, linear)
-        return tensors, source
+        packing, tensors = read_packing(_config(path), stored, linear)
+        return tensors, packing
     except TritggufError:
         return stored, None
 
@@ -271,8 +271,8 @@ def _size(model: Model, codec: AnyCodec, facts: Mapping[str, TensorFacts], other
         n_exact=None if model.tensors is None else n_exact,
         n_near=None if model.tensors is None else n_near,
         n_unfit=n_unfit,
-        runs_on=_runs_on(codec, model.targets or tuple(TERNARY_TYPES)),
-        slow_on=("x86",) if codec.name in SLOW_ON_X86 else (),
+        runs_on=_runs_on(codec, model.targets or TARGETS),
+        slow_on=("x86",) if codec.slow_on_x86 else (),
     )
 
 
@@ -284,8 +284,5 @@ def _file_bytes(model: Model, plans: Sequence[TensorPlan]) -> int:
 
 
 def _runs_on(codec: Codec, targets: Sequence[str]) -> tuple[str, ...]:
-    """Return where the type has kernels, among where the graph runs; float types have some everywhere."""
-    places = tuple(target for target in targets if target != "any")
-    if codec.ternary:
-        return tuple(target for target in places if codec.name in TERNARY_TYPES[target])
-    return tuple(target for target in places if target not in NOT_ON.get(codec.name, ()))
+    """Return where the type has fast kernels, among where the graph runs."""
+    return tuple(target for target in targets if target in codec.runs_on)

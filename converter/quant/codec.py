@@ -14,14 +14,20 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType, quants
 
 from tritgguf.converter.core.floats import BEYOND_F16, narrowed, widened
 from tritgguf.converter.core.kernels import PACKINGS, Kernel
-from tritgguf.converter.core.registry import offered
+from tritgguf.converter.core.registry import by_name
 from tritgguf.converter.core.tensors import ByteArray, CodedRows, Codes, Float32Array, Floats, PackedRows
 from tritgguf.converter.errors import TensorError, UnsupportedError
+
+# Where programs run a file: the targets of `--for` but "any", which means all of these.
+EVERYWHERE = ("cpu", "cuda", "metal", "vulkan", "ollama")
 
 
 class Codec(ABC):
     """One GGUF tensor type: `block` values of a row become `block_bytes` bytes.
 
+    `runs_on` are the targets where the pinned llama.cpp has fast kernels for the type; elsewhere it runs, if at all, on
+    the CPU or by unpacked arithmetic, and `--type auto` doesn't choose it. Programs of the targets in `refused_by` load
+    no file with a tensor of it.
     `grid_levels` are the grids, by their number of levels, that `pack_grid` stores better than floats would be.
     """
 
@@ -31,6 +37,9 @@ class Codec(ABC):
     block: int
     block_bytes: int
     ternary: bool
+    runs_on: tuple[str, ...] = ()
+    refused_by: tuple[str, ...] = ()
+    slow_on_x86: bool = False
     for_linear: bool = True
     grid_levels: tuple[int, ...] = ()
 
@@ -153,8 +162,8 @@ AnyCodec: TypeAlias = FloatCodec | TernaryCodec  # told apart by `ternary`
 
 def codecs() -> dict[str, AnyCodec]:
     """Return every codec by its name."""
-    found = cast("tuple[AnyCodec, ...]", offered("tritgguf.converter.quant.codecs", "CODEC", Codec))
-    return {codec.name: codec for codec in found}
+    """Return every codec by its name."""
+    return cast("dict[str, AnyCodec]", by_name("tritgguf.converter.quant.codecs", "CODEC", Codec))
 
 
 def float_codecs() -> dict[str, FloatCodec]:

@@ -16,7 +16,7 @@ import typer
 from tritgguf import converter
 from tritgguf.converter.core.registry import names
 from tritgguf.converter.core.sizes import format_size
-from tritgguf.converter.planning.targets import TERNARY_TYPES
+from tritgguf.converter.planning.targets import TARGETS
 from tritgguf.runtime.cli import options
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.progress import show_progress
@@ -33,7 +33,7 @@ OutPath = Annotated[Path | None, typer.Argument(help="GGUF file to write (not ne
 TypeName = Annotated[
     str, typer.Option(help=f"Tensor type for linear layers: auto (the smallest exact one) or {TYPES}.")
 ]
-Target = Annotated[str, typer.Option("--for", help=f"Where the file will run: {', '.join(TERNARY_TYPES)}.")]
+Target = Annotated[str, typer.Option("--for", help=f"Where the file will run: {', '.join(TARGETS)}.")]
 MethodName = Annotated[str, typer.Option(help=f"How to ternarize linear layers that aren't ternary: {METHODS}.")]
 Fallback = Annotated[
     str | None, typer.Option(help="Tensor type for linear layers whose rows don't fit --type: f16 (default: stop).")

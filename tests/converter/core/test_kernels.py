@@ -356,7 +356,7 @@ CONVERSIONS = {
     "floats as f16": ("llama-llama3", {"type": "f16"}),
     "bitnet packing": ("falcon3", {}),
     "bitnet packing, a scale per row": ("llama-rows", {"type": "q2_k", "allow_lossy": True}),
-    "bitnet masters": ("2b4t-online", {"type": "q4_0"}),
+    "bitnet latent weights": ("2b4t-online", {"type": "q4_0"}),
     "base-3 packing": ("14b-seed", {"type": "q2_0"}),
     "base-3 packing with padding": ("14b-padded", {"type": "q4_0"}),
     "grid of 128": ("bonsai", {"type": "q2_0"}),

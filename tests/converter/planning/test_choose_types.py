@@ -15,7 +15,7 @@ from tritgguf.converter import TensorError, UnsupportedError, convert, plan
 from tritgguf.converter.checkpoint.safetensors_reader import read_tensors
 from tritgguf.converter.gguf_io.reader import read_gguf
 from tritgguf.converter.model.decoder import pair_neighbours
-from tritgguf.converter.planning.targets import TERNARY_TYPES, is_x86
+from tritgguf.converter.planning.targets import TARGETS, is_x86, ternary_types
 
 
 def rewritten(folder: Path, change: Callable[[str, np.ndarray], np.ndarray]) -> Path:
@@ -83,7 +83,7 @@ def test_the_error_that_is_named_is_the_one_that_would_be_made(grid128: Path, tm
     assert f"by {made:.0%} (relative error)" in message
 
 
-@pytest.mark.parametrize(("target", "names"), TERNARY_TYPES.items())
+@pytest.mark.parametrize(("target", "names"), [(target, ternary_types(target)) for target in TARGETS])
 def test_auto_takes_what_holds_a_128_grid_on_each_target(target: str, names: tuple[str, ...], grid128: Path) -> None:
     slow = target == "cpu" and is_x86()
     expected = next(name for name in names if name in ("q2_0", "q4_0") and not (slow and name == "q2_0"))
@@ -179,7 +179,7 @@ def test_ternary_embeddings_may_stay_ternary(type_name: str, tmp_path: Path) -> 
         assert np.isfinite(session.logits([5, 6, 7])).all()
 
 
-@pytest.mark.parametrize("target", [target for target in TERNARY_TYPES if target != "cpu"])
+@pytest.mark.parametrize("target", [target for target in TARGETS if target != "cpu"])
 def test_a_model_that_only_this_runtime_computes_is_made_for_nothing_else(target: str, tmp_path: Path) -> None:
     model = packed_checkpoints.build("2b4t", tmp_path / "model")
     assert linear_types(plan(model)) == {"tq1_0"}
