@@ -1,5 +1,6 @@
 """A command is one new file in runtime/cli/commands/."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,10 +54,8 @@ def test_a_file_adds_a_command(tmp_path: Path) -> None:
 def test_the_help_lists_the_commands_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "greet.py").write_text(GREET)
     shown = run(tmp_path, "--help").stdout
-    words = [line.strip("│ ").split(maxsplit=1)[0] for line in shown.partition("Commands")[2].splitlines()[1:-1]]
-    listed = [word for word in words if f"│ {word} " in shown]
-    known = ["convert", "chat", "inspect", "verify", "ollama", "quantize", "greet"]
-    assert [word for word in listed if word in known] == known
+    listed = re.findall(r"^[│ ] (\w+)  ", shown.partition("Commands")[2], re.M)
+    assert listed == ["convert", "chat", "inspect", "verify", "ollama", "quantize", "greet"]
 
 
 def test_a_file_without_a_command_is_named(tmp_path: Path) -> None:
