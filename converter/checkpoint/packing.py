@@ -22,8 +22,8 @@ class Packing:
     `recognizes` tells from config.json and the stored tensors whether a checkpoint has this packing. `read` also gets
     the names of the linear tensors, and returns all tensors; it raises SourceError, TensorError or UnsupportedError
     where the checkpoint contradicts itself or can't be read exactly. A `last_resort` is asked only where no other
-    packing recognizes the checkpoint. `packer` takes the quantization_config that config.json will have and returns what
-    writes tensors; None: this packing is only read.
+    packing recognizes the checkpoint. `packer` takes the quantization_config that config.json will have and returns
+    what writes tensors; None: this packing is only read.
     """
 
     name: str

@@ -35,7 +35,7 @@ def read(folder: Path, tensors: packed_checkpoints.Stored, quantization: dict[st
     """Return what the converter reads where the folder holds these tensors."""
     folder.mkdir()
     packed_checkpoints.write_tensors(folder, tensors)
-    _, found = read_packing({"quantization_config": quantization}, read_tensors(folder), linear=())
+    _, found = read_packing({"quantization_config": quantization}, read_tensors(folder), linear={KEY})
     assert list(found) == [KEY]
     return found[KEY].read(slice(None))
 
