@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tritgguf.converter.core.json_files import read_object
 from tritgguf.converter.errors import SourceError
 
 ConfigJson = Mapping[str, Any]
@@ -36,10 +36,4 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise SourceError(f"{folder} has no config.json; expected a Hugging Face model folder")
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"config.json can't be read: {error}") from error
-    if not isinstance(config, dict):
-        raise SourceError("config.json isn't a JSON object")
-    return config
+    return read_object(path, SourceError)

@@ -1,22 +1,22 @@
-"""What a checkpoint's card says that nothing here computes with: its licence, and how its authors sample from it."""
+"""Keys about a model that don't change what it computes: its licence, and the sampling that its authors recommend."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from gguf import GGUFValueType, Keys
+from gguf import Metadata as GgufMetadata
 
+from tritgguf.converter.core.json_files import read_object_if_present
+from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_io.metadata import Metadata, Value, float32, string
-from tritgguf.converter.tokenizer.files import read_object_if_present
 
-_FRONT_MATTER = re.compile(r"\A---\n(.*?)^---$", re.S | re.M)
 _LICENSE = {
     "license": Keys.General.LICENSE,
     "license_name": Keys.General.LICENSE_NAME,
     "license_link": Keys.General.LICENSE_LINK,
 }
-# Keys of generation_config.json, and what llama.cpp's programs read them as.
+# Keys of generation_config.json, and the keys that llama.cpp's programs read them from.
 _SAMPLING = {
     "temperature": Keys.General.SAMPLING_TEMP,
     "top_p": Keys.General.SAMPLING_TOP_P,
@@ -25,10 +25,35 @@ _SAMPLING = {
 }
 
 
-def card_metadata(folder: Path) -> Metadata:
-    """Return the licence of README.md's front matter and the sampling of generation_config.json, where they are."""
-    keys: Metadata = {key: string(text) for name, key in _LICENSE.items() if (text := _license(folder, name))}
-    generation = read_object_if_present(folder / "generation_config.json")
+def card_metadata(folder: Path) -> tuple[Metadata, list[str]]:
+    """Return the keys of README.md's licence and generation_config.json's sampling, and notes for the user.
+
+    A missing file gives no keys. Front matter that can't be read gives a note and no licence. A damaged
+    generation_config.json raises SourceError.
+    """
+    licence, notes = _licence(folder)
+    return licence | _sampling(folder), notes
+
+
+def _licence(folder: Path) -> tuple[Metadata, list[str]]:
+    try:
+        card = GgufMetadata.load_model_card(folder)
+    except Exception as error:  # PyYAML raises YAMLError, and ValueError for a date that doesn't exist, among others
+        reason = f"{' '.join(str(error).split()):.120}"
+        return {}, [f"README.md: the front matter can't be read, so the file has no licence key ({reason})"]
+    return {key: string(text) for name, key in _LICENSE.items() if (text := _text(card.get(name)))}, []
+
+
+def _text(value: object) -> str | None:
+    """Return a value of the front matter as text: of a list, its values; None where there is nothing to write."""
+    if isinstance(value, list):
+        return ", ".join(text for item in value if (text := _text(item)))
+    return None if value is None or isinstance(value, dict) else str(value)
+
+
+def _sampling(folder: Path) -> Metadata:
+    generation = read_object_if_present(folder / "generation_config.json", SourceError)
+    keys: Metadata = {}
     for name, key in _SAMPLING.items():
         value = generation.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -36,12 +61,3 @@ def card_metadata(folder: Path) -> Metadata:
     if type(top_k := generation.get("top_k")) is int:
         keys[Keys.General.SAMPLING_TOP_K] = Value(top_k, GGUFValueType.INT32)
     return keys
-
-
-def _license(folder: Path, name: str) -> str | None:
-    readme = folder / "README.md"
-    if not readme.is_file():
-        return None
-    matter = _FRONT_MATTER.match(readme.read_text(encoding="utf-8-sig", errors="replace"))
-    entry = re.search(rf"^{name}:[ \t]*(\S.*?)[ \t]*$", matter[1], re.M) if matter else None
-    return entry[1].strip("'\"") if entry else None

@@ -49,11 +49,9 @@ def open_hf_model(folder: Path, *, load_tokenizer: bool = True) -> Model:
     else:
         tensors, left_out = match_tensors(specs, checkpoint.tensors, config)
         notes += left_out
-    general: Metadata = {
-        Keys.General.TYPE: string("model"),
-        Keys.General.NAME: string(folder.resolve().name),
-        **card_metadata(folder),
-    }
+    card, card_notes = card_metadata(folder)
+    notes += card_notes
+    general: Metadata = {Keys.General.TYPE: string("model"), Keys.General.NAME: string(folder.resolve().name), **card}
     metadata = joined(architecture.metadata(config), general, tokenizer.metadata if tokenizer else {})
     return Model(
         path=folder,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tritgguf.converter.core import json_files
 from tritgguf.converter.errors import TokenizerError
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -60,32 +60,15 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TokenizerError(
-            f"{path.name} isn't UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}; fetch it again"
-        ) from error
-    except OSError as error:
-        raise TokenizerError(f"{path.name} can't be read: {error.strerror}") from error
+    return json_files.read_text(path, TokenizerError)
 
 
 def parse_object(text: str, name: str) -> dict[str, Any]:
-    try:
-        parsed = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise TokenizerError(
-            f"{name} is damaged at line {error.lineno}, column {error.colno}: {error.msg}; fetch the file again"
-        ) from error
-    except RecursionError as error:
-        raise TokenizerError(f"{name} is nested too deeply to be a tokenizer file; fetch the file again") from error
-    if not isinstance(parsed, dict):
-        raise TokenizerError(f"{name} holds a JSON {type(parsed).__name__}; expected an object")
-    return parsed
+    return json_files.parse_object(text, name, TokenizerError)
 
 
 def read_object_if_present(path: Path) -> dict[str, Any]:
-    return parse_object(read_text(path), path.name) if path.is_file() else {}
+    return json_files.read_object_if_present(path, TokenizerError)
 
 
 def token_text(entry: object) -> str | None:

@@ -30,12 +30,12 @@ def missing_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
-@attack("config.json can't be read")
+@attack("config.json is damaged at line 1, column 20: .*; fetch the file again")
 def broken_config(folder: Path) -> None:
     (folder / "config.json").write_text('{"architectures": [')
 
 
-@attack("config.json isn't a JSON object")
+@attack("config.json holds a JSON list; expected an object")
 def config_is_a_list(folder: Path) -> None:
     (folder / "config.json").write_text("[1]")
 

@@ -216,7 +216,7 @@ def test_the_card_s_licence_and_sampling_go_into_the_file(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "readme", [None, "# no front matter\nlicense: mit\n", "---\nlicense:\n---\n", "---\nlicense: mit\n"]
+    "readme", [None, "# no front matter\nlicense: mit\n", "---\nlicense:\n---\n", "---\nlicense: {}\n---\n"]
 )
 def test_a_card_without_a_licence(readme: str, tmp_path: Path) -> None:
     model = checkpoints.build("llama-tied", tmp_path / "model")

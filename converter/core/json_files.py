@@ -1,0 +1,47 @@
+"""JSON files of a model folder, with errors that name the file and the place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tritgguf.converter.errors import TritggufError
+
+
+def read_text(path: Path, error: type[TritggufError]) -> str:
+    """Return a UTF-8 file's text without a byte order mark; raise `error` where it can't be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as caught:
+        byte = caught.object[caught.start]
+        raise error(f"{path.name} isn't UTF-8 text: byte {caught.start} is 0x{byte:02x}; fetch it again") from caught
+    except OSError as caught:
+        raise error(f"{path.name} can't be read: {caught.strerror}") from caught
+
+
+def parse_object(text: str, name: str, error: type[TritggufError]) -> dict[str, Any]:
+    """Return the JSON object that the file `name` holds; raise `error` where it is damaged or no object."""
+    try:
+        parsed = json.loads(text)
+    except json.JSONDecodeError as caught:
+        raise error(
+            f"{name} is damaged at line {caught.lineno}, column {caught.colno}: {caught.msg}; fetch the file again"
+        ) from caught
+    except RecursionError as caught:
+        raise error(f"{name} is nested too deeply; fetch the file again") from caught
+    except ValueError as caught:  # such as a number of more digits than Python reads
+        raise error(f"{name} is damaged: {caught}; fetch the file again") from caught
+    if not isinstance(parsed, dict):
+        raise error(f"{name} holds a JSON {type(parsed).__name__}; expected an object")
+    return parsed
+
+
+def read_object(path: Path, error: type[TritggufError]) -> dict[str, Any]:
+    """Return the JSON object that a file holds; raise `error` where it can't be read."""
+    return parse_object(read_text(path, error), path.name, error)
+
+
+def read_object_if_present(path: Path, error: type[TritggufError]) -> dict[str, Any]:
+    """Return the JSON object that a file holds, empty where there is no file; raise `error` where it is damaged."""
+    return read_object(path, error) if path.is_file() else {}
