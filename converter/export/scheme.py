@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy.typing as npt
 
 from tritgguf.converter.checkpoint.safetensors_layout import Entry
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.registry import offered
 from tritgguf.converter.core.tensors import ByteArray, CodedRows, Float32Array, RowIndices, SourceTensor, row_chunks
 from tritgguf.converter.errors import TensorError, UnsupportedError
@@ -21,7 +22,6 @@ from tritgguf.converter.quant.codec import FloatCodec, codec_named
 from tritgguf.converter.quant.grids import Grid
 
 Piece: TypeAlias = tuple[str, int, ByteArray]  # the entry, the offset in it, the bytes that stand there
-FLOAT_CODECS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class FloatPacking:
 
     @property
     def codec(self) -> FloatCodec:
-        codec = codec_named(FLOAT_CODECS[self.dtype])
+        codec = codec_named(FLOAT_DTYPES[self.dtype].codec)
         assert isinstance(codec, FloatCodec)
         return codec
 

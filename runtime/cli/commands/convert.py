@@ -98,6 +98,10 @@ def convert(
         return
     if out is None:
         raise typer.BadParameter("name the file to write, or add --dry-run", param_hint="OUT")
+    from tritgguf.runtime.engine.token_ids_process import (
+        token_ids_process,  # not at the top: help shouldn't wait for it
+    )
+
     try:
         with show_progress(json_output) as progress, _uncollected():
             result = converter.convert(
@@ -106,7 +110,7 @@ def convert(
                 type,
                 method,
                 force=force,
-                check=check,
+                check=token_ids_process if check else False,
                 threads=threads,
                 progress=progress,
                 planned=None if json_output else _print_notes,

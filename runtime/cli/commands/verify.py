@@ -34,10 +34,11 @@ def verify(
     """Compare a GGUF file with its source: tensors, metadata, token ids, chat template, and logits if asked for."""
     from tritgguf.converter.verification.verify import require_good  # not at the top: help shouldn't wait for these
     from tritgguf.converter.verification.verify import verify as compare
+    from tritgguf.runtime.engine.token_ids_process import token_ids_process
     from tritgguf.runtime.measure.logits_check import compare_logits, compare_templates, logits_problem
 
     with show_progress(json_output) as progress:
-        found = compare(model, out, threads=threads, progress=progress)
+        found = compare(model, out, token_ids=token_ids_process, threads=threads, progress=progress)
     template = compare_templates(found.model.metadata, found.file.metadata)
     problems = [*found.problems, *([template.problem] if template.problem else [])]
     figures = None
