@@ -79,24 +79,27 @@ def _modules(package: str) -> list[str]:
 
 
 def _entry_points(package: str) -> Sequence[EntryPoint]:
-    if not _any_declared(tuple(sys.path)):
+    folder = package.rpartition(".")[2]
+    group = PREFIX + GROUPS.get(folder, folder)
+    if group not in _declared_groups(tuple(sys.path)):
         return ()
     from importlib import metadata  # not at the top: loading it takes a tenth of what printing the help takes
 
-    folder = package.rpartition(".")[2]
-    return tuple(metadata.entry_points(group=PREFIX + GROUPS.get(folder, folder)))
+    return tuple(metadata.entry_points(group=group))
 
 
 @cache
-def _any_declared(path: tuple[str, ...]) -> bool:
-    """Whether a distribution on the path names a plugin: reading these files takes 1 ms, importlib.metadata 30."""
-    return any(_declares(file) for folder in path for file in Path(folder).glob("*-info/entry_points.txt"))
+def _declared_groups(path: tuple[str, ...]) -> frozenset[str]:
+    """Return our groups that distributions on the path declare: 1 ms, where importlib.metadata takes 30."""
+    files = [file for folder in path for file in Path(folder).glob("*-info/entry_points.txt")]
+    return frozenset(group for file in files for group in _groups_of(file))
 
 
-def _declares(file: Path) -> bool:
+def _groups_of(file: Path) -> list[str]:
     with contextlib.suppress(OSError):  # importlib.metadata passes over a file that can't be read, too
-        return f"[{PREFIX}".encode() in file.read_bytes()
-    return False
+        lines = file.read_text("utf-8", errors="replace").splitlines()
+        return [line.strip()[1:-1] for line in lines if line.strip().startswith(f"[{PREFIX}")]
+    return []
 
 
 def _loaded(point: EntryPoint, attribute: str) -> object:

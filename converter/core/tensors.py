@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType
 
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.kernels import KINDS, Kernel
 from tritgguf.converter.core.system import ByteArray as ByteArray
 from tritgguf.converter.core.system import advise
@@ -20,8 +21,6 @@ Float32Array: TypeAlias = npt.NDArray[np.float32]
 Codes: TypeAlias = npt.NDArray[np.int8]
 RowIndices: TypeAlias = npt.NDArray[np.int64]
 Words: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
-
-FLOAT_VIEWS = {"BF16": "<u2", "F16": "<u2", "F32": "<u4"}  # the words that hold each
 
 CHUNK_VALUES = 1 << 19  # two megabytes of float32: they stay in cache
 
@@ -40,7 +39,7 @@ class Floats(NamedTuple):
     @classmethod
     def of(cls, values: Float32Array) -> Floats:
         """Return float32 rows as such."""
-        return cls(np.ascontiguousarray(values).view(FLOAT_VIEWS["F32"]), "F32")
+        return cls(np.ascontiguousarray(values).view(FLOAT_DTYPES["F32"].words), "F32")
 
 
 class SourceTensor(ABC):

@@ -13,9 +13,10 @@ from tritgguf.converter.checkpoint.folder import Checkpoint, open_checkpoint
 from tritgguf.converter.checkpoint.packer import Packer
 from tritgguf.converter.checkpoint.packings.plain import FloatPacker
 from tritgguf.converter.checkpoint.safetensors_layout import Entry, Shard, shards
+from tritgguf.converter.core.dtypes import BY_NAME_IN_CONFIG, FLOAT_DTYPES
 from tritgguf.converter.core.parallel import parallel
 from tritgguf.converter.core.progress import Step
-from tritgguf.converter.core.tensors import FLOAT_VIEWS, CodedTensor, SourceTensor
+from tritgguf.converter.core.tensors import CodedTensor, SourceTensor
 from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.export.scheme import Scheme
 from tritgguf.converter.model.architecture import TensorSpec, architecture_for, linear_names
@@ -23,7 +24,6 @@ from tritgguf.converter.model.match import match_tensors
 from tritgguf.converter.quant.grids import Grid, find_grid
 
 SHARD_BYTES = 4_990_000_000  # with its header a file stays below 5 GB
-DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 ROUNDS_ITSELF = "BitnetForCausalLM"  # 1bitLLM's class makes its weights ternary whatever config.json says
 
 
@@ -161,6 +161,6 @@ def _plain_dtype(source: SourceTensor | None, form: Form, config: Mapping[str, A
         return form.dtype
     if form.scheme is not None and form.scheme.plain_dtype:
         return form.scheme.plain_dtype
-    if source is not None and source.dtype in FLOAT_VIEWS:
+    if source is not None and source.dtype in FLOAT_DTYPES:
         return source.dtype
-    return DTYPE_NAMES.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")
+    return BY_NAME_IN_CONFIG.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tritgguf.converter.checkpoint.safetensors_layout import Shard, index_file
+from tritgguf.converter.core.dtypes import BY_CODEC
 from tritgguf.converter.core.parallel import n_threads, parallel
 from tritgguf.converter.core.progress import Progress, Step, counted
 from tritgguf.converter.core.whole_files import whole_files, write_at
@@ -24,7 +25,6 @@ from tritgguf.converter.export.folder import finished, note_finished, require_fo
 from tritgguf.converter.export.plan import SHARD_BYTES, ExportPlan, Form, TensorExport, plan_export
 from tritgguf.converter.export.scheme import scheme_named
 
-DTYPES = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
 COPIED = (
     "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "generation_config.json", "LICENSE*", "NOTICE*", "configuration_*.py", "modeling_*.py",
@@ -55,18 +55,18 @@ def form_named(
     shard_bytes: int = SHARD_BYTES,
 ) -> Form:
     """Look the names up; raise UnsupportedError listing what there is. Without a scheme, dequantize what is packed."""
-    if dtype not in DTYPES:
-        raise UnsupportedError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if dtype not in BY_CODEC:
+        raise UnsupportedError(f"unknown dtype {dtype!r}; expected one of {', '.join(BY_CODEC)}")
     if embeddings not in ("packed", "plain"):
         raise UnsupportedError(f"embeddings can be packed or plain, found {embeddings!r}")
     if scheme is None:
         if dequantized is False:
             raise UnsupportedError("without a scheme a folder can only be dequantized")
-        return Form(None, True, DTYPES[dtype], shard_bytes=shard_bytes)
+        return Form(None, True, BY_CODEC[dtype], shard_bytes=shard_bytes)
     named = scheme_named(scheme)
     floats = named.dequantized if dequantized is None else dequantized
     packs = named.packs_embeddings and embeddings == "packed"
-    return Form(named, floats, DTYPES[dtype], packs, allow_lossy, shard_bytes)
+    return Form(named, floats, BY_CODEC[dtype], packs, allow_lossy, shard_bytes)
 
 
 def plan_quantization(

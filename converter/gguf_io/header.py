@@ -13,10 +13,9 @@ import numpy as np
 from gguf import GGUF_VERSION, GGUFValueType, Keys
 
 from tritgguf.converter.errors import SourceError
-from tritgguf.converter.gguf_io.cursor import NUMBERS
-from tritgguf.converter.gguf_io.metadata import Metadata, Value
+from tritgguf.converter.gguf_io.header_reader import MAGIC
+from tritgguf.converter.gguf_io.metadata import NUMBER_DTYPES, Metadata, Value
 
-MAGIC = b"GGUF"
 ALIGNMENT = 32
 LENGTH_BYTES = 8  # a text's length stands before it
 
@@ -111,7 +110,7 @@ def _packed_at_once(texts: Sequence[object]) -> bytes | None:
 
 
 def _numbers(numbers: Sequence[object], kind: GGUFValueType) -> bytes:
-    return np.array(numbers, NUMBERS[kind]).tobytes()
+    return np.array(numbers, NUMBER_DTYPES[kind]).tobytes()
 
 
 def _string(text: str | bytes) -> bytes:

@@ -10,6 +10,21 @@ from gguf import GGUFValueType
 
 Scalar: TypeAlias = "int | float | bool | str"
 
+# numpy's type of each kind of number in a file
+NUMBER_DTYPES = {
+    GGUFValueType.UINT8: "<u1",
+    GGUFValueType.INT8: "<i1",
+    GGUFValueType.UINT16: "<u2",
+    GGUFValueType.INT16: "<i2",
+    GGUFValueType.UINT32: "<u4",
+    GGUFValueType.INT32: "<i4",
+    GGUFValueType.FLOAT32: "<f4",
+    GGUFValueType.BOOL: "?",
+    GGUFValueType.UINT64: "<u8",
+    GGUFValueType.INT64: "<i8",
+    GGUFValueType.FLOAT64: "<f8",
+}
+
 
 @dataclass(frozen=True)
 class Value:

@@ -1,26 +1,21 @@
 """Read a GGUF file of any architecture: its typed metadata, and its tensors as sources of float rows.
 
-gguf's own reader isn't used: it keeps an array view per string, which takes seconds for a vocabulary of today, and it
-never ends on an array whose claimed length lies beyond the file. Everything is checked before a weight byte is read.
-Layout: docs/gguf.md in the ggml repository.
+Everything is checked before a weight is read.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, Keys, quants
 
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.floats import checked
 from tritgguf.converter.core.tensors import (
-    FLOAT_VIEWS,
     ByteArray,
     CodedRows,
     Float32Array,
@@ -31,17 +26,12 @@ from tritgguf.converter.core.tensors import (
 )
 from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
 from tritgguf.converter.gguf_io import parts
-from tritgguf.converter.gguf_io.cursor import Cursor, Described
+from tritgguf.converter.gguf_io.header_reader import MAGIC, HeaderReader, TensorDescription, map_file
 from tritgguf.converter.gguf_io.metadata import Metadata
-from tritgguf.converter.quant import ggml_types
 from tritgguf.converter.quant.codec import TernaryCodec, codec_named
 
-MAGIC = b"GGUF"
-VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 TERNARY = ("TQ1_0", "TQ2_0", "Q2_0")  # types that hold little else; this package reads them faster than gguf's
-_PREAMBLE = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of key-value pairs
-assert ggml_types.Q2_0  # the import makes GGMLQuantizationType and quants know Q2_0
 
 
 @dataclass(frozen=True)
@@ -74,13 +64,13 @@ class GgufTensor(SourceTensor):
         return self.data.reshape(math.prod(self.shape[:-1]), -1)[rows]
 
     def floats(self, rows: slice | RowIndices) -> Floats:
-        if self.dtype in FLOAT_VIEWS:
+        if self.dtype in FLOAT_DTYPES:
             stored = np.ascontiguousarray(self.read_bytes(rows))
-            return Floats(stored.view(FLOAT_VIEWS[self.dtype]), self.dtype)
+            return Floats(stored.view(FLOAT_DTYPES[self.dtype].words), self.dtype)
         return super().floats(rows)
 
     def read(self, rows: slice | RowIndices) -> Float32Array:
-        if self.dtype in FLOAT_VIEWS:
+        if self.dtype in FLOAT_DTYPES:
             values, all_finite = checked(self.floats(rows))
             if all_finite:
                 return values
@@ -178,35 +168,11 @@ def _joined(files: Sequence[GgufFile]) -> GgufFile:
 
 
 def _read_file(path: Path) -> GgufFile:
-    data = _mapped(path)
-    if data[: len(MAGIC)] != MAGIC:
-        raise SourceError(f"{path.name} begins with {data[:4]!r}; expected {MAGIC!r}: it is no GGUF file")
-    try:
-        return _read(path, data)
-    except (struct.error, ValueError) as error:
-        raise SourceError(f"{path.name}: the header is damaged or cut off ({error}): fetch it again") from error
-
-
-def _mapped(path: Path) -> mmap.mmap | bytes:
-    if not path.is_file():
-        raise SourceError(f"{path} is no file; expected a GGUF file")
-    try:
-        with path.open("rb") as file:
-            empty = path.stat().st_size == 0
-            return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise SourceError(f"{path.name} can't be read: {error.strerror or error}") from error
-
-
-def _read(path: Path, data: mmap.mmap | bytes) -> GgufFile:
-    _, version, n_tensors, n_values = _PREAMBLE.unpack_from(data, 0)
-    if version not in VERSIONS:
-        what = "big-endian" if version & 0xFFFF == 0 else f"of version {version}"
-        raise UnsupportedError(f"{path.name} is {what}; expected a little-endian GGUF file of version 2 or 3")
-    cursor = Cursor(data, _PREAMBLE.size)
-    metadata = dict(_unique(cursor.entries(n_values), "key"))
-    described = dict(_unique(cursor.tensors(n_tensors), "tensor"))
-    start = _aligned(cursor.offset, metadata)
+    data = map_file(path)
+    header = HeaderReader(path, data)
+    metadata, described = header.metadata(), header.tensors()
+    with header.damage():
+        start = _aligned(header.position, metadata)
     body = np.frombuffer(data, np.uint8)[start:]
     _require_places(path, described, len(body))
     tensors = {
@@ -228,24 +194,15 @@ def _n_bytes(kind: GGMLQuantizationType, shape: Sequence[int]) -> int:
     return math.prod(shape) // block * block_bytes
 
 
-def _require_places(path: Path, described: Mapping[str, Described], body_bytes: int) -> None:
-    """Check that every tensor has its own place in the file, and that the file is all there."""
+def _require_places(path: Path, described: Mapping[str, TensorDescription], body_bytes: int) -> None:
+    """Check that no tensors overlap and that the file holds the data of all of them."""
     end, previous = 0, ""
-    for name, (kind, shape, offset) in sorted(described.items(), key=lambda item: item[1][2]):
+    for name, (kind, shape, offset) in sorted(described.items(), key=lambda item: item[1].offset):
         if offset < end:
-            raise SourceError(f"{path.name}: the data of {name} overlaps {previous}: the file is damaged")
+            raise SourceError(f"{path}: the data of {name} overlaps {previous}; fetch or convert the file again")
         end, previous = offset + _n_bytes(kind, shape), name
     if end > body_bytes:
         raise SourceError(
-            f"{path.name} is truncated: its header promises {end} bytes of tensors, the file has {max(body_bytes, 0)}: "
-            "fetch it again"
+            f"{path}: is truncated, its header promises {end} bytes of tensors, the file has {max(body_bytes, 0)}; "
+            "fetch or convert the file again"
         )
-
-
-def _unique(entries: Iterator[tuple[str, Any]], what: str) -> Iterator[tuple[str, Any]]:
-    seen = set()
-    for name, entry in entries:
-        if name in seen:
-            raise ValueError(f"{what} {name!r} stands there twice")
-        seen.add(name)
-        yield name, entry

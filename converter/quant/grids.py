@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.floats import widened
 from tritgguf.converter.core.kernels import WORDS, Kernel
 from tritgguf.converter.core.tensors import (
@@ -28,7 +29,6 @@ from tritgguf.converter.core.tensors import (
 from tritgguf.converter.quant.codec import fp16
 
 GROUPS = (16, 32, 64, 128, 256)
-FLOAT_DTYPES = ("F32", "F16", "BF16")  # a quantized source has levels of its own, which nobody trained
 BF16_ROUNDING = 2 * 1.01 * 2.0**-8  # of a quotient: half a unit in the last place of each of two bf16 values
 FIRST_LOOK = 1 << 14  # values
 AT_ONCE = 1 << 21  # values: more than numpy likes, since kernels make no float32 of them
@@ -112,6 +112,7 @@ def find_grid(source: SourceTensor) -> Grid | None:
     for rows in row_chunks(source.shape, n_values=AT_ONCE, first=FIRST_LOOK):
         source.read_now(rows)
         floats = source.floats(rows)
+        # A quantized source has levels of its own, which nobody trained.
         if rows.start == 0 and source.dtype in FLOAT_DTYPES and (levels := _finer_levels(widened(floats), finest)):
             return Grid(levels, finest, f"{finest} columns")
         group = finest if evidence.outliers else evidence.widest()  # the fewer groups, the faster

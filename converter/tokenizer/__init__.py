@@ -13,22 +13,25 @@ from typing import Any
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.tokenizer.battery import battery
 from tritgguf.converter.tokenizer.byte_level import byte_level_tokenizer
-from tritgguf.converter.tokenizer.check import RuntimeProcess, carried_tokenizer, check_token_ids
+from tritgguf.converter.tokenizer.check import check_token_ids, passthrough_tokenizer
 from tritgguf.converter.tokenizer.files import SENTENCEPIECE_MODEL, TOKENIZER_JSON, SideFiles, read_side_files
 from tritgguf.converter.tokenizer.merge_scores import has_byte_pieces, merge_scored_tokenizer
 from tritgguf.converter.tokenizer.reference import Reference
 from tritgguf.converter.tokenizer.sentencepiece_model import sentencepiece_tokenizer
 from tritgguf.converter.tokenizer.source import SourceTokenizer
+from tritgguf.converter.tokenizer.token_ids import ReadTokenIds, TokenIdsProvider, installed_provider
 from tritgguf.converter.tokenizer.tokenizer_json import read_tokenizer_json
 
 __all__ = [
     "TOKENIZER_JSON",
-    "RuntimeProcess",
+    "ReadTokenIds",
     "SourceTokenizer",
+    "TokenIdsProvider",
     "battery",
-    "carried_tokenizer",
     "check_token_ids",
     "has_tokenizer",
+    "installed_provider",
+    "passthrough_tokenizer",
     "read_tokenizer",
 ]
 

@@ -17,7 +17,7 @@ class SourceTokenizer:
     token each wherever they stand in a prompt. `notes` are differences that no GGUF file can avoid, one sentence each.
     """
 
-    kind: Literal["bpe", "sentencepiece", "carried"]
+    kind: Literal["bpe", "sentencepiece", "passthrough"]
     metadata: Metadata = field(repr=False)
     special_tokens: tuple[str, ...] = field(repr=False)
     encode_with_source: Callable[[str], list[int]] = field(repr=False)

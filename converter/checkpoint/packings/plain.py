@@ -10,12 +10,11 @@ from tritgguf.converter.checkpoint.packer import Coder, Constants, Packer, Piece
 from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
 from tritgguf.converter.checkpoint.packings import base3, bitnet_packed
 from tritgguf.converter.checkpoint.safetensors_layout import Entry
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.tensors import CodedRows, Float32Array, SourceTensor
 from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
 from tritgguf.converter.quant.codec import FloatCodec, codec_named
 from tritgguf.converter.quant.grids import find_grid
-
-FLOAT_CODECS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
@@ -49,7 +48,7 @@ class FloatPacker(Packer):
 
     @property
     def codec(self) -> FloatCodec:
-        codec = codec_named(FLOAT_CODECS[self.dtype])
+        codec = codec_named(FLOAT_DTYPES[self.dtype].codec)
         assert isinstance(codec, FloatCodec)
         return codec
 

@@ -94,6 +94,8 @@ def convert(
         return
     if out is None:
         raise typer.BadParameter("name the GGUF file to write, or add --dry-run", param_hint="OUT")
+    from tritgguf.runtime.engine.token_ids_process import token_ids_process  # not at the top: the help needn't wait
+
     try:
         with show_progress(json_output) as progress, _without_gc():
             result = converter.convert(
@@ -102,7 +104,7 @@ def convert(
                 type,
                 method,
                 force=force,
-                check=check,
+                check=token_ids_process if check else False,
                 threads=threads,
                 progress=progress,
                 planned=None if json_output else _print_notes,

@@ -35,10 +35,11 @@ def verify(
     """Check a GGUF file against the model it was made from: tensors, metadata, token ids, chat template, logits."""
     from tritgguf.converter.verification.verify import require_good  # imported here to keep --help fast
     from tritgguf.converter.verification.verify import verify as compare
+    from tritgguf.runtime.engine.token_ids_process import token_ids_process
     from tritgguf.runtime.measure.logits_check import compare_logits, compare_templates, logits_problem
 
     with show_progress(json_output) as progress:
-        found = compare(model, out, threads=threads, progress=progress)
+        found = compare(model, out, token_ids=token_ids_process, threads=threads, progress=progress)
     template = compare_templates(found.model.metadata, found.file.metadata)
     problems = [*found.problems, *([template.problem] if template.problem else [])]
     figures = None

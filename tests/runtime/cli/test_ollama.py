@@ -276,7 +276,7 @@ def test_no_file_is_lost(file: Path, monkeypatch, capsys) -> None:
 
 def test_wrong_usage(file: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     assert run_captured(monkeypatch, capsys, "ollama", file)[0] == 2
-    one_line(run_captured(monkeypatch, capsys, "ollama", tmp_path / "nothing.gguf", "x"), "is no file")
+    one_line(run_captured(monkeypatch, capsys, "ollama", tmp_path / "nothing.gguf", "x"), "no such file")
     one_line(run_captured(monkeypatch, capsys, "ollama", file, "x", "--ctx", "99999"), "good for 2 to 2048")
     one_line(run_captured(monkeypatch, capsys, "ollama", file, "x", "--system", 'say """'), "the SYSTEM text holds")
     assert files_in(tmp_path) == {"tiny.gguf"}
