@@ -1,4 +1,4 @@
-"""GGUF key-value pairs with their types, as they will stand in the file."""
+"""GGUF key-value pairs with their types, as they are written to a file."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def int32s(numbers: Sequence[int]) -> Value:
 
 
 def joined(keys: Metadata, *more: Metadata) -> Metadata:
-    """Join metadata; a key that stands twice is a defect of this program."""
+    """Return one mapping of all keys; raise ValueError where two share a key, which is a bug in this program."""
     whole = dict(keys)
     for part in more:
         if twice := whole.keys() & part.keys():

@@ -1,7 +1,7 @@
-"""One GGUF file or several: which tensors go where, and what the parts are called.
+"""The names and keys of a GGUF model that is split into several files, as llama.cpp's gguf-split names them.
 
-Parts are llama.cpp's: `NAME-00001-of-00003.gguf`, the first with all keys, each with `split.no`, `split.count` and
-`split.tensors.count`; a program that is given the first finds the others by their names.
+The files are called `NAME-00001-of-00003.gguf`. The first has all of the model's keys, each has `split.no`,
+`split.count` and `split.tensors.count`. A program that opens the first finds the others by their names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 def part_paths(out: Path, n_parts: int) -> list[Path]:
-    """Return the names of the files that `out` becomes."""
+    """Return the paths of the parts that `out` is split into; one part is `out` itself."""
     if n_parts == 1:
         return [out]
     stem = out.name.removesuffix(".gguf")
@@ -32,7 +32,7 @@ def part_paths(out: Path, n_parts: int) -> list[Path]:
 
 
 def sibling_paths(part: Path, n_parts: int) -> list[Path] | None:
-    """Return all parts of the model that `part` is one of, in order; None where it isn't called as a part is."""
+    """Return all parts of the model that `part` is one of, in order; None where its name isn't a part's."""
     match = _NAME.fullmatch(part.name)
     if match is None or int(match["count"]) != n_parts or not 1 <= int(match["number"]) <= n_parts:
         return None
@@ -40,7 +40,7 @@ def sibling_paths(part: Path, n_parts: int) -> list[Path] | None:
 
 
 def split_keys(number: int, n_parts: int, n_tensors: int) -> Metadata:
-    """Return the keys of one part, counted from 0."""
+    """Return the keys of part `number`, counted from 0."""
     return {
         NUMBER: Value(number, GGUFValueType.UINT16),
         COUNT: Value(n_parts, GGUFValueType.UINT16),

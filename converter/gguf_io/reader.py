@@ -1,4 +1,4 @@
-"""Read a GGUF file of any architecture: its typed metadata, and its tensors as sources of float rows.
+"""Read a GGUF file of any architecture: its typed metadata, and its tensors, read as rows of floats.
 
 Everything is checked before a weight is read.
 """
@@ -31,14 +31,14 @@ from tritgguf.converter.gguf_io.metadata import Metadata
 from tritgguf.converter.quant.codec import TernaryCodec, codec_named
 
 DEFAULT_ALIGNMENT = 32
-TERNARY = ("TQ1_0", "TQ2_0", "Q2_0")  # types that hold little else; this package reads them faster than gguf's
+TERNARY = ("TQ1_0", "TQ2_0", "Q2_0")  # this package decodes these types faster than gguf's does
 
 
 @dataclass(frozen=True)
 class GgufTensor(SourceTensor):
     """One tensor of a memory-mapped GGUF file; `dtype` is its type's name, such as Q4_K, `shape` rows before columns.
 
-    Of a tensor with three or four dimensions the rows are those of all its matrices, one after the other.
+    The rows of a tensor with three or four dimensions are those of all its matrices, one after the other.
     """
 
     name: str
@@ -93,7 +93,7 @@ class GgufTensor(SourceTensor):
         return values
 
     def _coded(self, stored: ByteArray) -> CodedRows | None:
-        """Return rows of a ternary type as codes and finite scales, or None where they are something else."""
+        """Return rows of a ternary type as codes and scales; None where a code is invalid or a scale isn't finite."""
         codec = codec_named(self.dtype.lower())
         assert isinstance(codec, TernaryCodec)
         try:
@@ -105,7 +105,7 @@ class GgufTensor(SourceTensor):
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A GGUF file: its metadata in the file's order, ready to be written again, and its tensors by name."""
+    """A GGUF file: its typed metadata in the file's order, and its tensors by name."""
 
     path: Path
     metadata: Metadata = field(repr=False)
@@ -113,7 +113,7 @@ class GgufFile:
     file_bytes: int
 
     def value(self, key: str, default: object = None) -> object:
-        """Return the plain value of a key."""
+        """Return a key's value without its type, or `default`."""
         return self.metadata[key].data if key in self.metadata else default
 
     @property
@@ -123,7 +123,7 @@ class GgufFile:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether the path is a file that begins as a GGUF file does."""
+    """Return whether the path is a file that begins with GGUF's magic bytes."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -131,9 +131,10 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Open a GGUF file, with all its parts if it is one of several.
+    """Open a GGUF file; where it is one part of a model, open all parts as one file.
 
-    Raises SourceError where it is damaged or a part is missing, UnsupportedError for big-endian files.
+    Raises SourceError where a file is damaged or a part is missing, UnsupportedError for big-endian files, versions
+    other than 2 and 3, and tensor types that gguf doesn't know.
     """
     file = _read_file(path)
     n_parts = file.value(parts.COUNT, 1)
@@ -148,14 +149,14 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def _joined(files: Sequence[GgufFile]) -> GgufFile:
-    """Return the parts of a model as one file, called as the first is."""
+    """Return the parts of a model as one file, under the first part's path."""
     path = files[0].path
     tensors: dict[str, GgufTensor] = {}
     for number, part in enumerate(files):
         if (part.value(parts.NUMBER), part.value(parts.COUNT)) != (number, len(files)):
             raise SourceError(
-                f"{part.path.name} says that it is part {part.value(parts.NUMBER)} of {part.value(parts.COUNT)}, "
-                f"expected {number} of {len(files)}, counted from 0: it belongs to another model, or was renamed"
+                f"{part.path.name} claims to be part {part.value(parts.NUMBER)} of {part.value(parts.COUNT)}, "
+                f"expected {number} of {len(files)}, counted from 0: it belongs to another model or was renamed"
             )
         if twice := tensors.keys() & part.tensors.keys():
             raise SourceError(f"{part.path.name} and another part both hold {min(twice)}: fetch the parts again")

@@ -26,7 +26,7 @@ def check_token_ids(tokenizer: SourceTokenizer, gguf_file: Path, read: ReadToken
             hint = f" ({tokenizer.hint})" if tokenizer.hint else ""
             raise TokenizerError(
                 f"text {text!r:.100} becomes other token ids than in the source tokenizer: "
-                f"{_difference(expected, found)}{hint}; --no-check keeps the file all the same"
+                f"{_difference(expected, found)}{hint}; --no-check writes the file anyway"
             )
     return len(texts)
 

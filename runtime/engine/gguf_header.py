@@ -1,7 +1,7 @@
-"""What the runtime has to know of a GGUF file before the native library sees it.
+"""Check a GGUF file's keys before the native library loads it.
 
-For some damaged files the native library ends the whole process, for others it says no more than "failed to load
-model". What is cheap to check is checked here first.
+For some damaged files the native library ends the whole process, for others its only message is "failed to load
+model". The checks that cost little are done here first.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def read_header(path: Path) -> Header:
 
 
 def vocabulary_only(path: Path, header: Header) -> bytes:
-    """The bytes of a GGUF file with the same key-value pairs as the file at `path`, whose header it is, and no tensors.
+    """Return the bytes of a GGUF file with the key-value pairs of the file at `path` and no tensors.
 
-    The native library checks the extent of every tensor even when only the vocabulary is asked for, so a file whose
-    tensor data isn't written yet can't be given to it as it is.
+    The native library checks that the file has every tensor's data even when it loads only the vocabulary, so it would
+    refuse a file whose data isn't written yet.
     """
     with path.open("rb") as file:
         data = file.read(header.values_end)
@@ -74,14 +74,14 @@ def vocabulary_only(path: Path, header: Header) -> bytes:
 
 
 def _as_one_part(values: bytes) -> bytes:
-    """The key-value pairs with the number of parts set to 1: the native library would look for the others."""
+    """Set the number of parts to 1 in the key-value pairs: the native library would look for the other parts."""
     key = struct.pack("<Q", len(parts.COUNT)) + parts.COUNT.encode() + struct.pack("<I", GGUFValueType.UINT16)
     before, found, after = values.partition(key)
     return before + found + struct.pack("<H", 1) + after[2:] if found else values
 
 
 def check_loadable(path: Path, header: Header) -> None:
-    """EngineError for files on which the native library would abort the process instead of failing."""
+    """Raise EngineError for files on which the native library would end the process instead of failing."""
     number, n_parts = header.values.get(parts.NUMBER, 0), header.values.get(parts.COUNT, 1)
     if number != 0:
         raise EngineError(f"{path}: is part {int(number) + 1} of {n_parts} of a model; give the first part")
@@ -95,7 +95,7 @@ def check_loadable(path: Path, header: Header) -> None:
     known = set(tokens)
     if len(known) < len(tokens):
         twice = Counter(tokens).most_common(1)[0][0].decode("utf-8", "replace")
-        raise EngineError(f"{path}: token {twice!r} stands in {TOKENS_KEY} more than once; convert the model again")
+        raise EngineError(f"{path}: token {twice!r} appears in {TOKENS_KEY} more than once; convert the model again")
     if header.values.get("tokenizer.ggml.model") == "llama":
         missing = [f"<0x{byte:02X}>" for byte in range(256) if not known & {b"<0x%02X>" % byte, bytes([byte])}]
         if missing:

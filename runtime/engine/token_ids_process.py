@@ -43,9 +43,7 @@ def _ask(child: subprocess.Popen[bytes], gguf_file: Path, texts: Sequence[str]) 
         lines = err.decode("utf-8", "replace").strip().splitlines()
         reason = lines[-1] if lines else f"exit code {child.returncode}"
         reason = reason.removeprefix("error: ").removeprefix(f"{gguf_file}: ")
-        raise TokenizerError(
-            f"the runtime can't read the vocabulary back: {reason}; --no-check keeps the file all the same"
-        )
+        raise TokenizerError(f"the runtime can't read the vocabulary back: {reason}; --no-check writes the file anyway")
     try:
         answer = json.loads(out)
         ids = TokenIds(answer["ids"], answer["expected"])

@@ -248,5 +248,5 @@ def test_a_folder_without_tokenizer_files(tmp_path: Path) -> None:
 def test_an_added_token_that_takes_in_spaces_fails_the_check_and_is_named(flag: str, tmp_path: Path) -> None:
     structure = byte_level_structure()
     structure["added_tokens"][2][flag] = True
-    with pytest.raises(TokenizerError, match=r"'<tool>' takes in spaces beside it"):
+    with pytest.raises(TokenizerError, match=r"'<tool>' strips spaces beside it"):
         check(tmp_path, read(tmp_path, structure))

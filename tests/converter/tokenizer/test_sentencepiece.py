@@ -210,7 +210,7 @@ def split_by_expression(structure: dict[str, Any]) -> None:
     ("change", "message"),
     [
         (drop_a_split, "which no merge allows"),
-        (tear_merges_apart, "don't stand together"),
+        (tear_merges_apart, "don't follow each other"),
         (drop_a_byte, "byte_fallback is on but 1 byte pieces such as <0x41> are missing"),
         (split_at_spaces, "Metaspace splits at each space, but piece"),
         (lowercase, "normalizer Lowercase with pre-tokenizer none isn't how SentencePiece treats spaces"),

@@ -100,7 +100,7 @@ def test_a_wrong_shape_and_a_missing_tensor(tmp_path, make_model, random_tensors
 def test_a_token_twice_in_the_vocabulary(tmp_path, make_model):
     refuse(
         make_model(tmp_path / "m.gguf", tokens=[*TOKENS[:-1], "t5"]),
-        "'t5' stands in tokenizer.ggml.tokens more than once",
+        "'t5' appears in tokenizer.ggml.tokens more than once",
     )
 
 
