@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 MODELS ?= models
 PYTEST_ARGS ?=
 
-.PHONY: demo demo-model test test-real lint types wheel-test golden bench clean
+.PHONY: demo demo-model test test-real lint types wheel-test golden golden-go bench clean
 
 $(VENV)/installed: pyproject.toml vendor/llama-cpp-python.json vendor/install_runtime.py $(wildcard converter/core/native/*)
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,9 @@ test-real: $(VENV)/installed  ## real models end to end: fetches 1.2 GB, needs 1
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	rm -rf build/imports && mkdir -p build/imports/tritgguf
+	cp -r converter runtime runtime/tritgguf/*.py build/imports/tritgguf && rm -r build/imports/tritgguf/runtime/tritgguf
+	PYTHONPATH=build/imports $(VENV)/bin/lint-imports --no-cache
 
 types: $(VENV)/installed
 	mkdir -p build/types/tritgguf
@@ -59,6 +62,9 @@ golden: $(VENV)/installed  ## record the goldens again; needs torch and transfor
 	$(PY) -m tests.golden.record_bitnet
 	$(PY) -m tests.golden.record_packing
 	$(PY) -m tests.golden.record_exports
+
+golden-go: $(VENV)/installed  ## record what Go renders of the templates for Ollama; needs go (1.18 or newer) on the PATH
+	$(PY) -m tests.golden.record_go_templates
 
 bench: $(VENV)/installed  ## conversion times against llama.cpp's ways and cp; needs torch, 25 GB of disk, nothing else running
 	$(PY) -m pip install --quiet --editable ".[bench,golden]"

@@ -7,6 +7,7 @@
     ├── TokenizerError            the tokenizer can't be carried over so that token ids stay the same
     ├── OutputError               the target file can't be written
     ├── EngineError               the native runtime can't load or run a file
+    ├── PluginError               a plugin can't be loaded, or isn't what its place requires
     └── OllamaError               Ollama's server can't be reached, or refuses what it is asked for
 
 A message names the file or tensor, what was found, what was expected, and the remedy.
@@ -41,6 +42,10 @@ class OutputError(TritggufError):
 
 class EngineError(TritggufError):
     """The native runtime can't load or run the file."""
+
+
+class PluginError(TritggufError):
+    """A plugin can't be loaded, or isn't what its place requires."""
 
 
 class OllamaError(TritggufError):

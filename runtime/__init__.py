@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tritgguf.runtime.chat.conversation import Conversation
-from tritgguf.runtime.chat.sampling import Sampling
+from tritgguf.runtime.engine.sampling import Sampling
 
 if TYPE_CHECKING:
     from tritgguf.runtime.chat.session import Session, open

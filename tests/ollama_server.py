@@ -21,8 +21,7 @@ from typing import Any
 import gguf
 
 import tritgguf.runtime
-from tritgguf.converter.ollama.go_template import GoTemplate
-from tritgguf.converter.ollama.prompt import ollama_prompt
+from tests.ollama_prompt import ollama_prompt
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 # api.Options, as far as a Modelfile may set them, and the types that Ollama converts to.
@@ -175,7 +174,6 @@ class _Handler(BaseHTTPRequestHandler):
                 yield {"error": f"unknown parameter '{name}'"}
                 return
             assert type(value) is PARAMETERS[name] or (PARAMETERS[name] is float and type(value) is int), name
-        GoTemplate(body.get("template", "{{ .Prompt }}"))
         yield {"status": f"using existing layer {digest}"}
         if self.state.fails == "stops":
             return
@@ -196,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
         messages = body["messages"]
         if model.get("system") and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": model["system"]}, *messages]
-        prompt = ollama_prompt(GoTemplate(model["template"]), messages)
+        prompt = ollama_prompt(model["template"], messages)
         self.state.prompts.append(prompt)
         parameters = model["parameters"]
         with tempfile.TemporaryDirectory() as folder:

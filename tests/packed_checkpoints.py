@@ -32,7 +32,7 @@ SHORT, LONG = 8, 24  # significant bits of a scale: fp16 and bf16 hold the short
 class Packed:
     """One checkpoint: `base` gives shapes and config.json, the rest how its linear weights lie on disk.
 
-    `packing` is "bitnet", "base3", "masters" or "grid" (floats that are ternary already). `group` neighbouring columns
+    `packing` is "bitnet", "base3", "latent" or "grid" (floats that are ternary already). `group` neighbouring columns
     share a scale of `scale_bits` significant bits; None means one for the tensor, of which bitnet packing may also
     store one per row. `scale_shape` ("one", "scalar" or "row") and `scale_dtype` are how bitnet packing spells it;
     with `divides` its layer divides by it.
@@ -79,19 +79,19 @@ PACKED: Mapping[str, Packed] = {
     "2b4t-scalar": Packed(
         _2b4t(quantization_mode="offline"), "bitnet", None, LONG, "scalar", "F32", sub_norms=_SUB_NORMS
     ),
-    "2b4t-online": Packed(_2b4t(quantization_mode="online"), "masters", sub_norms=_SUB_NORMS),
+    "2b4t-online": Packed(_2b4t(quantization_mode="online"), "latent", sub_norms=_SUB_NORMS),
     "falcon3": Packed(_llama(_bitnet(modules_to_not_convert=_KEPT), head_dim=128), "bitnet", divides=True),
     "llama-rows": Packed(
         _llama(_bitnet(linear_class="bitlinear", modules_to_not_convert=None)), "bitnet", None, LONG, "row", "F32", True
     ),
     "llama-online": Packed(
         _llama(_bitnet(linear_class="autobitlinear", quantization_mode="online", modules_to_not_convert=_KEPT)),
-        "masters",
+        "latent",
     ),
     "falcon-e-bfloat16": Packed(_llama(_bitnet(modules_to_not_convert=_KEPT), head_dim=64), "grid"),
     "1bitllm": Packed(
         Recipe("BitnetForCausalLM", "float", "F16", tied=True, kv_heads=4, extra=_1BITLLM),
-        "masters",
+        "latent",
         sub_norms=_1BITLLM_SUB_NORMS,
     ),
     "14b-seed": Packed(_qwen2(), "base3", 64, LONG, ternary_embeddings=True),
@@ -171,11 +171,11 @@ def pack_base3(trits: Trits) -> NDArray[np.uint8]:
     return digits[:, 0::4] + 3 * digits[:, 1::4] + 9 * digits[:, 2::4] + 27 * digits[:, 3::4]
 
 
-def absmean(master: Floats) -> Floats:
-    """Return a master as its layer computes with it; golden/packing has the same from transformers."""
-    mean = np.float32(np.abs(master.astype(np.float64)).mean())
+def absmean(latent: Floats) -> Floats:
+    """Return latent weights as their layer computes with them; golden/packing has the same from transformers."""
+    mean = np.float32(np.abs(latent.astype(np.float64)).mean())
     inverse = np.float32(1) / max(mean, np.float32(1e-5))
-    return np.clip(np.round(master * inverse), -1, 1) / inverse
+    return np.clip(np.round(latent * inverse), -1, 1) / inverse
 
 
 # --- tensors -----------------------------------------------------------------------------------------------------
@@ -215,9 +215,9 @@ def _plain(name: str, packed: Packed, key: str, shape: tuple[int, ...]) -> Float
 def _ternary(name: str, packed: Packed, key: str, shape: tuple[int, ...]) -> tuple[Floats, Stored]:
     label, base = f"{name}/{key}", packed.base
     noise = checkpoints._bell(label, shape)
-    if packed.packing == "masters":
-        master = checkpoints._rounded(noise * np.float32(1.25 / math.sqrt(shape[1])), base.dtype)
-        return absmean(master), {key: floats(master, base.dtype)}
+    if packed.packing == "latent":
+        latent = checkpoints._rounded(noise * np.float32(1.25 / math.sqrt(shape[1])), base.dtype)
+        return absmean(latent), {key: floats(latent, base.dtype)}
     trits = (np.sign(noise) * (np.abs(noise) > np.float32(0.43))).astype(np.int8)
     if packed.packing == "bitnet":
         return _bitnet_packed(label, packed, key, trits)

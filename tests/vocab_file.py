@@ -7,6 +7,8 @@ from pathlib import Path
 from gguf import GGUFWriter
 
 from tritgguf.converter.gguf_io.metadata import Metadata
+from tritgguf.converter.tokenizer import SourceTokenizer, check_token_ids
+from tritgguf.runtime.engine.token_ids_process import token_ids_process
 
 
 def write_vocab_file(path: Path, metadata: Metadata) -> Path:
@@ -18,3 +20,9 @@ def write_vocab_file(path: Path, metadata: Metadata) -> Path:
     writer.write_kv_data_to_file()
     writer.close()
     return path
+
+
+def check_in_runtime(tokenizer: SourceTokenizer, file: Path) -> int:
+    """Compare the file's token ids in the runtime with the source's, as a conversion does."""
+    with token_ids_process() as read:
+        return check_token_ids(tokenizer, file, read)

@@ -9,19 +9,19 @@ from typing import Any
 
 from tritgguf.converter.checkpoint import safetensors_reader as safetensors_files
 from tritgguf.converter.checkpoint.config_json import PICKLES, read_config_json
-from tritgguf.converter.checkpoint.packing import read_source
+from tritgguf.converter.checkpoint.packing import read_packing
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import SourceError
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model folder and how its weights lie; without weights (`tensors` None) it can only be planned."""
+    """A model folder: its config.json, its tensors and the name of their packing; None where it holds no weights."""
 
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, SourceTensor] | None
-    source: str | None
+    packing: str | None
 
 
 def open_checkpoint(path: Path, linear: Container[str]) -> Checkpoint:
@@ -31,8 +31,8 @@ def open_checkpoint(path: Path, linear: Container[str]) -> Checkpoint:
     """
     config = read_config_json(path)
     if safetensors_files.matches(path):
-        source, tensors = read_source(config, safetensors_files.read_tensors(path), linear)
-        return Checkpoint(path, config, tensors, source)
+        packing, tensors = read_packing(config, safetensors_files.read_tensors(path), linear)
+        return Checkpoint(path, config, tensors, packing)
     _refuse_other_weights(path)
     return Checkpoint(path, config, None, None)
 
@@ -45,9 +45,9 @@ def _refuse_other_weights(folder: Path) -> None:
                 f"{folder} holds its weights in {name}, a PyTorch pickle; expected model.safetensors: "
                 "save the model with save_pretrained(safe_serialization=True)"
             )
-    strays = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth", ".gguf"))
-    if strays:
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth", ".gguf"))
+    if others:
         raise SourceError(
-            f"{folder} holds {strays[0]}, but neither {safetensors_files.SINGLE} nor {safetensors_files.INDEX}: "
+            f"{folder} holds {others[0]}, but neither {safetensors_files.SINGLE} nor {safetensors_files.INDEX}: "
             "fetch the index, or rename a single file"
         )

@@ -1,4 +1,4 @@
-"""What a source is: one way in which a checkpoint's safetensors hold the weights of a model."""
+"""What a packing is: one on-disk format of a checkpoint's weights, read and written by one file in packings/."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.checkpoint.packer import Packer
 from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
-from tritgguf.converter.core.registry import offered
+from tritgguf.converter.core.registry import by_name
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import SourceError, UnsupportedError
 
@@ -15,45 +16,51 @@ StoredTensors = Mapping[str, SafetensorsTensor]
 
 
 @dataclass(frozen=True)
-class Source:
-    """A packing: `recognizes` tells from config.json and the stored tensors whether it is this one.
+class Packing:
+    """One on-disk weight format.
 
-    `read` gets the names of the linear tensors too and returns all tensors; it raises SourceError or UnsupportedError
-    where the checkpoint contradicts itself or can't be computed exactly. A `last_resort` is asked only where no other
-    source recognizes the checkpoint.
+    `recognizes` tells from config.json and the stored tensors whether a checkpoint has this packing. `read` also gets
+    the names of the linear tensors, and returns all tensors; it raises SourceError, TensorError or UnsupportedError
+    where the checkpoint contradicts itself or can't be read exactly. A `last_resort` is asked only where no other
+    packing recognizes the checkpoint. `packer` takes the quantization_config that config.json will have and returns
+    what writes tensors; None: this packing is only read.
     """
 
     name: str
     recognizes: Callable[[ConfigJson, StoredTensors], bool]
     read: Callable[[ConfigJson, StoredTensors, Container[str]], dict[str, SourceTensor]]
+    packer: Callable[[ConfigJson], Packer] | None = None
     last_resort: bool = False
 
 
-def sources() -> dict[str, Source]:
-    """Return every source by its name."""
-    return {source.name: source for source in offered("tritgguf.converter.checkpoint.packings", "SOURCE", Source)}
+def packings() -> dict[str, Packing]:
+    """Return every packing by its name."""
+    return by_name("tritgguf.converter.checkpoint.packings", "PACKING", Packing)
 
 
-def read_source(
+def read_packing(
     config: ConfigJson, stored: StoredTensors, linear: Container[str]
 ) -> tuple[str, dict[str, SourceTensor]]:
-    """Return the name of the one source that recognizes the checkpoint, and its tensors; `linear` names linear ones."""
+    """Return the name of the one packing that recognizes the checkpoint, and its tensors.
+
+    `linear` holds the names of the linear layers' tensors.
+    """
     if quantization(config).get("use_rms_norm"):
         raise UnsupportedError(
             "config.json: quantization_config.use_rms_norm puts a norm inside every linear layer, which no graph of "
             "llama.cpp computes"
         )
-    recognizing = [source for source in sources().values() if source.recognizes(config, stored)]
-    found = [source for source in recognizing if not source.last_resort] or recognizing
+    recognizing = [packing for packing in packings().values() if packing.recognizes(config, stored)]
+    found = [packing for packing in recognizing if not packing.last_resort] or recognizing
     if len(found) > 1:
         raise SourceError(
-            f"the checkpoint looks like {' and like '.join(source.name for source in found)}: it is damaged"
+            f"the checkpoint looks like {' and like '.join(packing.name for packing in found)}: it is damaged"
         )
     if not found:
         method = quantization(config).get("quant_method")
         raise UnsupportedError(
             f"config.json has a quantization_config ({method}) that isn't known here, and reading such weights as "
-            f"plain floats would give a wrong model; known are {', '.join(sources())}"
+            f"plain floats would give a wrong model; known are {', '.join(packings())}"
         )
     return found[0].name, found[0].read(config, stored, linear)
 

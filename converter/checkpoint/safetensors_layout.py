@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from tritgguf.converter.checkpoint.safetensors_reader import INDEX, ITEM_BYTES, SINGLE
+from tritgguf.converter.checkpoint.safetensors_reader import INDEX, SINGLE
+from tritgguf.converter.core.dtypes import ITEM_BYTES
 
 HEADER_ALIGNMENT = 8
 

@@ -15,18 +15,15 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES, ITEM_BYTES
 from tritgguf.converter.core.floats import checked
 from tritgguf.converter.core.system import mapped
-from tritgguf.converter.core.tensors import FLOAT_VIEWS, ByteArray, Float32Array, Floats, RowIndices, SourceTensor, span
+from tritgguf.converter.core.tensors import ByteArray, Float32Array, Floats, RowIndices, SourceTensor, span
 from tritgguf.converter.errors import SourceError, TensorError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
-ITEM_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
-    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,13 +45,13 @@ class SafetensorsTensor(SourceTensor):
         return [self.data.reshape(n_rows, -1)[span(rows, n_rows)].reshape(-1)] if self.data.size else []
 
     def floats(self, rows: slice | RowIndices) -> Floats:
-        if self.dtype not in FLOAT_VIEWS:
+        if self.dtype not in FLOAT_DTYPES:
             raise SourceError(
                 f"{self.file.name}: tensor {self.name} holds {self.dtype}; expected BF16, F16 or F32 "
                 "(packed and 8-bit checkpoints aren't read: give the unpacked float checkpoint)"
             )
         row_length = self.shape[-1] if self.shape else 1
-        stored = self.data.view(FLOAT_VIEWS[self.dtype]).reshape(-1, row_length)[rows]
+        stored = self.data.view(FLOAT_DTYPES[self.dtype].words).reshape(-1, row_length)[rows]
         return Floats(np.ascontiguousarray(stored), self.dtype)
 
     def read(self, rows: slice | RowIndices) -> Float32Array:

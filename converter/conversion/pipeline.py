@@ -21,10 +21,16 @@ from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_io.parts import part_paths
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.model.open import open_model
-from tritgguf.converter.planning.choose_types import Request
 from tritgguf.converter.planning.file_plan import FilePlan
 from tritgguf.converter.planning.make_plan import make_plan
-from tritgguf.converter.tokenizer import TOKENIZER_JSON, RuntimeProcess, check_token_ids
+from tritgguf.converter.planning.request import Request
+from tritgguf.converter.tokenizer import (
+    TOKENIZER_JSON,
+    ReadTokenIds,
+    TokenIdsProvider,
+    check_token_ids,
+    installed_provider,
+)
 
 
 class Choices(TypedDict, total=False):
@@ -72,7 +78,7 @@ def convert(
     method: str = "mse",
     *,
     force: bool = False,
-    check: bool = True,
+    check: TokenIdsProvider | bool = True,
     threads: int | None = None,
     progress: Progress | None = None,
     planned: Callable[[FilePlan], None] | None = None,
@@ -88,7 +94,8 @@ def convert(
     fit. `embedding_type` and `output_type` are by default F16, or what a GGUF source has. `max_shard_size`, in bytes
     or such as "4G", splits a larger file into parts; the result names the first.
 
-    `check` runs the file's vocabulary in the runtime and compares token ids with the source's tokenizer.
+    `check` has the installed provider of token ids, or the one given, read the file's vocabulary, and compares the
+    token ids with those of the source's tokenizer.
     `progress` is called with a stage ("reading", then "writing"), the bytes done and the bytes in all; `planned` once
     before anything is written. Raises TritggufError, leaving no file.
     """
@@ -96,15 +103,16 @@ def convert(
     require_writable(target, [target], force)
     request = Request.named(type, method, **choices)
     with contextlib.ExitStack() as stack:
-        # The child loads the source's tokenizer, since that holds Python's lock.
-        runtime = stack.enter_context(_runtime(Path(model))) if check else None
-        opened = open_model(Path(model), load_tokenizer=not check)
+        # The provider starts first and loads the source's tokenizer meanwhile, which would hold Python's lock here.
+        provider = installed_provider() if check is True else check or None
+        read = stack.enter_context(provider(_tokenizer_folder(Path(model)))) if provider else None
+        opened = open_model(Path(model), load_tokenizer=not check, token_ids=provider)
         written = write_model(
             opened,
             target,
             request,
             force=force,
-            check=runtime or False,
+            check=read,
             threads=threads,
             progress=progress,
             planned=planned,
@@ -118,7 +126,7 @@ def write_model(
     request: Request,
     *,
     force: bool = False,
-    check: RuntimeProcess | bool = True,
+    check: ReadTokenIds | None,
     threads: int | None = None,
     progress: Progress | None = None,
     planned: Callable[[FilePlan], None] | None = None,
@@ -126,7 +134,7 @@ def write_model(
 ) -> Conversion:
     """Plan and write an opened model, unless `file_plan` is its plan already; the arguments are those of `convert`.
 
-    `check` may be the runtime that does it, started before.
+    `check` gives the file's token ids, to be compared with the source's; None leaves the comparison out.
     """
     started = time.monotonic()
     if opened.tensors is None:
@@ -141,8 +149,7 @@ def write_model(
     with whole_files(paths, file_plan.parts) as files, ThreadPoolExecutor(1) as checker:
         checked = None
         if check and opened.tokenizer is not None:
-            runtime = check if isinstance(check, RuntimeProcess) else None
-            checked = checker.submit(check_token_ids, opened.tokenizer, files[0].path, runtime)
+            checked = checker.submit(check_token_ids, opened.tokenizer, files[0].path, check)
         report = counted(progress, "writing", sum(tensor.n_bytes for tensor in file_plan.tensors))
 
         def step(n_bytes: int) -> None:
@@ -150,10 +157,10 @@ def write_model(
             if checked is not None and checked.done():
                 checked.result()  # raises what it found wrong, before the rest is written
 
-        write_tensors(files, file_plan, opened.tensors, request.method, n_threads(threads), step)
+        write_tensors(files, file_plan, opened.tensors, n_threads(threads), step)
         strings_checked = checked.result() if checked is not None else 0
     return Conversion(paths[0], file_plan, time.monotonic() - started, strings_checked)
 
 
-def _runtime(model: Path) -> RuntimeProcess:
-    return RuntimeProcess(model if (model / TOKENIZER_JSON).is_file() else None)
+def _tokenizer_folder(model: Path) -> Path | None:
+    return model if (model / TOKENIZER_JSON).is_file() else None

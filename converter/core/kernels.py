@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.errors import UnsupportedError
 
 VARIABLE = "TRITGGUF_KERNELS"
 MODES = ("auto", "numpy", "compiled")
 WORDS = "words"  # an array of words of the kind in the next argument, its place in KINDS
-KINDS = ("BF16", "F16", "F32")
+KINDS = tuple(FLOAT_DTYPES)
 PACKINGS = ("codes", "base-3", "four rows")
 
 Argument = npt.NDArray[Any] | int | float

@@ -10,7 +10,9 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from gguf import GGMLQuantizationType
 
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.kernels import KINDS, Kernel
 from tritgguf.converter.core.system import ByteArray as ByteArray
 from tritgguf.converter.core.system import advise
@@ -19,8 +21,6 @@ Float32Array: TypeAlias = npt.NDArray[np.float32]
 Codes: TypeAlias = npt.NDArray[np.int8]
 RowIndices: TypeAlias = npt.NDArray[np.int64]
 Words: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
-
-FLOAT_VIEWS = {"BF16": "<u2", "F16": "<u2", "F32": "<u4"}  # the words that hold each
 
 CHUNK_VALUES = 1 << 19  # two megabytes of float32: they stay in cache
 
@@ -39,7 +39,7 @@ class Floats(NamedTuple):
     @classmethod
     def of(cls, values: Float32Array) -> Floats:
         """Return float32 rows as such."""
-        return cls(np.ascontiguousarray(values).view(FLOAT_VIEWS["F32"]), "F32")
+        return cls(np.ascontiguousarray(values).view(FLOAT_DTYPES["F32"].words), "F32")
 
 
 class SourceTensor(ABC):
@@ -65,28 +65,50 @@ class SourceTensor(ABC):
         """Return those rows as they are stored, if they are stored as floats, unchecked, else as `read` does."""
         return Floats.of(self.read(rows))
 
+    @property
+    def ggml_type(self) -> GGMLQuantizationType | None:
+        """The type of its bytes where it is a tensor of a GGUF file, else None."""
+        return None
+
+    @property
+    def kernel_packing(self) -> str | None:
+        """Which of PACKINGS `read_packed` returns, None for a tensor whose bytes no kernel reads."""
+        return None
+
+    def read_bytes(self, rows: slice | RowIndices) -> ByteArray:
+        """Return those rows of a tensor with a `ggml_type` as they are stored, shape (n_rows, row bytes)."""
+        raise NotImplementedError(f"{self.name} is {self.dtype}, no tensor of a GGUF file")
+
+    def read_codes(self, rows: slice | RowIndices) -> CodedRows | None:
+        """Return those rows as the codes and scales that are stored, None where values are stored."""
+        return None
+
+    def read_packed(self, rows: slice | RowIndices) -> PackedRows | None:
+        """Return those rows as they are stored, unchecked, for kernels; None without a `kernel_packing`."""
+        return None
+
     def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
-        """Return the parts of mapped files that those rows lie in, with whatever lies between."""
+        """Return the parts of mapped files that hold those rows, with whatever lies between."""
         return []
 
     def chunks(self) -> Iterator[tuple[slice, Float32Array]]:
         """Yield the tensor's rows and their values, as `row_chunks` does, without keeping its pages in memory."""
         for rows in row_chunks(self.shape):
-            self.bring_in(rows)
+            self.read_now(rows)
             yield rows, self.read(rows)
-            self.let_go(rows)
+            self.evict(rows)
 
-    def ask_ahead(self, rows: slice | RowIndices) -> None:
+    def prefetch(self, rows: slice | RowIndices) -> None:
         """Tell the system that those rows are read next."""
         for part in self.on_disk(rows):
             advise(part, "ahead")
 
-    def bring_in(self, rows: slice | RowIndices) -> None:
+    def read_now(self, rows: slice | RowIndices) -> None:
         """Tell the system that those rows are read now."""
         for part in self.on_disk(rows):
             advise(part, "now")
 
-    def let_go(self, rows: slice | RowIndices) -> None:
+    def evict(self, rows: slice | RowIndices) -> None:
         """Tell the system that those rows are done with."""
         for part in self.on_disk(rows):
             advise(part, "done")
@@ -143,6 +165,10 @@ class PackedTensor(CodedTensor):
     """A coded tensor whose packing, one of PACKINGS, kernels know."""
 
     packing: ClassVar[str]
+
+    @property
+    def kernel_packing(self) -> str:
+        return self.packing
 
     @abstractmethod
     def read_packed(self, rows: slice | RowIndices) -> PackedRows:

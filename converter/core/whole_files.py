@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
+from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.core.system import reserve
 from tritgguf.converter.errors import OutputError
 
@@ -58,7 +59,7 @@ def whole_files(paths: Sequence[Path], contents: Sequence[Content]) -> Iterator[
     try:
         free, needed = shutil.disk_usage(folder).free, sum(content.file_bytes for content in contents)
         if free < needed:
-            raise OutputError(f"{folder} has {free / 1e9:.2f} GB free, but {paths[0].name} needs {needed / 1e9:.2f} GB")
+            raise OutputError(f"{folder} has {format_size(free)} free, but {paths[0].name} needs {format_size(needed)}")
         with contextlib.ExitStack() as files:
             opened = [OpenPart(path, files.enter_context(path.open("xb", buffering=0))) for path in partial]
             for part, content in zip(opened, contents, strict=True):

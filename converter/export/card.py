@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.export.plan import ExportPlan
-
-FLOAT_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def config_json(plan: ExportPlan) -> dict[str, Any]:
     dtype = form.dtype if form.dequantized or form.scheme is None else form.scheme.plain_dtype
     if dtype is not None:
         config.pop("torch_dtype", None)
-        config["dtype"] = FLOAT_NAMES[dtype]
+        config["dtype"] = FLOAT_DTYPES[dtype].in_config
     return config
 
 
@@ -58,7 +57,10 @@ def _table(plan: ExportPlan, facts: Sequence[TensorFacts]) -> list[tuple[str, st
     plain = [fact for fact in facts if not fact.coded]
     source_bytes = sum(tensor.source.n_bytes for tensor in plan.tensors if tensor.source)
     n_weights = sum(fact.n_weights for fact in facts)
-    rows = [("scheme", form.name), ("stored as", f"plain {FLOAT_NAMES[form.dtype]}" if form.dequantized else "packed")]
+    rows = [
+        ("scheme", form.name),
+        ("stored as", f"plain {FLOAT_DTYPES[form.dtype].in_config}" if form.dequantized else "packed"),
+    ]
     if scheme is not None:
         rows.append(("group", f"{scheme.group} columns share a scale" if scheme.group else "the tensor shares a scale"))
         if scheme.bits is not None:

@@ -10,19 +10,20 @@ from typing import Any
 
 from tritgguf.converter.checkpoint.config_json import read_config_json
 from tritgguf.converter.checkpoint.folder import Checkpoint, open_checkpoint
+from tritgguf.converter.checkpoint.packer import Packer
+from tritgguf.converter.checkpoint.packings.plain import FloatPacker
 from tritgguf.converter.checkpoint.safetensors_layout import Entry, Shard, shards
+from tritgguf.converter.core.dtypes import BY_NAME_IN_CONFIG, FLOAT_DTYPES
 from tritgguf.converter.core.parallel import parallel
 from tritgguf.converter.core.progress import Step
-from tritgguf.converter.core.tensors import FLOAT_VIEWS, CodedTensor, SourceTensor
+from tritgguf.converter.core.tensors import CodedTensor, SourceTensor
 from tritgguf.converter.errors import TensorError, UnsupportedError
-from tritgguf.converter.export.scheme import FloatPacking, Packing, Scheme
+from tritgguf.converter.export.scheme import Scheme
 from tritgguf.converter.model.architecture import TensorSpec, architecture_for, linear_names
 from tritgguf.converter.model.match import match_tensors
-from tritgguf.converter.planning.choose_types import describe
 from tritgguf.converter.quant.grids import Grid, find_grid
 
 SHARD_BYTES = 4_990_000_000  # with its header a file stays below 5 GB
-DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 ROUNDS_ITSELF = "BitnetForCausalLM"  # 1bitLLM's class makes its weights ternary whatever config.json says
 
 
@@ -44,7 +45,7 @@ class Form:
 
 @dataclass(frozen=True)
 class TensorExport:
-    """One tensor of the model: `scheme` codes it, or it is a plain float; `packing` says how it is stored.
+    """One tensor of the model: `scheme` quantizes it, or it is a plain float; `packer` writes it.
 
     `source` is None where there are no weights; `grid` is what its values lie on already.
     """
@@ -52,14 +53,12 @@ class TensorExport:
     spec: TensorSpec
     source: SourceTensor | None
     scheme: Scheme | None
-    packing: Packing | FloatPacking
+    packer: Packer
     grid: Grid | None = None
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        if isinstance(self.packing, FloatPacking):
-            return (Entry(self.spec.source, self.packing.dtype, self.spec.shape),)
-        return self.packing.entries(self.spec.source, self.spec.shape)
+        return self.packer.entries(self.spec.source, self.spec.shape)
 
     @property
     def n_bytes(self) -> int:
@@ -135,7 +134,8 @@ def _require_sense(checkpoint: Checkpoint, form: Form) -> None:
     assert checkpoint.tensors is not None
     if form.scheme is None and not any(isinstance(tensor, CodedTensor) for tensor in checkpoint.tensors.values()):
         raise UnsupportedError(
-            f"{checkpoint.folder} holds {checkpoint.source}: there is nothing to dequantize; --scheme would quantize it"
+            f"{checkpoint.folder} holds {checkpoint.packing}: there is nothing to dequantize; "
+            "--scheme would quantize it"
         )
 
 
@@ -143,16 +143,16 @@ def _choose(spec: TensorSpec, source: SourceTensor | None, form: Form, config: M
     scheme = form.scheme
     coded_roles = ("linear", "embedding", "output") if form.packs_embeddings else ("linear",)
     if scheme is None or spec.role not in coded_roles:
-        return TensorExport(spec, source, None, FloatPacking(_plain_dtype(source, form, config)))
+        return TensorExport(spec, source, None, FloatPacker(_plain_dtype(source, form, config)))
     grid = find_grid(source) if source is not None else None
     if grid is not None and source is not None and not form.allow_lossy and not scheme.holds(grid, source):
         raise TensorError(
-            f"{spec.source}: {describe(grid, source)}, which {scheme.name} can't hold; quantize the model that it was "
-            "made from, or go on all the same with --allow-lossy"
+            f"{spec.source}: {grid.description(source.shape)}, which {scheme.name} can't hold; quantize the model that "
+            "it was made from, or convert it all the same with --allow-lossy"
         )
-    scheme.packing.entries(spec.source, spec.shape)  # refuses shapes that don't fit, dequantized or not
-    packing = FloatPacking(form.dtype) if form.dequantized else scheme.packing
-    return TensorExport(spec, source, scheme, packing, grid)
+    scheme.packer.entries(spec.source, spec.shape)  # refuses shapes that don't fit, dequantized or not
+    packer = FloatPacker(form.dtype) if form.dequantized else scheme.packer
+    return TensorExport(spec, source, scheme, packer, grid)
 
 
 def _plain_dtype(source: SourceTensor | None, form: Form, config: Mapping[str, Any]) -> str:
@@ -161,6 +161,6 @@ def _plain_dtype(source: SourceTensor | None, form: Form, config: Mapping[str, A
         return form.dtype
     if form.scheme is not None and form.scheme.plain_dtype:
         return form.scheme.plain_dtype
-    if source is not None and source.dtype in FLOAT_VIEWS:
+    if source is not None and source.dtype in FLOAT_DTYPES:
         return source.dtype
-    return DTYPE_NAMES.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")
+    return BY_NAME_IN_CONFIG.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")

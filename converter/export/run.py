@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,17 +15,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tritgguf.converter.checkpoint.safetensors_layout import Shard, index_file
+from tritgguf.converter.core.dtypes import BY_CODEC
 from tritgguf.converter.core.parallel import n_threads, parallel
 from tritgguf.converter.core.progress import Progress, Step, counted
-from tritgguf.converter.core.tensors import Float32Array, row_chunks
 from tritgguf.converter.core.whole_files import whole_files, write_at
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.export.card import TensorFacts, config_json, model_card
 from tritgguf.converter.export.folder import finished, note_finished, require_folder, whole_folder
 from tritgguf.converter.export.plan import SHARD_BYTES, ExportPlan, Form, TensorExport, plan_export
-from tritgguf.converter.export.scheme import Coder, FloatPacking, Piece, scheme_named
+from tritgguf.converter.export.scheme import scheme_named
 
-DTYPES = {"f16": "F16", "bf16": "BF16", "f32": "F32"}
 COPIED = (
     "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "generation_config.json", "LICENSE*", "NOTICE*", "configuration_*.py", "modeling_*.py",
@@ -56,18 +55,18 @@ def form_named(
     shard_bytes: int = SHARD_BYTES,
 ) -> Form:
     """Look the names up; raise UnsupportedError listing what there is. Without a scheme, dequantize what is packed."""
-    if dtype not in DTYPES:
-        raise UnsupportedError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if dtype not in BY_CODEC:
+        raise UnsupportedError(f"unknown dtype {dtype!r}; expected one of {', '.join(BY_CODEC)}")
     if embeddings not in ("packed", "plain"):
         raise UnsupportedError(f"embeddings can be packed or plain, found {embeddings!r}")
     if scheme is None:
         if dequantized is False:
             raise UnsupportedError("without a scheme a folder can only be dequantized")
-        return Form(None, True, DTYPES[dtype], shard_bytes=shard_bytes)
+        return Form(None, True, BY_CODEC[dtype], shard_bytes=shard_bytes)
     named = scheme_named(scheme)
     floats = named.dequantized if dequantized is None else dequantized
     packs = named.packs_embeddings and embeddings == "packed"
-    return Form(named, floats, DTYPES[dtype], packs, allow_lossy, shard_bytes)
+    return Form(named, floats, BY_CODEC[dtype], packs, allow_lossy, shard_bytes)
 
 
 def plan_quantization(
@@ -146,42 +145,23 @@ def _write_shard(partial: Path, shard: Shard, plan: ExportPlan, threads: int, re
 
 def _write_tensor(file: BinaryIO, shard: Shard, tensor: TensorExport, threads: int, report: Step) -> TensorFacts:
     """Write one tensor by chunks of rows, in parallel; return what rounding changed."""
-    assert tensor.source is not None
-    coder = tensor.scheme.coder(tensor.source, tensor.grid, threads) if tensor.scheme else None
+    name, shape, source, packer = tensor.spec.source, tensor.spec.shape, tensor.source, tensor.packer
+    assert source is not None
+    coder = tensor.scheme.coder(source, tensor.grid, threads) if tensor.scheme else None
 
     def write_chunk(chunk: slice) -> tuple[int, float, float]:
-        pieces, values, stored = _encoded(tensor, coder, chunk)
-        for name, offset, data in pieces:
-            write_at(file, np.ascontiguousarray(data).data, shard.offsets[name] + offset)
+        values = source.read(packer.rows(shape, chunk))
+        pieces, stored = packer.encode(name, shape, chunk, values, coder)
+        for entry, offset, data in pieces:
+            write_at(file, np.ascontiguousarray(data).data, shard.offsets[entry] + offset)
         squared = float(np.square(stored - values, dtype=np.float64).sum())
         return sum(data.nbytes for *_, data in pieces), squared, float(np.square(values, dtype=np.float64).sum())
 
     error = total = 0.0
-    for n_bytes, squared, sum_of_squares in parallel(write_chunk, list(_chunks(tensor)), threads):
+    for n_bytes, squared, sum_of_squares in parallel(write_chunk, list(packer.chunks(shape)), threads):
         report(n_bytes)
         error, total = error + squared, total + sum_of_squares
-    return TensorFacts(tensor.spec.source, tensor.scheme is not None, tensor.n_weights, error, total)
-
-
-def _chunks(tensor: TensorExport) -> Iterator[slice]:
-    if isinstance(tensor.packing, FloatPacking):
-        return row_chunks(tensor.spec.shape)
-    return tensor.packing.chunks(tensor.spec.shape)
-
-
-def _encoded(tensor: TensorExport, coder: Coder | None, chunk: slice) -> tuple[list[Piece], Float32Array, Float32Array]:
-    """Return a chunk's bytes, its values, and the values that the bytes stand for."""
-    name, shape, packing = tensor.spec.source, tensor.spec.shape, tensor.packing
-    assert tensor.source is not None
-    if isinstance(packing, FloatPacking):
-        values = tensor.source.read(chunk)
-        wanted = coder.code(values).dequantize()[:, : values.shape[1]] if coder else values
-        piece, stored = packing.pack(name, chunk, wanted)
-        return [piece], values, stored
-    assert coder is not None
-    values = tensor.source.read(packing.rows(shape, chunk))
-    coded = coder.code(values)
-    return packing.pack(name, shape, chunk, coded, coder), values, coded.dequantize()[:, : values.shape[1]]
+    return TensorFacts(name, tensor.scheme is not None, tensor.n_weights, error, total)
 
 
 def _write_texts(partial: Path, plan: ExportPlan, facts: list[TensorFacts]) -> None:

@@ -1,79 +1,21 @@
-"""What a scheme is: a rule that codes the linear layers of a checkpoint, and how the codes lie in safetensors files.
+"""What a scheme is: a rule that quantizes the linear layers of a checkpoint, and the packing that it is written in.
 
-Coding and packing are separate here too: a `Coder` makes codes and scales of float rows, a `Packing` makes bytes of
-those, and the sources in sources/ give the same codes and scales back.
+Quantizing and packing are separate: a `Coder` makes codes and scales of float rows, the packing's packer makes bytes of
+those, and reading the packing gives the same codes and scales back.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import numpy.typing as npt
-
-from tritgguf.converter.checkpoint.safetensors_layout import Entry
-from tritgguf.converter.core.registry import offered
-from tritgguf.converter.core.tensors import ByteArray, CodedRows, Float32Array, RowIndices, SourceTensor, row_chunks
-from tritgguf.converter.errors import TensorError, UnsupportedError
-from tritgguf.converter.quant.codec import FloatCodec, codec_named
+from tritgguf.converter.checkpoint.packer import Coder, Packer
+from tritgguf.converter.checkpoint.packing import Packing
+from tritgguf.converter.core.registry import by_name
+from tritgguf.converter.core.tensors import SourceTensor
+from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.quant.grids import Grid
-
-Piece: TypeAlias = tuple[str, int, ByteArray]  # the entry, the offset in it, the bytes that stand there
-FLOAT_CODECS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-
-
-@dataclass(frozen=True)
-class Coder:
-    """How one tensor is coded, once what depends on the whole tensor is known.
-
-    `code` takes float32 rows; `constants` are arrays that the whole tensor shares, by the suffix of their entry's name.
-    """
-
-    code: Callable[[Float32Array], CodedRows]
-    constants: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-
-
-class Packing(ABC):
-    """How codes and scales of a tensor lie in a safetensors file, as one or more entries."""
-
-    @abstractmethod
-    def entries(self, name: str, shape: tuple[int, ...]) -> tuple[Entry, ...]:
-        """Return what the tensor is stored as; raise TensorError where its shape doesn't fit."""
-
-    def chunks(self, shape: tuple[int, ...]) -> Iterator[slice]:
-        """Yield slices that cover the tensor and can be packed one by one."""
-        return row_chunks(shape)
-
-    def rows(self, shape: tuple[int, ...], chunk: slice) -> slice | RowIndices:
-        """Return the tensor's rows that a chunk stands for."""
-        return chunk
-
-    @abstractmethod
-    def pack(self, name: str, shape: tuple[int, ...], chunk: slice, rows: CodedRows, coder: Coder) -> list[Piece]:
-        """Return the bytes of a chunk's rows, and where in which entries they stand."""
-
-
-@dataclass(frozen=True)
-class FloatPacking:
-    """Plain floats: what every tensor is stored as that isn't coded, and every tensor of a dequantized folder."""
-
-    dtype: str
-
-    @property
-    def codec(self) -> FloatCodec:
-        codec = codec_named(FLOAT_CODECS[self.dtype])
-        assert isinstance(codec, FloatCodec)
-        return codec
-
-    def pack(self, name: str, chunk: slice, values: Float32Array) -> tuple[Piece, Float32Array]:
-        """Return the bytes of some rows, and the values that they stand for."""
-        try:
-            stored = self.codec.encode(values)
-        except TensorError as error:
-            raise TensorError(f"{name}: {error}") from error
-        return (name, chunk.start * stored.shape[1], stored), self.codec.decode(stored)
 
 
 @dataclass(frozen=True)
@@ -81,8 +23,9 @@ class Scheme:
     """One scheme of `tritgguf quantize`.
 
     `group` neighbouring columns share a scale, None means the whole tensor. `coder` looks at a tensor as often as it
-    must; `holds` tells whether a ternary grid found in the tensor is kept as it is. `config` is what a packed folder's
-    config.json says in quantization_config, `reading` who can read such a folder, `bits` the information per weight.
+    must; `holds` tells whether a ternary grid found in the tensor is kept as it is. A packed folder is written in
+    `packing`, with `config` as config.json's quantization_config; `reading` says who can read it, `bits` is the
+    information per weight.
     `dequantized` says which of the two forms is the usual one, `plain_dtype` what the other tensors become (None: what
     they are), `packs_embeddings` whether embeddings and output layer can be coded too.
     """
@@ -99,10 +42,17 @@ class Scheme:
     plain_dtype: str | None = None
     packs_embeddings: bool = False
 
+    @property
+    def packer(self) -> Packer:
+        """What writes tensors in the scheme's packing; raise UnsupportedError where nothing does."""
+        if self.packing.packer is None:
+            raise UnsupportedError(f"{self.name} can't be written: {self.packing.name} can only be read here")
+        return self.packing.packer(self.config)
+
 
 def schemes() -> dict[str, Scheme]:
     """Return every scheme by its name."""
-    return {scheme.name: scheme for scheme in offered("tritgguf.converter.export.schemes", "SCHEME", Scheme)}
+    return by_name("tritgguf.converter.export.schemes", "SCHEME", Scheme)
 
 
 def scheme_named(name: str) -> Scheme:

@@ -1,6 +1,7 @@
-"""A GGUF file's header as bytes, in the layout of docs/gguf.md in the ggml repository.
+"""Write a GGUF file's header as bytes.
 
-gguf's own writer isn't used: it packs value by value, which takes half a second for a vocabulary of today.
+gguf's own writer isn't used: it packs value by value, which takes half a second for a vocabulary of 150,000 tokens.
+Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ import numpy as np
 from gguf import GGUF_VERSION, GGUFValueType, Keys
 
 from tritgguf.converter.errors import SourceError
-from tritgguf.converter.gguf_io.cursor import NUMBERS
-from tritgguf.converter.gguf_io.metadata import Metadata, Value
+from tritgguf.converter.gguf_io.header_reader import MAGIC
+from tritgguf.converter.gguf_io.metadata import NUMBER_DTYPES, Metadata, Value
 
-MAGIC = b"GGUF"
 ALIGNMENT = 32
-LENGTH_BYTES = 8  # a text's length stands before it
+LENGTH_BYTES = 8  # every string begins with its length
 
 
 class TensorEntry(NamedTuple):
-    """What the header says of one tensor: `shape` with rows before columns, `n_bytes` of data."""
+    """One tensor's description in the header: `shape` has rows before columns, `n_bytes` is the size of its data."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,9 +36,9 @@ def aligned(n_bytes: int) -> int:
 
 
 def header_bytes(metadata: Metadata, tensors: Sequence[TensorEntry]) -> bytes:
-    """Return a file's bytes up to the padding before the first tensor; the architecture is the first key.
+    """Return a file's bytes up to the padding before the first tensor, with the architecture as the first key.
 
-    Raises SourceError where a text can't be stored: JSON's escapes can stand for halves of characters.
+    Raises SourceError where a text isn't valid Unicode: JSON can escape one half of a surrogate pair.
     """
     architecture = {Keys.General.ARCHITECTURE: metadata[Keys.General.ARCHITECTURE]}
     keys = architecture | metadata
@@ -55,12 +55,12 @@ def header_bytes(metadata: Metadata, tensors: Sequence[TensorEntry]) -> bytes:
 
 
 def entry_bytes(tensor: TensorEntry) -> int:
-    """Return the size of a tensor's entry in the header."""
+    """Return the size of a tensor's description in the header, in bytes."""
     return sum(map(len, _entries([tensor])))
 
 
 def _entries(tensors: Sequence[TensorEntry]) -> Iterator[bytes]:
-    """Yield each tensor's name, number of dimensions, these from the fastest on, type and offset."""
+    """Yield each tensor's name, number of dimensions, dimensions (columns first), type and offset."""
     offset = 0
     for tensor in tensors:
         shape = tensor.shape[::-1]
@@ -81,16 +81,16 @@ def _value(value: Value) -> bytes:
 
 
 def _strings(texts: Sequence[object]) -> bytes:
-    """Return texts, each after its length; a vocabulary has hundreds of thousands, so all at once where that works."""
-    if packed := _packed_at_once(texts):
+    """Return texts, each after its length; a vocabulary has hundreds of thousands, so together where that works."""
+    if packed := _packed_together(texts):
         return packed
     return b"".join(_string(text if isinstance(text, bytes) else str(text)) for text in texts)
 
 
-def _packed_at_once(texts: Sequence[object]) -> bytes | None:
-    """Join texts by zeros, which the lengths then replace.
+def _packed_together(texts: Sequence[object]) -> bytes | None:
+    """Join texts with eight zero bytes before each, then write the lengths over the zeros, with numpy.
 
-    None where a text is empty, or holds zeros itself, or no valid Unicode, or where it is bytes.
+    None where a text is empty, contains zeros or invalid Unicode, or is bytes: then the zeros can't be told apart.
     """
     if set(map(type, texts)) != {str}:
         return None
@@ -111,7 +111,7 @@ def _packed_at_once(texts: Sequence[object]) -> bytes | None:
 
 
 def _numbers(numbers: Sequence[object], kind: GGUFValueType) -> bytes:
-    return np.array(numbers, NUMBERS[kind]).tobytes()
+    return np.array(numbers, NUMBER_DTYPES[kind]).tobytes()
 
 
 def _string(text: str | bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""GGUF key-value pairs with their types, as they will stand in the file."""
+"""GGUF key-value pairs with their types, as they are written to a file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,21 @@ from typing import TypeAlias
 from gguf import GGUFValueType
 
 Scalar: TypeAlias = "int | float | bool | str"
+
+# numpy's type of each kind of number in a file
+NUMBER_DTYPES = {
+    GGUFValueType.UINT8: "<u1",
+    GGUFValueType.INT8: "<i1",
+    GGUFValueType.UINT16: "<u2",
+    GGUFValueType.INT16: "<i2",
+    GGUFValueType.UINT32: "<u4",
+    GGUFValueType.INT32: "<i4",
+    GGUFValueType.FLOAT32: "<f4",
+    GGUFValueType.BOOL: "?",
+    GGUFValueType.UINT64: "<u8",
+    GGUFValueType.INT64: "<i8",
+    GGUFValueType.FLOAT64: "<f8",
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,7 @@ def int32s(numbers: Sequence[int]) -> Value:
 
 
 def joined(keys: Metadata, *more: Metadata) -> Metadata:
-    """Join metadata; a key that stands twice is a defect of this program."""
+    """Return one mapping of all keys; raise ValueError where two share a key, which is a bug in this program."""
     whole = dict(keys)
     for part in more:
         if twice := whole.keys() & part.keys():

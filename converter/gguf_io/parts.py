@@ -1,7 +1,7 @@
-"""One GGUF file or several: which tensors go where, and what the parts are called.
+"""The names and keys of a GGUF model that is split into several files, as llama.cpp's gguf-split names them.
 
-Parts are llama.cpp's: `NAME-00001-of-00003.gguf`, the first with all keys, each with `split.no`, `split.count` and
-`split.tensors.count`; a program that is given the first finds the others by their names.
+The files are called `NAME-00001-of-00003.gguf`. The first has all of the model's keys, each has `split.no`,
+`split.count` and `split.tensors.count`. A program that opens the first finds the others by their names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 
 from gguf import GGUFValueType, Keys
 
-from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, Value
 
 NUMBER, COUNT, TENSOR_COUNT = (
@@ -22,24 +21,10 @@ NUMBER, COUNT, TENSOR_COUNT = (
 KEYS = (NUMBER, COUNT, TENSOR_COUNT)
 MOST_PARTS = 1 << 16  # split.count is a 16-bit number
 _NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-
-
-def size_in_bytes(size: int | str) -> int:
-    """Return a size such as 4000000000, "4G" or "500M" in bytes; raise UnsupportedError for anything else.
-
-    >>> size_in_bytes("1.5G")
-    1500000000
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)B?", str(size).strip().upper())
-    n_bytes = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if n_bytes < 1:
-        raise UnsupportedError(f"{size!r} is no size of a file; expected bytes, or a number with K, M or G, such as 4G")
-    return n_bytes
 
 
 def part_paths(out: Path, n_parts: int) -> list[Path]:
-    """Return the names of the files that `out` becomes."""
+    """Return the paths of the parts that `out` is split into; one part is `out` itself."""
     if n_parts == 1:
         return [out]
     stem = out.name.removesuffix(".gguf")
@@ -47,7 +32,7 @@ def part_paths(out: Path, n_parts: int) -> list[Path]:
 
 
 def sibling_paths(part: Path, n_parts: int) -> list[Path] | None:
-    """Return all parts of the model that `part` is one of, in order; None where it isn't called as a part is."""
+    """Return all parts of the model that `part` is one of, in order; None where its name isn't a part's."""
     match = _NAME.fullmatch(part.name)
     if match is None or int(match["count"]) != n_parts or not 1 <= int(match["number"]) <= n_parts:
         return None
@@ -55,7 +40,7 @@ def sibling_paths(part: Path, n_parts: int) -> list[Path] | None:
 
 
 def split_keys(number: int, n_parts: int, n_tensors: int) -> Metadata:
-    """Return the keys of one part, counted from 0."""
+    """Return the keys of part `number`, counted from 0."""
     return {
         NUMBER: Value(number, GGUFValueType.UINT16),
         COUNT: Value(n_parts, GGUFValueType.UINT16),

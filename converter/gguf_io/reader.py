@@ -1,26 +1,21 @@
-"""Read a GGUF file of any architecture: its typed metadata, and its tensors as sources of float rows.
+"""Read a GGUF file of any architecture: its typed metadata, and its tensors, read as rows of floats.
 
-gguf's own reader isn't used: it keeps an array view per string, which takes seconds for a vocabulary of today, and it
-never ends on an array whose claimed length lies beyond the file. Everything is checked before a weight byte is read.
-Layout: docs/gguf.md in the ggml repository.
+Everything is checked before a weight is read.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, Keys, quants
 
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.floats import checked
 from tritgguf.converter.core.tensors import (
-    FLOAT_VIEWS,
     ByteArray,
     CodedRows,
     Float32Array,
@@ -31,24 +26,19 @@ from tritgguf.converter.core.tensors import (
 )
 from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
 from tritgguf.converter.gguf_io import parts
-from tritgguf.converter.gguf_io.cursor import Cursor, Described
+from tritgguf.converter.gguf_io.header_reader import MAGIC, HeaderReader, TensorDescription, map_file
 from tritgguf.converter.gguf_io.metadata import Metadata
-from tritgguf.converter.quant import ggml_types
 from tritgguf.converter.quant.codec import TernaryCodec, codec_named
 
-MAGIC = b"GGUF"
-VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
-TERNARY = ("TQ1_0", "TQ2_0", "Q2_0")  # types that hold little else; this package reads them faster than gguf's
-_PREAMBLE = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of key-value pairs
-assert ggml_types.Q2_0  # the import makes GGMLQuantizationType and quants know Q2_0
+TERNARY = ("TQ1_0", "TQ2_0", "Q2_0")  # this package decodes these types faster than gguf's does
 
 
 @dataclass(frozen=True)
 class GgufTensor(SourceTensor):
     """One tensor of a memory-mapped GGUF file; `dtype` is its type's name, such as Q4_K, `shape` rows before columns.
 
-    Of a tensor with three or four dimensions the rows are those of all its matrices, one after the other.
+    The rows of a tensor with three or four dimensions are those of all its matrices, one after the other.
     """
 
     name: str
@@ -74,13 +64,13 @@ class GgufTensor(SourceTensor):
         return self.data.reshape(math.prod(self.shape[:-1]), -1)[rows]
 
     def floats(self, rows: slice | RowIndices) -> Floats:
-        if self.dtype in FLOAT_VIEWS:
+        if self.dtype in FLOAT_DTYPES:
             stored = np.ascontiguousarray(self.read_bytes(rows))
-            return Floats(stored.view(FLOAT_VIEWS[self.dtype]), self.dtype)
+            return Floats(stored.view(FLOAT_DTYPES[self.dtype].words), self.dtype)
         return super().floats(rows)
 
     def read(self, rows: slice | RowIndices) -> Float32Array:
-        if self.dtype in FLOAT_VIEWS:
+        if self.dtype in FLOAT_DTYPES:
             values, all_finite = checked(self.floats(rows))
             if all_finite:
                 return values
@@ -103,7 +93,7 @@ class GgufTensor(SourceTensor):
         return values
 
     def _coded(self, stored: ByteArray) -> CodedRows | None:
-        """Return rows of a ternary type as codes and finite scales, or None where they are something else."""
+        """Return rows of a ternary type as codes and scales; None where a code is invalid or a scale isn't finite."""
         codec = codec_named(self.dtype.lower())
         assert isinstance(codec, TernaryCodec)
         try:
@@ -115,7 +105,7 @@ class GgufTensor(SourceTensor):
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A GGUF file: its metadata in the file's order, ready to be written again, and its tensors by name."""
+    """A GGUF file: its typed metadata in the file's order, and its tensors by name."""
 
     path: Path
     metadata: Metadata = field(repr=False)
@@ -123,7 +113,7 @@ class GgufFile:
     file_bytes: int
 
     def value(self, key: str, default: object = None) -> object:
-        """Return the plain value of a key."""
+        """Return a key's value without its type, or `default`."""
         return self.metadata[key].data if key in self.metadata else default
 
     @property
@@ -133,7 +123,7 @@ class GgufFile:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether the path is a file that begins as a GGUF file does."""
+    """Return whether the path is a file that begins with GGUF's magic bytes."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -141,9 +131,10 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Open a GGUF file, with all its parts if it is one of several.
+    """Open a GGUF file; where it is one part of a model, open all parts as one file.
 
-    Raises SourceError where it is damaged or a part is missing, UnsupportedError for big-endian files.
+    Raises SourceError where a file is damaged or a part is missing, UnsupportedError for big-endian files, versions
+    other than 2 and 3, and tensor types that gguf doesn't know.
     """
     file = _read_file(path)
     n_parts = file.value(parts.COUNT, 1)
@@ -158,14 +149,14 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def _joined(files: Sequence[GgufFile]) -> GgufFile:
-    """Return the parts of a model as one file, called as the first is."""
+    """Return the parts of a model as one file, under the first part's path."""
     path = files[0].path
     tensors: dict[str, GgufTensor] = {}
     for number, part in enumerate(files):
         if (part.value(parts.NUMBER), part.value(parts.COUNT)) != (number, len(files)):
             raise SourceError(
-                f"{part.path.name} says that it is part {part.value(parts.NUMBER)} of {part.value(parts.COUNT)}, "
-                f"expected {number} of {len(files)}, counted from 0: it belongs to another model, or was renamed"
+                f"{part.path.name} claims to be part {part.value(parts.NUMBER)} of {part.value(parts.COUNT)}, "
+                f"expected {number} of {len(files)}, counted from 0: it belongs to another model or was renamed"
             )
         if twice := tensors.keys() & part.tensors.keys():
             raise SourceError(f"{part.path.name} and another part both hold {min(twice)}: fetch the parts again")
@@ -178,35 +169,11 @@ def _joined(files: Sequence[GgufFile]) -> GgufFile:
 
 
 def _read_file(path: Path) -> GgufFile:
-    data = _mapped(path)
-    if data[: len(MAGIC)] != MAGIC:
-        raise SourceError(f"{path.name} begins with {data[:4]!r}; expected {MAGIC!r}: it is no GGUF file")
-    try:
-        return _read(path, data)
-    except (struct.error, ValueError) as error:
-        raise SourceError(f"{path.name}: the header is damaged or cut off ({error}): fetch it again") from error
-
-
-def _mapped(path: Path) -> mmap.mmap | bytes:
-    if not path.is_file():
-        raise SourceError(f"{path} is no file; expected a GGUF file")
-    try:
-        with path.open("rb") as file:
-            empty = path.stat().st_size == 0
-            return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise SourceError(f"{path.name} can't be read: {error.strerror or error}") from error
-
-
-def _read(path: Path, data: mmap.mmap | bytes) -> GgufFile:
-    _, version, n_tensors, n_values = _PREAMBLE.unpack_from(data, 0)
-    if version not in VERSIONS:
-        what = "big-endian" if version & 0xFFFF == 0 else f"of version {version}"
-        raise UnsupportedError(f"{path.name} is {what}; expected a little-endian GGUF file of version 2 or 3")
-    cursor = Cursor(data, _PREAMBLE.size)
-    metadata = dict(_unique(cursor.entries(n_values), "key"))
-    described = dict(_unique(cursor.tensors(n_tensors), "tensor"))
-    start = _aligned(cursor.offset, metadata)
+    data = map_file(path)
+    header = HeaderReader(path, data)
+    metadata, described = header.metadata(), header.tensors()
+    with header.damage():
+        start = _aligned(header.position, metadata)
     body = np.frombuffer(data, np.uint8)[start:]
     _require_places(path, described, len(body))
     tensors = {
@@ -228,24 +195,15 @@ def _n_bytes(kind: GGMLQuantizationType, shape: Sequence[int]) -> int:
     return math.prod(shape) // block * block_bytes
 
 
-def _require_places(path: Path, described: Mapping[str, Described], body_bytes: int) -> None:
-    """Check that every tensor has its own place in the file, and that the file is all there."""
+def _require_places(path: Path, described: Mapping[str, TensorDescription], body_bytes: int) -> None:
+    """Check that no tensors overlap and that the file holds the data of all of them."""
     end, previous = 0, ""
-    for name, (kind, shape, offset) in sorted(described.items(), key=lambda item: item[1][2]):
+    for name, (kind, shape, offset) in sorted(described.items(), key=lambda item: item[1].offset):
         if offset < end:
-            raise SourceError(f"{path.name}: the data of {name} overlaps {previous}: the file is damaged")
+            raise SourceError(f"{path}: the data of {name} overlaps {previous}; fetch or convert the file again")
         end, previous = offset + _n_bytes(kind, shape), name
     if end > body_bytes:
         raise SourceError(
-            f"{path.name} is truncated: its header promises {end} bytes of tensors, the file has {max(body_bytes, 0)}: "
-            "fetch it again"
+            f"{path}: is truncated, its header promises {end} bytes of tensors, the file has {max(body_bytes, 0)}; "
+            "fetch or convert the file again"
         )
-
-
-def _unique(entries: Iterator[tuple[str, Any]], what: str) -> Iterator[tuple[str, Any]]:
-    seen = set()
-    for name, entry in entries:
-        if name in seen:
-            raise ValueError(f"{what} {name!r} stands there twice")
-        seen.add(name)
-        yield name, entry

@@ -20,7 +20,7 @@ from gguf import GGML_QUANT_VERSION, Keys
 
 from tritgguf.converter.checkpoint import safetensors_reader as safetensors_files
 from tritgguf.converter.checkpoint.config_json import ConfigJson
-from tritgguf.converter.checkpoint.packing import read_source
+from tritgguf.converter.checkpoint.packing import read_packing
 from tritgguf.converter.core.parallel import n_threads, parallel
 from tritgguf.converter.core.progress import Progress, counted
 from tritgguf.converter.core.tensors import SourceTensor
@@ -32,10 +32,13 @@ from tritgguf.converter.inspection.tensor_facts import TensorFacts, look_at
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.model.open import open_model
-from tritgguf.converter.planning.choose_types import Request, choose_type, with_scale_tensor
+from tritgguf.converter.planning.choose_types import choose_type, with_scale_tensor
+from tritgguf.converter.planning.encoders import encoder_for
 from tritgguf.converter.planning.file_plan import FilePart, TensorPlan
-from tritgguf.converter.planning.targets import NOT_ON, SLOW_ON_X86, TERNARY_TYPES
-from tritgguf.converter.quant.codec import Codec, codecs
+from tritgguf.converter.planning.request import Request
+from tritgguf.converter.planning.targets import TARGETS
+from tritgguf.converter.quant.codec import AnyCodec, Codec, codecs
+from tritgguf.converter.quant.method import method_named
 
 EMBEDDING = re.compile(r"(^|\.)(embed\w*|token_embd|wte|wpe)\.")
 OUTPUT = re.compile(r"^(lm_head|output)\.")
@@ -177,8 +180,8 @@ def _open_tensors(path: Path) -> tuple[Mapping[str, SourceTensor], str | None]:
     stored = safetensors_files.read_tensors(path)
     linear = {name for name, tensor in stored.items() if _role(name, tensor.shape) == "linear"}
     try:
-        source, tensors = read_source(_config(path), stored, linear)
-        return tensors, source
+        packing, tensors = read_packing(_config(path), stored, linear)
+        return tensors, packing
     except TritggufError:
         return stored, None
 
@@ -234,7 +237,7 @@ def _sizes(model: Model, tensors: Sequence[TensorFacts]) -> dict[str, Size]:
     """Return the file that each type of linear layers makes, the smallest type first."""
     grids = {tensor.name: tensor for tensor in tensors}
     request = Request.named("f16", "mse")
-    types = sorted((codec for codec in codecs().values() if codec.for_linear), key=_bits)
+    types = sorted((codec for codec in codecs().values() if codec.for_linear), key=lambda codec: codec.bits_per_weight)
     others = {
         spec.name: choose_type(spec, None if model.tensors is None else model.tensors.get(spec.source), request)
         for spec in model.specs
@@ -243,23 +246,19 @@ def _sizes(model: Model, tensors: Sequence[TensorFacts]) -> dict[str, Size]:
     return {codec.name: _size(model, codec, grids, others) for codec in types}
 
 
-def _bits(codec: Codec) -> float:
-    return 8 * codec.block_bytes / codec.block
-
-
-def _size(model: Model, codec: Codec, facts: Mapping[str, TensorFacts], others: Mapping[str, TensorPlan]) -> Size:
-    known = codecs()
+def _size(model: Model, codec: AnyCodec, facts: Mapping[str, TensorFacts], others: Mapping[str, TensorPlan]) -> Size:
+    known, any_method = codecs(), method_named("mse")  # no method changes a size
     plans: list[TensorPlan] = []
     for spec in model.specs:
         if spec.name in others:
             plans.append(others[spec.name])
         elif spec.data is not None:
-            plans.append(TensorPlan(spec, known["f32"], spec.role))
+            plans.append(TensorPlan(encoder_for(spec, known["f32"], any_method), spec.role))
         else:
             fits = spec.shape[-1] % codec.block == 0
             grid = facts[spec.name].grid if codec.ternary and fits else None
             on_grid = grid if grid is not None and grid.fits(codec.block) else None
-            plan = TensorPlan(spec, codec if fits else known["f16"], spec.role, grid=on_grid)
+            plan = TensorPlan(encoder_for(spec, codec if fits else known["f16"], any_method, on_grid), spec.role)
             plans += with_scale_tensor(plan) if model.scale_tensors else [plan]
     linear = [spec for spec in model.specs if spec.role == "linear"]
     n_unfit = sum(spec.shape[-1] % codec.block != 0 for spec in linear)
@@ -272,8 +271,8 @@ def _size(model: Model, codec: Codec, facts: Mapping[str, TensorFacts], others: 
         n_exact=None if model.tensors is None else n_exact,
         n_near=None if model.tensors is None else n_near,
         n_unfit=n_unfit,
-        runs_on=_runs_on(codec, model.targets or tuple(TERNARY_TYPES)),
-        slow_on=("x86",) if codec.name in SLOW_ON_X86 else (),
+        runs_on=_runs_on(codec, model.targets or TARGETS),
+        slow_on=("x86",) if codec.slow_on_x86 else (),
     )
 
 
@@ -285,8 +284,5 @@ def _file_bytes(model: Model, plans: Sequence[TensorPlan]) -> int:
 
 
 def _runs_on(codec: Codec, targets: Sequence[str]) -> tuple[str, ...]:
-    """Return where the type has kernels, among where the graph runs; float types have some everywhere."""
-    places = tuple(target for target in targets if target != "any")
-    if codec.ternary:
-        return tuple(target for target in places if codec.name in TERNARY_TYPES[target])
-    return tuple(target for target in places if target not in NOT_ON.get(codec.name, ()))
+    """Return where the type has fast kernels, among where the graph runs."""
+    return tuple(target for target in targets if target in codec.runs_on)

@@ -12,8 +12,9 @@ from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import TritggufError
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.planning.choose_types import with_scale_tensor
+from tritgguf.converter.planning.encoders import OnGrid
 from tritgguf.converter.planning.file_plan import TensorPlan
-from tritgguf.converter.quant.codec import FloatCodec, TernaryCodec, codecs
+from tritgguf.converter.quant.codec import codecs, float_codecs, ternary_codecs
 from tritgguf.converter.quant.grids import Grid, find_grid
 
 MATRICES = ("linear", "embedding", "output")
@@ -67,7 +68,7 @@ def _grid_json(grid: Grid) -> dict[str, Any]:
         "extent": grid.extent,
         "scale": grid.scale,
         "fp16_error": grid.fp16_error,
-        "strays": grid.strays,
+        "outliers": grid.outliers,
     }
 
 
@@ -93,16 +94,15 @@ def look_at(spec: TensorSpec, source: SourceTensor | None, n_bytes: int, *, scal
 
 
 def _bits(name: str) -> float:
-    codec = codecs()[name]
-    return 8 * codec.block_bytes / codec.block
+    return codecs()[name].bits_per_weight
 
 
 def _ternary_types(spec: TensorSpec, grid: Grid | None, scale_tensors: bool) -> tuple[list[str], list[str]]:
     """Return the ternary types that hold the tensor, and those that hold it but for fp16's rounding of the scale."""
     if grid is None:
         return [], []
-    fitting = [c for c in codecs().values() if isinstance(c, TernaryCodec) and grid.fits(c.block)]
-    plans = [TensorPlan(spec, codec, "", exact=grid.fp16_error == 0, grid=grid) for codec in fitting]
+    fitting = [codec for codec in ternary_codecs().values() if grid.fits(codec.block)]
+    plans = [TensorPlan(OnGrid(spec, codec, grid), "", exact=grid.fp16_error == 0) for codec in fitting]
     if scale_tensors:
         plans = [with_scale_tensor(plan)[0] for plan in plans]
     exact = [plan.codec.name for plan in plans if plan.exact]
@@ -111,7 +111,7 @@ def _ternary_types(spec: TensorSpec, grid: Grid | None, scale_tensors: bool) -> 
 
 def _scan(source: SourceTensor, grid: Grid | None) -> tuple[float, list[str]]:
     """Return the share of zeros, and the float types that hold every value; one pass over the tensor at most."""
-    fitting = [c for c in codecs().values() if isinstance(c, FloatCodec) and source.shape[-1] % c.block == 0]
+    fitting = [codec for codec in float_codecs().values() if source.shape[-1] % codec.block == 0]
     held = [codec.name for codec in fitting if codec.holds(source.dtype)]
     open_ones = [codec for codec in fitting if codec.name not in held]
     counted = grid.zeros if grid is not None else None

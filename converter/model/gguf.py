@@ -15,7 +15,7 @@ from tritgguf.converter.gguf_io.metadata import Metadata
 from tritgguf.converter.gguf_io.reader import GgufFile, GgufTensor, read_gguf
 from tritgguf.converter.model.architecture import TensorSpec, architectures
 from tritgguf.converter.model.model import Model
-from tritgguf.converter.tokenizer import carried_tokenizer
+from tritgguf.converter.tokenizer import TokenIdsProvider, passthrough_tokenizer
 
 # Weights of matrix products, which llama.cpp takes in any type. Not routers, convolutions and lookup tables.
 LINEAR = re.compile(
@@ -25,8 +25,11 @@ ROLES = {"token_embd.weight": "embedding", "output.weight": "output"}
 REWRITTEN = (Keys.General.FILE_TYPE, Keys.General.QUANTIZATION_VERSION, Keys.General.ALIGNMENT)
 
 
-def open_gguf_model(path: Path) -> Model:
-    """Open a GGUF file; raise SourceError or UnsupportedError where it is damaged or in parts."""
+def open_gguf_model(path: Path, token_ids: TokenIdsProvider | None = None) -> Model:
+    """Open a GGUF file; raise SourceError or UnsupportedError where it is damaged or in parts.
+
+    `token_ids`, by default the installed provider, is asked when the file's token ids are first compared.
+    """
     file = read_gguf(path)
     if file.architecture is None:
         raise SourceError(f"{path.name} has no {Keys.General.ARCHITECTURE}: it isn't a model, or it is damaged")
@@ -40,7 +43,7 @@ def open_gguf_model(path: Path) -> Model:
         specs=[_spec(tensor) for tensor in file.tensors.values()],
         tensors=file.tensors,
         metadata=architecture | kept,
-        tokenizer=carried_tokenizer(file.path) if _has_vocabulary(file) else None,
+        tokenizer=passthrough_tokenizer(file.path, token_ids) if _has_vocabulary(file) else None,
         notes=[],
         scale_tensors=False,
         targets=next((a.targets for a in architectures() if a.name == file.architecture), None),

@@ -55,7 +55,7 @@ def open_hf_model(folder: Path, *, load_tokenizer: bool = True) -> Model:
     metadata = joined(architecture.metadata(config), general, tokenizer.metadata if tokenizer else {})
     return Model(
         path=folder,
-        source=checkpoint.source,
+        source=checkpoint.packing,
         specs=specs,
         tensors=tensors,
         metadata=metadata,

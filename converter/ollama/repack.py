@@ -15,9 +15,10 @@ from tritgguf.converter.gguf_io.reader import GgufFile
 from tritgguf.converter.model.gguf import open_gguf_model
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.ollama.versions import refused_types
-from tritgguf.converter.planning.choose_types import AUTO, Request
 from tritgguf.converter.planning.file_plan import FilePlan
 from tritgguf.converter.planning.make_plan import make_plan
+from tritgguf.converter.planning.request import AUTO, Request
+from tritgguf.converter.tokenizer import TokenIdsProvider, installed_provider
 
 # Ollama takes a file's jinja for one of some thirty that it knows within an edit distance of 100, and puts its own Go
 # template in its place. Those have next to none of this letter, so nearly each costs an edit.
@@ -51,20 +52,25 @@ def repack(
     force: bool = False,
     progress: Progress | None = None,
     plan: FilePlan | None = None,
+    token_ids: TokenIdsProvider | None = None,
 ) -> Conversion:
     """Write the file again with types that Ollama takes, and with another chat template if one is given.
 
     `plan` is what `repack_plan` gave, where it was asked before: the file isn't read for it once more.
+    `token_ids`, by default the installed provider, computes the token ids of both files.
     """
     require_writable(out, [out], force)
-    return write_model(_model(path, jinja), out, _request(), force=force, progress=progress, file_plan=plan)
+    provider = token_ids or installed_provider()
+    opened = _model(path, jinja, provider)
+    with provider(None) as read:
+        return write_model(opened, out, _request(), force=force, check=read, progress=progress, file_plan=plan)
 
 
 def _request() -> Request:
     return Request.named(AUTO, "mse", target="ollama")
 
 
-def _model(path: Path, jinja: str | None) -> Model:
-    opened = open_gguf_model(path)
+def _model(path: Path, jinja: str | None, token_ids: TokenIdsProvider | None = None) -> Model:
+    opened = open_gguf_model(path, token_ids)
     template = {} if jinja is None else {Keys.Tokenizer.CHAT_TEMPLATE: string(jinja)}
     return replace(opened, metadata={**opened.metadata, **template})

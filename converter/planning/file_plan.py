@@ -9,27 +9,38 @@ from typing import Any
 
 from tritgguf.converter.gguf_io.header import TensorEntry, aligned
 from tritgguf.converter.model.architecture import TensorSpec
+from tritgguf.converter.planning.encoders import Encoder
 from tritgguf.converter.quant.codec import Codec
 from tritgguf.converter.quant.grids import Grid
 
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """One tensor of the file: its spec, its type, why, and whether that holds it exactly.
+    """One tensor of the file: how it is encoded, why so, and whether that keeps every value.
 
-    `exact` is None where there are no weights to tell from. `grid` is set where the values' own codes are stored;
-    without it a ternary type gets them from a method. With `unit_scale` the blocks' scales are 1: a `.scale` tensor
-    holds it. `error` is the relative error on a sample of rows, where it was measured.
+    `exact` is None where there are no weights to tell from. `fallback` says that the tensor's rows don't fit the type
+    that was asked for. `error` is the relative error on a sample of rows, where it was measured.
     """
 
-    spec: TensorSpec
-    codec: Codec
+    encoder: Encoder
     reason: str
     exact: bool | None = None
-    grid: Grid | None = None
-    unit_scale: bool = False
     fallback: bool = False
     error: float | None = None
+
+    @property
+    def spec(self) -> TensorSpec:
+        return self.encoder.spec
+
+    @property
+    def codec(self) -> Codec:
+        """The tensor's type."""
+        return self.encoder.codec
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid whose codes are stored, None where values or a method's codes are."""
+        return self.encoder.grid
 
     @property
     def n_bytes(self) -> int:
@@ -44,7 +55,7 @@ class TensorPlan:
     @property
     def rounded(self) -> bool:
         """Whether a method made the values ternary."""
-        return self.exact is False and self.grid is None and self.codec.ternary
+        return self.exact is False and self.encoder.rounds
 
     def as_json(self) -> dict[str, Any]:
         return {

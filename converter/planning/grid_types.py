@@ -8,6 +8,8 @@ import numpy as np
 
 from tritgguf.converter.core.tensors import CHUNK_VALUES, Float32Array, SourceTensor, row_chunks
 from tritgguf.converter.errors import TensorError
+from tritgguf.converter.model.architecture import TensorSpec
+from tritgguf.converter.planning.encoders import AsFloats
 from tritgguf.converter.planning.file_plan import TensorPlan
 from tritgguf.converter.planning.targets import float_types
 from tritgguf.converter.quant.codec import Codec, FloatCodec, codecs
@@ -24,22 +26,22 @@ def by_known_grid(plan: TensorPlan, source: SourceTensor, grid: Grid | None) -> 
     kind = "ternary" if grid.levels == 3 else f"{grid.levels}-level"
     fit = f"{codec.name.upper()}'s scales fit to its codes, relative error {error:.2g}"
     reason = f"on a {kind} grid per {grid.extent}: {fit}"
-    return replace(plan, codec=codec, reason=reason, exact=False, grid=None, error=error)
+    return replace(plan, encoder=AsFloats(plan.spec, codec), reason=reason, exact=False, error=error)
 
 
-def least_error(plan: TensorPlan, source: SourceTensor, target: str, max_bits: float) -> TensorPlan | None:
+def least_error(spec: TensorSpec, source: SourceTensor, target: str, max_bits: float) -> TensorPlan | None:
     """Return the plan with the type of least error among those of at most `max_bits` per weight on the target.
 
     None where the rows fit none of them.
     """
     grid = find_grid(source)
     values = sample(source)
-    found: dict[Codec, float] = {}
+    found: dict[FloatCodec, float] = {}
     for name, codec in codecs().items():
-        if name not in float_types(target) or 8 * codec.block_bytes > max_bits * codec.block:
+        if name not in float_types(target) or codec.bits_per_weight > max_bits:
             continue
         fitted = _fit_to(codec, source, grid)
-        usable = fitted or (codec if isinstance(codec, FloatCodec) else None)
+        usable = fitted or (None if codec.ternary else codec)
         if usable is not None and source.shape[-1] % codec.block == 0:
             found[usable] = _error(usable, values)
     if not found:
@@ -47,11 +49,11 @@ def least_error(plan: TensorPlan, source: SourceTensor, target: str, max_bits: f
     best = min(found, key=lambda codec: found[codec])
     what = "not on a grid" if grid is None else f"on a grid of {grid.levels} levels per {grid.extent}"
     reason = f"{what}: {best.name.upper()} loses least at {max_bits:g} bits, relative error {found[best]:.2g}"
-    return replace(plan, codec=best, reason=reason, exact=False, error=found[best])
+    return TensorPlan(AsFloats(spec, best), reason, exact=False, error=found[best])
 
 
 def _fit_to(codec: Codec, source: SourceTensor, grid: Grid | None) -> KnownGridCodec | None:
-    if grid is None or grid.levels not in codec.grid_levels or grid.strays or grid.group % GROUP:
+    if grid is None or grid.levels not in codec.grid_levels or grid.outliers or grid.group % GROUP:
         return None
     if source.shape[-1] % codec.block or not _wholly_on(source, grid.levels):
         return None

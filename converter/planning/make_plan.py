@@ -11,10 +11,11 @@ from tritgguf.converter.core.progress import Progress, counted
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, joined, uint32
 from tritgguf.converter.model.model import Model
-from tritgguf.converter.planning.choose_types import Request, require_taken, survey
+from tritgguf.converter.planning.choose_types import choose_types
 from tritgguf.converter.planning.file_plan import FilePlan, TensorPlan
 from tritgguf.converter.planning.layout import lay_out
-from tritgguf.converter.planning.targets import SLOW_ON_X86, is_x86
+from tritgguf.converter.planning.request import Request, require_taken
+from tritgguf.converter.planning.targets import is_x86, slow_on_x86
 from tritgguf.converter.quant.codec import codec_named
 
 
@@ -29,7 +30,9 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
     require_taken(request)
     total = sum(tensor.n_bytes for tensor in model.tensors.values()) if model.tensors else 0
     report = counted(progress, "reading", total)
-    tensors = survey(model.specs, model.tensors, request, n_threads(threads), report, scale_tensors=model.scale_tensors)
+    tensors = choose_types(
+        model.specs, model.tensors, request, n_threads(threads), report, scale_tensors=model.scale_tensors
+    )
     metadata = joined(model.metadata, _type_metadata(tensors))
     notes = (*model.notes, *_type_notes(tensors, request))
     return FilePlan(lay_out(metadata, tensors, request.max_bytes), notes)
@@ -71,7 +74,7 @@ def _type_notes(tensors: tuple[TensorPlan, ...], request: Request) -> list[str]:
             "--max-bits takes the types that lose least"
         )
     if request.target == "cpu" and is_x86():
-        if any(tensor.codec.name in SLOW_ON_X86 for tensor in linear):
+        if any(slow_on_x86(tensor.codec.name) for tensor in linear):
             notes.append("q2_0 has no fast code on x86: expect a tenth of the speed of other ternary types there")
         elif request.type is None and any(_only_fine_types_fit(tensor) for tensor in linear):
             notes.append("q2_0 would hold these weights in half the size of q4_0, but has no fast code on x86")

@@ -1,23 +1,18 @@
-"""Where a file is meant to run, and which ternary types have fast kernels there (llama.cpp of the pinned version)."""
+"""Where a file is meant to run, and which types have fast kernels there: each codec says it of itself."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from tritgguf.converter.errors import UnsupportedError
 
-# Smallest first. Any type that no row names runs, if at all, on the CPU or by unpacked arithmetic.
-TERNARY_TYPES = {
-    "cpu": ("tq1_0", "tq2_0", "q2_0", "q2_k", "q4_0"),
-    "cuda": ("q2_0", "q2_k", "q4_0"),
-    "metal": ("tq2_0", "q2_0", "q2_k", "q4_0"),
-    "vulkan": ("tq1_0", "tq2_0", "q2_0", "q2_k", "q4_0"),
-    "ollama": ("q2_k", "q4_0"),
-    "any": ("q2_k", "q4_0"),
-}
-# Types with which the newest versions of a target refuse a file as a whole: docs/ollama.md.
-REFUSED = {"ollama": ("tq1_0", "tq2_0", "q2_0")}
-SLOW_ON_X86 = ("q2_0",)  # scalar code, some ten times slower than TQ2_0
+if TYPE_CHECKING:
+    from tritgguf.converter.quant.codec import AnyCodec
+
+ANY = "any"  # stands for all others at the same time
+TARGETS = ("cpu", "cuda", "metal", "vulkan", "ollama", ANY)
 
 
 def is_x86() -> bool:
@@ -27,22 +22,41 @@ def is_x86() -> bool:
 
 def ternary_types(target: str) -> tuple[str, ...]:
     """Return the ternary types to choose from for a target, smallest first; on x86 without those slow there."""
-    if target not in TERNARY_TYPES:
-        raise UnsupportedError(f"unknown target {target!r}; expected one of {', '.join(TERNARY_TYPES)}")
-    names = TERNARY_TYPES[target]
-    return tuple(name for name in names if not (target == "cpu" and is_x86() and name in SLOW_ON_X86))
+    if target not in TARGETS:
+        raise UnsupportedError(f"unknown target {target!r}; expected one of {', '.join(TARGETS)}")
+    slow = target == "cpu" and is_x86()
+    return _names(codec for codec in _running_on(target) if codec.ternary and not (slow and codec.slow_on_x86))
+
+
+def float_types(target: str) -> tuple[str, ...]:
+    """Return the types to choose from for a target where no ternary type is exact, smallest first."""
+    linear = (codec for codec in _running_on(target) if codec.for_linear)
+    return _names(codec for codec in linear if codec.grid_levels or not codec.ternary)
 
 
 def refuses(target: str, type_name: str) -> bool:
     """Whether programs of that target can't load a file with a tensor of that type."""
-    return type_name.lower() in REFUSED.get(target, ())
+    codec = _codecs().get(type_name.lower())
+    return codec is not None and target in codec.refused_by
 
 
-# Types for weights that no ternary type holds; llama.cpp has kernels for them wherever no row says otherwise.
-FLOAT_TYPES = ("q2_k", "q3_k", "q4_k", "nvfp4", "q6_k", "q8_0", "bf16", "f16")
-NOT_ON = {"nvfp4": ("metal", "ollama", "any")}
+def slow_on_x86(type_name: str) -> bool:
+    """Whether the pinned llama.cpp has only scalar code for that type on x86."""
+    codec = _codecs().get(type_name)
+    return codec is not None and codec.slow_on_x86
 
 
-def float_types(target: str) -> tuple[str, ...]:
-    """Return the types to choose from for a target where no ternary type is exact."""
-    return tuple(name for name in FLOAT_TYPES if target not in NOT_ON.get(name, ()))
+def _running_on(target: str) -> Iterator[AnyCodec]:
+    needed = set(TARGETS) - {ANY} if target == ANY else {target}
+    return (codec for codec in _codecs().values() if needed <= set(codec.runs_on))
+
+
+def _names(codecs: Iterable[AnyCodec]) -> tuple[str, ...]:
+    """Return the names, smallest type first, and of equal ones first that which runs in more places."""
+    return tuple(c.name for c in sorted(codecs, key=lambda c: (c.bits_per_weight, -len(c.runs_on), c.name)))
+
+
+def _codecs() -> dict[str, AnyCodec]:
+    from tritgguf.converter.quant.codec import codecs  # not at the top: the help needs TARGETS, but not numpy
+
+    return codecs()

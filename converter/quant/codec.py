@@ -7,20 +7,27 @@ Float codecs take float32 rows; ternary codecs take CodedRows and give them back
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType, quants
 
 from tritgguf.converter.core.floats import BEYOND_F16, narrowed, widened
 from tritgguf.converter.core.kernels import PACKINGS, Kernel
-from tritgguf.converter.core.registry import offered
+from tritgguf.converter.core.registry import by_name
 from tritgguf.converter.core.tensors import ByteArray, CodedRows, Codes, Float32Array, Floats, PackedRows
 from tritgguf.converter.errors import TensorError, UnsupportedError
+
+# Where programs run a file: the targets of `--for` but "any", which means all of these.
+EVERYWHERE = ("cpu", "cuda", "metal", "vulkan", "ollama")
 
 
 class Codec(ABC):
     """One GGUF tensor type: `block` values of a row become `block_bytes` bytes.
 
+    `runs_on` are the targets where the pinned llama.cpp has fast kernels for the type; elsewhere it runs, if at all, on
+    the CPU or by unpacked arithmetic, and `--type auto` doesn't choose it. Programs of the targets in `refused_by` load
+    no file with a tensor of it.
     `grid_levels` are the grids, by their number of levels, that `pack_grid` stores better than floats would be.
     """
 
@@ -30,8 +37,20 @@ class Codec(ABC):
     block: int
     block_bytes: int
     ternary: bool
+    runs_on: tuple[str, ...] = ()
+    refused_by: tuple[str, ...] = ()
+    slow_on_x86: bool = False
     for_linear: bool = True
     grid_levels: tuple[int, ...] = ()
+
+    @abstractmethod
+    def decode(self, stored: ByteArray) -> Float32Array:
+        """Return the float32 values, shape (n_rows, n_columns), of rows of bytes, shape (n_rows, row bytes)."""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Return the bits that a value takes, scales included."""
+        return 8 * self.block_bytes / self.block
 
     def row_bytes(self, n_columns: int) -> int:
         """Return the bytes of a row of `n_columns` values, which must be a multiple of the block."""
@@ -45,8 +64,8 @@ class Codec(ABC):
         raise NotImplementedError(f"{self.name} knows no grids")
 
 
-class Stored(Codec):
-    """Whatever type a tensor of a GGUF source has: its bytes are carried over."""
+class AnyGgmlType(Codec):
+    """Whatever type a tensor of a GGUF source has: it can be decoded and passed through, not encoded."""
 
     ternary = False
     for_linear = False
@@ -58,11 +77,14 @@ class Stored(Codec):
         like = [kind for kind in LlamaFileType if kind.name.startswith(names)]
         self.file_type = like[0] if like else LlamaFileType.GUESSED
 
+    def decode(self, stored: ByteArray) -> Float32Array:
+        return quants.dequantize(stored, self.ggml_type)
+
 
 class FloatCodec(Codec):
     """A type that stores floats; `holds_dtypes` are the source dtypes whose every value it keeps."""
 
-    ternary = False
+    ternary: Literal[False] = False
     holds_dtypes: tuple[str, ...] = ()
 
     def holds(self, dtype: str) -> bool:
@@ -84,10 +106,6 @@ class FloatCodec(Codec):
     def encode(self, values: Float32Array) -> ByteArray:
         """Return the bytes of float32 rows, shape (n_rows, row bytes); raise TensorError where one is out of range."""
 
-    @abstractmethod
-    def decode(self, stored: ByteArray) -> Float32Array:
-        """Return the float32 rows that those bytes stand for."""
-
 
 class TernaryCodec(Codec):
     """A type that stores ternary codes with one fp16 scale per block.
@@ -95,7 +113,7 @@ class TernaryCodec(Codec):
     In a block the codes begin at `codes_at`, where `kernel` writes them; the scale stands at each of `scales_at`.
     """
 
-    ternary = True
+    ternary: Literal[True] = True
     codes_at: int
     scales_at: tuple[int, ...]
     kernel: Kernel
@@ -131,17 +149,44 @@ class TernaryCodec(Codec):
         put_scales(scales, group, self.block, blocks, *self.scales_at)
         return blocks.reshape(len(blocks), -1)
 
+    def decode(self, stored: ByteArray) -> Float32Array:
+        return self.unpack(stored).dequantize()
+
     @abstractmethod
     def unpack(self, stored: ByteArray) -> CodedRows:
         """Return codes and scales of packed rows, shape (n_rows, row bytes); raise TensorError on invalid codes."""
 
 
-def codecs() -> dict[str, Codec]:
+AnyCodec: TypeAlias = FloatCodec | TernaryCodec  # told apart by `ternary`
+
+
+def codecs() -> dict[str, AnyCodec]:
     """Return every codec by its name."""
-    return {codec.name: codec for codec in offered("tritgguf.converter.quant.codecs", "CODEC", Codec)}
+    """Return every codec by its name."""
+    return cast("dict[str, AnyCodec]", by_name("tritgguf.converter.quant.codecs", "CODEC", Codec))
 
 
-def codec_named(name: str) -> Codec:
+def float_codecs() -> dict[str, FloatCodec]:
+    """Return the codecs of float types by their names."""
+    return {name: codec for name, codec in codecs().items() if codec.ternary is False}
+
+
+def ternary_codecs() -> dict[str, TernaryCodec]:
+    """Return the codecs of ternary types by their names."""
+    return {name: codec for name, codec in codecs().items() if codec.ternary is True}
+
+
+def float_codec(name: str) -> FloatCodec:
+    """Return a float type's codec; the name must be known."""
+    return float_codecs()[name]
+
+
+def ternary_codec(name: str) -> TernaryCodec:
+    """Return a ternary type's codec; the name must be known."""
+    return ternary_codecs()[name]
+
+
+def codec_named(name: str) -> AnyCodec:
     """Return the codec of that name; raise UnsupportedError listing the names there are."""
     known = codecs()
     if name not in known:

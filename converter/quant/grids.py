@@ -8,11 +8,13 @@ a tensor that is no grid.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.floats import widened
 from tritgguf.converter.core.kernels import WORDS, Kernel
 from tritgguf.converter.core.tensors import (
@@ -27,13 +29,12 @@ from tritgguf.converter.core.tensors import (
 from tritgguf.converter.quant.codec import fp16
 
 GROUPS = (16, 32, 64, 128, 256)
-FLOAT_DTYPES = ("F32", "F16", "BF16")  # a quantized source has levels of its own, which nobody trained
 BF16_ROUNDING = 2 * 1.01 * 2.0**-8  # of a quotient: half a unit in the last place of each of two bf16 values
 FIRST_LOOK = 1 << 14  # values
 AT_ONCE = 1 << 21  # values: more than numpy likes, since kernels make no float32 of them
 FEW = 64  # groups, of which one is off in nearly every tensor that is no grid
 FEW_ROWS = 8  # which mostly suffice to see that groups share no scale
-NEAR = 0.05  # a grid is still reported, with its strays counted, while fewer groups than this hold any
+NEAR = 0.05  # a grid is still reported, with its outliers counted, while fewer groups than this hold any
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Grid:
 
     `levels` is 3, 9 or 27. `group` neighbouring columns share one scale (the row's length where whole rows do),
     `extent` says it in words. `scale` is the one scale of the whole tensor, if it has one. `fp16_error` is how much
-    fp16 changes a scale (relative, at most), `zeros` the share of zeros, `strays` the number of values off the grid.
+    fp16 changes a scale (relative, at most), `zeros` the share of zeros, `outliers` the number of values off the grid.
     """
 
     levels: int
@@ -51,12 +52,18 @@ class Grid:
     scale: float | None = None
     fp16_error: float = 0.0
     zeros: float | None = None
-    strays: int = 0
+    outliers: int = 0
 
     @property
     def ternary(self) -> bool:
         """Whether codes and scales reproduce every value."""
-        return self.levels == 3 and self.strays == 0
+        return self.levels == 3 and self.outliers == 0
+
+    def description(self, shape: tuple[int, ...]) -> str:
+        """Say in words what grid a tensor of that shape is on."""
+        outliers = f", but {self.outliers} of {math.prod(shape)} values are off it" if self.outliers else ""
+        kind = "ternary" if self.levels == 3 else f"{self.levels}-level"
+        return f"its values are on a {kind} grid per {self.extent}{outliers}"
 
     def fits(self, block: int) -> bool:
         """Whether blocks of `block` columns each lie in one group."""
@@ -68,12 +75,12 @@ def code_on_grid(rows: Floats, group: int) -> CodedRows | None:
     n_rows, n_columns = rows.words.shape
     scales: Float32Array = np.empty((n_rows, n_columns // group), np.float32)
     codes: Codes = np.empty((n_rows, n_columns), np.int8)
-    n_strays = ON_GRID(rows.words, rows.kind, scales.size, group, scales, codes)
-    if n_strays is None:
+    n_outliers = ON_GRID(rows.words, rows.kind, scales.size, group, scales, codes)
+    if n_outliers is None:
         groups = widened(rows).reshape(*scales.shape, group)
         scales, signs = np.abs(groups).max(axis=-1), np.sign(groups)
-        codes, n_strays = signs.astype(np.int8).reshape(codes.shape), int((signs * scales[..., None] != groups).sum())
-    return None if n_strays else CodedRows(codes, scales, group)
+        codes, n_outliers = signs.astype(np.int8).reshape(codes.shape), int((signs * scales[..., None] != groups).sum())
+    return None if n_outliers else CodedRows(codes, scales, group)
 
 
 def fp16_error(scales: Float32Array) -> float:
@@ -87,7 +94,7 @@ def fp16_error(scales: Float32Array) -> float:
 
 def ask_for_first_look(source: SourceTensor) -> None:
     """Have what is looked at first read meanwhile."""
-    source.ask_ahead(next(row_chunks(source.shape, first=FIRST_LOOK), slice(0, 0)))
+    source.prefetch(next(row_chunks(source.shape, first=FIRST_LOOK), slice(0, 0)))
 
 
 def find_grid(source: SourceTensor) -> Grid | None:
@@ -103,26 +110,27 @@ def find_grid(source: SourceTensor) -> Grid | None:
     finest = next((group for group in GROUPS if n_columns % group == 0), n_columns)
     evidence = _Evidence(finest, n_columns)
     for rows in row_chunks(source.shape, n_values=AT_ONCE, first=FIRST_LOOK):
-        source.bring_in(rows)
+        source.read_now(rows)
         floats = source.floats(rows)
+        # A quantized source has levels of its own, which nobody trained.
         if rows.start == 0 and source.dtype in FLOAT_DTYPES and (levels := _finer_levels(widened(floats), finest)):
             return Grid(levels, finest, f"{finest} columns")
-        group = finest if evidence.strays else evidence.widest()  # the fewer groups, the faster
-        scales, n_zeros, strays, n_bad_groups = _ternary_groups(floats, group)
+        group = finest if evidence.outliers else evidence.widest()  # the fewer groups, the faster
+        scales, n_zeros, outliers, n_bad_groups = _ternary_groups(floats, group)
         if n_bad_groups and group > finest:
             group = finest
-            scales, n_zeros, strays, n_bad_groups = _ternary_groups(floats, group)
+            scales, n_zeros, outliers, n_bad_groups = _ternary_groups(floats, group)
         if not np.isfinite(scales).all():
             source.read(rows)  # says which value isn't finite
-        source.let_go(rows)
+        source.evict(rows)
         if n_bad_groups > NEAR * scales.size:
             return None
-        evidence.add(scales, group, n_zeros, strays)
+        evidence.add(scales, group, n_zeros, outliers)
     return evidence.grid(n_values=int(np.prod(source.shape)))
 
 
 def _ternary_groups(floats: Floats, group: int) -> tuple[Float32Array, int, int, int]:
-    """Return the scale per group (n_rows, n_groups), and how many values are zero, stray, and groups hold strays."""
+    """Return each group's scale (n_rows, n_groups), and the numbers of zeros, of outliers, of groups with outliers."""
     n_rows, n_columns = floats.words.shape
     scales: Float32Array = np.empty((n_rows, n_columns // group), np.float32)
     counts = np.zeros(1, np.int64)
@@ -133,14 +141,14 @@ def _ternary_groups(floats: Floats, group: int) -> tuple[Float32Array, int, int,
     scales = magnitudes.max(axis=-1)
     off = (magnitudes != 0) & (magnitudes != scales[..., None])
     bad = off.any(axis=-1)
-    strays = 0
+    outliers = 0
     if bad.any() and bad.sum() <= NEAR * bad.size:
-        # A stray may be the largest value, so a group with strays is judged by its most usual magnitude.
+        # An outlier may be the largest value, so a group with outliers is judged by its most usual magnitude.
         suspects = np.where(magnitudes[bad] == 0, np.nan, magnitudes[bad])
         usual = np.nanquantile(suspects, 0.5, axis=-1, method="nearest").astype(np.float32)
-        strays = int((~np.isnan(suspects) & (suspects != usual[:, None])).sum())
+        outliers = int((~np.isnan(suspects) & (suspects != usual[:, None])).sum())
         scales[bad] = usual
-    return scales, int((magnitudes == 0).sum()), strays, int(bad.sum())
+    return scales, int((magnitudes == 0).sum()), outliers, int(bad.sum())
 
 
 def _finer_levels(values: Float32Array, group: int) -> int | None:
@@ -165,7 +173,7 @@ def _levels_of(groups: Float32Array, largest: Float32Array) -> int | None:
         if on_grid.all():
             return None if levels == 3 else levels
         if levels == 3 and on_grid.mean() > 1 - NEAR:
-            return None  # ternary with strays
+            return None  # ternary with outliers
     return None
 
 
@@ -183,7 +191,7 @@ class _Evidence:
     finest: int
     n_columns: int
     n_zeros: int | None = 0
-    strays: int = 0
+    outliers: int = 0
     fp16_error: float = 0.0
     row_scales: list[Float32Array] = field(default_factory=list)
     shared: dict[int, bool] = field(default_factory=dict)
@@ -192,7 +200,7 @@ class _Evidence:
         """Return the widest group whose columns have shared their scales so far."""
         return max((group for group, shared in self.shared.items() if shared), default=self.finest)
 
-    def add(self, scales: Float32Array, columns: int, n_zeros: int | None = None, strays: int = 0) -> None:
+    def add(self, scales: Float32Array, columns: int, n_zeros: int | None = None, outliers: int = 0) -> None:
         """Take in the scales of some rows, one per `columns`, shape (n_rows, n_columns / columns)."""
         candidates = [self.n_columns, *(g for g in GROUPS[::-1] if g > self.finest and self.n_columns % g == 0)]
         for group in candidates:
@@ -211,7 +219,7 @@ class _Evidence:
         if self.shared[self.n_columns]:
             self.row_scales.append(widest[:, 0])
         self.n_zeros = None if n_zeros is None or self.n_zeros is None else self.n_zeros + n_zeros
-        self.strays += strays
+        self.outliers += outliers
 
     def grid(self, n_values: int | None) -> Grid:
         """Return the grid that all the evidence allows, with the widest groups."""
@@ -225,7 +233,7 @@ class _Evidence:
             if extent == "tensor":
                 scale = float(used[0]) if used.size else 0.0
         zeros = self.n_zeros / n_values if self.n_zeros is not None and n_values else None
-        return Grid(3, group, extent, scale, self.fp16_error, zeros, self.strays)
+        return Grid(3, group, extent, scale, self.fp16_error, zeros, self.outliers)
 
 
 ON_GRID = Kernel("on_grid", WORDS, int, int, int, np.float32, np.int8)

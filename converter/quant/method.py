@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tritgguf.converter.core.registry import offered
+from tritgguf.converter.core.registry import by_name
 from tritgguf.converter.core.tensors import CodedRows, Codes, Float32Array, Floats
 from tritgguf.converter.errors import UnsupportedError
 
@@ -25,7 +25,7 @@ class Method:
 
 def methods() -> dict[str, Method]:
     """Return every method by its name."""
-    return {method.name: method for method in offered("tritgguf.converter.quant.methods", "METHOD", Method)}
+    return by_name("tritgguf.converter.quant.methods", "METHOD", Method)
 
 
 def method_named(name: str) -> Method:

@@ -1,4 +1,4 @@
-"""Texts on which two tokenizers that differ give themselves away."""
+"""Test strings on which different tokenizers give different token ids."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 from tritgguf.converter.tokenizer.source import SourceTokenizer
 
 # fmt: off
-# One row a kind reads better here than one text a line.
+# Grouped by kind, several texts to a line.
 TEXTS = (
     # empty, blank, and runs of every kind of space
     "", " ", "  ", "   ", "    x", "x    ", " leading", "trailing ", "two  spaces   three    four",
@@ -58,10 +58,10 @@ TEXTS = (
 
 
 def battery(tokenizer: SourceTokenizer) -> list[str]:
-    """Texts to compare on: TEXTS, and each special token alone and inside a text.
+    """Return the texts to compare on: TEXTS, and each special token alone and inside a text.
 
-    For a tokenizer that composes accents (Unicode NFC) the texts are composed first: llama.cpp has no such step, which
-    is one of the tokenizer's `notes`, and everything else about those texts can still be compared.
+    For a tokenizer that composes accents (Unicode NFC) the texts are composed first. llama.cpp has no such step, which
+    one of the tokenizer's `notes` tells; the rest of its work on these texts can still be compared.
     """
     texts = list(TEXTS)
     for special in tokenizer.special_tokens:

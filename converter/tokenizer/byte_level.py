@@ -1,4 +1,4 @@
-"""Byte-level BPE: tokenizer.json → tokenizer model "gpt2" with the pre-tokenizer named."""
+"""Byte-level BPE: from tokenizer.json to llama.cpp's tokenizer model "gpt2" and its name for the pre-tokenizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NFC_NOTE = (
 
 
 def byte_level_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) -> SourceTokenizer:
-    """Keys for a byte-level BPE tokenizer; TokenizerError if llama.cpp has no pre-tokenizer like its own."""
+    """Convert a byte-level BPE tokenizer; raise TokenizerError if llama.cpp has no pre-tokenizer like its own."""
     vocabulary = Vocabulary(n_vocab, TOKENIZER_JSON)
     vocabulary.put_all(source.vocab, TokenType.NORMAL)
     vocabulary.put_added(source.added_tokens)
@@ -49,7 +49,7 @@ def byte_level_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) 
 
 
 def _pre_tokenizer(source: TokenizerJson) -> PreTokenizer:
-    """The row that splits and merges like the source; TokenizerError names the structure found."""
+    """Return the row that splits and merges like the source; raise TokenizerError where there is none."""
     steps = steps_of(source.structure.get("pre_tokenizer"))
     rows = candidates(steps)
     if not rows:
@@ -64,13 +64,13 @@ def _pre_tokenizer(source: TokenizerJson) -> PreTokenizer:
     if beyond:
         raise TokenizerError(
             f"{TOKENIZER_JSON}: ignore_merges is {source.ignores_merges()}, llama.cpp's {rows[0].name} has "
-            f"the opposite, and {len(beyond)} tokens such as {beyond[0]!r} would be lost or gained"
+            f"the opposite, and {len(beyond)} tokens such as {beyond[0]!r} would be split differently"
         )
     return rows[0]
 
 
 def _composes_accents(normalizer: object) -> bool:
-    """Whether the normalizer is NFC; TokenizerError for any other, since llama.cpp has none."""
+    """Return whether the normalizer is NFC; raise TokenizerError for any other, since llama.cpp has none."""
     match normalizer:
         case None | {"type": "Sequence", "normalizers": []}:
             return False
@@ -79,7 +79,7 @@ def _composes_accents(normalizer: object) -> bool:
         case _:
             found = normalizer.get("type") if isinstance(normalizer, Mapping) else normalizer
             raise TokenizerError(
-                f"{TOKENIZER_JSON}: normalizer {found} changes the text; llama.cpp has none for byte-level BPE"
+                f"{TOKENIZER_JSON}: normalizer {found} changes the text; llama.cpp has no normalizer for byte-level BPE"
             )
 
 

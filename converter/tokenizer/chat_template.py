@@ -1,4 +1,4 @@
-"""Chat templates: where a checkpoint keeps them, how GGUF holds them, and which token ends an assistant's turn."""
+"""Chat templates: read a checkpoint's, write them as GGUF keys, find the token that ends an assistant's turn."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tritgguf.converter.gguf_io.metadata import Metadata, string, strings
 from tritgguf.converter.tokenizer.files import read_object_if_present, read_text
 
 DEFAULT = "default"
-# Text that no template changes: no spaces to trim, nothing to escape.
+# No template changes this text: it has no spaces to trim and nothing to escape.
 _ANSWER = "tritggufanswer"
 
 
 def read_chat_templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
-    """Templates by name; chat_template.jinja wins over chat_template.json, and that over tokenizer_config.json."""
+    """Return the templates by name; .jinja files win over chat_template.json, and that over tokenizer_config.json."""
     templates = _named(tokenizer_config.get("chat_template"), "tokenizer_config.json")
     templates |= _named(
         read_object_if_present(folder / "chat_template.json").get("chat_template"), "chat_template.json"
@@ -34,7 +34,7 @@ def read_chat_templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> di
 
 
 def chat_template_metadata(templates: Mapping[str, str]) -> Metadata:
-    """The default template under its own key, others under their names, and the list of those names."""
+    """Return the keys: the default template, the others under their names, and the list of those names."""
     keys: Metadata = {}
     names = []
     for name, template in sorted(templates.items()):
@@ -50,11 +50,12 @@ def chat_template_metadata(templates: Mapping[str, str]) -> Metadata:
 
 
 def end_of_turn(template: str, special_texts: Sequence[str], variables: Mapping[str, str | None]) -> str | None:
-    """The special token that the template writes after an assistant's answer, found by rendering a short chat.
+    """Return the special token that the template writes after an assistant's answer, by rendering a short chat.
 
-    None if the template can't be rendered here or closes a turn with plain text.
+    None if the template can't be rendered here or ends a turn with plain text. `variables` are the template's own,
+    such as bos_token.
     """
-    from jinja2 import TemplateError  # not at the top: few checkpoints' starts should wait for it
+    from jinja2 import TemplateError  # not at the top: it takes long to import
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
@@ -80,7 +81,7 @@ def _raise(message: str) -> NoReturn:
 
 
 def _named(entry: object, name: str) -> dict[str, str]:
-    """A template is one string, or a list of {"name", "template"}."""
+    """Return templates by name; the entry is one string, or a list of {"name", "template"}."""
     match entry:
         case None:
             return {}

@@ -1,4 +1,4 @@
-"""The tokenizer files of a checkpoint folder, parsed, with errors that name the file and the place."""
+"""Read and parse a checkpoint folder's tokenizer files; errors name the file and the place in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SENTENCEPIECE_MODEL = "tokenizer.model"
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is cut out of the text before the tokenizer's model sees it."""
+    """A token that is cut out of a text before the tokenizer's model splits the rest."""
 
     token_id: int
     text: str
@@ -29,7 +29,7 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class SideFiles:
-    """What stands beside the tokenizer itself; a missing file is an empty mapping."""
+    """The JSON files beside the tokenizer itself; a missing one is an empty mapping."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -40,7 +40,7 @@ class SideFiles:
 
 
 def read_side_files(folder: Path, config: Mapping[str, Any]) -> SideFiles:
-    """Read tokenizer_config.json and its companions; TokenizerError if one of them is damaged."""
+    """Read the JSON files beside the tokenizer; raise TokenizerError if one of them is damaged."""
     tokenizer_config = read_object_if_present(folder / "tokenizer_config.json")
     return SideFiles(
         folder=folder,
@@ -72,14 +72,14 @@ def read_object_if_present(path: Path) -> dict[str, Any]:
 
 
 def token_text(entry: object) -> str | None:
-    """The text of a token given as "…" or as {"content": "…"}, the two ways these files write one."""
+    """Return the text of a token that a file writes as "…" or as {"content": "…"}; None where it is neither."""
     if isinstance(entry, Mapping):
         entry = entry.get("content")
     return entry if isinstance(entry, str) and entry else None
 
 
 def added_token(entry: object, token_id: object, name: str) -> AddedToken:
-    """One element of `added_tokens` (tokenizer.json) or `added_tokens_decoder` (tokenizer_config.json)."""
+    """Parse one element of `added_tokens` (tokenizer.json) or `added_tokens_decoder` (tokenizer_config.json)."""
     text = token_text(entry)
     if not isinstance(entry, Mapping) or text is None or type(token_id) is not int or token_id < 0:
         raise TokenizerError(f"{name}: an added token needs a content and an id of 0 or more; found {entry!r:.120}")
@@ -95,7 +95,7 @@ def added_token(entry: object, token_id: object, name: str) -> AddedToken:
 
 
 def side_added_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[AddedToken, ...]:
-    """Added tokens named outside tokenizer.json; tokenizer_config.json's entries win, since they carry flags."""
+    """Return the added tokens named outside tokenizer.json; tokenizer_config.json's entries win: they have flags."""
     tokens: dict[int, AddedToken] = {}
     decoder = tokenizer_config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, Mapping):

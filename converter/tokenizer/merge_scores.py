@@ -1,9 +1,10 @@
 """SentencePiece-style BPE in a tokenizer.json (Llama 2 and kin): tokenizer model "llama", scores from the merges.
 
-llama.cpp's SentencePiece tokenizer joins the neighbours whose joint piece has the highest score, while the tokenizers
-library joins the pair with the lowest rank. The two are the same if (1) every way to split a piece into two pieces is
-among the merges and (2) the merges of one piece stand together. Both are checked here, and a piece's score is then
-minus its place in that order, which for a converted SentencePiece model is the score it had there.
+llama.cpp's SentencePiece tokenizer joins the two neighbours whose joint piece has the highest score. The tokenizers
+library joins the pair with the lowest rank among the merges. Both give the same result if (1) every way to split a
+piece into two pieces is among the merges and (2) the merges that make one piece follow each other. Both conditions are
+checked here. A piece's score is then minus its position among the pieces in the order of the merges; for a converted
+SentencePiece model that is the score it had there.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ NO_SECOND_SPACE = "the tokenizer puts no space before text that has one already,
 
 @dataclass(frozen=True)
 class Spaces:
-    """How spaces are treated: where one is put before the text, and whether pieces end before each space."""
+    """How spaces are treated: before which texts one is added, and whether a piece ends before each space."""
 
     prefix: Literal["always", "first", "never"]
     split: bool = False
@@ -44,12 +45,12 @@ class Spaces:
 
 
 def has_byte_pieces(source: TokenizerJson) -> bool:
-    """Whether this is the SentencePiece style: characters beyond the vocabulary become <0x00> … <0xFF>."""
+    """Return whether characters that the vocabulary lacks become <0x00> … <0xFF>, as in SentencePiece."""
     return bool(source.structure["model"].get("byte_fallback", False))
 
 
 def merge_scored_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) -> SourceTokenizer:
-    """Keys for a SentencePiece-style BPE tokenizer; TokenizerError if scores can't stand for its merges."""
+    """Convert a SentencePiece-style BPE tokenizer; raise TokenizerError if scores can't replace its merges."""
     missing = BYTE_PIECES - source.vocab.keys()
     if missing:
         raise TokenizerError(
@@ -86,7 +87,7 @@ def merge_scored_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int
 
 
 def _spaces(normalizer: object, pre_tokenizer: object) -> Spaces:
-    """Read how spaces are treated from the normalizer and pre-tokenizer; TokenizerError for any other pair."""
+    """Read how spaces are treated from the normalizer and pre-tokenizer; raise TokenizerError for an unknown pair."""
     steps = (
         normalizer.get("normalizers")
         if isinstance(normalizer, Mapping) and "normalizers" in normalizer
@@ -118,7 +119,7 @@ def _name(part: object) -> str:
 
 
 def _scores(source: TokenizerJson, never_merged: set[str], spaces: Spaces) -> dict[str, float]:
-    """Score of each piece; 0 for those that no merge makes, since only a joint piece's score counts."""
+    """Return the score of each piece that a merge makes; llama.cpp never looks at the score of any other."""
     _check_nothing_ignored(source)
     pairs = source.pairs()
     known = set(pairs)
@@ -128,8 +129,8 @@ def _scores(source: TokenizerJson, never_merged: set[str], spaces: Spaces) -> di
         piece = left + right
         if piece != previous and piece in scores:
             raise TokenizerError(
-                f"{TOKENIZER_JSON}: the merges into {piece!r} don't stand together, "
-                "so no score can stand for their ranks"
+                f"{TOKENIZER_JSON}: the merges into {piece!r} don't follow each other, "
+                "so no single score can replace their ranks"
             )
         scores.setdefault(piece, -float(len(scores)))
         previous = piece
@@ -152,6 +153,6 @@ def _check_nothing_ignored(source: TokenizerJson) -> None:
     beyond = words_beyond_merging(source) if source.ignores_merges() else []
     if beyond:
         raise TokenizerError(
-            f"{TOKENIZER_JSON}: ignore_merges is true and {len(beyond)} pieces such as {beyond[0]!r} come of no merge; "
+            f"{TOKENIZER_JSON}: ignore_merges is true and no merge makes {len(beyond)} pieces such as {beyond[0]!r}; "
             "llama.cpp's SentencePiece tokenizer only merges"
         )

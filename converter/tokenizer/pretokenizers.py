@@ -1,10 +1,10 @@
-"""Which `tokenizer.ggml.pre` name stands for which pre-tokenizer: the table, and how one is recognised.
+"""llama.cpp's names for pre-tokenizers (`tokenizer.ggml.pre`), found by the structure of tokenizer.json's own.
 
-A pre-tokenizer is recognised by its structure alone, never by a model's name: tokenizer.json's `pre_tokenizer` is spelt
-as a tuple of steps and looked up. A structure that isn't here is an error. Each row was checked against the expressions
-in llama.cpp's src/llama-vocab.cpp, and the tests run every row in llama.cpp beside the tokenizers library. Names that
-llama.cpp treats alike (falcon3 like llama-bpe; starcoder, refact and command-r like smollm; stablelm2 and
-deepseek-r1-qwen like qwen2; olmo like gpt-2; llama4 like gpt-4o) stand here once.
+The structure is written as a tuple of steps and looked up in a table; a model's name never counts. A structure that
+isn't in the table is an error. Each row was checked against the regular expressions in llama.cpp
+(https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp), and the tests compare every row in llama.cpp
+with the tokenizers library. Names that llama.cpp treats alike have one row: falcon3 is llama-bpe here; starcoder,
+refact and command-r are smollm; stablelm2 and deepseek-r1-qwen are qwen2; olmo is gpt-2; llama4 is gpt-4o.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NO_MARKS = (
     "llama.cpp's expression for this pre-tokenizer splits before combining marks (Hindi, Thai, decomposed accents) "
     "and doesn't tell the case of letters beyond a-z"
 )
-WIDE_SPACES = "llama.cpp doesn't count spaces such as U+2003 and U+3000 to this pre-tokenizer's CJK range"
+WIDE_SPACES = "llama.cpp doesn't treat spaces such as U+2003 and U+3000 as part of this pre-tokenizer's CJK range"
 # These leave no character unmatched, so "remove what doesn't match" and "isolate what does" are the same split.
 COVERS_EVERYTHING = frozenset({LLAMA3, QWEN2, QWEN35, MINICPM5, TEKKEN, GPT4O})
 
@@ -57,9 +57,10 @@ def split(expression: str) -> str:
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """One row: `merges_ignored` says whether llama.cpp takes a whole word from the vocabulary before it merges.
+    """One row: `merges_ignored` is whether llama.cpp looks a whole word up in the vocabulary before it merges.
 
-    `difference` is where llama.cpp's expression is only near the source's: texts that show it fail the check.
+    `difference` describes where llama.cpp's expression differs a little from the source's; texts that show the
+    difference fail the check.
     """
 
     name: str
@@ -95,7 +96,7 @@ PRE_TOKENIZERS = (
 
 
 def steps_of(pre_tokenizer: object) -> tuple[str, ...]:
-    """Spell tokenizer.json's `pre_tokenizer` as steps; a step that isn't understood is spelt as its JSON."""
+    """Return tokenizer.json's `pre_tokenizer` as steps; an unknown step is its JSON."""
     if not isinstance(pre_tokenizer, Mapping):
         return () if pre_tokenizer is None else (_as_json(pre_tokenizer),)
     if pre_tokenizer.get("type") == "Sequence" and isinstance(pre_tokenizer.get("pretokenizers"), list):
@@ -104,7 +105,7 @@ def steps_of(pre_tokenizer: object) -> tuple[str, ...]:
 
 
 def candidates(steps: tuple[str, ...]) -> list[PreTokenizer]:
-    """Rows with exactly these steps; they differ in `merges_ignored` alone."""
+    """Return the rows with exactly these steps; they differ only in `merges_ignored`."""
     return [row for row in PRE_TOKENIZERS if row.steps == steps]
 
 

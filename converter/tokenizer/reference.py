@@ -1,4 +1,4 @@
-"""tokenizer.json as the tokenizers library loads it: the reference that a file's token ids are proved with."""
+"""tokenizer.json as the tokenizers library loads it: the reference that a file's token ids are compared with."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ OTHER_FILES = "tokenizer_config.json or added_tokens.json"
 
 
 class Reference:
-    """The library's tokenizer for a folder, with the tokens that other files add to it, as transformers has them.
+    """The library's tokenizer for a folder, with the tokens that other files add to it, as in transformers.
 
-    It is loaded when it is first used, since that takes a quarter of a second and tens of megabytes for a large
-    vocabulary. `own` are the added tokens of tokenizer.json, whose ids are compared then; None leaves that out.
+    It is loaded when it is first used: that takes a quarter of a second and tens of megabytes for a large vocabulary.
+    `own` are the added tokens of tokenizer.json; their ids are compared with the library's. None skips this.
     """
 
     def __init__(self, folder: Path, own: Iterable[AddedToken] | None = None) -> None:
@@ -33,7 +33,7 @@ class Reference:
         self.own = own
 
     def load(self) -> None:
-        """Load it; TokenizerError where the library refuses it, or gives an added token another id than a file."""
+        """Load the tokenizer; raise TokenizerError where the library refuses it or gives an added token another id."""
         _ = self._tokenizer
 
     def __call__(self, text: str) -> list[int]:
@@ -46,7 +46,7 @@ class Reference:
         stored = read_bytes(self.folder / TOKENIZER_JSON).removeprefix(codecs.BOM_UTF8)
         try:
             tokenizer = tokenizers.Tokenizer.from_buffer(stored)
-        except BaseException as error:  # the library raises bare Exception, and PanicException, which is none
+        except BaseException as error:  # the library raises Exception itself, and PanicException, a BaseException
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
             reason = " ".join(str(error).split()).removeprefix("Cannot instantiate Tokenizer from buffer: ")
@@ -77,7 +77,7 @@ def _in_library(token: AddedToken) -> tokenizers.AddedToken:
 
 
 def _check_id(token: AddedToken, tokenizer: tokenizers.Tokenizer, origin: str) -> None:
-    """The library numbers added tokens itself, from the end of the vocabulary on, whatever id a file gives them."""
+    """Compare ids: the library numbers added tokens from the end of the vocabulary on, whatever id a file gives."""
     found = tokenizer.token_to_id(token.text)
     if found != token.token_id:
         raise TokenizerError(

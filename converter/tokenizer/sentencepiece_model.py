@@ -1,4 +1,4 @@
-"""A SentencePiece tokenizer.model without a tokenizer.json: tokenizer model "llama" with the file's own scores."""
+"""A tokenizer.model of SentencePiece without a tokenizer.json: llama.cpp's tokenizer model "llama", same scores."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tritgguf.converter.tokenizer.source import SourceTokenizer
 from tritgguf.converter.tokenizer.special_ids import SpecialIds, special_metadata
 from tritgguf.converter.tokenizer.vocabulary import Vocabulary
 
-TYPES = {int(kind): kind for kind in TokenType}  # the enum's own look-up takes longer than all else about a piece
+TYPES = {int(kind): kind for kind in TokenType}  # TokenType(kind) takes longer than the rest of a piece's work
 
 
 def sentencepiece_tokenizer(files: SideFiles, n_vocab: int) -> SourceTokenizer:
-    """Keys for a SentencePiece BPE model; TokenizerError if llama.cpp would tokenize otherwise."""
+    """Convert a SentencePiece BPE model; raise TokenizerError if llama.cpp would tokenize differently."""
     data = read_bytes(files.folder / SENTENCEPIECE_MODEL)
     proto = _parse(data)
     _check_supported(proto)
@@ -36,7 +36,7 @@ def sentencepiece_tokenizer(files: SideFiles, n_vocab: int) -> SourceTokenizer:
         vocabulary.put(token_id, piece.text, TYPES[piece.kind], piece.score)
     vocabulary.put_added(token for token in files.added_tokens if not _is_own(token, proto))
     vocabulary.check()
-    # transformers' older way is a space before each text between special tokens; the newer one is "legacy": false.
+    # transformers adds a space before each text between special tokens, or with "legacy": false before the first only.
     first_only = proto.adds_dummy_prefix and files.tokenizer_config.get("legacy") is False
     processor = sentencepiece.SentencePieceProcessor(model_proto=data + (WITHOUT_DUMMY_PREFIX if first_only else b""))
     own = {"bos": processor.bos_id(), "eos": processor.eos_id(), "unk": processor.unk_id(), "pad": processor.pad_id()}
@@ -86,7 +86,7 @@ def _check_supported(proto: SentencePieceProto) -> None:
 
 
 def _is_own(token: AddedToken, proto: SentencePieceProto) -> bool:
-    """Whether an added token only repeats a piece of the model that is cut out of texts anyway."""
+    """Return whether an added token repeats a piece of the model that is cut out of texts anyway."""
     if token.token_id >= len(proto.pieces):
         return False
     piece = proto.pieces[token.token_id]
@@ -99,7 +99,7 @@ def _encoder(
     ids_by_text: dict[str, int],
     first_only: bool,
 ) -> Callable[[str], list[int]]:
-    """Encode as transformers does around a SentencePiece model: special tokens cut out, the rest to the model."""
+    """Return an encoder like transformers': it cuts special tokens out and has the model encode the rest."""
     longest_first = sorted((text for text in special_texts if text), key=len, reverse=True)
     cut = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 

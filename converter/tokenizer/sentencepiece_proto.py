@@ -1,6 +1,7 @@
-"""The few fields of a SentencePiece model file that its Python package doesn't show, read from the protobuf itself.
+"""Read fields of a SentencePiece model file that its Python package doesn't offer, from the protobuf message itself.
 
-Field numbers are those of sentencepiece_model.proto (ModelProto, TrainerSpec, NormalizerSpec, SentencePiece).
+Field numbers (ModelProto, TrainerSpec, NormalizerSpec, SentencePiece):
+https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 BPE_MODEL = 2
-# Appended to a model, this turns add_dummy_prefix off: a protobuf message given twice is merged, the last value wins.
+# Appended to a model, this turns add_dummy_prefix off: protobuf merges a message given twice, the last value wins.
 WITHOUT_DUMMY_PREFIX = bytes([3 << 3 | 2, 2, 3 << 3, 0])
 LAST_KIND = 6
 MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
@@ -25,7 +26,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class SentencePieceProto:
-    """Pieces by id, with `kind` numbered as GGUF's token types are; the rest are the proto's options of those names."""
+    """Pieces by id, whose `kind` has the numbers of GGUF's token types; the rest are the options of those names."""
 
     pieces: tuple[Piece, ...]
     model_type: int
@@ -41,7 +42,7 @@ _SCORE = struct.Struct("<f")
 
 
 def parse_model(data: bytes) -> SentencePieceProto:
-    """Parse a model file; ValueError if the bytes aren't one."""
+    """Parse a model file; raise ValueError if the bytes aren't one."""
     pieces = []
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
@@ -68,7 +69,7 @@ def parse_model(data: bytes) -> SentencePieceProto:
 
 
 def _piece(data: bytes) -> Piece:
-    # As the trainer writes nearly all of them: a text of less than 128 bytes, a score, and no type.
+    # Nearly all pieces have this form: a text of less than 128 bytes, a score, no type.
     if len(data) > 6 and data[0] == 0x0A and data[1] == len(data) - 7 < 0x80 and data[-5] == 0x15:
         return Piece(data[2:-5].decode("utf-8"), _SCORE.unpack_from(data, len(data) - 4)[0], 1)
     fields = dict(_fields(data))
@@ -80,7 +81,7 @@ def _piece(data: bytes) -> Piece:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field numbers and values of one message: varints as int, the other wire types as their bytes."""
+    """Yield field numbers and values of one message: varints as int, other wire types as bytes."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)

@@ -1,4 +1,4 @@
-"""What a checkpoint's tokenizer becomes: typed GGUF keys, and the source's own encoder to prove them with."""
+"""What a source's tokenizer becomes: typed GGUF keys, and the source's own encoder to compare token ids with."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ class SourceTokenizer:
     """A tokenizer read from a checkpoint folder.
 
     `metadata` holds every `tokenizer.*` key in the order to write them. `special_tokens` are the texts that become one
-    token each wherever they stand in a prompt. `notes` are differences that no GGUF file can avoid, one sentence each.
+    token each anywhere in a prompt. `notes` are differences that no GGUF file can avoid, one sentence each; `hint`
+    tells why token ids may differ, for the error where they do. A "passthrough" tokenizer is a GGUF source's own.
     """
 
-    kind: Literal["bpe", "sentencepiece", "carried"]
+    kind: Literal["bpe", "sentencepiece", "passthrough"]
     metadata: Metadata = field(repr=False)
     special_tokens: tuple[str, ...] = field(repr=False)
     encode_with_source: Callable[[str], list[int]] = field(repr=False)
@@ -26,9 +27,9 @@ class SourceTokenizer:
     hint: str = ""
 
     def encode(self, text: str) -> list[int]:
-        """Ids by the source's own library: special tokens in the text are parsed, no bos or eos is added."""
+        """Return ids by the source's own library: special tokens in the text are parsed, no bos or eos is added."""
         return self.encode_with_source(text)
 
     def load(self) -> None:
-        """Have the source's library load its files, if it hasn't; TokenizerError where it refuses them."""
+        """Have the source's library load its files, unless it has; raise TokenizerError where it refuses them."""
         self.encode("")

@@ -18,7 +18,8 @@ from tritgguf.converter.tokenizer.chat_template import (
 from tritgguf.converter.tokenizer.files import SideFiles, token_text
 from tritgguf.converter.tokenizer.vocabulary import Vocabulary
 
-# Texts that llama.cpp ends generation on wherever the vocabulary holds them (src/llama-vocab.cpp, special_eog_ids).
+# llama.cpp ends generation at tokens with these texts, whatever the file's keys name (special_eog_ids in
+# https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp).
 ALWAYS_ENDS_GENERATION = frozenset(
     {
         *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
@@ -26,7 +27,7 @@ ALWAYS_ENDS_GENERATION = frozenset(
         *("<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
     }
 )
-# Classes of transformers that add a bos unless told otherwise.
+# Classes of transformers that add a bos unless tokenizer_config.json turns it off.
 ADDS_BOS_BY_DEFAULT = frozenset(
     {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast"}
     | {"GemmaTokenizer", "GemmaTokenizerFast", "CohereTokenizer", "CohereTokenizerFast"}
@@ -43,7 +44,7 @@ class SpecialIds:
         self.defaults = defaults
 
     def id_of(self, name: str) -> int | None:
-        """The id of "bos", "eos", "pad" or "unk"; `defaults` are what the tokenizer's own file says."""
+        """Return the id of "bos", "eos", "pad" or "unk", or None; `defaults` are those of the tokenizer's own file."""
         for texts in (self.files.tokenizer_config, self.files.special_tokens_map):
             token_id = self.vocabulary.ids.get(token_text(texts.get(f"{name}_token")) or "")
             if token_id is not None:
@@ -59,7 +60,7 @@ class SpecialIds:
         return self.defaults.get(name)
 
     def configured(self, config: Mapping[str, Any], name: str) -> list[int]:
-        """`NAME_token_id` of a config as a list; null and the -1 that some configs write mean none."""
+        """Return `NAME_token_id` of a config as a list; null and negative numbers mean none."""
         entry = config.get(f"{name}_token_id")
         entries = entry if isinstance(entry, list) else [] if entry is None else [entry]
         for token_id in entries:
@@ -71,14 +72,14 @@ class SpecialIds:
         return [token_id for token_id in entries if token_id >= 0]
 
     def ending_ids(self) -> set[int]:
-        """Every id that the checkpoint's own generation stops at."""
+        """Return every id at which transformers ends the model's generation."""
         ids = {*self.configured(self.files.generation_config, "eos"), *self.configured(self.files.config, "eos")}
         eos = self.id_of("eos")
         return ids if eos is None else ids | {eos}
 
 
 def special_metadata(special: SpecialIds, template: Template | None, *, default_class: str = "") -> Metadata:
-    """The ids' keys, add_bos and add_eos, and the chat templates.
+    """Return the keys of the special ids, add_bos and add_eos, and the chat templates.
 
     `template` are the ids that tokenizer.json's post-processor puts before and after a text, None if it has none;
     `default_class` is the class of transformers that reads the tokenizer when tokenizer_config.json names none.
@@ -116,26 +117,26 @@ def special_metadata(special: SpecialIds, template: Template | None, *, default_
 def _turn_ends(
     special: SpecialIds, ids: Mapping[str, int | None], template: str | None
 ) -> tuple[int | None, int | None]:
-    """eot, and eom for an ending token that would otherwise not end generation in llama.cpp."""
+    """Return eot, and as eom an ending token at which llama.cpp wouldn't stop otherwise."""
     texts = special.vocabulary.texts
     eot = None
     if template is not None:
         names = {f"{name}_token": texts.get(-1 if token_id is None else token_id) for name, token_id in ids.items()}
         text = end_of_turn(template, special.vocabulary.special_texts(), names)
         eot = special.vocabulary.ids.get(text or "")
-    unheard = [
+    not_ending = [
         token_id
         for token_id in sorted(special.ending_ids())
         if token_id not in (ids["eos"], eot) and texts.get(token_id) not in ALWAYS_ENDS_GENERATION
     ]
-    if eot is None and unheard:
-        eot = unheard.pop(0)
-    if len(unheard) > 1:
+    if eot is None and not_ending:
+        eot = not_ending.pop(0)
+    if len(not_ending) > 1:
         raise TokenizerError(
             f"generation_config.json ends text at ids {sorted(special.ending_ids())}, more than GGUF's eos, eot and "
             "eom can name; remove those that the model doesn't need from eos_token_id"
         )
-    return eot, unheard[0] if unheard else None
+    return eot, not_ending[0] if not_ending else None
 
 
 def _added(tokenizer_config: Mapping[str, Any], template: Template | None, default_class: str) -> tuple[bool, bool]:

@@ -1,4 +1,4 @@
-"""tokenizer.json as data to convert; reference.py has it as the tokenizers library loads it."""
+"""tokenizer.json as data to convert; in reference.py the tokenizers library loads it to encode."""
 
 from __future__ import annotations
 
@@ -31,16 +31,18 @@ class TokenizerJson:
     reference: Reference
 
     def differences(self) -> list[str]:
-        """What llama.cpp can't do with the added tokens: take in the spaces beside one, or mind a word's edge."""
+        """Return what llama.cpp can't do with the added tokens: strip spaces beside one, or match whole words only."""
         texts = [
             token.text for token in self.added_tokens if token.strips_left or token.strips_right or token.single_word
         ]
         return (
-            [f"{texts[0]!r} takes in spaces beside it or needs a word's edge; llama.cpp ignores that"] if texts else []
+            [f"{texts[0]!r} strips spaces beside it or matches whole words only; llama.cpp ignores that"]
+            if texts
+            else []
         )
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Return the merges in two pieces each."""
+        """Return the merges as pairs of pieces."""
         return [(left, right) for left, _, right in (merge.partition(" ") for merge in self.merges)]
 
     def ignores_merges(self) -> bool:
@@ -48,7 +50,7 @@ class TokenizerJson:
 
 
 def read_tokenizer_json(files: SideFiles) -> TokenizerJson:
-    """Read tokenizer.json with the tokens that the folder's other files add; TokenizerError if it isn't plain BPE."""
+    """Read tokenizer.json with the tokens that other files add; raise TokenizerError if it isn't plain BPE."""
     structure = parse_object(read_text(files.folder / TOKENIZER_JSON), TOKENIZER_JSON)
     model = structure.get("model")
     if not isinstance(model, Mapping) or not isinstance(model.get("vocab"), Mapping) or "merges" not in model:
@@ -73,7 +75,7 @@ def read_tokenizer_json(files: SideFiles) -> TokenizerJson:
 
 
 def template_ids(post_processor: object) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Ids that the post-processor puts before and after a single text; None if it has nothing to say about that."""
+    """Return the ids that the post-processor adds before and after a single text; None if it adds none itself."""
     if not isinstance(post_processor, Mapping):
         return None
     match post_processor.get("type"):
@@ -92,7 +94,7 @@ def template_ids(post_processor: object) -> tuple[tuple[int, ...], tuple[int, ..
 
 
 def words_beyond_merging(source: TokenizerJson) -> list[str]:
-    """Vocabulary entries that merging never makes: with these, ignore_merges changes ids, without them it can't."""
+    """Return the vocabulary entries that no merges make: only with these does ignore_merges change ids."""
     model = tokenizers.models.BPE(dict(source.vocab), source.pairs())
     added = {token.text for token in source.added_tokens}
     return [
@@ -115,8 +117,8 @@ def _around_the_text(processor: Mapping[str, Any]) -> tuple[tuple[int, ...], tup
 
 
 def _joined(merges: Sequence[str | Sequence[str]]) -> list[str]:
-    """A merge is "left right" in older files and ["left", "right"] in newer ones; return each in the older form."""
-    if set(map(type, merges)) == {list} and set(map(len, merges)) == {2}:  # the usual case, in few steps
+    """Return each merge as "left right", as older files have it; newer ones have ["left", "right"]."""
+    if set(map(type, merges)) == {list} and set(map(len, merges)) == {2}:  # the usual case, without a loop in Python
         joined = list(map(" ".join, merges))
         if "".join(joined).count(" ") == len(joined):  # one each
             return joined
@@ -130,7 +132,7 @@ def _joined(merges: Sequence[str | Sequence[str]]) -> list[str]:
 
 
 def _with_side_tokens(own: Sequence[AddedToken], files: SideFiles) -> tuple[AddedToken, ...]:
-    """Add the tokens that the files beside tokenizer.json name beyond it, as transformers does."""
+    """Add the tokens that only the files beside tokenizer.json name, as transformers does."""
     by_text = {token.text: token for token in own}
     for token in files.added_tokens:
         by_text.setdefault(token.text, token)

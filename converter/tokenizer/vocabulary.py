@@ -1,4 +1,4 @@
-"""The token list of a GGUF file: every id filled once, no text twice."""
+"""The token list of a GGUF file: each id has one token, each text appears once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tritgguf.converter.tokenizer.files import AddedToken
 
 # Lower than any piece's score: llama.cpp merges the pair with the highest score first.
 UNUSED_SCORE = -1e6
-# Types of tokens that llama.cpp cuts out of a prompt before anything else.
+# Types of tokens that llama.cpp cuts out of a prompt before it tokenizes the rest.
 CUT_OUT = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 
 
@@ -24,13 +24,13 @@ class Vocabulary:
         self.n_vocab = n_vocab
         self.origin = origin
         self.texts: dict[int, str] = {}
-        self.ids: dict[str, int] = {}  # by text; `check` says whether each text has one
+        self.ids: dict[str, int] = {}  # by text; `check` raises where two ids share a text
         self.types: dict[int, int] = {}  # numbers of TokenType
         self.scores: dict[int, float] = {}
         self.cut_out: set[int] = set()  # the few ids whose type is in CUT_OUT
 
     def put(self, token_id: int, text: str, token_type: TokenType, score: float = 0.0) -> None:
-        """Give an id its token; TokenizerError if another text has it already."""
+        """Give an id its token; raise TokenizerError if the id has another text already."""
         taken = self.texts.get(token_id)
         if taken is not None and taken != text:
             raise TokenizerError(
@@ -45,7 +45,7 @@ class Vocabulary:
             self.scores.setdefault(token_id, score)
 
     def put_all(self, ids: Mapping[str, int], token_type: TokenType) -> None:
-        """Give many ids their tokens; TokenizerError if two have one."""
+        """Give many ids their tokens; raise TokenizerError if two tokens share an id."""
         texts = dict(zip(ids.values(), ids, strict=True))
         if self.texts or len(texts) < len(ids) or token_type in CUT_OUT:
             for text, token_id in ids.items():
@@ -58,7 +58,7 @@ class Vocabulary:
             self.put(token.token_id, token.text, TokenType.CONTROL if token.special else TokenType.USER_DEFINED)
 
     def check(self) -> None:
-        """TokenizerError if the tokens don't fit `n_vocab`, or if two ids have one text (llama.cpp aborts on that)."""
+        """Raise TokenizerError for more tokens than `n_vocab`, or two ids with one text: llama.cpp aborts on these."""
         n_tokens = max(self.texts, default=-1) + 1
         if n_tokens > self.n_vocab:
             raise TokenizerError(
@@ -73,17 +73,17 @@ class Vocabulary:
         for token_id, text in self.texts.items():
             if text in seen:
                 raise TokenizerError(
-                    f"{self.origin}: token {text!r:.80} stands at ids {seen[text]} and {token_id}; "
-                    "GGUF holds each text once"
+                    f"{self.origin}: token {text!r:.80} has ids {seen[text]} and {token_id}; "
+                    "a GGUF vocabulary has each text once"
                 )
             seen[text] = token_id
 
     def special_texts(self) -> tuple[str, ...]:
-        """Texts that llama.cpp cuts out of a prompt before anything else, by id."""
+        """Return the texts that llama.cpp cuts out of a prompt before it tokenizes the rest, by id."""
         return tuple(self.texts[token_id] for token_id in sorted(self.cut_out))
 
     def metadata(self, *, with_scores: bool) -> Metadata:
-        """tokens, (scores,) token_type; ids without a token become [PADn] of type UNUSED."""
+        """Return tokens, scores if asked for, and token types; ids without a token become [PADn] of type UNUSED."""
         ids, known = range(self.n_vocab), self.texts
         texts = [known[token_id] if token_id in known else _free_name(token_id, self.ids) for token_id in ids]
         keys: Metadata = {Keys.Tokenizer.LIST: strings(texts)}

@@ -14,7 +14,7 @@ DESCRIPTIVE = "general."
 UNUSED = (Keys.Tokenizer.PAD_ID,)
 # These follow from the tensors' types, which are compared themselves.
 FROM_TYPES = (Keys.General.FILE_TYPE, Keys.General.QUANTIZATION_VERSION)
-# Compared by what it renders: tritgguf.runtime.measure.logits_check.
+# Compared by what it renders, in the runtime's logits check.
 TEMPLATES = "tokenizer.chat_template"
 
 Difference = tuple[str, str, bool]  # key, line, whether it matters

@@ -9,7 +9,7 @@ of its norm, real types lose less than four times that, and a tensor that has no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,17 +17,17 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
-from tritgguf.converter.core.tensors import Float32Array, Floats, RowIndices, SourceTensor, row_chunks
+from tritgguf.converter.core.tensors import ByteArray, Float32Array, SourceTensor, row_chunks
 from tritgguf.converter.errors import TensorError, TritggufError
 from tritgguf.converter.gguf_io.reader import GgufTensor
 from tritgguf.converter.model.architecture import TensorSpec
-from tritgguf.converter.quant.codec import Codec, FloatCodec, TernaryCodec, codecs
+from tritgguf.converter.planning.encoders import AsFloats, Encoder, encoder_for, values
+from tritgguf.converter.quant.codec import AnyCodec, AnyGgmlType, codecs
 from tritgguf.converter.quant.grids import find_grid
 from tritgguf.converter.quant.known_grid import KnownGridCodec
-from tritgguf.converter.quant.method import Method, methods
+from tritgguf.converter.quant.method import method_named, methods
 
 Verdict = Literal["exact", "rounded", "wrong", "missing", "extra", "unreadable"]
-Encoder = Callable[[Float32Array], Float32Array]
 
 UNRELATED = 0.95  # independent tensors of one size differ by sqrt(2) of their norm
 ROUNDING = {"F16": (2.0**-11, 2.0**-25), "BF16": (2.0**-8, 0.0)}  # relative, absolute; other tools cut bf16 off
@@ -84,23 +84,14 @@ class Pair:
 
     def want(self, rows: slice) -> Float32Array:
         """Return the effective weights in the order in which the graph wants them."""
-        spec = self.spec
-        if spec.data is not None:
-            return spec.data.reshape(1, -1)
-        assert self.source is not None
-        if spec.rows is None:
-            return self.source.read(rows)
-        if len(spec.shape) == 1:
-            return self.source.read(rows)[:, spec.rows]
-        order: RowIndices = spec.rows[rows]
-        return self.source.read(order)
+        return values(self.spec, self.source, rows)
 
     def same_bytes(self) -> bool:
-        """Whether a tensor of a GGUF source was carried over as it is; some types can't be compared otherwise."""
+        """Whether a tensor of a GGUF source was passed through; some types can't be compared otherwise."""
         source = self.source
-        if not isinstance(source, GgufTensor) or self.spec.rows is not None or self.factor != 1:
+        if source is None or source.ggml_type != self.stored.ggml_type or self.factor != 1:
             return False
-        return source.dtype == self.stored.dtype and np.array_equal(source.data, self.stored.data)
+        return all(np.array_equal(source.read_bytes(rows), self.stored.read_bytes(rows)) for rows in self.chunks)
 
     @property
     def chunks(self) -> Iterator[slice]:
@@ -187,10 +178,10 @@ def _share(found: Differences) -> str:
     return f"{len(found.bad_rows)} of {n_rows} rows differ, the first is row {found.bad_rows[0]}"
 
 
-def _should_be_exact(pair: Pair, codec: Codec) -> bool:
+def _should_be_exact(pair: Pair, codec: AnyCodec) -> bool:
     if codec.name == "f32":
         return True
-    if not isinstance(codec, TernaryCodec) or pair.source is None:
+    if not codec.ternary or pair.source is None:
         return False
     grid = find_grid(pair.source)
     return grid is not None and grid.fits(codec.block)
@@ -212,43 +203,42 @@ def type_bound(kind: GGMLQuantizationType) -> float:
     return float(min(UNRELATED, 4 * 2.0 ** (-8 * block_bytes / block)))
 
 
-def _encoders(kind: GGMLQuantizationType, codec: Codec | None) -> dict[str, Encoder]:
-    """Return what may have made a tensor of that type: each gives the values that it would have stored."""
-    found: dict[str, Encoder] = {}
-    if isinstance(codec, TernaryCodec):
-        found = {name: _ternary(method, codec.block) for name, method in methods().items()}
-    elif isinstance(codec, FloatCodec):
-        found = {codec.name: _floats(codec)}
+@dataclass(frozen=True)
+class _AsGgml(Encoder):
+    """Values rounded as ggml's own quantizers do, of which the gguf package has some."""
+
+    def encode(self, source: SourceTensor | None, rows: slice) -> ByteArray:
+        return quants.quantize(values(self.spec, source, rows), self.codec.ggml_type)
+
+
+def _encoders(pair: Pair, codec: AnyCodec | None) -> dict[str, Encoder]:
+    """Return what may have made the stored tensor."""
+    spec, found = pair.spec, dict[str, Encoder]()
     if codec is not None:
+        names = methods() if codec.ternary else {codec.name: method_named("mse")}  # floats need no method
+        found = {name: encoder_for(spec, codec, method) for name, method in names.items()}
         for levels in codec.grid_levels:
-            found[f"{codec.name} for {levels} levels"] = _floats(KnownGridCodec(codec, levels))
-    return {**found, "ggml": lambda rows: quants.dequantize(quants.quantize(rows, kind), kind)}
+            found[f"{codec.name} for {levels} levels"] = AsFloats(spec, KnownGridCodec(codec, levels))
+    return {**found, "ggml": _AsGgml(spec, AnyGgmlType(pair.stored.ggml_type))}
 
 
-def _floats(codec: FloatCodec) -> Encoder:
-    return lambda rows: codec.decode(codec.encode(rows))
-
-
-def _ternary(method: Method, block: int) -> Encoder:
-    return lambda rows: method.code(Floats.of(rows), block).dequantize()
-
-
-def _encoder_of(pair: Pair, codec: Codec | None) -> tuple[str, int]:
+def _encoder_of(pair: Pair, codec: AnyCodec | None) -> tuple[str, int]:
     """Return the encoder that made most rows of the first chunk, and how many rows of the whole tensor it made."""
-    known = _encoders(pair.stored.ggml_type, codec)
+    known = _encoders(pair, codec)
     first = next(pair.chunks)
-    counts = {name: _n_equal(pair, first, encode) for name, encode in known.items()}
+    counts = {name: _n_equal(pair, first, encoder) for name, encoder in known.items()}
     best = max(counts, key=lambda name: counts[name])
     if counts[best] == 0:
         return best, 0
     return best, sum(_n_equal(pair, rows, known[best]) for rows in pair.chunks)
 
 
-def _n_equal(pair: Pair, rows: slice, encode: Encoder) -> int:
-    want = pair.want(rows)
+def _n_equal(pair: Pair, rows: slice, encoder: Encoder) -> int:
+    """Return how many rows hold the values that the encoder makes of the source."""
+    have = pair.have(rows)
     try:
         with np.errstate(all="ignore"):
-            made = encode(want)
+            made = encoder.codec.decode(encoder.encode(pair.source, rows))
     except (NotImplementedError, TensorError):
         return 0
-    return int((made.reshape(want.shape) == pair.have(rows)).all(axis=1).sum())
+    return int((made.reshape(have.shape) == have).all(axis=1).sum())

@@ -1,6 +1,6 @@
 """Is a GGUF file what its source says: every tensor, the metadata, the token ids? Also for files of other converters.
 
-The chat template's rendering and the logits need the runtime: tritgguf.runtime.measure.logits_check.
+The chat template's rendering and the logits need the runtime, whose logits check compares them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tritgguf.converter.model.model import Model
 from tritgguf.converter.model.open import open_model
 from tritgguf.converter.quant.codec import codecs
 from tritgguf.converter.quant.method import methods
-from tritgguf.converter.tokenizer import check_token_ids
+from tritgguf.converter.tokenizer import TokenIdsProvider, check_token_ids, installed_provider
 from tritgguf.converter.verification.diagnosis import diagnosis
 from tritgguf.converter.verification.metadata_check import compare_metadata
 from tritgguf.converter.verification.tensor_check import Pair, TensorCheck, check_tensor
@@ -67,28 +67,30 @@ def verify(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
+    token_ids: TokenIdsProvider | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Compare a GGUF file with the model that it was made from.
 
+    `token_ids`, by default the installed provider, computes the file's token ids.
     `progress` is called with "comparing", the bytes done and the bytes in all. Raises TritggufError where one of the
     two can't be opened; what differs is in the result.
     """
     file = read_gguf(Path(out))
-    opened = open_model(Path(model))
+    opened = open_model(Path(model), token_ids=token_ids)
     if opened.tensors is None:
         raise SourceError(
             f"{model} holds no weights (model.safetensors or its index): there is nothing to compare with"
         )
-    pairs, strays = _pairs(opened, file)
+    pairs, unpaired = _pairs(opened, file)
     checks = _check_all(
         pairs, n_threads(threads), counted(progress, "comparing", sum(pair.stored.data.nbytes for pair in pairs))
     )
     wrong_keys, other_keys = compare_metadata(opened.metadata, file.metadata)
-    strings_checked, token_ids = _check_token_ids(opened, file)
+    strings_checked, wrong_ids = _check_token_ids(opened, file, token_ids)
     return Verification(
-        opened, file, (*_one_encoder(checks), *strays), wrong_keys, other_keys, strings_checked, token_ids
+        opened, file, (*_one_encoder(checks), *unpaired), wrong_keys, other_keys, strings_checked, wrong_ids
     )
 
 
@@ -106,18 +108,18 @@ def _pairs(model: Model, file: GgufFile) -> tuple[list[Pair], list[TensorCheck]]
         # Tied embeddings that another converter wrote twice: the graph takes the second for its output.
         specs[OUTPUT] = replace(specs[EMBEDDING], name=OUTPUT, role="output")
     scales = _scale_tensors(specs, file) if model.scale_tensors else {}
-    pairs, strays = [], []
+    pairs, unpaired = [], []
     for name, spec in specs.items():
         if name in file.tensors:
             source = model.tensors[spec.source] if model.tensors and spec.data is None else None
             pairs.append(Pair(spec, source, file.tensors[name], scales.get(name, 1.0)))
         else:
-            strays.append(TensorCheck(name, "", "missing", "the file doesn't have it"))
+            unpaired.append(TensorCheck(name, "", "missing", "the file doesn't have it"))
     known = {*specs, *(name.removesuffix(WEIGHT) + SCALE for name in scales)}
     for name in (name for name in file.tensors if name not in known):
         reason = "the graph multiplies nothing by it" if name.endswith(SCALE) else "the model has no such tensor"
-        strays.append(TensorCheck(name, file.tensors[name].dtype, "extra", reason))
-    return pairs, strays
+        unpaired.append(TensorCheck(name, file.tensors[name].dtype, "extra", reason))
+    return pairs, unpaired
 
 
 def _scale_tensors(specs: Mapping[str, TensorSpec], file: GgufFile) -> dict[str, float]:
@@ -157,11 +159,12 @@ def _one_encoder(checks: Sequence[TensorCheck]) -> list[TensorCheck]:
     return judged
 
 
-def _check_token_ids(model: Model, file: GgufFile) -> tuple[int, str | None]:
+def _check_token_ids(model: Model, file: GgufFile, provider: TokenIdsProvider | None) -> tuple[int, str | None]:
     if model.tokenizer is None:
         return 0, None
     try:
-        return check_token_ids(model.tokenizer, file.path), None
+        with (provider or installed_provider())(None) as read:
+            return check_token_ids(model.tokenizer, file.path, read), None
     except TokenizerError as error:
         return 0, str(error).split(NO_CHECK)[0]
     except TritggufError as error:

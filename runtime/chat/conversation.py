@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from tritgguf.runtime.chat.generation import Finish, Generation
-    from tritgguf.runtime.chat.sampling import Settings
     from tritgguf.runtime.chat.session import Session
+    from tritgguf.runtime.engine.sampling import Settings
 
 # Old turns make room for an answer of this many tokens, or a quarter of the context if that is less.
 ANSWER_TOKENS = 512

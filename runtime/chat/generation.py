@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from tritgguf.runtime.chat.sampling import PENALTY_TOKENS, Sampling
 from tritgguf.runtime.chat.text_stream import TextStream
 from tritgguf.runtime.engine.backend import Sampler
-
-if TYPE_CHECKING:
-    from tritgguf.runtime.chat.session import Session
+from tritgguf.runtime.engine.evaluator import Evaluator
+from tritgguf.runtime.engine.sampling import PENALTY_TOKENS, Sampling
 
 Finish = Literal["end", "stop", "max_tokens", "context", "interrupted"]
 
@@ -43,12 +41,12 @@ class Generation(Iterator[str]):
     """Pieces of text as they are generated; `finish` says why it ended, `stats` what it cost so far."""
 
     def __init__(
-        self, session: Session, prompt: list[int], sampling: Sampling, limit: int | None, stream: TextStream
+        self, evaluator: Evaluator, prompt: list[int], sampling: Sampling, limit: int | None, stream: TextStream
     ) -> None:
         self.finish: Finish = "interrupted"  # until one of the other reasons applies
         self.stats = Stats(n_prompt=len(prompt))
         self._stream = stream
-        self._pieces = self._run(session, prompt, sampling, limit)
+        self._pieces = self._run(evaluator, prompt, sampling, limit)
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -62,15 +60,15 @@ class Generation(Iterator[str]):
         self._pieces.close()
 
     def _run(
-        self, session: Session, prompt: list[int], sampling: Sampling, limit: int | None
+        self, evaluator: Evaluator, prompt: list[int], sampling: Sampling, limit: int | None
     ) -> Generator[str, None, None]:
-        tokens, vocab, stream = list(prompt), session.model.vocab, self._stream
+        tokens, vocab, stream = list(prompt), evaluator.model.vocab, self._stream
         sampler = Sampler(vocab, sampling)
         try:
             for token in tokens[-PENALTY_TOKENS:]:
                 if not vocab.is_control(token):  # a penalty on the end of turn would never let an answer end
                     sampler.accept(token)
-            while not stream.stopped and self._advance(session, tokens, sampler, limit):
+            while not stream.stopped and self._advance(evaluator, tokens, sampler, limit):
                 piece = stream.feed(vocab.piece(tokens[-1]))
                 if piece:
                     yield piece
@@ -81,14 +79,14 @@ class Generation(Iterator[str]):
         finally:
             sampler.close()
 
-    def _advance(self, session: Session, tokens: list[int], sampler: Sampler, limit: int | None) -> bool:
+    def _advance(self, evaluator: Evaluator, tokens: list[int], sampler: Sampler, limit: int | None) -> bool:
         """Append the next token; False, with the reason in `finish`, if there is none."""
-        if self.stats.n_generated == limit or len(tokens) == session.n_ctx:
+        if self.stats.n_generated == limit or len(tokens) == evaluator.n_ctx:
             self.finish = "max_tokens" if self.stats.n_generated == limit else "context"
             return False
         start = time.perf_counter()
-        n_cached = session.evaluate(tokens)
-        token = sampler.sample(session.context)
+        n_cached = evaluator.evaluate(tokens)
+        token = sampler.sample(evaluator.context)
         seconds = time.perf_counter() - start
         stats = self.stats
         if stats.n_prompt == len(tokens):
@@ -97,7 +95,7 @@ class Generation(Iterator[str]):
             stats = replace(
                 stats, n_evaluated=stats.n_evaluated + 1, generation_seconds=stats.generation_seconds + seconds
             )
-        if session.model.vocab.is_end(token):
+        if evaluator.model.vocab.is_end(token):
             self.stats, self.finish = stats, "end"
             return False
         self.stats = replace(stats, n_generated=stats.n_generated + 1)

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.chat.chat_template import ChatTemplate, Message
 from tritgguf.runtime.chat.generation import Generation, Stats
-from tritgguf.runtime.chat.sampling import Sampling, Settings
 from tritgguf.runtime.chat.text_stream import TextStream
 from tritgguf.runtime.engine.backend import MAX_OUTPUT_ROWS, Context, Model
+from tritgguf.runtime.engine.evaluator import Evaluator
 from tritgguf.runtime.engine.hardware import default_threads
+from tritgguf.runtime.engine.sampling import Sampling, Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,29 +30,22 @@ BATCH_TOKENS = 512
 class Session:
     """An open model, a context manager; made by `tritgguf.runtime.open`. For use by one thread at a time."""
 
-    def __init__(self, model: Model, context: Context, n_ctx: int, seed: int | None) -> None:
-        self._model = model
-        self._context = context
-        self._closed = False
-        self.n_ctx = n_ctx
+    def __init__(self, evaluator: Evaluator, seed: int | None) -> None:
+        self._evaluator = evaluator
+        self.n_ctx = evaluator.n_ctx
         self.seed = seed
-        self._cached: list[int] = []  # the tokens in the KV cache
         self._generation: Generation | None = None
         self._template: ChatTemplate | None = None
 
     @property
     def model(self) -> Model:
-        """The loaded file; EngineError after close(), when its memory is gone."""
-        if self._closed:
-            raise EngineError(f"{self._model.path}: the session is closed")
-        return self._model
+        """The loaded file; EngineError after close(), which frees its memory."""
+        return self._evaluator.model
 
     @property
     def context(self) -> Context:
         """The KV cache and the last logits; EngineError after close()."""
-        if self._closed:
-            raise EngineError(f"{self._model.path}: the session is closed")
-        return self._context
+        return self._evaluator.context
 
     @property
     def n_vocab(self) -> int:
@@ -117,7 +111,7 @@ class Session:
                 f"the prompt has {len(tokens)} tokens, the context of {self.n_ctx} has room for {self.n_ctx - 1}: "
                 "shorten it or open the model with a larger context"
             )
-        self._generation = Generation(self, tokens, sampling, max_tokens, TextStream(stops))
+        self._generation = Generation(self._evaluator, tokens, sampling, max_tokens, TextStream(stops))
         return self._generation
 
     def chat(self, messages: Sequence[Message], **settings: Unpack[Settings]) -> Generation:
@@ -167,37 +161,17 @@ class Session:
         return result
 
     def evaluate(self, tokens: list[int]) -> int:
-        """Bring the cache to hold `tokens`; returns how many of them were there already.
+        """Make the KV cache hold exactly `tokens`; returns how many of them it held already.
 
-        The last token is always evaluated, so that its logits are in the context.
+        The last token is always evaluated, so that `context` has its logits.
         """
-        n_same = _common_prefix(self._cached, tokens[:-1])
-        if n_same < len(self._cached):
-            n_same = self._forget_from(n_same)
-        for start in range(n_same, len(tokens), self.context.n_batch):
-            self._decode(tokens[start : start + self.context.n_batch])
-        return n_same
-
-    def _decode(self, tokens: list[int]) -> None:
-        try:
-            self.context.decode(tokens, len(self._cached))
-            self._cached += tokens
-        except BaseException:  # Ctrl-C too: what the cache holds of these tokens isn't known
-            self._forget_from(len(self._cached))
-            raise
-
-    def _forget_from(self, n_tokens: int) -> int:
-        n_kept = self.context.keep(n_tokens)
-        del self._cached[n_kept:]
-        return n_kept
+        return self._evaluator.evaluate(tokens)
 
     def close(self) -> None:
         """Free the model's memory; the session can't be used afterwards."""
         if self._generation:
             self._generation.close()
-        self._closed = True
-        self._context.close()
-        self._model.close()
+        self._evaluator.close()
 
     def __enter__(self) -> Session:
         return self
@@ -230,7 +204,7 @@ def open(
     try:
         n_ctx = _context_tokens(model, n_ctx)
         context = Context(model, n_ctx=n_ctx, n_threads=n_threads or default_threads(), n_batch=BATCH_TOKENS)
-        return Session(model, context, n_ctx, seed)
+        return Session(Evaluator(model, context, n_ctx), seed)
     except BaseException:
         model.close()
         raise
@@ -244,10 +218,3 @@ def _context_tokens(model: Model, asked: int | None) -> int:
             f"{model.path}: a context of {asked} was asked for, the model is good for 2 to {model.n_ctx_train}"
         )
     return asked
-
-
-def _common_prefix(left: list[int], right: list[int]) -> int:
-    size = min(len(left), len(right))
-    if left[:size] == right[:size]:  # the usual case, at C speed
-        return size
-    return next(index for index in range(size) if left[index] != right[index])

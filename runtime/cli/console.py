@@ -1,21 +1,31 @@
-"""A conversation on a terminal, or one answer: answers go to standard output, all else to standard error."""
+"""A conversation on a terminal, or one answer: answers go to standard output, notes to standard error."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Sequence
+from typing import Protocol
 
 from tritgguf.converter.errors import TritggufError
 from tritgguf.runtime.chat.conversation import Answer, Conversation
 
 PROMPT = "> "
-HELP = """\
-/system TEXT   set the system message; without TEXT show it
-/reset         forget the conversation, keep the system message
-/help          show this
-/exit          leave (also Ctrl-D)
-Ctrl-C stops an answer."""
+COMMANDS = {  # name: what follows it, meaning
+    "/system": ("TEXT", "set the system message; without TEXT, show it"),
+    "/reset": ("", "forget the conversation, keep the system message"),
+    "/help": ("", "show this help"),
+    "/exit": ("", "leave (also Ctrl-D)"),
+}
+
+
+class Reader(Protocol):
+    """Reads messages from the terminal."""
+
+    help: str
+
+    def read(self) -> str:
+        """The next message; KeyboardInterrupt on Ctrl-C, EOFError at the end of input."""
 
 
 class Console:
@@ -39,15 +49,14 @@ class Console:
 
     def converse(self) -> None:
         """Question and answer until /exit or Ctrl-D; an error in one turn doesn't end the conversation."""
-        with contextlib.suppress(ImportError):  # gives input() line editing and history; not on Windows
-            import readline  # noqa: F401
         self._introduce()
-        while (line := self._read()) is not None:
-            if line.startswith("/"):
-                if not self._command(line):
+        reader = _reader()
+        while (text := _read(reader)) is not None:
+            if _is_command(text):
+                if not self._command(text, reader):
                     break
-            elif line:
-                self._turn(line)
+            elif text:
+                self._turn(text)
         self._print_stats()
 
     def _introduce(self) -> None:
@@ -56,20 +65,6 @@ class Console:
             _note("This file has no chat template (a base model): it continues each text you type, without a history.")
             if self._conversation.system:
                 _note("The system message has no effect.")
-
-    def _read(self) -> str | None:
-        """The next line, "" after Ctrl-C, None at the end of input."""
-        try:
-            return input(PROMPT).strip()
-        except EOFError:
-            _note("")
-            return None
-        except KeyboardInterrupt:
-            _note("\nTo leave, type /exit or press Ctrl-D.")
-            return ""
-        except UnicodeDecodeError:
-            _note("That line isn't valid UTF-8.")
-            return ""
 
     def _turn(self, text: str) -> None:
         try:
@@ -97,16 +92,16 @@ class Console:
         elif answer.finish == "max_tokens":
             _note("(cut off: --max-tokens reached)")
 
-    def _command(self, line: str) -> bool:
-        """Obey a /command; False if it ends the conversation."""
-        name, _, argument = line.partition(" ")
+    def _command(self, text: str, reader: Reader) -> bool:
+        """Run a /command; False if it ends the conversation."""
+        name, *arguments = text.split(maxsplit=1)
         if name == "/help":
-            _note(HELP)
+            _note(_help(reader))
         elif name == "/reset":
             self._conversation.reset()
             _note("(conversation forgotten)")
         elif name == "/system":
-            self._set_system(argument.strip())
+            self._set_system("".join(arguments))
         elif name != "/exit":
             _note(f"unknown command {name}; /help lists the commands")
         return name != "/exit"
@@ -135,6 +130,60 @@ class Console:
         ):
             rate = n_tokens / seconds if seconds else 0.0
             _note(f"{what}: {n_tokens} tokens in {seconds:.2f} s, {rate:.1f} tokens/s")
+
+
+class PlainReader:
+    """Reads a line per message, where prompt_toolkit can't draw: a dumb terminal, or output that isn't a terminal."""
+
+    help = "Enter sends the message."
+
+    def __init__(self) -> None:
+        with contextlib.suppress(ImportError):  # gives input() line editing; Windows doesn't have it
+            import readline  # noqa: F401
+
+    def read(self) -> str:
+        """The next line; KeyboardInterrupt on Ctrl-C, EOFError at the end of input."""
+        try:
+            return input(PROMPT)
+        except (EOFError, KeyboardInterrupt):
+            _note("")  # the cursor is behind the prompt
+            raise
+
+
+def _reader() -> Reader:
+    from prompt_toolkit.utils import is_dumb_terminal  # not at the top: the help should not wait for it
+
+    if is_dumb_terminal() or not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+        return PlainReader()
+    from tritgguf.runtime.cli.message_editor import MessageEditor
+
+    return MessageEditor(PROMPT, {name: meaning for name, (_, meaning) in COMMANDS.items()})
+
+
+def _read(reader: Reader) -> str | None:
+    """The next message, "" after Ctrl-C, None at the end of input."""
+    try:
+        text = reader.read()
+        text.encode("utf-8")  # prompt_toolkit gives bytes that aren't UTF-8 as lone surrogates
+    except EOFError:
+        return None
+    except KeyboardInterrupt:
+        _note("To leave, type /exit or press Ctrl-D.")
+        return ""
+    except UnicodeError:
+        _note("That message isn't valid UTF-8.")
+        return ""
+    return text.strip()
+
+
+def _is_command(text: str) -> bool:
+    """Whether the text is a /command, perhaps an unknown one; several lines are one only if its name is known."""
+    return text.startswith("/") and ("\n" not in text or text.split(maxsplit=1)[0] in COMMANDS)
+
+
+def _help(reader: Reader) -> str:
+    lines = [f"{f'{name} {argument}':<15}{meaning}" for name, (argument, meaning) in COMMANDS.items()]
+    return "\n".join([*lines, reader.help, "Ctrl-C stops an answer."])
 
 
 def _note(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The `tritgguf` command: finds the commands, turns errors into one line each."""
+"""The `tritgguf` command: runs a subcommand, prints an error as one line."""
 
 from __future__ import annotations
 
@@ -12,31 +12,16 @@ from typing import Annotated, Any
 import typer
 
 from tritgguf.converter.errors import TritggufError
-from tritgguf.runtime.cli.commands.chat import chat
-from tritgguf.runtime.cli.commands.convert import convert
-from tritgguf.runtime.cli.commands.inspect import inspect
-from tritgguf.runtime.cli.commands.ollama import ollama
-from tritgguf.runtime.cli.commands.quantize import quantize
-from tritgguf.runtime.cli.commands.verify import verify
-
-# One row per command; the function's docstring and parameters are its help.
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "convert": convert,
-    "chat": chat,
-    "inspect": inspect,
-    "verify": verify,
-    "ollama": ollama,
-    "quantize": quantize,
-}
+from tritgguf.runtime.cli.command import commands
 
 DEBUG_VARIABLE = "TRITGGUF_DEBUG"
-INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
-TERMINATED = 143  # as a shell reports a program that SIGTERM ended
+INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
+TERMINATED = 143  # the shell's code for a program ended by SIGTERM
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib import metadata  # not at the top: it takes a tenth of what the help takes
+        from importlib import metadata  # imported here: it would slow down the help by a tenth
 
         versions = (f"{name} {metadata.version(name)}" for name in ("tritgguf", "llama-cpp-python", "gguf"))
         typer.echo(", ".join(versions))
@@ -48,7 +33,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and exit.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", envvar=DEBUG_VARIABLE, help="Show tracebacks and the native library's log.")
+        bool, typer.Option("--debug", envvar=DEBUG_VARIABLE, help="Show tracebacks and llama.cpp's log.")
     ] = False,
 ) -> None:
     """Convert ternary language models to GGUF and run them."""
@@ -57,16 +42,16 @@ def _options(
 
 
 def application() -> typer.Typer:
-    """The Typer application with all commands."""
+    """Return the Typer application with all commands."""
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
     app.callback()(_options)
-    for name, function in COMMANDS.items():
-        app.command(name)(_interruptible(function))
+    for name, command in commands().items():
+        app.command(name)(_interruptible(command.function))
     return app
 
 
 def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command, with one exit code for Ctrl-C whatever the version of Typer."""
+    """Return the command with one exit code for Ctrl-C; Typer's own differs between versions."""
 
     @functools.wraps(command)
     def run(*args: object, **options: object) -> None:
@@ -79,13 +64,13 @@ def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def main() -> None:
-    """Run the command line; never returns.
+    """Run the command line and exit.
 
-    Exit codes: 0, 1 error or closed pipe, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
+    Exit codes: 0 success, 1 error or closed pipe, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
     """
-    # A stop by the system must clean up as Ctrl-C does, or a half-written file stays behind.
+    # SIGTERM must run the same cleanup as Ctrl-C, or a half-written file is left behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    # Numpy's BLAS, of no use to any command, would keep a thread per core busy while it starts.
+    # No command uses numpy's BLAS, which would start a thread per core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         application()()

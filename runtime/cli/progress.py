@@ -1,4 +1,4 @@
-"""Progress of long work, on standard error: a bar on a terminal, JSON lines for machines, else nothing."""
+"""Progress of long work on standard error: a bar on a terminal, JSON lines with --json, otherwise nothing."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tritgguf.converter.core.progress import Progress as ProgressCallback
 
 @contextmanager
 def show_progress(json_output: bool) -> Iterator[ProgressCallback | None]:
-    """Give a callback that shows a stage, what is done and what in all."""
+    """Yield a callback that shows the stage, the bytes done and the total bytes; None if nothing is to be shown."""
     if json_output:
         yield _json_lines()
         return
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console  # not at the top: help shouldn't wait for these
+    from rich.console import Console  # imported here to keep --help fast
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = Console(stderr=True)

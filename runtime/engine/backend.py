@@ -1,7 +1,7 @@
-"""The native runtime, llama.cpp through llama-cpp-python's ctypes functions; no other file touches llama_cpp.
+"""The native runtime: llama.cpp, called through llama-cpp-python's ctypes functions; no other file uses llama_cpp.
 
 The high-level class `llama_cpp.Llama` isn't used: it overrides the file's yarn parameters, keeps an array of
-n_ctx x n_vocab floats and leaves no way to set the callbacks.
+n_ctx x n_vocab floats and has no parameter for the callbacks.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.errors import EngineError
-from tritgguf.runtime.chat.sampling import MAX_SEED, PENALTY_TOKENS, Sampling
 from tritgguf.runtime.engine import relu2
 from tritgguf.runtime.engine.gguf_header import Header, check_loadable, read_header
 from tritgguf.runtime.engine.hardware import available_memory
 from tritgguf.runtime.engine.interrupt import interruptible
 from tritgguf.runtime.engine.native_log import NativeLog
+from tritgguf.runtime.engine.sampling import MAX_SEED, PENALTY_TOKENS, Sampling
 
 # A failing assertion in ggml would otherwise start gdb on this process to print a C backtrace.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
@@ -49,7 +50,7 @@ _log_callback = native.llama_log_callback(lambda level, text, _user_data: _log.w
 native.llama_log_set(_log_callback, ctypes.c_void_p(0))
 native.llama_backend_init()
 _NO_ABORT_CALLBACK = native.ggml_abort_callback()
-# Two lists, each ended by an empty element. Without devices large batches stay on the CPU, n_gpu_layers isn't enough.
+# Two lists, each ended by an empty element. No devices: n_gpu_layers = 0 alone would let large batches use the GPU.
 _NO_DEVICES = (ctypes.c_void_p * 1)()
 _STOCK_ARCHITECTURE = (native.llama_model_kv_override * 2)()
 _override: Any = _STOCK_ARCHITECTURE[0]
@@ -74,12 +75,12 @@ def exit_on_native_abort() -> None:
 
 
 def show_native_log() -> None:
-    """Let llama.cpp's log through to standard error, for debugging."""
+    """Print llama.cpp's log to standard error, for debugging."""
     _log.to_stderr = True
 
 
 def supports_gpu() -> bool:
-    """Whether this build of llama.cpp can put layers on an accelerator."""
+    """Return whether this build of llama.cpp can put layers on an accelerator."""
     return bool(native.llama_supports_gpu_offload())
 
 
@@ -100,14 +101,14 @@ class Vocab:
         return None if token < 0 else token
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
-        """Token ids of `text`, without BOS; `special` parses the text of special tokens as those tokens."""
+        """Return the token ids of `text`, without BOS; `special` makes tokens of the texts of special tokens."""
         try:
             data = text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise EngineError(f"the text isn't valid Unicode at character {error.start}: {error.reason}") from error
         if len(data) > _MAX_INPUT_BYTES:
             raise EngineError(f"the text has {len(data)} bytes, at most {_MAX_INPUT_BYTES} can be tokenized at once")
-        # Normally there are no more tokens than bytes; if there are, the first call says how many.
+        # There are rarely more tokens than bytes; then the first call returns minus their number.
         capacity = len(data) + 8
         while True:
             ids = (native.llama_token * capacity)()
@@ -117,7 +118,7 @@ class Vocab:
             capacity = -count
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """The bytes of one token; control tokens have none unless `special`."""
+        """Return the bytes of one token; control tokens have none unless `special`."""
         self.check([token])
         size = 64
         while True:
@@ -128,7 +129,7 @@ class Vocab:
             size = -count
 
     def detokenize(self, tokens: Sequence[int], *, special: bool) -> bytes:
-        """The bytes that `tokens` stand for, the inverse of tokenize()."""
+        """Return the bytes of the text that `tokens` encode, the inverse of tokenize()."""
         self.check(tokens)
         ids = (native.llama_token * len(tokens))(*tokens)
         size = 8 * len(tokens) + 16
@@ -140,19 +141,19 @@ class Vocab:
             size = -count
 
     def text(self, token: int) -> str:
-        """The token's own text as it stands in the vocabulary, e.g. `<s>`."""
+        """Return the token's text in the vocabulary, e.g. `<s>`."""
         self.check([token])
         return (native.llama_vocab_get_text(self._handle, token) or b"").decode("utf-8", "replace")
 
     def is_end(self, token: int) -> bool:
-        """Whether the token ends a generation (end of text, of turn, of message)."""
+        """Return whether the token ends a generation (end of text, of turn, of message)."""
         return bool(native.llama_vocab_is_eog(self._handle, token))
 
     def is_control(self, token: int) -> bool:
         return bool(native.llama_vocab_is_control(self._handle, token))
 
     def check(self, tokens: Sequence[int]) -> None:
-        """EngineError if an id isn't in the vocabulary: the native library would read beyond its tables."""
+        """Raise EngineError if an id isn't in the vocabulary: the native library would read beyond its tables."""
         for position, token in enumerate(tokens):
             if not 0 <= token < self.n_tokens:
                 raise EngineError(f"token id {token} at position {position} isn't in 0..{self.n_tokens - 1}")
@@ -161,8 +162,8 @@ class Vocab:
 class Model:
     """A loaded GGUF file; free it with close() or a with statement.
 
-    `n_gpu_layers` None is all of them where llama.cpp was built for an accelerator and the model can run there.
-    `header` is the file's, where it was read before.
+    `n_gpu_layers` None means all layers where llama.cpp was built for an accelerator and the model can run there.
+    `header` is the file's header, where the caller has read it already.
     """
 
     def __init__(
@@ -202,21 +203,21 @@ class Model:
 
     @property
     def description(self) -> str:
-        """Architecture, size and tensor type in a few words."""
+        """Return architecture, size and tensor type in a few words."""
         buffer = ctypes.create_string_buffer(256)
         native.llama_model_desc(self.handle, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
 
     def check_memory(self, n_ctx: int) -> None:
-        """EngineError if the KV cache for `n_ctx` tokens can't fit: the system would kill the process later."""
+        """Raise EngineError if the KV cache for `n_ctx` tokens can't fit: the system would kill the process later."""
         n_heads = max(1, native.llama_model_n_head(self.handle))
         head_bytes = 2 * native.llama_model_n_embd(self.handle) // n_heads  # F16
         n_rows = 2 * native.llama_model_n_layer(self.handle) * native.llama_model_n_head_kv(self.handle)  # keys, values
         needed, available = n_ctx * n_rows * head_bytes, available_memory()
         if available is not None and needed > available:
             raise EngineError(
-                f"{self.path}: a context of {n_ctx} tokens needs {needed / 1e9:.1f} GB of memory, "
-                f"{available / 1e9:.1f} GB are free; ask for a smaller context"
+                f"{self.path}: a context of {n_ctx} tokens needs {format_size(needed)} of memory, "
+                f"{format_size(available)} are free; ask for a smaller context"
             )
 
     def close(self) -> None:
@@ -271,9 +272,9 @@ class Context:
         self._memory = native.llama_get_memory(self.handle)
 
     def decode(self, tokens: Sequence[int], position: int, *, all_logits: bool = False) -> None:
-        """Evaluate up to n_batch (with `all_logits` up to MAX_OUTPUT_ROWS) tokens that stand from `position` on.
+        """Evaluate up to n_batch (with `all_logits` up to MAX_OUTPUT_ROWS) tokens, the first at `position`.
 
-        Ctrl-C stops the work and raises KeyboardInterrupt. After any exception the cache may hold a part of the tokens:
+        Ctrl-C stops the work and raises KeyboardInterrupt. After any exception the cache may hold some of the tokens:
         call keep().
         """
         batch = self._batch
@@ -290,7 +291,7 @@ class Context:
             self.relu2.start()
         with interruptible() as interrupt:
             stop = native.ggml_abort_callback(lambda _data: interrupt.requested)
-            # A single token is soon done, and the callback is called for each of about a thousand graph nodes.
+            # Not for one token: it takes little time, of which the calls for its thousand graph nodes would be much.
             native.llama_set_abort_callback(self.handle, stop if len(tokens) > 1 else _NO_ABORT_CALLBACK, None)
             result = native.llama_decode(self.handle, batch)
             native.llama_set_abort_callback(self.handle, _NO_ABORT_CALLBACK, None)
@@ -302,7 +303,7 @@ class Context:
             self.relu2.check(self.n_layers)
 
     def logits(self) -> NDArray[np.float32]:
-        """The last decode's logits, (rows, n_vocab), as a view that the next decode overwrites; EngineError if NaN."""
+        """Return the last decode's logits, (rows, n_vocab), which the next decode overwrites; EngineError if NaN."""
         data = native.llama_get_logits(self.handle)
         rows: NDArray[np.float32] = np.ctypeslib.as_array(data, shape=(self._n_outputs, self._n_vocab))
         if np.isnan(rows.max()):
@@ -310,7 +311,7 @@ class Context:
         return rows
 
     def keep(self, n_tokens: int) -> int:
-        """Forget all but the first `n_tokens` tokens; returns how many really remain, 0 where a part can't be kept."""
+        """Forget all but the first `n_tokens` tokens; return how many remain: 0 where it can't keep a part."""
         removed = n_tokens > 0 and native.llama_memory_seq_rm(self._memory, 0, n_tokens, -1)
         if removed and native.llama_memory_seq_pos_min(self._memory, 0) == 0:
             return n_tokens
@@ -348,12 +349,12 @@ class Sampler:
             native.llama_sampler_chain_add(self.handle, stage)
 
     def accept(self, token: int) -> None:
-        """Count a token that stands in the text already, for the repeat penalty."""
+        """Count a token that is in the text already, for the repeat penalty."""
         native.llama_sampler_accept(self.handle, token)
 
     def sample(self, context: Context) -> int:
         """Choose a token by the logits of the last decoded token."""
-        context.logits()  # refuses NaN; the samplers don't
+        context.logits()  # raises on NaN, which the samplers would accept
         token: int = native.llama_sampler_sample(self.handle, context.handle, -1)
         return token
 

@@ -1,45 +1,26 @@
-"""The part of a GGUF file before the tensor data, read without the native library.
+"""Check a GGUF file's keys before the native library loads it.
 
-The native library aborts the whole process, or only says "failed to load model", for some damaged files; what is cheap
-to check is checked here first. gguf-py's reader isn't used because it refuses tensor types newer than itself and needs
-the tensor data to be there. Layout: docs/gguf.md in the ggml repository.
+For some damaged files the native library ends the whole process, for others its only message is "failed to load
+model". The checks that cost little are done here first.
 """
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from gguf import GGUFValueType
+from gguf import GGUFValueType, Keys
 
-from tritgguf.converter.errors import EngineError
+from tritgguf.converter.errors import EngineError, TritggufError
+from tritgguf.converter.gguf_io import parts
+from tritgguf.converter.gguf_io.header_reader import MAGIC, PREAMBLE, HeaderReader, map_file
+from tritgguf.converter.gguf_io.metadata import Scalar
 
-MAGIC = b"GGUF"
-VERSIONS = (2, 3)
-SPLIT_NUMBER, SPLIT_COUNT = "split.no", "split.count"
-TOKENS_KEY = "tokenizer.ggml.tokens"
-
-_PREAMBLE = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of key-value pairs
-_U32 = struct.Struct("<I")
-_U64 = struct.Struct("<Q")
-_SCALARS = {
-    GGUFValueType.UINT8: struct.Struct("<B"),
-    GGUFValueType.INT8: struct.Struct("<b"),
-    GGUFValueType.UINT16: struct.Struct("<H"),
-    GGUFValueType.INT16: struct.Struct("<h"),
-    GGUFValueType.UINT32: _U32,
-    GGUFValueType.INT32: struct.Struct("<i"),
-    GGUFValueType.FLOAT32: struct.Struct("<f"),
-    GGUFValueType.BOOL: struct.Struct("<?"),
-    GGUFValueType.UINT64: _U64,
-    GGUFValueType.INT64: struct.Struct("<q"),
-    GGUFValueType.FLOAT64: struct.Struct("<d"),
-}
+TOKENS_KEY = Keys.Tokenizer.LIST
 # Outside of these, llama.cpp fails an assertion or takes a number for a negative one.
 _SANE = {
     "block_count": (1, 512),
@@ -51,56 +32,57 @@ _SANE = {
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says about itself; arrays appear by length only, except the tokens."""
+    """A file's keys: `values` without the arrays, `tokens` the vocabulary; `values_end` is the byte after the keys."""
 
     version: int
-    n_tensors: int
-    values: dict[str, int | float | bool | str]
-    array_lengths: dict[str, int]
-    tokens: tuple[bytes, ...]
-    values_end: int  # byte offset of the first tensor description
+    values: Mapping[str, Scalar]
+    tokens: Sequence[bytes]
+    values_end: int
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of the GGUF file at `path`; EngineError if it isn't a whole GGUF header."""
-    with _mapped(path) as data:
-        if len(data) < _PREAMBLE.size or data[:4] != MAGIC:
-            raise EngineError(f"{path}: not a GGUF file (it starts with {bytes(data[:4])!r}, expected {MAGIC!r})")
-        _, version, n_tensors, n_values = _PREAMBLE.unpack_from(data, 0)
-        if version not in VERSIONS:
-            raise EngineError(
-                f"{path}: GGUF version {version} (expected 2 or 3, little-endian): convert the model again"
-            )
-        try:
-            return _Cursor(data, _PREAMBLE.size).header(version, n_tensors, n_values)
-        except (struct.error, ValueError, IndexError) as error:
-            raise EngineError(
-                f"{path}: the header is damaged or cut off ({error}); copy or convert the file again"
-            ) from error
+    """Read the keys of the GGUF file at `path`; EngineError where they are damaged.
+
+    The descriptions of the tensors aren't read: they may have types that gguf's Python package doesn't know, and their
+    data may not be written yet.
+    """
+    try:
+        with map_file(path) as data:
+            reader = HeaderReader(path, data, text="bytes")
+            metadata = reader.metadata(arrays=(TOKENS_KEY,))
+            version, values_end = reader.version, reader.position
+    except TritggufError as error:
+        raise EngineError(str(error)) from error
+    tokens: Sequence[bytes] = ()
+    vocabulary = metadata.pop(TOKENS_KEY, None)
+    if vocabulary is not None and vocabulary.element is GGUFValueType.STRING:
+        tokens = cast("Sequence[bytes]", vocabulary.data)
+    values = {key: cast("Scalar", value.data) for key, value in metadata.items()}
+    return Header(version, values, tokens, values_end)
 
 
 def vocabulary_only(path: Path, header: Header) -> bytes:
-    """The bytes of a GGUF file with the same key-value pairs as the file at `path`, whose header it is, and no tensors.
+    """Return the bytes of a GGUF file with the key-value pairs of the file at `path` and no tensors.
 
-    The native library checks the extent of every tensor even when only the vocabulary is asked for, so a file whose
-    tensor data isn't written yet can't be given to it as it is.
+    The native library checks that the file has every tensor's data even when it loads only the vocabulary, so it would
+    refuse a file whose data isn't written yet.
     """
     with path.open("rb") as file:
         data = file.read(header.values_end)
-    n_values = _PREAMBLE.unpack_from(data, 0)[3]
-    return _PREAMBLE.pack(MAGIC, header.version, 0, n_values) + _as_one_part(data[_PREAMBLE.size :])
+    n_values = PREAMBLE.unpack_from(data, 0)[3]
+    return PREAMBLE.pack(MAGIC, header.version, 0, n_values) + _as_one_part(data[PREAMBLE.size :])
 
 
 def _as_one_part(values: bytes) -> bytes:
-    """The key-value pairs with the number of parts set to 1: the native library would look for the others."""
-    key = _U64.pack(len(SPLIT_COUNT)) + SPLIT_COUNT.encode() + _U32.pack(GGUFValueType.UINT16)
+    """Set the number of parts to 1 in the key-value pairs: the native library would look for the other parts."""
+    key = struct.pack("<Q", len(parts.COUNT)) + parts.COUNT.encode() + struct.pack("<I", GGUFValueType.UINT16)
     before, found, after = values.partition(key)
     return before + found + struct.pack("<H", 1) + after[2:] if found else values
 
 
 def check_loadable(path: Path, header: Header) -> None:
-    """EngineError for files on which the native library would abort the process instead of failing."""
-    number, n_parts = header.values.get(SPLIT_NUMBER, 0), header.values.get(SPLIT_COUNT, 1)
+    """Raise EngineError for files on which the native library would end the process instead of failing."""
+    number, n_parts = header.values.get(parts.NUMBER, 0), header.values.get(parts.COUNT, 1)
     if number != 0:
         raise EngineError(f"{path}: is part {int(number) + 1} of {n_parts} of a model; give the first part")
     if not isinstance(header.values.get("general.architecture"), str):
@@ -113,7 +95,7 @@ def check_loadable(path: Path, header: Header) -> None:
     known = set(tokens)
     if len(known) < len(tokens):
         twice = Counter(tokens).most_common(1)[0][0].decode("utf-8", "replace")
-        raise EngineError(f"{path}: token {twice!r} stands in {TOKENS_KEY} more than once; convert the model again")
+        raise EngineError(f"{path}: token {twice!r} appears in {TOKENS_KEY} more than once; convert the model again")
     if header.values.get("tokenizer.ggml.model") == "llama":
         missing = [f"<0x{byte:02X}>" for byte in range(256) if not known & {b"<0x%02X>" % byte, bytes([byte])}]
         if missing:
@@ -128,89 +110,3 @@ def _check_numbers(path: Path, header: Header) -> None:
             raise EngineError(
                 f"{path}: {architecture}.{name} is {number!r}, expected {low} to {high}; convert it again"
             )
-
-
-@contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap | bytes]:
-    """The file's bytes, mapped; a missing file, a folder or an unreadable file is an EngineError."""
-    if path.is_dir():
-        raise EngineError(
-            f"{path}: is a folder, expected a GGUF file (`tritgguf convert` makes one from a model folder)"
-        )
-    if path.exists() and not path.is_file():
-        raise EngineError(
-            f"{path}: isn't a regular file; a GGUF file is mapped into memory, so a pipe or device won't do"
-        )
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise EngineError(f"{path}: no such file") from None
-    except OSError as error:
-        raise EngineError(f"{path}: can't be read ({error.strerror})") from error
-    with file:
-        if path.stat().st_size == 0:
-            yield b""
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield data
-
-
-class _Cursor:
-    """A read position in the header's bytes; running over the end raises struct.error or ValueError."""
-
-    def __init__(self, data: mmap.mmap | bytes, offset: int) -> None:
-        self.data = data
-        self.offset = offset
-
-    def header(self, version: int, n_tensors: int, n_values: int) -> Header:
-        values: dict[str, int | float | bool | str] = {}
-        lengths: dict[str, int] = {}
-        tokens: tuple[bytes, ...] = ()
-        for _ in range(n_values):
-            key = self.string().decode("utf-8")
-            kind = GGUFValueType(self.number(_U32))
-            if kind is not GGUFValueType.ARRAY:
-                values[key] = self.value(kind)
-                continue
-            element, length = GGUFValueType(self.number(_U32)), self.number(_U64)
-            lengths[key] = length
-            if key == TOKENS_KEY and element is GGUFValueType.STRING:
-                tokens = tuple(self.data[start:end] for start, end in self.strings(length))
-            else:
-                self.skip(element, length)
-        return Header(version, n_tensors, values, lengths, tokens, self.offset)
-
-    def number(self, layout: struct.Struct) -> int:
-        number: int = layout.unpack_from(self.data, self.offset)[0]
-        self.offset += layout.size
-        return number
-
-    def string(self) -> bytes:
-        ((start, end),) = self.strings(1)
-        return self.data[start:end]
-
-    def strings(self, n: int) -> Iterator[tuple[int, int]]:
-        """Yield where each of n strings starts and ends; a vocabulary has hundreds of thousands."""
-        data, end, n_bytes = self.data, self.offset, len(self.data)
-        length_at, length_bytes = _U64.unpack_from, _U64.size
-        for _ in range(n):
-            start = end + length_bytes
-            end = start + length_at(data, end)[0]
-            if end > n_bytes:
-                raise ValueError(f"a string ends at byte {end} of {n_bytes}")
-            yield start, end
-        self.offset = end
-
-    def value(self, kind: GGUFValueType) -> int | float | bool | str:
-        return self.string().decode("utf-8", "replace") if kind is GGUFValueType.STRING else self.number(_SCALARS[kind])
-
-    def skip(self, element: GGUFValueType, length: int) -> None:
-        if element is GGUFValueType.STRING:
-            for _ in self.strings(length):
-                pass
-        elif element in _SCALARS:
-            self.offset += length * _SCALARS[element].size
-            if self.offset > len(self.data):
-                raise ValueError(f"an array ends at byte {self.offset} of {len(self.data)}")
-        else:
-            raise ValueError(f"array elements of type {element.name}")

@@ -1,4 +1,4 @@
-"""What the machine has: cores for the default number of threads, memory for the context."""
+"""The machine's CPU cores, for the default number of threads, and its free memory, for the context."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
 def default_threads() -> int:
-    """Physical cores that this process may use: two threads of one core gain nothing in matrix products.
+    """Return the number of physical cores that this process may use: a second thread speeds up no matrix product.
 
-    Respects the CPU affinity and, in a container, the CPU quota (more threads than that would wait for each other).
+    Respects the CPU affinity and, in a container, the CPU quota (further threads would wait for each other).
     """
     cpus = _available_cpus()
     cores = {_core_of(cpu) for cpu in cpus}
@@ -22,7 +22,7 @@ def default_threads() -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system doesn't say (other than Linux)."""
+    """Return the bytes that can be allocated without swapping; None on systems other than Linux."""
     try:
         lines = _MEMORY.read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -37,7 +37,7 @@ def _available_cpus() -> list[int]:
 
 
 def _core_of(cpu: int) -> str:
-    """A name shared by the hardware threads of one core; each is its own core where the system doesn't say."""
+    """Return a name shared by the hardware threads of one core; where the system has none, the thread's own."""
     try:
         return Path(_TOPOLOGY.format(cpu)).read_text().strip() or str(cpu)
     except OSError:

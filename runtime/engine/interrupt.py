@@ -1,4 +1,4 @@
-"""Ctrl-C, and a request to end, while native code runs."""
+"""Handle Ctrl-C (SIGINT) and SIGTERM while native code runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass
 class Interrupt:
-    """What a signal handler raised since the block was entered."""
+    """The exception that a signal handler raised since the block was entered."""
 
     error: BaseException | None = None
 
@@ -25,10 +25,10 @@ class Interrupt:
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """What signal handlers raise in this block, usually KeyboardInterrupt, is held back and raised at its end.
+    """Delay exceptions of signal handlers, usually KeyboardInterrupt, until the end of the block.
 
-    Python runs a signal's handler in whatever bytecode comes next. During native work that is a ctypes callback, and
-    ctypes swallows exceptions there; so the callback looks at `requested` and stops the work instead.
+    Python runs a signal's handler before the next bytecode. During native work that is in a ctypes callback, where
+    ctypes swallows exceptions; so the callback checks `requested` and stops the work instead.
     """
     interrupt = Interrupt()
     replaced = {}
@@ -36,7 +36,7 @@ def interruptible() -> Iterator[Interrupt]:
         for number in _SIGNALS:
             handler = signal.getsignal(number)
             if callable(handler):
-                replaced[number] = signal.signal(number, _holding_back(handler, interrupt))
+                replaced[number] = signal.signal(number, _delaying(handler, interrupt))
     try:
         yield interrupt
     finally:
@@ -46,7 +46,7 @@ def interruptible() -> Iterator[Interrupt]:
         raise interrupt.error
 
 
-def _holding_back(
+def _delaying(
     handler: Callable[[int, FrameType | None], object], interrupt: Interrupt
 ) -> Callable[[int, FrameType | None], None]:
     def run(number: int, frame: FrameType | None) -> None:

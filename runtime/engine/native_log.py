@@ -1,4 +1,4 @@
-"""llama.cpp's log: kept away from the terminal, its last lines kept for error messages."""
+"""Keep llama.cpp's log off the terminal and its last errors for error messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LOADING = "error loading model: "
 
 
 class NativeLog:
-    """Receives the native log; `to_stderr` lets it through."""
+    """Receives the native log; with `to_stderr` it is printed too."""
 
     def __init__(self) -> None:
         self.to_stderr = False
@@ -18,7 +18,7 @@ class NativeLog:
         self._level = 0
 
     def write(self, level: int, text: bytes | None) -> None:
-        """One log event; a level of "continued" means that of the event before."""
+        """Take one log event; the level "continued" means that of the event before."""
         self._level = self._level if level == _CONTINUED else level
         line = (text or b"").decode("utf-8", "replace")
         if self.to_stderr:
@@ -30,7 +30,7 @@ class NativeLog:
         self._errors.clear()
 
     def reason(self) -> str:
-        """The most telling error since clear(): why loading failed, else the first, without the C function's name."""
+        """Return why loading failed since clear(), else the first error, without the C function's name."""
         for line in self._errors:
             if _LOADING in line and "failed to load model from" not in line:
                 return line.split(_LOADING, 1)[1]

@@ -1,16 +1,17 @@
-"""BitNet 2B-4T on a stock llama.cpp, whose graph `bitnet` is that model's but for one line: the FFN's activation.
+"""Run BitNet b1.58 2B-4T on a stock llama.cpp, whose graph `bitnet` differs from it in the FFN's activation only.
 
-The model computes relu(gate)² · up, the graph silu(gate) · up, as one GLU node per layer. llama.cpp calls an evaluation
-callback for every node of a graph: before the node, to ask whether its data are wanted, and then, where they are, once
-they are computed. The callback here wants the GLU nodes and writes the right product over theirs. Gate and up still
-hold their values then: ggml lets no GLU node's output take its inputs' memory, and the callback looks whether it did.
+The model (https://arxiv.org/abs/2504.12285) computes relu(gate)² · up; the graph computes silu(gate) · up, as one GLU
+node per layer. llama.cpp calls an evaluation callback for every node of a graph: once before the node, to ask whether
+the callback needs its data, and if so again after it is computed. The callback here asks for the GLU nodes and replaces
+their output with the right product. Gate and up still hold their values then: ggml never reuses the memory of a GLU
+node's inputs for its output, and the callback checks that it didn't.
 
-Files of such a model name an architecture that stock llama.cpp doesn't know, so that nothing runs them wrong; they
-carry their numbers under the stock name too, and are loaded by overriding the name.
+Files of this model name an architecture that stock llama.cpp doesn't know, so that no other program computes the wrong
+activation. They have the same keys under the stock name too, and are loaded here by overriding the architecture.
 
-What the callback knows of ggml's structures belongs to one version of llama.cpp: check_layout() compares it with nodes
-that the library itself makes, and after each evaluation Relu2.check() compares the number of rewritten nodes with the
-number of layers. Whatever doesn't fit is an error before any logits are used.
+The callback reads ggml's structures, which may change with llama.cpp's version. So check_layout() compares them with
+nodes that the library itself makes, and after each evaluation Relu2.check() compares the number of rewritten nodes with
+the number of layers. Any difference is an error before logits are used.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ ARCHITECTURE = "bitnet-b1.58"
 STOCK_ARCHITECTURE = "bitnet"
 KNOWN_VERSION = "0.3.36"  # of llama-cpp-python, whose ggml has the structure below
 
-# What stands in the state that the callback gets by pointer, four int64.
+# Indices into the callback's state, an array of four int64.
 GLU_OP, SWIGLU, N_REWRITTEN, N_REFUSED = range(4)
 State: TypeAlias = NDArray[np.int64]
-Callback: TypeAlias = Callable[[int, int, int], int]  # (tensor, is the library asking, state) → wanted, or go on
+Callback: TypeAlias = Callable[[int, int, int], int]  # (tensor, is it the question, state) → whether to continue
 
 
 class Tensor(ctypes.Structure):
@@ -69,9 +70,9 @@ _FFN_UP = int.from_bytes(b"ffn_up", "little")
 
 
 def is_refused(node: Sequence[int], gate: Sequence[int], up: Sequence[int], swiglu: int) -> bool:
-    """Whether a GLU node isn't silu(ffn_gate) · ffn_up over whole F32 tensors; all three as 64-bit words.
+    """Return whether a GLU node isn't silu(ffn_gate) · ffn_up over whole F32 tensors; all three as 64-bit words.
 
-    The node itself stands for a source that it doesn't have. The node's op word is (op, first op parameter).
+    Where the node lacks a source, the caller passes the node itself. The op word is (op, first op parameter).
     """
     if node[OP] >> 32 != swiglu or gate[NAME] != _FFN_GATE or up[NAME] & 0xFFFFFFFFFFFF != _FFN_UP:
         return True
@@ -89,7 +90,7 @@ def is_refused(node: Sequence[int], gate: Sequence[int], up: Sequence[int], swig
 
 
 def plain_callback(state: State) -> Callback:
-    """The callback in Python: right, but each of a graph's thousand nodes costs it about a microsecond."""
+    """Return the callback in Python, which costs about a microsecond for each of a graph's thousand nodes."""
     glu_op, swiglu = int(state[GLU_OP]), int(state[SWIGLU])
     op_at, words_at = ctypes.c_int32.from_address, (ctypes.c_int64 * N_WORDS).from_address
 
@@ -116,7 +117,7 @@ def plain_callback(state: State) -> Callback:
 
 
 def compiled_callback() -> int | None:
-    """Return the address of the same callback in C (native/relu2.c), or None where it isn't there."""
+    """Return the address of the same callback in C (native/relu2.c), or None where it wasn't built."""
     library = kernels.library() if kernels.mode() != "numpy" else None
     if library is None or library.relu2_tensor_bytes() != ctypes.sizeof(Tensor):
         return None
@@ -124,7 +125,7 @@ def compiled_callback() -> int | None:
 
 
 class Relu2:
-    """The evaluation callback of one context, which it must outlive: compiled code where that was built.
+    """The evaluation callback of one context, which it must outlive; in C where that was built.
 
     `library` is ggml, `callback_type` the ctypes type of the callback.
     """
@@ -138,15 +139,15 @@ class Relu2:
 
     @property
     def user_data(self) -> int:
-        """What the library hands to the callback."""
+        """The address that the library passes to the callback."""
         return self.state.ctypes.data
 
     def start(self) -> None:
-        """Before an evaluation: count from nothing."""
+        """Reset the counts, before an evaluation."""
         self.state[[N_REWRITTEN, N_REFUSED]] = 0
 
     def check(self, n_layers: int) -> None:
-        """After an evaluation: EngineError unless the activation of every layer, and nothing else, was rewritten."""
+        """Raise EngineError, after an evaluation, unless every layer's activation and nothing else was rewritten."""
         n_rewritten, n_refused = int(self.state[N_REWRITTEN]), int(self.state[N_REFUSED])
         if (n_rewritten, n_refused) != (n_layers, 0):
             raise EngineError(
@@ -156,7 +157,7 @@ class Relu2:
 
 
 def check_request(path: Path, values: Mapping[str, object], n_gpu_layers: int | None) -> None:
-    """EngineError if layers shall go to a GPU, or if the header's `values` under the two architecture names differ."""
+    """Raise EngineError if a GPU is asked for, or if the header's `values` under the two architecture names differ."""
     if n_gpu_layers:
         raise EngineError(
             f"{path}: {n_gpu_layers} layers were asked for on the GPU, but {ARCHITECTURE}'s activation is computed on "
@@ -175,7 +176,7 @@ def check_request(path: Path, values: Mapping[str, object], n_gpu_layers: int | 
 
 
 def check_layout(library: ctypes.CDLL) -> tuple[int, int]:
-    """(code of the GLU operation, of its kind SWIGLU); EngineError if ggml's structures aren't as Tensor says."""
+    """Return ggml's numbers of the GLU operation and of its kind SWIGLU; EngineError if its structures differ."""
     try:
         codes = _compare_with_own_nodes(library)
     except AttributeError:  # the library lacks a function
@@ -193,11 +194,11 @@ class _InitParams(ctypes.Structure):
 
 
 def _compare_with_own_nodes(library: ctypes.CDLL) -> tuple[int, int] | None:
-    """Read nodes that ggml makes through Tensor and through ggml's functions; None where the two differ."""
+    """Read nodes that ggml makes, both as Tensor and by ggml's functions; None where the two differ."""
     pointer, text, integer, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t
 
     def function(name: str, result: type | None, *arguments: type) -> Callable[..., Any]:
-        # A copy with types of its own: an attribute of the library is shared with all its other users.
+        # A function object of its own: the types of the library's attribute would change for its other users.
         address = ctypes.cast(getattr(library, name), pointer).value or 0
         return ctypes.CFUNCTYPE(result, *arguments)(address)
 
@@ -220,7 +221,7 @@ def _compare_with_own_nodes(library: ctypes.CDLL) -> tuple[int, int] | None:
         same &= kinds[0] != kinds[1] and kinds == (node.op_params[0], other.op_params[0])
         codes = (node.op, kinds[0])
         same &= node.op == other.op and described(swiglu) == b"SWIGLU"
-        node.op = 0  # the library must see it
+        node.op = 0  # the library's function must see this change
         same &= described(swiglu) == b"NONE"
         return codes if same else None
     finally:

@@ -1,10 +1,10 @@
 """Token ids of texts, in a process of its own: `python -m tritgguf.runtime.engine.token_ids [FOLDER]`.
 
 `{"file": "model.gguf", "texts": [...]}` on standard input becomes `{"ids": [[...], ...], "expected": [[...], ...]}` on
-standard output: special tokens are parsed, no BOS is added. "expected" is by the tokenizer.json in FOLDER, loaded while
-the question is waited for; null without it, or where it can't be loaded. Only the vocabulary of the file is loaded, so
-its tensor data need not be there yet. The converter runs this as a child because a vocabulary that llama.cpp can't
-stand aborts the process.
+standard output: special tokens are parsed, no BOS is added. "expected" are the ids by the tokenizer.json in FOLDER,
+which is loaded before standard input is read; null without FOLDER, or where it can't be loaded. Only the file's
+vocabulary is loaded, so its tensor data need not be written yet. This is a process of its own because llama.cpp ends
+its process on some damaged vocabularies.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tritgguf.runtime.engine.gguf_header import read_header, vocabulary_only
 
 
 def token_ids(path: str | os.PathLike[str], texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text under the tokenizer of the GGUF file at `path`; EngineError if it can't be loaded."""
+    """Return the ids of each text by the tokenizer of the GGUF file at `path`; EngineError if it can't be loaded."""
     header = read_header(Path(path))
     with tempfile.TemporaryDirectory(prefix="tritgguf-") as folder:
         copy = Path(folder) / "vocabulary.gguf"
@@ -37,14 +37,14 @@ def token_ids(path: str | os.PathLike[str], texts: Sequence[str]) -> list[list[i
 
 
 def main() -> int:
-    """Exit code 0 with JSON on standard output, or 1 with one line on standard error."""
+    """Return exit code 0 after JSON on standard output, or 1 after one line on standard error."""
     exit_on_native_abort()
-    gc.disable()  # what a vocabulary is made of holds no cycles
+    gc.disable()  # a vocabulary is many objects without reference cycles
     try:
         reference = _reference(Path(sys.argv[1])) if len(sys.argv) > 1 else None
         file, texts = _asked(sys.stdin.buffer.read())
         expected = list(map(reference, texts)) if reference else None
-        del reference  # the memory is needed again
+        del reference  # frees its memory for the native library
         json.dump({"ids": token_ids(file, texts), "expected": expected}, sys.stdout)
     except TritggufError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -57,7 +57,7 @@ def _reference(folder: Path) -> Reference | None:
     reference = Reference(folder)
     try:
         reference.load()
-    except TokenizerError:  # said by the process that asks, which loads it too
+    except TokenizerError:  # the process that asks loads it too, and raises this
         return None
     return reference
 
@@ -67,7 +67,7 @@ def _asked(data: bytes) -> tuple[str, list[str]]:
         asked = json.loads(data)
         file, texts = asked["file"], asked["texts"]
     except (ValueError, KeyError, TypeError) as error:
-        raise EngineError(f"standard input isn't the JSON that was expected: {error!r}") from error
+        raise EngineError(f"standard input isn't the expected JSON: {error!r}") from error
     if not isinstance(file, str) or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise EngineError("standard input names no file, or its texts aren't strings")
     return file, texts

@@ -1,4 +1,4 @@
-"""What `tritgguf verify` compares in the runtime: what the chat templates render, and logits against transformers."""
+"""The checks of `tritgguf verify` that need the runtime: rendered chat templates, and logits against transformers."""
 
 from __future__ import annotations
 
@@ -38,19 +38,20 @@ CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
         {"role": "assistant", "content": "four"},
     ),
 )
-# Ordinary text and code, so that a trained model is sure of many of its tokens.
+# Ordinary text and code: a trained model predicts many of these tokens with confidence.
 TEXT = (
     "The capital of France is Paris. One, two, three, four, five, six, seven, eight, nine, ten.\n\n"
     "def add(a, b):\n    return a + b\n\nfor i in range(10):\n    print(add(i, i))\n"
 )
 N_TOKENS = 64
-EXACT_WEIGHTS = 1e-3  # with weights this near, logits further off than LOGITS_ERROR mean another graph
-LOGITS_ERROR = 0.1  # activations in 8 bits cost some 0.03
+# Relative errors. If the weights are this close but the logits differ by more, the graph is wrong.
+EXACT_WEIGHTS = 1e-3
+LOGITS_ERROR = 0.1  # 8-bit activations alone cause about 0.03
 
 
 @dataclass(frozen=True)
 class TemplateCheck:
-    """How many conversations the file's templates render as the model's do, and the first that they don't."""
+    """How many conversations the file's and the model's templates render the same, and the first difference."""
 
     n_rendered: int
     problem: str | None
@@ -58,7 +59,11 @@ class TemplateCheck:
 
 @dataclass(frozen=True)
 class LogitsCheck:
-    """The file's logits against transformers': |difference| / |logits|, mean divergence in nats, share of same best."""
+    """The file's logits compared with transformers' over `n_tokens` positions.
+
+    `relative_error` is |difference| / |logits|, `kl_divergence` the mean KL(transformers || file) in nats, `same_top1`
+    the share of positions where both predict the same token.
+    """
 
     n_tokens: int
     relative_error: float
@@ -75,14 +80,14 @@ class LogitsCheck:
 
 
 def compare_templates(expected: Metadata, found: Metadata) -> TemplateCheck:
-    """Render conversations by every template of the model and of the file."""
+    """Render the test conversations with each chat template of the model (`expected`) and of the file (`found`)."""
     keys = sorted(key for key in expected.keys() | found.keys() if key == TEMPLATE or key.startswith(f"{TEMPLATE}."))
     n_rendered = 0
     for key in keys:
         if key not in found:
-            return TemplateCheck(n_rendered, f"{key} isn't there, but the model has such a chat template")
+            return TemplateCheck(n_rendered, f"{key} is missing, but the model has this chat template")
         if key not in expected:
-            return TemplateCheck(n_rendered, f"{key} is there, but the model has no such chat template")
+            return TemplateCheck(n_rendered, f"{key} is a chat template that the model doesn't have")
         for wanted, rendered in zip(_rendered(key, expected), _rendered(key, found), strict=True):
             if wanted != rendered:
                 return TemplateCheck(n_rendered, f"{key} renders {_difference(rendered, wanted)}")
@@ -91,7 +96,7 @@ def compare_templates(expected: Metadata, found: Metadata) -> TemplateCheck:
 
 
 def _rendered(key: str, metadata: Metadata) -> Iterator[str]:
-    """Yield what a template makes of each conversation; a refusal counts as a text too."""
+    """Yield each conversation as rendered, with and without a generation prompt; an error is rendered as its text."""
     bos, eos = (special_text(metadata, id_key) for id_key in (Keys.Tokenizer.BOS_ID, Keys.Tokenizer.EOS_ID))
     for conversation in CONVERSATIONS:
         for prompt in (True, False):
@@ -109,12 +114,15 @@ def _difference(rendered: str, wanted: str) -> str:
 
 
 def compare_logits(found: Verification, threads: int | None) -> LogitsCheck:
-    """Compute the same tokens here and in transformers, in float32; EngineError where one of the two can't."""
+    """Compute the logits of TEXT with the file here and with the model in transformers, in float32.
+
+    Raises EngineError if the model is no folder with a tokenizer, or if either side can't compute it.
+    """
     from tritgguf.runtime.chat import session
 
     model, out = found.model, found.file.path
     if not model.path.is_dir() or model.tokenizer is None:
-        raise EngineError(f"{model.path.name} is no Hugging Face folder with a tokenizer, which --logits needs")
+        raise EngineError(f"{model.path.name} isn't a Hugging Face folder with a tokenizer, which --logits needs")
     torch, transformers = (_module(name) for name in ("torch", "transformers"))
     ids = model.tokenizer.encode(TEXT)[:N_TOKENS]
     with session.open(out, n_threads=threads) as opened:
@@ -142,14 +150,14 @@ def _reference_logits(torch: Any, transformers: Any, model: Model, ids: list[int
             else:
                 network = transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
             logits: NDArray[np.float32] = network.eval()(torch.tensor([ids])).logits[0].float().numpy()
-    except Exception as error:  # whatever transformers meets in a folder
+    except Exception as error:  # transformers raises errors of any class
         reason = " ".join(str(error).split()) or type(error).__name__
         raise EngineError(f"transformers can't compute {model.path.name}: {reason:.300}") from error
     return logits
 
 
 def _with_effective_weights(torch: Any, transformers: Any, model: Model) -> Any:  # noqa: ANN401
-    """Return the model's class with the weights that its packing stands for: its own layers round activations too."""
+    """Return the model's class with unpacked float weights, because the packed layers also round activations."""
     config = transformers.AutoConfig.from_pretrained(model.path)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -159,12 +167,12 @@ def _with_effective_weights(torch: Any, transformers: Any, model: Model) -> Any:
     missing, unexpected = network.load_state_dict(weights, strict=False, assign=True)
     network.tie_weights()
     if unexpected or set(missing) - {"lm_head.weight"}:
-        raise EngineError(f"its class has other weights: {[*unexpected, *missing][0]}")
+        raise EngineError(f"its class has other weights than the checkpoint: {[*unexpected, *missing][0]}")
     return network
 
 
 def _compared(reference: NDArray[np.float32], logits: NDArray[np.float32]) -> LogitsCheck:
-    width = min(reference.shape[1], logits.shape[1])  # one of the two may pad the vocabulary
+    width = min(reference.shape[1], logits.shape[1])  # either side may pad the vocabulary
     want, have = reference[:, :width].astype(np.float64), logits[:, :width].astype(np.float64)
     want_log, have_log = _log_softmax(want), _log_softmax(have)
     return LogitsCheck(
@@ -182,10 +190,8 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def logits_problem(found: Verification, logits: LogitsCheck) -> str | None:
-    """Return what is wrong where exact weights give other logits; lossy ones may do so."""
+    """Return a problem if the weights are nearly exact but the logits differ; lossy weights may change logits."""
     worst = max((check.relative_error or 0.0 for check in found.tensors), default=0.0)
     if worst > EXACT_WEIGHTS or logits.relative_error <= LOGITS_ERROR:
         return None
-    return (
-        f"its logits differ from transformers' by {logits.relative_error:.2g} (relative), though its weights are right"
-    )
+    return f"logits differ from transformers' by {logits.relative_error:.2g} (relative), though the weights are correct"

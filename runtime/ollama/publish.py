@@ -23,6 +23,7 @@ from tritgguf.converter.ollama.modelfile import (
 from tritgguf.converter.ollama.repack import refused, repack, repack_plan
 from tritgguf.converter.ollama.versions import CREATE_API, Verdict, parsed, verdict_for, verdicts
 from tritgguf.converter.planning.file_plan import FilePlan
+from tritgguf.runtime.engine.token_ids_process import token_ids_process
 from tritgguf.runtime.ollama.api import HOST_VARIABLE, NotRunningError, Ollama, digest_of
 from tritgguf.runtime.ollama.template import ChatTemplateFacts, chat_template_facts
 
@@ -122,7 +123,15 @@ def write(
         _require_writable(path, force)
     if package.plan is not None and not package.is_repacked_already:
         jinja, plan = package.chat.jinja, package.plan
-        repack(package.source.path, package.file, jinja=jinja, force=force, progress=progress, plan=plan)
+        repack(
+            package.source.path,
+            package.file,
+            jinja=jinja,
+            force=force,
+            progress=progress,
+            plan=plan,
+            token_ids=token_ids_process,
+        )
     if not same:
         write_whole(path, text)
 

@@ -11,9 +11,9 @@ from gguf import Keys, TokenType
 
 from tritgguf.converter.errors import EngineError
 from tritgguf.converter.gguf_io.reader import GgufFile
-from tritgguf.converter.ollama.prompt import Message
 from tritgguf.converter.ollama.repack import guarded
-from tritgguf.converter.ollama.translate import PADDED, SAMPLES, Translation, translate
+from tritgguf.converter.ollama.samples import PADDED, SAMPLES, Message
+from tritgguf.converter.ollama.translate import Translation, translate
 from tritgguf.converter.tokenizer.chat_template import end_of_turn
 from tritgguf.converter.tokenizer.special_ids import ALWAYS_ENDS_GENERATION
 from tritgguf.runtime.chat.chat_template import ChatTemplate, special_text

@@ -1,3 +1,3 @@
-"""tritgguf: convert ternary language models to GGUF (tritgguf.converter) and run them (tritgguf.runtime)."""
+"""Convert ternary language models to GGUF (tritgguf.converter) and run them (tritgguf.runtime)."""
 
 __version__ = "0.1.0"

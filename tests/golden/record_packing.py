@@ -68,12 +68,12 @@ def layer(linear_class: str, dtype: str, scale_shape: tuple[int, ...]) -> Arrays
     return {"effective": effective, **{key: values.numpy() for key, values in arrays.items()}}
 
 
-def master(dtype: str) -> Arrays:
-    """Return a master and the weights that a layer in mode online computes with."""
+def latent(dtype: str) -> Arrays:
+    """Return latent weights and the weights that a layer in mode online computes with."""
     values = (noise(f"master/{dtype}") * 0.08).to(DTYPES[dtype]).float()
     module = bitnet.AutoBitLinear(N_COLUMNS, N_ROWS, bias=False, online_quant=True)
     module.weight.data = values
-    return {"master": values.numpy(), "effective": columns_of(module, N_COLUMNS, range(N_COLUMNS))}
+    return {"latent": values.numpy(), "effective": columns_of(module, N_COLUMNS, range(N_COLUMNS))}
 
 
 def load(folder: Path) -> torch.nn.Module:
@@ -121,8 +121,8 @@ def recordings() -> dict[str, Arrays]:
                 kind = "scalar" if not scale_shape else "one" if scale_shape == (1,) else "row"
                 for key, values in layer(linear_class, dtype, scale_shape).items():
                     layers[f"{linear_class}/{dtype}/{kind}/{key}"] = values
-    masters = {f"{dtype}/{key}": values for dtype in DTYPES for key, values in master(dtype).items()}
-    return {"layers": layers, "masters": masters, **{name: model(name) for name in MODELS}}
+    latent_weights = {f"{dtype}/{key}": values for dtype in DTYPES for key, values in latent(dtype).items()}
+    return {"layers": layers, "latent": latent_weights, **{name: model(name) for name in MODELS}}
 
 
 def differs(old: Arrays, new: Arrays) -> bool:

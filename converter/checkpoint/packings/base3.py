@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson
-from tritgguf.converter.checkpoint.packing import Source, StoredTensors, quantization
+from tritgguf.converter.checkpoint.packer import Constants, Packer, Piece
+from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
+from tritgguf.converter.checkpoint.safetensors_layout import Entry
 from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
 from tritgguf.converter.core.kernels import Kernel
 from tritgguf.converter.core.tensors import (
@@ -34,7 +36,7 @@ from tritgguf.converter.errors import SourceError, TensorError
 
 SCALES = ".scales"
 INFINITE = 0x7F800000  # as a float32's word; those of negative numbers and of what is no number are larger
-METHOD, PACKING = "bitnet_158", "base3_columns"
+METHOD, LAYOUT = "bitnet_158", "base3_columns"
 POWERS = np.array([1, 3, 9, 27], np.uint8)
 # The four trits of every byte as one word; bytes above 80 stand for none.
 FOURS = ((np.arange(256)[:, None] // POWERS % 3).astype(np.int8) - np.int8(1)).view(np.uint32)[:, 0]
@@ -75,9 +77,9 @@ class Base3Tensor(PackedTensor):
 
     def scale_chunks(self, first: int) -> Iterator[Float32Array]:
         for rows in row_chunks((self.shape[0], self.shape[-1] // self.group), first=first):
-            self.stored_scales.bring_in(rows)
+            self.stored_scales.read_now(rows)
             yield self.scales(rows)
-            self.stored_scales.let_go(rows)
+            self.stored_scales.evict(rows)
 
     def read_packed(self, rows: slice | RowIndices) -> PackedRows:
         stored, numbers = self.stored.data.reshape(self.stored.shape), row_numbers(rows, self.shape[0])
@@ -123,10 +125,10 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
 def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
     """Return the tensors, packed ones as codes."""
     said = quantization(config)
-    if said and (said.get("quant_method"), said.get("packing", PACKING)) != (METHOD, PACKING):
+    if said and (said.get("quant_method"), said.get("packing", LAYOUT)) != (METHOD, LAYOUT):
         raise SourceError(
             f"config.json says quant_method {said.get('quant_method')} and packing {said.get('packing')}, but the "
-            f"weights look base-3 packed; expected {METHOD} and {PACKING}"
+            f"weights look base-3 packed; expected {METHOD} and {LAYOUT}"
         )
     tensors: dict[str, SourceTensor] = {}
     for name, tensor in stored.items():
@@ -151,7 +153,7 @@ def _packed_tensor(tensor: SafetensorsTensor, stored: StoredTensors, said_group:
     if said_group not in (None, group):
         raise SourceError(f"config.json says group_size {said_group}, but {name} has one scale per {group} columns")
     shape = (tensor.shape[0], 4 * tensor.shape[1])
-    return Base3Tensor(name, SOURCE.name, shape, group, tensor, stored[name + SCALES], group)
+    return Base3Tensor(name, PACKING.name, shape, group, tensor, stored[name + SCALES], group)
 
 
 def _fits(packed: tuple[int, ...], scales: tuple[int, ...]) -> bool:
@@ -160,5 +162,31 @@ def _fits(packed: tuple[int, ...], scales: tuple[int, ...]) -> bool:
     return 4 * packed[1] % scales[1] == 0
 
 
+@dataclass(frozen=True)
+class Base3Packer(Packer):
+    """Writes coded rows whose columns are padded up to whole groups of `group`."""
+
+    group: int
+
+    def entries(self, name: str, shape: tuple[int, ...]) -> tuple[Entry, ...]:
+        n_rows, n_groups = shape[0], -(-shape[1] // self.group)
+        packed = Entry(name, "U8", (n_rows, n_groups * self.group // 4))
+        return packed, Entry(name + SCALES, "F32", (n_rows, n_groups))
+
+    def pack(
+        self, name: str, shape: tuple[int, ...], chunk: slice, rows: CodedRows, constants: Constants
+    ) -> list[Piece]:
+        packed, scales = pack(rows.codes), rows.scales.astype("<f4").view(np.uint8)
+        return [
+            (name, chunk.start * packed.shape[1], packed),
+            (name + SCALES, chunk.start * scales.shape[1], scales),
+        ]
+
+
+def packer(config: ConfigJson) -> Base3Packer:
+    """Return what writes groups of the size that config.json says, a multiple of four."""
+    return Base3Packer(config["group_size"])
+
+
 UNPACK = Kernel("look_up", np.uint8, int, np.uint32, np.uint32)
-SOURCE = Source("base-3 packing", recognizes, read)
+PACKING = Packing("base-3 packing", recognizes, read, packer)

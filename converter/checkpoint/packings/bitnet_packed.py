@@ -8,14 +8,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson
-from tritgguf.converter.checkpoint.packing import Source, StoredTensors, quantization
+from tritgguf.converter.checkpoint.packer import Constants, Packer, Piece
+from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
+from tritgguf.converter.checkpoint.safetensors_layout import Entry
 from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
 from tritgguf.converter.core.kernels import Kernel
 from tritgguf.converter.core.tensors import (
@@ -27,6 +29,7 @@ from tritgguf.converter.core.tensors import (
     PackedTensor,
     RowIndices,
     SourceTensor,
+    row_chunks,
     row_numbers,
 )
 from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
@@ -98,7 +101,7 @@ def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> d
             row_scales = _row_scales(stored[name + SCALE], tensor, multiplies)
             n_packed, n_columns = tensor.shape
             shape = (4 * n_packed, n_columns)
-            tensors[name] = BitnetTensor(name, SOURCE.name, shape, n_columns, tensor, row_scales)
+            tensors[name] = BitnetTensor(name, PACKING.name, shape, n_columns, tensor, row_scales)
         elif not (name.endswith(SCALE) and name.removesuffix(SCALE) in stored):
             tensors[name] = tensor
     return tensors
@@ -129,5 +132,28 @@ def _row_scales(scale: SafetensorsTensor, packed: SafetensorsTensor, multiplies:
     return np.broadcast_to(worth[:, None], (n_rows, 1)).astype(np.float32)
 
 
+class BitnetPacker(Packer):
+    """Writes coded rows with one scale per tensor; a chunk of packed rows holds rows of all four quarters."""
+
+    def entries(self, name: str, shape: tuple[int, ...]) -> tuple[Entry, ...]:
+        if shape[0] % 4:
+            raise TensorError(f"{name} has {shape[0]} rows; bitnet packing puts four in one: take another scheme")
+        return Entry(name, "U8", (shape[0] // 4, shape[1])), Entry(name + SCALE, "F32", (1,))
+
+    def chunks(self, shape: tuple[int, ...]) -> Iterator[slice]:
+        return row_chunks((shape[0] // 4, shape[1]))
+
+    def rows(self, shape: tuple[int, ...], chunk: slice) -> RowIndices:
+        return (np.arange(4)[:, None] * (shape[0] // 4) + np.arange(chunk.start, chunk.stop)).reshape(-1)
+
+    def pack(
+        self, name: str, shape: tuple[int, ...], chunk: slice, rows: CodedRows, constants: Constants
+    ) -> list[Piece]:
+        pieces: list[Piece] = [(name, chunk.start * shape[1], pack(rows.codes))]
+        if chunk.start == 0:
+            pieces.append((name + SCALE, 0, constants[SCALE].view(np.uint8)))
+        return pieces
+
+
 UNPACK = Kernel("unpack_rows", np.uint8, int, int, np.int64, int, np.int8)
-SOURCE = Source("bitnet packing", recognizes, read)
+PACKING = Packing("bitnet packing", recognizes, read, lambda config: BitnetPacker())

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import dataclass
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson
-from tritgguf.converter.checkpoint.packing import Source, StoredTensors, quantization
+from tritgguf.converter.checkpoint.packer import Coder, Constants, Packer, Piece
+from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
 from tritgguf.converter.checkpoint.packings import base3, bitnet_packed
-from tritgguf.converter.core.tensors import SourceTensor
-from tritgguf.converter.errors import SourceError, UnsupportedError
+from tritgguf.converter.checkpoint.safetensors_layout import Entry
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES
+from tritgguf.converter.core.tensors import CodedRows, Float32Array, SourceTensor
+from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
+from tritgguf.converter.quant.codec import FloatCodec, codec_named
 from tritgguf.converter.quant.grids import find_grid
 
 
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
-    """Whether config.json names no way to make weights of the floats; asked where no other source recognizes them."""
+    """Whether config.json names no way to make weights of the floats; asked where no other packing recognizes them."""
     return quantization(config).get("quant_method") in (None, "bitnet")
 
 
@@ -35,4 +40,41 @@ def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> d
     return dict(stored)
 
 
-SOURCE = Source("plain floats", recognizes, read, last_resort=True)
+@dataclass(frozen=True)
+class FloatPacker(Packer):
+    """Writes floats of one dtype: F32, F16 or BF16; codes become the floats that they stand for."""
+
+    dtype: str
+
+    @property
+    def codec(self) -> FloatCodec:
+        codec = codec_named(FLOAT_DTYPES[self.dtype].codec)
+        assert isinstance(codec, FloatCodec)
+        return codec
+
+    def entries(self, name: str, shape: tuple[int, ...]) -> tuple[Entry, ...]:
+        return (Entry(name, self.dtype, shape),)
+
+    def pack(
+        self, name: str, shape: tuple[int, ...], chunk: slice, rows: CodedRows, constants: Constants
+    ) -> list[Piece]:
+        return [self._packed(name, chunk, rows.dequantize()[:, : shape[-1]])]
+
+    def encode(
+        self, name: str, shape: tuple[int, ...], chunk: slice, values: Float32Array, coder: Coder | None
+    ) -> tuple[list[Piece], Float32Array]:
+        if coder is None:
+            piece = self._packed(name, chunk, values)
+            return [piece], self.codec.decode(piece[2])
+        pieces = self.pack(name, shape, chunk, coder.code(values), coder.constants)
+        return pieces, self.codec.decode(pieces[0][2])
+
+    def _packed(self, name: str, chunk: slice, values: Float32Array) -> Piece:
+        try:
+            stored = self.codec.encode(values)
+        except TensorError as error:
+            raise TensorError(f"{name}: {error}") from error
+        return name, chunk.start * stored.shape[1], stored
+
+
+PACKING = Packing("plain floats", recognizes, read, last_resort=True)

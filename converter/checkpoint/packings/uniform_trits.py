@@ -8,13 +8,16 @@ block is filled up with zeros. `X.weight.steps` is F32 (27,), what one step of a
 
 from __future__ import annotations
 
-from collections.abc import Container
+import math
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson
-from tritgguf.converter.checkpoint.packing import Source, StoredTensors, quantization
+from tritgguf.converter.checkpoint.packer import Constants, Packer, Piece
+from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
+from tritgguf.converter.checkpoint.safetensors_layout import Entry
 from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
 from tritgguf.converter.core.tensors import (
     ByteArray,
@@ -23,9 +26,10 @@ from tritgguf.converter.core.tensors import (
     Float32Array,
     RowIndices,
     SourceTensor,
+    row_chunks,
 )
 from tritgguf.converter.errors import SourceError, TensorError
-from tritgguf.converter.quant.trit_packing import BLOCK, BLOCK_BYTES, unpack_trits
+from tritgguf.converter.quant.trit_packing import BLOCK, BLOCK_BYTES, pack_trits, unpack_trits
 from tritgguf.converter.quant.uniform import ENTRIES, GROUP, INDEX_TRITS, highest_code
 
 METHOD = "uniform_balanced_ternary"
@@ -152,7 +156,42 @@ def _packed_tensor(name: str, stored: StoredTensors, digits: int) -> UniformTens
     steps = stored[name + STEPS].read(slice(None)).reshape(-1)
     if (np.diff(steps) < 0).any() or steps[0] < 0:
         raise TensorError(f"{name + STEPS} should rise from zero or more: the checkpoint is damaged")
-    return UniformTensor(name, SOURCE.name, shape, GROUP, packed, packed, steps, digits)
+    return UniformTensor(name, PACKING.name, shape, GROUP, packed, packed, steps, digits)
 
 
-SOURCE = Source("uniform trits", recognizes, read)
+@dataclass(frozen=True)
+class TritPacker(Packer):
+    """Writes the trits of one matrix as one stream; a chunk begins at a row where a block begins."""
+
+    digits: int
+
+    def entries(self, name: str, shape: tuple[int, ...]) -> tuple[Entry, ...]:
+        if shape[1] % GROUP:
+            raise TensorError(f"{name}: rows of {shape[1]} values aren't a multiple of {GROUP}: take another scheme")
+        return (
+            Entry(name + TRITS, "U8", (n_blocks(shape, self.digits), BLOCK_BYTES)),
+            Entry(name + STEPS, "F32", (ENTRIES,)),
+            Entry(name + SHAPE, "I64", (2,)),
+        )
+
+    def chunks(self, shape: tuple[int, ...]) -> Iterator[slice]:
+        aligned = BLOCK // math.gcd(BLOCK, row_trits(shape[1], self.digits))  # so many rows are whole blocks
+        usual = next(row_chunks(shape))
+        step = max(1, usual.stop // aligned) * aligned
+        for start in range(0, shape[0], step):
+            yield slice(start, min(start + step, shape[0]))
+
+    def pack(
+        self, name: str, shape: tuple[int, ...], chunk: slice, rows: CodedRows, constants: Constants
+    ) -> list[Piece]:
+        digits = trits_of(rows, constants[STEPS], self.digits)
+        packed = pack_trits(np.pad(digits, (0, -digits.size % BLOCK)))
+        offset = chunk.start * row_trits(shape[1], self.digits) // BLOCK * BLOCK_BYTES
+        pieces: list[Piece] = [(name + TRITS, offset, packed)]
+        if chunk.start == 0:
+            pieces.append((name + STEPS, 0, constants[STEPS].view(np.uint8)))
+            pieces.append((name + SHAPE, 0, np.array(shape, "<i8").view(np.uint8)))
+        return pieces
+
+
+PACKING = Packing("uniform trits", recognizes, read, lambda config: TritPacker(config["digits"]))

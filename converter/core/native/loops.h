@@ -383,21 +383,21 @@ EXPORT int64_t KERNEL(largest)(const void *words, int64_t kind, int64_t n_groups
 
 INLINE int64_t on_grid_kind(int kind, const void *restrict words, int64_t n_groups, int64_t group,
                             float *restrict scales, int8_t *restrict codes) {
-    int64_t n_strays = 0;
+    int64_t n_outliers = 0;
     for (int64_t number = 0; number < n_groups; number++) {
         const void *values = from_index(words, kind, number * group);
-        uint32_t largest = largest_word(kind, values, group), strays = 0;
+        uint32_t largest = largest_word(kind, values, group), outliers = 0;
         scales[number] = from_word(kind, largest);
         for (int64_t index = 0; index < group; index++) {
             uint32_t magnitude = magnitude_word(kind, values, index);
             int negative = kind == F32 ? ((const int32_t *)values)[index] < 0 : ((const int16_t *)values)[index] < 0;
             int nonzero = magnitude != 0;
-            strays += nonzero & (magnitude != largest);
+            outliers += nonzero & (magnitude != largest);
             codes[number * group + index] = (int8_t)(negative ? -nonzero : nonzero);
         }
-        n_strays += strays;
+        n_outliers += outliers;
     }
-    return n_strays;
+    return n_outliers;
 }
 
 /* Fill in the largest magnitude and the signs of each group; returns how many values are something else. */

@@ -1,40 +1,17 @@
 """bitnet: Hugging Face's packed bitnet, `linear_class` bitlinear. One scale per tensor, four rows' trits in one byte.
 
-s = mean|w| over the tensor, trit = clip(round(w / s), -1, 1), as the masters in sources/masters.py; `X.weight_scale` is
-1 / s, by which the layer divides. transformers computes such layers with 8-bit activations.
+s = mean|w| over the tensor, trit = clip(round(w / s), -1, 1), as a model with latent weights computes them; the stored
+scale is 1 / s, by which the layer divides. transformers computes such layers with 8-bit activations.
 """
-
-from collections.abc import Iterator
 
 import numpy as np
 
-from tritgguf.converter.checkpoint.packings.bitnet_packed import METHOD, SCALE, pack
-from tritgguf.converter.checkpoint.packings.masters import master
-from tritgguf.converter.checkpoint.safetensors_layout import Entry
-from tritgguf.converter.core.tensors import CodedRows, Float32Array, RowIndices, SourceTensor, row_chunks
-from tritgguf.converter.errors import TensorError
-from tritgguf.converter.export.scheme import Coder, Packing, Piece, Scheme
+from tritgguf.converter.checkpoint.packer import Coder
+from tritgguf.converter.checkpoint.packings.bitnet_packed import METHOD, PACKING, SCALE
+from tritgguf.converter.checkpoint.packings.latent_weights import ternarized
+from tritgguf.converter.core.tensors import CodedRows, Float32Array, SourceTensor
+from tritgguf.converter.export.scheme import Scheme
 from tritgguf.converter.quant.grids import Grid
-
-
-class BitnetPacking(Packing):
-    def entries(self, name: str, shape: tuple[int, ...]) -> tuple[Entry, ...]:
-        if shape[0] % 4:
-            raise TensorError(f"{name} has {shape[0]} rows; bitnet packing puts four in one: take another scheme")
-        return Entry(name, "U8", (shape[0] // 4, shape[1])), Entry(name + SCALE, "F32", (1,))
-
-    def chunks(self, shape: tuple[int, ...]) -> Iterator[slice]:
-        return row_chunks((shape[0] // 4, shape[1]))
-
-    def rows(self, shape: tuple[int, ...], chunk: slice) -> RowIndices:
-        return (np.arange(4)[:, None] * (shape[0] // 4) + np.arange(chunk.start, chunk.stop)).reshape(-1)
-
-    def pack(self, name: str, shape: tuple[int, ...], chunk: slice, rows: CodedRows, coder: Coder) -> list[Piece]:
-        packed = pack(rows.codes)
-        pieces: list[Piece] = [(name, chunk.start * shape[1], packed)]
-        if chunk.start == 0:
-            pieces.append((name + SCALE, 0, coder.constants[SCALE].view(np.uint8)))
-        return pieces
 
 
 def holds(grid: Grid, source: SourceTensor) -> bool:
@@ -47,7 +24,7 @@ def coder(source: SourceTensor, grid: Grid | None, threads: int) -> Coder:
     if grid is not None and grid.scale and holds(grid, source):
         inverse = np.float32(1) / np.float32(grid.scale)
     else:
-        inverse = np.float32(master(source).inverse_scale)
+        inverse = np.float32(ternarized(source).inverse_scale)
 
     def code(rows: Float32Array) -> CodedRows:
         codes = np.clip(np.rint(rows * inverse), -1, 1).astype(np.int8)
@@ -61,7 +38,7 @@ SCHEME = Scheme(
     group=None,
     coder=coder,
     holds=holds,
-    packing=BitnetPacking(),
+    packing=PACKING,
     config={
         "quant_method": METHOD,
         "linear_class": "bitlinear",

@@ -5,7 +5,7 @@ from gguf import GGMLQuantizationType, LlamaFileType, quants
 
 from tritgguf.converter.core.tensors import ByteArray, Float32Array
 from tritgguf.converter.errors import TensorError
-from tritgguf.converter.quant.codec import FloatCodec
+from tritgguf.converter.quant.codec import EVERYWHERE, FloatCodec
 
 
 class BF16(FloatCodec):
@@ -15,6 +15,7 @@ class BF16(FloatCodec):
     holds_dtypes = ("BF16",)
     block = 1
     block_bytes = 2
+    runs_on = EVERYWHERE
 
     def encode(self, values: Float32Array) -> ByteArray:
         stored: ByteArray = quants.quantize(values, self.ggml_type)

@@ -6,7 +6,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 from tritgguf.converter.core.floats import LARGEST_F16, narrowed, widened
 from tritgguf.converter.core.tensors import ByteArray, Float32Array, Floats
 from tritgguf.converter.errors import TensorError
-from tritgguf.converter.quant.codec import FloatCodec
+from tritgguf.converter.quant.codec import EVERYWHERE, FloatCodec
 
 
 class F16(FloatCodec):
@@ -16,6 +16,7 @@ class F16(FloatCodec):
     holds_dtypes = ("F16",)
     block = 1
     block_bytes = 2
+    runs_on = EVERYWHERE
 
     def encode_stored(self, floats: Floats) -> ByteArray | None:
         words, largest = narrowed(floats)

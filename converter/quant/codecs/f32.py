@@ -4,7 +4,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from tritgguf.converter.core.tensors import ByteArray, Float32Array
-from tritgguf.converter.quant.codec import FloatCodec
+from tritgguf.converter.quant.codec import EVERYWHERE, FloatCodec
 
 
 class F32(FloatCodec):
@@ -14,6 +14,7 @@ class F32(FloatCodec):
     holds_dtypes = ("F32", "F16", "BF16")
     block = 1
     block_bytes = 4
+    runs_on = EVERYWHERE
     for_linear = False
 
     def encode(self, values: Float32Array) -> ByteArray:

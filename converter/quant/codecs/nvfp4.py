@@ -30,6 +30,7 @@ class NVFP4(FloatCodec):
     file_type = LlamaFileType.MOSTLY_NVFP4
     block = 64
     block_bytes = 36
+    runs_on = ("cpu", "cuda", "vulkan")
     grid_levels = (3, 9)
 
     def encode(self, values: Float32Array) -> ByteArray:

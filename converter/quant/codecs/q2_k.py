@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 
 from tritgguf.converter.core.tensors import ByteArray, CodedRows, Codes, Float32Array
 from tritgguf.converter.errors import TensorError
-from tritgguf.converter.quant.codec import TernaryCodec, pack_kernel, stored_scales
+from tritgguf.converter.quant.codec import EVERYWHERE, TernaryCodec, pack_kernel, stored_scales
 from tritgguf.converter.quant.codecs.tq2_0 import pairs
 from tritgguf.converter.quant.scaled_blocks import fitted
 
@@ -25,6 +25,7 @@ class Q2K(TernaryCodec):
     file_type = LlamaFileType.MOSTLY_Q2_K
     block = 256
     block_bytes = 84
+    runs_on = EVERYWHERE
     grid_levels = (3,)
     codes_at = CODES.start
     scales_at = (SCALE.start, MINIMUM.start)

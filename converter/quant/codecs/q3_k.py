@@ -10,7 +10,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType, quants
 
 from tritgguf.converter.core.tensors import ByteArray, Float32Array
-from tritgguf.converter.quant.codec import FloatCodec
+from tritgguf.converter.quant.codec import EVERYWHERE, FloatCodec
 from tritgguf.converter.quant.scaled_blocks import SUB, Codes, Halves, encoded, fitted
 
 MASK, LOW, SCALES, D = slice(0, 32), slice(32, 96), slice(96, 108), slice(108, 110)
@@ -27,6 +27,7 @@ class Q3K(FloatCodec):
     file_type = LlamaFileType.MOSTLY_Q3_K_M
     block = 256
     block_bytes = 110
+    runs_on = EVERYWHERE
     grid_levels = (3,)
 
     def encode(self, values: Float32Array) -> ByteArray:

@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 
 from tritgguf.converter.core.tensors import ByteArray, CodedRows, Codes
 from tritgguf.converter.errors import TensorError
-from tritgguf.converter.quant.codec import TernaryCodec, pack_kernel, stored_scales
+from tritgguf.converter.quant.codec import EVERYWHERE, TernaryCodec, pack_kernel, stored_scales
 
 SCALE_BYTES = 2
 ZERO = np.uint8(8)
@@ -21,6 +21,7 @@ class Q40(TernaryCodec):
     file_type = LlamaFileType.MOSTLY_Q4_0
     block = 32
     block_bytes = 18
+    runs_on = EVERYWHERE
     codes_at = SCALE_BYTES
     scales_at = (0,)
     kernel = pack_kernel("pack_q4_0")

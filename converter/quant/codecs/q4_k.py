@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, LlamaFileType, quants
 
 from tritgguf.converter.core.tensors import ByteArray, Float32Array
 from tritgguf.converter.errors import TensorError
-from tritgguf.converter.quant.codec import FloatCodec
+from tritgguf.converter.quant.codec import EVERYWHERE, FloatCodec
 from tritgguf.converter.quant.scaled_blocks import halves_above, quotient
 
 SUB, SUBS = 32, 8
@@ -31,6 +31,7 @@ class Q4K(FloatCodec):
     file_type = LlamaFileType.MOSTLY_Q4_K_M
     block = 256
     block_bytes = 144
+    runs_on = EVERYWHERE
     grid_levels = (3, 9)
 
     def encode(self, values: Float32Array) -> ByteArray:

@@ -10,7 +10,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType, quants
 
 from tritgguf.converter.core.tensors import ByteArray, Float32Array
-from tritgguf.converter.quant.codec import FloatCodec
+from tritgguf.converter.quant.codec import EVERYWHERE, FloatCodec
 from tritgguf.converter.quant.scaled_blocks import SUB, Codes, Halves, encoded, fitted
 
 LOW, HIGH, SCALES, D = slice(0, 128), slice(128, 192), slice(192, 208), slice(208, 210)
@@ -27,6 +27,7 @@ class Q6K(FloatCodec):
     file_type = LlamaFileType.MOSTLY_Q6_K
     block = 256
     block_bytes = 210
+    runs_on = EVERYWHERE
     grid_levels = (3, 9, 27)
 
     def encode(self, values: Float32Array) -> ByteArray:

@@ -8,7 +8,7 @@ from gguf import GGMLQuantizationType, LlamaFileType, quants
 
 from tritgguf.converter.core.tensors import ByteArray, Float32Array
 from tritgguf.converter.errors import TensorError
-from tritgguf.converter.quant.codec import FloatCodec
+from tritgguf.converter.quant.codec import EVERYWHERE, FloatCodec
 
 LARGEST_SCALE = 65520  # from here on, a scale rounds to fp16's infinity
 SMALLEST = 1e-36  # below it the reciprocal of a scale overflows float32, and fp16 has long rounded the scale to 0
@@ -20,6 +20,7 @@ class Q80(FloatCodec):
     file_type = LlamaFileType.MOSTLY_Q8_0
     block = 32
     block_bytes = 34
+    runs_on = EVERYWHERE
 
     def encode(self, values: Float32Array) -> ByteArray:
         blocks = values.reshape(-1, self.block)

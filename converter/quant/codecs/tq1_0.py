@@ -24,6 +24,8 @@ class TQ10(TernaryCodec):
     file_type = LlamaFileType.MOSTLY_TQ1_0
     block = 256
     block_bytes = 54
+    runs_on = ("cpu", "vulkan")
+    refused_by = ("ollama",)  # since 0.31.2, as a whole file: docs/ollama.md
 
     codes_at = 0
     scales_at = (CODE_BYTES,)

@@ -21,6 +21,8 @@ class TQ20(TernaryCodec):
     file_type = LlamaFileType.MOSTLY_TQ2_0
     block = 256
     block_bytes = 66
+    runs_on = ("cpu", "metal", "vulkan")
+    refused_by = ("ollama",)  # since 0.31.2, as a whole file: docs/ollama.md
     codes_at = 0
     scales_at = (CODE_BYTES,)
     kernel = pack_kernel("pack_tq2_0")

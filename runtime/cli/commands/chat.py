@@ -13,8 +13,9 @@ import typer
 import tritgguf.runtime
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.chat.conversation import Conversation
-from tritgguf.runtime.chat.sampling import Sampling
+from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.console import Console
+from tritgguf.runtime.engine.sampling import Sampling
 
 DEFAULTS = Sampling()
 DEMO_MODEL = Path("models/demo.gguf")  # what `make demo` writes
@@ -90,3 +91,6 @@ def _prepare_native_library() -> None:
     backend.exit_on_native_abort()
     if os.environ.get("TRITGGUF_DEBUG"):
         backend.show_native_log()
+
+
+COMMAND = Command("chat", chat, rank=2)

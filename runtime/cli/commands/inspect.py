@@ -1,17 +1,16 @@
-"""`tritgguf inspect`: what a model is, what grids its weights are on, and which types would hold it."""
+"""`tritgguf inspect`: show a model's tensors, the grids of their weights, and the types that store them exactly."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from tritgguf.converter.core.sizes import format_size
+from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.progress import show_progress
-from tritgguf.runtime.cli.sizes import shown_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,25 +20,23 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 NOTES_SHOWN = 5
-_NEAR = "every code exact, the scales rounded to fp16"
+_NEAR = "codes exact, scales rounded to fp16"
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Hugging Face model folder or GGUF file.")],
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor instead of groups alike.")] = False,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error as JSON lines.")
-    ] = False,
-    threads: Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)] = None,
+    model: options.ModelPath,
+    tensors: options.Tensors = False,
+    json_output: options.JsonOutput = False,
+    threads: options.Threads = None,
 ) -> None:
-    """Show what a model is, which tensor types hold it exactly, how large the files are and where they run."""
-    from rich.console import Console  # not at the top: help shouldn't wait for these
+    """Show a model's tensors, which types store them exactly, and each type's file size and platforms."""
+    from rich.console import Console  # imported here to keep --help fast
     from rich.markup import escape
 
     from tritgguf.converter.inspection.inspect import inspect as look
 
     with show_progress(json_output) as progress:
-        found = look(path, threads=threads, progress=progress)
+        found = look(model, threads=threads, progress=progress)
     if json_output:
         print(json.dumps(found.as_json()))
         return
@@ -56,7 +53,7 @@ def inspect(
     for note in found.notes[:NOTES_SHOWN]:
         print(f"note: {note}")
     if len(found.notes) > NOTES_SHOWN:
-        print(f"note: and {len(found.notes) - NOTES_SHOWN} more; --json has them all")
+        print(f"note: and {len(found.notes) - NOTES_SHOWN} more; --json lists all")
     if found.refused:
         print(f"can't be converted: {found.refused}")
 
@@ -64,7 +61,7 @@ def inspect(
 def _headline(found: Inspection) -> str:
     architecture = " → ".join(name for name in (found.hf_class, found.architecture) if name) or "unknown architecture"
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
-    weights = f"{found.n_parameters / 1e6:,.1f} M values in {shown_size(found.file_bytes)} ({dtypes})"
+    weights = f"{found.n_parameters / 1e6:,.1f} M values in {format_size(found.file_bytes)} ({dtypes})"
     line = f"{found.path.name}: {found.source or 'unknown format'}, {architecture}, {weights}"
     return "".join(letter if letter.isprintable() else "?" for letter in line)
 
@@ -105,11 +102,11 @@ def _grid(tensor: TensorFacts) -> str:
     if grid is None:
         return "no" if tensor.zeros is not None else ""
     levels = "" if grid.levels == 3 else f"{grid.levels} levels per "
-    return levels + grid.extent.removesuffix(" columns") + (f", {grid.strays} strays" if grid.strays else "")
+    return levels + grid.extent.removesuffix(" columns") + (f", {grid.outliers} outliers" if grid.outliers else "")
 
 
 def _types(tensor: TensorFacts) -> str:
-    """The ternary types where there are any, else floats: of those the larger ones hold what the smaller hold."""
+    """Return the exact ternary types; else the nearly exact ones, marked ≈; else the exact float types."""
     from tritgguf.converter.quant.codec import codecs
 
     known = codecs()
@@ -134,7 +131,7 @@ def _size_table(found: Inspection) -> Table:
         table.add_column(title)
     for size in found.sizes.values():
         places = ", ".join(size.runs_on) + "".join(f" (slow on {place})" for place in size.slow_on)
-        table.add_row(size.type, "-" if size.file_bytes is None else shown_size(size.file_bytes), _exact(size), places)
+        table.add_row(size.type, "-" if size.file_bytes is None else format_size(size.file_bytes), _exact(size), places)
     return table
 
 
@@ -151,3 +148,6 @@ def _exact(size: Size) -> str:
     counts = [f"{size.n_exact}" if size.n_exact else "", f"≈ {size.n_near}" if size.n_near else ""]
     shares = " and ".join(count for count in counts if count)
     return (f"{shares} of {size.n_linear}" if shares else "no") + unfit
+
+
+COMMAND = Command("inspect", inspect, rank=3)

@@ -1,4 +1,4 @@
-"""`tritgguf ollama`: a GGUF file becomes a model in Ollama."""
+"""`tritgguf ollama`: create an Ollama model from a GGUF file."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.errors import UnsupportedError
+from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.progress import show_progress
 
 if TYPE_CHECKING:
     from tritgguf.runtime.ollama.publish import Package
-from tritgguf.runtime.cli.sizes import shown_size
 
 FilePath = Annotated[Path, typer.Argument(help="GGUF file.", show_default=False)]
-Name = Annotated[str | None, typer.Argument(help="What the model is to be called in Ollama; not needed with --check.")]
-System = Annotated[str, typer.Option(help="System message that the model gets by default.", show_default=False)]
-Ctx = Annotated[int | None, typer.Option(help="Context in tokens (num_ctx); default: 4096 or what the model has.")]
-Ask = Annotated[bool, typer.Option("--ask/--no-ask", help="Ask the new model one question as a check.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace existing files, and a model of that name.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be written and run; write and send nothing.")]
-Check = Annotated[bool, typer.Option("--check", help="Only say which Ollama versions would load the file as it is.")]
-JsonOutput = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error as JSON lines.")
+Name = Annotated[
+    str | None,
+    typer.Argument(help="Name of the Ollama model; --force replaces an existing one. Not needed with --check."),
 ]
+System = Annotated[str, typer.Option(help="Default system message of the model.", show_default=False)]
+Ctx = Annotated[
+    int | None, typer.Option(help="Context length in tokens (default: 4096, or the model's if that is less).")
+]
+Ask = Annotated[bool, typer.Option("--ask/--no-ask", help="Ask the new model one question as a test.")]
+Check = Annotated[bool, typer.Option("--check", help="Only print which Ollama versions load the file.")]
 
 
 def ollama(
@@ -36,19 +38,19 @@ def ollama(
     system: System = "",
     ctx: Ctx = None,
     ask: Ask = True,
-    force: Force = False,
-    dry_run: DryRun = False,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
     check: Check = False,
-    json_output: JsonOutput = False,
+    json_output: options.JsonOutput = False,
 ) -> None:
-    """Give a GGUF file to Ollama: a file that it loads, a Modelfile with the right prompt format, the model itself."""
-    from tritgguf.runtime.ollama import publish as steps  # not at the top: the help should not wait for it
+    """Create an Ollama model from a GGUF file: repack it if Ollama needs that, and write a Modelfile."""
+    from tritgguf.runtime.ollama import publish as steps  # imported here to keep --help fast
 
     if check:
         _check(file, json_output)
         return
     if name is None:
-        raise typer.BadParameter("say what the model is to be called, or add --check", param_hint="NAME")
+        raise typer.BadParameter("name the model to create, or add --check", param_hint="NAME")
     with show_progress(json_output) as progress:
         package = steps.pack(file, system=system, context=ctx, progress=progress)
     report = _Report(json_output)
@@ -74,16 +76,18 @@ def _create(package: Package, name: str, report: _Report, *, ask: bool, force: b
         if version is not None:
             steps.create(package, client, name, progress)
     if version is None:
-        report.commands(package, name, "No Ollama here. Where there is one, run:")
+        report.commands(package, name, "Ollama wasn't found here. To create the model elsewhere, run:")
         return
-    report.say(f"Ollama {version} at {client.address} has the model {name}: ollama run {name}", created=name)
+    report.say(
+        f"Created {name} in Ollama {version} at {client.address}; start it with: ollama run {name}", created=name
+    )
     if ask:
         answer = steps.ask(client, name)
         report.say(f"> {steps.QUESTION}\n{answer or '(no answer)'}", question=steps.QUESTION, answer=answer)
 
 
 class _Report:
-    """What happened: lines for people as it goes, or one JSON object at the end."""
+    """Prints each step as a line, or everything as one JSON object at the end."""
 
     def __init__(self, json_output: bool) -> None:
         self.json_output = json_output
@@ -113,7 +117,9 @@ class _Report:
             self.say(f"would write {self._repacked(package)}", repacked=package.why_repacked)
         text = package.modelfile.text()
         self.say(f"would write {package.modelfile_path} ({self._template(package)}):\n\n{text}", text=text)
-        self.commands(package, name, "would then create the model through Ollama's API, or leave to you:")
+        self.commands(
+            package, name, "would create the model through Ollama's API; without Ollama, would print these commands:"
+        )
 
     def commands(self, package: Package, name: str, line: str) -> None:
         lines = package.commands(name)
@@ -129,13 +135,13 @@ class _Report:
         types = Counter(tensor.codec.name for tensor in package.plan.tensors)
         exact = all(tensor.exact for tensor in package.plan.tensors)
         held = ", ".join(f"{count} {kind}" for kind, count in types.items())
-        kept = "every value as it was" if exact else "some values rounded"
-        return f"{package.file}: {shown_size(package.plan.file_bytes)}; {held}; {kept} ({package.why_repacked})"
+        kept = "all values unchanged" if exact else "some values rounded"
+        return f"{package.file}: {format_size(package.plan.file_bytes)}; {held}; {kept} ({package.why_repacked})"
 
     @staticmethod
     def _template(package: Package) -> str:
         if package.chat.template is None:
-            return "no TEMPLATE, Ollama renders the file's own jinja"
+            return "no TEMPLATE: Ollama renders the file's Jinja template"
         return f"TEMPLATE {package.chat.family}" if package.chat.family != "none" else "TEMPLATE for a base model"
 
 
@@ -147,17 +153,20 @@ def _check(file: Path, json_output: bool) -> None:
         rows = [{"versions": v.era.name, "loads": v.loads, "reasons": list(v.reasons)} for v in found.verdicts]
         print(json.dumps({"versions": rows, "template": found.family, "notes": list(found.notes)}))
     else:
-        answers = {True: "loads it", False: "no", None: "not known"}
+        answers = {True: "loads it", False: "doesn't load it", None: "unknown"}
         for verdict in found.verdicts:
             why = f": {'; '.join(verdict.reasons)}" if verdict.reasons else ""
             print(f"Ollama {verdict.era.name}: {answers[verdict.loads]}{why}")
             print(f"  prompt: {verdict.era.template}")
-        print(f"Go template that equals the file's chat template: {found.family}")
+        print(f"Go template equal to the file's chat template: {found.family}")
         for note in found.notes:
             print(f"note: {note}")
     if not found.loads_now:
         newest = found.verdicts[-1]
         raise UnsupportedError(
             f"{file.name} doesn't load in Ollama {newest.era.name}: it {'; '.join(newest.reasons)}; "
-            f"`tritgguf ollama {file.name} NAME` makes one that does, where that is possible"
+            f"`tritgguf ollama {file.name} NAME` repacks it if possible"
         )
+
+
+COMMAND = Command("ollama", ollama, rank=5)

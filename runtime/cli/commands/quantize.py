@@ -1,4 +1,4 @@
-"""`tritgguf quantize`: a Hugging Face folder becomes another, quantized; or a packed one plain."""
+"""`tritgguf quantize`: write a quantized Hugging Face folder, or a packed one as plain floats."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import typer
 
 from tritgguf import converter
 from tritgguf.converter.core.registry import names
+from tritgguf.converter.core.sizes import format_size
+from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.progress import show_progress
 
 if TYPE_CHECKING:
@@ -21,23 +24,22 @@ if TYPE_CHECKING:
 SCHEMES = ", ".join(name.replace("_", "-") for name in names("tritgguf.converter.export.schemes"))
 
 ModelPath = Annotated[Path, typer.Argument(help="Hugging Face model folder, plain or packed.")]
-OutPath = Annotated[Path | None, typer.Argument(help="Folder to write; not needed with --dry-run.")]
-SchemeName = Annotated[str | None, typer.Option(help=f"How linear layers are coded: {SCHEMES}.")]
-Dequantize = Annotated[bool, typer.Option("--dequantize", help="Write a packed model out as plain floats.")]
+OutPath = Annotated[Path | None, typer.Argument(help="Folder to write (not needed with --dry-run).")]
+SchemeName = Annotated[str | None, typer.Option(help=f"Quantization scheme for linear layers: {SCHEMES}.")]
+Dequantize = Annotated[bool, typer.Option("--dequantize", help="Write a packed model as plain floats.")]
 Packed = Annotated[
     bool | None,
-    typer.Option("--packed/--dequantized", help="Store codes, or the floats they stand for (default: the scheme's)."),
+    typer.Option(
+        "--packed/--dequantized", help="Store packed codes or dequantized floats (default: depends on the scheme)."
+    ),
 ]
-Dtype = Annotated[str, typer.Option(help="Type of floats that a dequantized folder holds: f16, bf16 or f32.")]
-Embeddings = Annotated[str, typer.Option(help="absmean-g64's embeddings and output layer: packed or plain.")]
-AllowLossy = Annotated[bool, typer.Option("--allow-lossy", help="Go on where a tensor's own grid doesn't fit.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the files and their exact sizes; write nothing.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Keep finished files if interrupted, and go on with them.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing model folder.")]
-JsonOutput = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error as JSON lines.")
+Dtype = Annotated[str, typer.Option(help="Float type for dequantized weights: f16, bf16 or f32.")]
+Embeddings = Annotated[
+    str, typer.Option(help="How absmean-g64 stores embeddings and the output layer: packed or plain.")
 ]
-Threads = Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Keep finished files if interrupted; reuse those of an interrupted run.")
+]
 
 
 def quantize(
@@ -48,16 +50,16 @@ def quantize(
     packed: Packed = None,
     dtype: Dtype = "f16",
     embeddings: Embeddings = "packed",
-    allow_lossy: AllowLossy = False,
-    dry_run: DryRun = False,
+    allow_lossy: options.AllowLossy = False,
+    dry_run: options.DryRun = False,
     resume: Resume = False,
-    force: Force = False,
-    json_output: JsonOutput = False,
-    threads: Threads = None,
+    force: options.Force = False,
+    json_output: options.JsonOutput = False,
+    threads: options.Threads = None,
 ) -> None:
-    """Quantize a Hugging Face checkpoint and write it as a Hugging Face folder."""
+    """Quantize a Hugging Face model and write it as a Hugging Face folder."""
     if (scheme is None) != dequantize:
-        raise typer.BadParameter("give either a scheme or --dequantize", param_hint="--scheme")
+        raise typer.BadParameter("give either --scheme or --dequantize", param_hint="--scheme")
     form = converter.form_named(
         scheme,
         dequantized=None if packed is None else not packed,
@@ -90,7 +92,7 @@ def _print_plan(plan: ExportPlan, json_output: bool) -> None:
         return
     for shard in plan.shards:
         print(f"{shard.file_name}: {len(shard.entries)} tensors, {shard.file_bytes:,} bytes")
-    print(f"Size: {plan.weight_bytes:,} bytes ({_size(plan.weight_bytes)}){_bits(plan)}")
+    print(f"Size: {plan.weight_bytes:,} bytes ({format_size(plan.weight_bytes)}){_bits(plan)}")
     _print_notes(plan)
 
 
@@ -99,7 +101,7 @@ def _print_result(result: Quantization, json_output: bool) -> None:
         print(json.dumps(result.as_json()))
         return
     plan = result.plan
-    print(f"{result.out}: {_size(plan.weight_bytes)} in {result.seconds:.1f} s{_bits(plan)}")
+    print(f"{result.out}: {format_size(plan.weight_bytes)} in {result.seconds:.1f} s{_bits(plan)}")
     coded = [fact for fact in result.facts if fact.coded]
     if coded:
         total = math.fsum(fact.sum_of_squares for fact in coded)
@@ -115,8 +117,7 @@ def _print_notes(plan: ExportPlan) -> None:
 
 
 def _bits(plan: ExportPlan) -> str:
-    return f"; {plan.coded_bits:.3f} bits per weight in coded tensors" if plan.form.scheme else ""
+    return f"; {plan.coded_bits:.3f} bits per weight in quantized tensors" if plan.form.scheme else ""
 
 
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2f} MB"
+COMMAND = Command("quantize", quantize, rank=6)

@@ -1,4 +1,4 @@
-"""`tritgguf verify`: is a GGUF file what the model says that it was made from?"""
+"""`tritgguf verify`: check that a GGUF file matches the model that it was made from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.progress import show_progress
 
 if TYPE_CHECKING:
@@ -20,24 +22,24 @@ LINES_SHOWN = 10
 
 
 def verify(
-    model: Annotated[Path, typer.Argument(help="Hugging Face model folder or GGUF file that OUT was made from.")],
+    model: options.ModelPath,
     out: Annotated[Path, typer.Argument(help="GGUF file to check.")],
     logits: Annotated[
-        bool, typer.Option("--logits", help="Compare logits with transformers in float32; needs the extra golden.")
+        bool,
+        typer.Option("--logits", help="Also compare logits with transformers in float32 (needs the extra golden)."),
     ] = False,
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with its errors.")] = False,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object; progress goes to standard error as JSON lines.")
-    ] = False,
-    threads: Annotated[int | None, typer.Option(help="Worker threads (default: one per core).", min=1)] = None,
+    tensors: options.Tensors = False,
+    json_output: options.JsonOutput = False,
+    threads: options.Threads = None,
 ) -> None:
-    """Compare a GGUF file with its source: tensors, metadata, token ids, chat template, and logits if asked for."""
-    from tritgguf.converter.verification.verify import require_good  # not at the top: help shouldn't wait for these
+    """Check a GGUF file against the model it was made from: tensors, metadata, token ids, chat template, logits."""
+    from tritgguf.converter.verification.verify import require_good  # imported here to keep --help fast
     from tritgguf.converter.verification.verify import verify as compare
+    from tritgguf.runtime.engine.token_ids_process import token_ids_process
     from tritgguf.runtime.measure.logits_check import compare_logits, compare_templates, logits_problem
 
     with show_progress(json_output) as progress:
-        found = compare(model, out, threads=threads, progress=progress)
+        found = compare(model, out, token_ids=token_ids_process, threads=threads, progress=progress)
     template = compare_templates(found.model.metadata, found.file.metadata)
     problems = [*found.problems, *([template.problem] if template.problem else [])]
     figures = None
@@ -80,15 +82,18 @@ def _print_some(lines: list[str], what: str) -> None:
     for line in lines[:LINES_SHOWN]:
         print(line)
     if len(lines) > LINES_SHOWN:
-        print(f"and {len(lines) - LINES_SHOWN} more {what}; --json has them all")
+        print(f"and {len(lines) - LINES_SHOWN} more {what}; --json lists all")
 
 
 def _print_rest(found: Verification, template: TemplateCheck, figures: LogitsCheck | None) -> None:
     if not found.wrong_keys:
-        print("Metadata: every key that the model calls for.")
+        print("Metadata: every key that the model needs is correct.")
     _print_some([f"metadata: {line}" for line in found.wrong_keys], "keys")
     if found.other_keys:
-        print(f"note: {len(found.other_keys)} other keys differ without effect; --json lists them", file=sys.stderr)
+        print(
+            f"note: {len(found.other_keys)} other keys differ, which changes nothing; --json lists them",
+            file=sys.stderr,
+        )
     if found.token_ids:
         print(f"token ids: {found.token_ids}")
     elif found.strings_checked:
@@ -96,9 +101,12 @@ def _print_rest(found: Verification, template: TemplateCheck, figures: LogitsChe
     if template.problem:
         print(f"chat template: {template.problem}")
     elif template.n_rendered:
-        print(f"Chat template: {template.n_rendered} conversations rendered alike.")
+        print(f"Chat template: {template.n_rendered} conversations render the same.")
     if figures:
         print(
             f"Logits: {figures.n_tokens} tokens, relative error {figures.relative_error:.2g}, "
             f"KL divergence {figures.kl_divergence:.2g}, same best token {figures.same_top1:.0%}"
         )
+
+
+COMMAND = Command("verify", verify, rank=4)

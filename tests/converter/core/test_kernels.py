@@ -19,13 +19,13 @@ from tritgguf.converter.checkpoint.folder import open_checkpoint
 from tritgguf.converter.checkpoint.packings import base3, bitnet_packed
 from tritgguf.converter.checkpoint.packings.bitnet_packed import BitnetTensor
 from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
-from tritgguf.converter.conversion import writer
 from tritgguf.converter.conversion.pipeline import write_model
 from tritgguf.converter.core import kernels, tensors
 from tritgguf.converter.core.floats import BEYOND_F16, checked, narrowed
 from tritgguf.converter.core.tensors import CodedRows, Floats, PackedRows
 from tritgguf.converter.model.open import open_model
-from tritgguf.converter.planning.choose_types import Request
+from tritgguf.converter.planning import encoders
+from tritgguf.converter.planning.request import Request
 from tritgguf.converter.quant.codec import TernaryCodec, codecs
 from tritgguf.converter.quant.codecs.f16 import CODEC as F16
 from tritgguf.converter.quant.codecs.q2_0 import CODEC as Q2_0
@@ -338,15 +338,15 @@ class Rows(tensors.SourceTensor):
 @given(
     seed=seeds,
     extent=st.sampled_from([1, 16, 32, 128, 256, 1024]),
-    n_strays=st.sampled_from([0, 0, 1, 40, 3000]),
+    n_outliers=st.sampled_from([0, 0, 1, 40, 3000]),
     first=st.booleans(),
     dtype=DTYPES,
 )
-def test_grids_are_found_the_same(seed: int, extent: int, n_strays: int, first: bool, dtype: str) -> None:
+def test_grids_are_found_the_same(seed: int, extent: int, n_outliers: int, first: bool, dtype: str) -> None:
     rng = np.random.default_rng(seed)
     scales = np.repeat(rng.uniform(0.5, 1, (300, 1024 // max(extent, 16))), max(extent, 16), axis=1)
     values = (rng.integers(-1, 2, (300, 1024)) * (scales if extent > 1 else 0.3)).astype(np.float32)
-    values[:: 1 if first else 100].flat[rng.integers(0, 1024 * 3, n_strays)] *= np.float32(0.7)
+    values[:: 1 if first else 100].flat[rng.integers(0, 1024 * 3, n_outliers)] *= np.float32(0.7)
     assert_same(lambda: find_grid(Rows(values, dtype)))
 
 
@@ -356,7 +356,7 @@ CONVERSIONS = {
     "floats as f16": ("llama-llama3", {"type": "f16"}),
     "bitnet packing": ("falcon3", {}),
     "bitnet packing, a scale per row": ("llama-rows", {"type": "q2_k", "allow_lossy": True}),
-    "bitnet masters": ("2b4t-online", {"type": "q4_0"}),
+    "bitnet latent weights": ("2b4t-online", {"type": "q4_0"}),
     "base-3 packing": ("14b-seed", {"type": "q2_0"}),
     "base-3 packing with padding": ("14b-padded", {"type": "q4_0"}),
     "grid of 128": ("bonsai", {"type": "q2_0"}),
@@ -376,7 +376,7 @@ def test_a_file_is_the_same_whatever_made_it(name: str, tmp_path: Path, monkeypa
     for how in ("numpy", "compiled"):
         for chunk, piece, threads in ((1 << 17, 1 << 21, 1), (1, 1, 3), (3000, 20_000, 2), (1 << 14, 1 << 14, 5)):
             monkeypatch.setattr(tensors, "CHUNK_VALUES", chunk)
-            monkeypatch.setattr(writer, "PIECE_VALUES", piece)
+            monkeypatch.setattr(encoders, "PIECE_VALUES", piece)
             with computed_by(how):
                 out = tmp_path / "out.gguf"
                 convert(folder, out, threads=threads, check=False, force=True, **options)
@@ -399,7 +399,7 @@ def test_numpy_takes_few_values_at_a_time(tmp_path: Path, monkeypatch) -> None:
     for how in ("numpy", "compiled"):
         taken.clear()
         with computed_by(how):
-            write_model(opened, tmp_path / f"{how}.gguf", request, check=False)
+            write_model(opened, tmp_path / f"{how}.gguf", request, check=None)
         most[how] = max(taken)
     assert most["numpy"] <= 2000 < most["compiled"]
 

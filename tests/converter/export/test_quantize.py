@@ -114,7 +114,7 @@ def test_transformers_computes_with_the_weights_that_are_read(scheme: str, model
 def test_any_packed_folder_becomes_plain(name: str, model, tmp_path: Path) -> None:
     out = quantize(model(name), tmp_path / "out", form_named(None, dtype="f32")).out
     checkpoint = open_checkpoint(out, linear=())
-    assert checkpoint.source == "plain floats"
+    assert checkpoint.packing == "plain floats"
     expected = packed_checkpoints.weights(name)
     assert set(checkpoint.tensors) == set(expected)
     for key, tensor in checkpoint.tensors.items():

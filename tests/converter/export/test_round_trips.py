@@ -1,4 +1,4 @@
-"""What quantize writes is what the sources read: codes and scales come back equal, whatever the matrix."""
+"""What quantize writes is what the packings read: codes and scales come back equal, whatever the matrix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests import paths
 from tests.packed_checkpoints import floats, write_tensors
 from tritgguf.converter import TensorError, quantize, unpack_base3
 from tritgguf.converter.checkpoint.folder import open_checkpoint
-from tritgguf.converter.checkpoint.packing import read_source
+from tritgguf.converter.checkpoint.packing import read_packing
 from tritgguf.converter.checkpoint.safetensors_layout import Shard
 from tritgguf.converter.checkpoint.safetensors_reader import read_file, read_tensors
 from tritgguf.converter.core.tensors import CodedRows, CodedTensor, SourceTensor
@@ -40,18 +40,17 @@ def packed(scheme_name: str, values: Floats, folder: Path) -> tuple[CodedRows, C
     """Code and pack one matrix by its chunks; return what was coded and what is read back."""
     scheme, source = scheme_named(scheme_name), source_of(values, folder)
     coder = scheme.coder(source, None, 1)
-    shard = Shard("packed.safetensors", scheme.packing.entries(NAME, values.shape))
+    shard = Shard("packed.safetensors", scheme.packer.entries(NAME, values.shape))
     body = np.full(shard.file_bytes, 0xEE, np.uint8)
     body[: len(shard.header)] = np.frombuffer(shard.header, np.uint8)
-    for chunk in scheme.packing.chunks(values.shape):
-        coded = coder.code(source.read(scheme.packing.rows(values.shape, chunk)))
-        for entry, offset, data in scheme.packing.pack(NAME, values.shape, chunk, coded, coder):
+    for chunk in scheme.packer.chunks(values.shape):
+        rows = source.read(scheme.packer.rows(values.shape, chunk))
+        for entry, offset, data in scheme.packer.encode(NAME, values.shape, chunk, rows, coder)[0]:
             start = shard.offsets[entry] + offset
             body[start : start + data.nbytes] = data.reshape(-1)
     (folder / shard.file_name).write_bytes(body.tobytes())
-    _, tensors = read_source(
-        {"quantization_config": dict(scheme.config)}, read_file(folder / shard.file_name), linear=()
-    )
+    quantization = {"quantization_config": dict(scheme.config)}
+    _, tensors = read_packing(quantization, read_file(folder / shard.file_name), linear=())
     found = tensors[NAME].fitted(values.shape)
     assert isinstance(found, CodedTensor)
     return coder.code(values), found
@@ -87,7 +86,7 @@ def test_codes_and_scales_come_back(scheme: str, values: Floats) -> None:
 def test_codes_and_scales_come_back_from_several_chunks(scheme: str, tmp_path: Path) -> None:
     """Rows of 25 groups: a block of trits ends within a row, so that chunks must be cut where both end."""
     values = np.random.default_rng(41).standard_normal((6400, 400)).astype(np.float32)
-    assert len(list(scheme_named(scheme).packing.chunks(values.shape))) > 1
+    assert len(list(scheme_named(scheme).packer.chunks(values.shape))) > 1
     coded, found = packed(scheme, values, tmp_path)
     np.testing.assert_array_equal(found.read(slice(None)), coded.dequantize()[:, :400])
 
@@ -207,7 +206,7 @@ def test_damaged_trits_are_refused(change, message: str, tmp_path: Path) -> None
     write_tensors(tmp_path, change(stored))
     config = {"quantization_config": dict(scheme_named("uniform-d1").config)}
     with pytest.raises(Exception, match=message) as stopped:
-        read_source(config, read_tensors(tmp_path), linear=())[1][NAME].read(slice(None))
+        read_packing(config, read_tensors(tmp_path), linear=())[1][NAME].read(slice(None))
     assert type(stopped.value).__module__ == "tritgguf.converter.errors"
 
 

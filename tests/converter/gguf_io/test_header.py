@@ -22,9 +22,9 @@ from tritgguf.converter.gguf_io.metadata import (
     uint32,
 )
 from tritgguf.converter.model.open import open_model
-from tritgguf.converter.planning.choose_types import Request
 from tritgguf.converter.planning.file_plan import FilePart
 from tritgguf.converter.planning.make_plan import make_plan
+from tritgguf.converter.planning.request import Request
 
 NUMBERS = {kind: 100 for kind in GGUFValueType if kind.name.startswith(("INT", "UINT", "FLOAT"))}
 
@@ -48,9 +48,10 @@ def theirs(metadata: Metadata, part: FilePart, folder: Path) -> bytes:
 def test_headers_of_models(recipe: str, tmp_path: Path) -> None:
     opened = open_model(build(recipe, tmp_path / "model"))
     (part,) = make_plan(opened, Request.named("tq1_0", "mse"), 1, None).parts
-    ours = header_bytes(opened.metadata, part.tensors)
+    entries = [tensor.entry for tensor in part.tensors]
+    ours = header_bytes(opened.metadata, entries)
     assert ours == theirs(opened.metadata, part, tmp_path)
-    assert len(ours) == len(header_bytes(opened.metadata, ())) + sum(map(entry_bytes, part.tensors))
+    assert len(ours) == len(header_bytes(opened.metadata, ())) + sum(map(entry_bytes, entries))
 
 
 def test_every_type_of_value(tmp_path: Path) -> None:

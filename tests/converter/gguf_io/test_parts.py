@@ -12,8 +12,8 @@ import tritgguf.runtime
 from tests.attacks.damage import assert_one_error_line, poison
 from tests.checkpoints import build
 from tests.command_line import run, run_captured
-from tritgguf.converter import EngineError, SourceError, UnsupportedError, convert, plan
-from tritgguf.converter.gguf_io.parts import part_paths, size_in_bytes
+from tritgguf.converter import EngineError, SourceError, convert, plan
+from tritgguf.converter.gguf_io.parts import part_paths
 from tritgguf.converter.gguf_io.reader import read_gguf
 
 SIZE = 150_000
@@ -123,20 +123,6 @@ def test_sizes_in_the_plan_as_json(model: Path, monkeypatch, capsys) -> None:
     planned = json.loads(printed)
     assert sum(planned["part_bytes"]) == planned["file_bytes"]
     assert len(planned["part_bytes"]) > 2
-
-
-@pytest.mark.parametrize(
-    ("size", "n_bytes"),
-    [("4G", 4 * 10**9), ("500M", 5 * 10**8), ("1.5GB", 15 * 10**8), ("20k", 20_000), (77, 77), ("77", 77)],
-)
-def test_sizes(size: int | str, n_bytes: int) -> None:
-    assert size_in_bytes(size) == n_bytes
-
-
-@pytest.mark.parametrize("size", ["", "G", "-1G", "0", "4T", "four", "1e9", 0])
-def test_what_is_no_size(size: int | str) -> None:
-    with pytest.raises(UnsupportedError, match="such as 4G"):
-        size_in_bytes(size)
 
 
 def test_names_without_an_ending(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from tests.oracles import libggml
-from tritgguf.converter.errors import SourceError, TensorError, TritggufError, UnsupportedError
+from tritgguf.converter.errors import EngineError, SourceError, TensorError, TritggufError, UnsupportedError
 from tritgguf.converter.gguf_io.header import header_bytes
 from tritgguf.converter.gguf_io.reader import is_gguf, read_gguf
+from tritgguf.runtime.engine.gguf_header import read_header
 
 FLOATS = ("F32", "F16", "BF16")
 QUANTIZED = (
@@ -158,14 +159,20 @@ NAME = b"blk.0.attn_q.weight"
 DIMENSIONS = NAME + struct.pack("<IQQIQ", 2, 64, 8, 2, 0)
 TEXT_KEY = b"general.name" + struct.pack("<IQ", GGUFValueType.STRING, 5) + b"small"
 DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda _blob: b"", "no GGUF file"),
-    "something else": (lambda blob: b"PK\3\4" + blob[4:], "begins with b'PK.*expected b'GGUF'"),
+    "empty": (lambda _blob: b"", "not a GGUF file"),
+    "something else": (lambda blob: b"PK\3\4" + blob[4:], "starts with b'PK.*expected b'GGUF'"),
     "four bytes": (lambda blob: blob[:4], "damaged or cut off"),
     "cut in the header": (lambda blob: blob[:90], "damaged or cut off"),
-    "cut in the weights": (lambda blob: blob[:-300], "truncated: its header promises .* fetch it again"),
+    "cut in the weights": (
+        lambda blob: blob[:-300],
+        "truncated, its header promises .* file again",
+    ),
     "cut before the weights": (lambda blob: blob[: blob.index(NAME) + 100], "damaged or cut off|truncated"),
-    "big-endian": (lambda blob: blob[:4] + struct.pack(">I", 3) + blob[8:], "is big-endian; expected a little"),
-    "version 1": (lambda blob: blob[:4] + struct.pack("<I", 1) + blob[8:], "is of version 1; expected"),
+    "big-endian": (
+        lambda blob: blob[:4] + struct.pack(">I", 3) + blob[8:],
+        "is a big-endian GGUF file; expected",
+    ),
+    "version 1": (lambda blob: blob[:4] + struct.pack("<I", 1) + blob[8:], "is of GGUF version 1; expected"),
     "countless tensors": (lambda blob: blob[:8] + struct.pack("<Q", 2**62) + blob[16:], "damaged or cut off"),
     "countless keys": (lambda blob: blob[:16] + struct.pack("<Q", 2**62) + blob[24:], "damaged or cut off"),
     "endless string": (
@@ -176,7 +183,7 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         lambda blob: patched(
             blob, TEXT_KEY, b"general.name" + struct.pack("<IIQ", GGUFValueType.ARRAY, GGUFValueType.UINT8, 2**60)
         ),
-        "bytes wanted at byte",
+        "the file ends inside it",
     ),
     "endless strings": (
         lambda blob: patched(
@@ -186,11 +193,11 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "value of no type": (
         lambda blob: patched(blob, TEXT_KEY, b"general.name" + struct.pack("<IQ", 77, 5) + b"small"),
-        "77 is not a valid GGUFValueType",
+        "a value has type 77",
     ),
     "tensor of no type": (
         lambda blob: patched(blob, DIMENSIONS, NAME + struct.pack("<IQQIQ", 2, 64, 8, 777, 0)),
-        "tensor blk.0.attn_q.weight has the type 777",
+        "tensor blk.0.attn_q.weight has type 777",
     ),
     "broken row": (
         lambda blob: patched(blob, DIMENSIONS, NAME + struct.pack("<IQQIQ", 2, 65, 8, 2, 0)),
@@ -209,9 +216,12 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         lambda blob: patched(blob, DIMENSIONS, NAME + struct.pack("<IQQIQ", 2, 64, 16, 2, 0)),
         "overlaps blk.0.attn_q.weight",
     ),
-    "name of two lines": (lambda blob: patched(blob, NAME, NAME.replace(b".0.", b"\n0.")), "a name is"),
-    "key of two lines": (lambda blob: patched(blob, b"general.name", b"general\nname"), "a name is"),
-    "name of no letters": (lambda blob: patched(blob, NAME, NAME.replace(b".0.", b"\xff0.")), "can't decode"),
+    "name of two lines": (lambda blob: patched(blob, NAME, NAME.replace(b".0.", b"\n0.")), "can't be printed"),
+    "key of two lines": (lambda blob: patched(blob, b"general.name", b"general\nname"), "can't be printed"),
+    "name of no letters": (
+        lambda blob: patched(blob, NAME, NAME.replace(b".0.", b"\xff0.")),
+        "name .* isn't UTF-8",
+    ),
 }
 
 
@@ -224,6 +234,47 @@ def test_a_damaged_file_is_told_in_one_line(name: str, small: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "empty", "something else", "four bytes", "cut in the header", "big-endian", "version 1", "countless keys",
+        "endless string", "endless array", "endless strings", "value of no type", "key of two lines",
+    ],
+)  # fmt: skip
+def test_the_runtime_has_the_same_words(name: str, small: Path) -> None:
+    small.write_bytes(DAMAGE[name][0](small.read_bytes()))
+    with pytest.raises((SourceError, UnsupportedError)) as converter:
+        read_gguf(small)
+    with pytest.raises(EngineError) as runtime:
+        read_header(small)
+    assert str(runtime.value) == str(converter.value)
+
+
+def test_the_runtime_reads_keys_before_tensors_of_types_unknown_here(small: Path) -> None:
+    """llama.cpp may know them; and before a conversion has written the tensors' data."""
+    blob, end = small.read_bytes(), read_header(small).values_end
+    small.write_bytes(DAMAGE["tensor of no type"][0](blob)[: end + 60])
+    header = read_header(small)
+    assert (header.values["general.name"], header.values_end) == ("small", end)
+    assert blob[end:].startswith(struct.pack("<Q", len(NAME)) + NAME)
+
+
+def test_lengths_beyond_the_file_in_each_string_of_an_array(small: Path) -> None:
+    """A length is 64 bits: what comes next may lie beyond all that an address can be."""
+    words = (b"first", b"second", b"third")
+    start = b"general.name" + struct.pack("<IIQ", GGUFValueType.ARRAY, GGUFValueType.STRING, len(words))
+    blob = small.read_bytes()
+    for place in range(len(words)):
+        for length in (10**6, 2**31, 2**63 - 1, 2**63, 2**64 - 1):
+            lengths = [length if number == place else len(word) for number, word in enumerate(words)]
+            strings = b"".join(struct.pack("<Q", n) + word for n, word in zip(lengths, words, strict=True))
+            small.write_bytes(patched(blob, TEXT_KEY, start + strings))
+            with pytest.raises(SourceError, match=r"cut off \(the file ends inside it\)"):
+                read_gguf(small)
+            with pytest.raises(EngineError, match=r"cut off \(the file ends inside it\)"):
+                read_header(small)
+
+
 def test_a_key_or_tensor_twice(tmp_path: Path) -> None:
     kind = GGMLQuantizationType.F32
     values = np.zeros(4, np.float32)
@@ -233,7 +284,7 @@ def test_a_key_or_tensor_twice(tmp_path: Path) -> None:
     blob = path.read_bytes()
     for what in ("tensor", "key"):
         path.write_bytes(patched(blob, f"{what}.b".encode(), f"{what}.a".encode()))
-        with pytest.raises(SourceError, match=f"{what} '{what}.a' stands there twice"):
+        with pytest.raises(SourceError, match=f"{what} '{what}.a' appears twice"):
             read_gguf(path)
 
 
@@ -263,7 +314,9 @@ def test_types_that_gguf_cannot_dequantize(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file(tmp_path: Path, small: Path) -> None:
-    with pytest.raises(SourceError, match="is no file"):
+    with pytest.raises(SourceError, match="is a folder, expected a GGUF file"):
         read_gguf(tmp_path)
+    with pytest.raises(SourceError, match="no such file"):
+        read_gguf(tmp_path / "none")
     assert [is_gguf(path) for path in (small, tmp_path, tmp_path / "none")] == [True, False, False]
     assert read_gguf(small).file_bytes == small.stat().st_size

@@ -48,7 +48,7 @@ def test_grids_of_a_folder(
 ) -> None:
     facts = tensor(inspect(model(name)), UP)
     assert facts.grid is not None
-    assert (facts.grid.levels, facts.grid.extent, facts.grid.strays) == (3, extent, 0)
+    assert (facts.grid.levels, facts.grid.extent, facts.grid.outliers) == (3, extent, 0)
     assert tuple(kind for kind in facts.exact_types if codecs()[kind].ternary) == ternary
     assert facts.near_types == near
     assert (facts.grid.fp16_error > 0) == (bool(near) or name in ("2b4t-scalar", "1bitllm"))
@@ -108,7 +108,7 @@ def test_where_types_run(model: Folder) -> None:
     assert {size.runs_on for size in inspect(model("2b4t")).sizes.values()} == {("cpu",)}  # needs our own runtime
 
 
-def test_a_stray_value_is_counted_and_nothing_ternary_is_exact(model: Folder, tmp_path: Path) -> None:
+def test_an_outlier_is_counted_and_nothing_ternary_is_exact(model: Folder, tmp_path: Path) -> None:
     out = convert(model("llama1"), tmp_path / "out.gguf", "f16").out
 
     def disturb(rows: np.ndarray) -> None:
@@ -118,7 +118,7 @@ def test_a_stray_value_is_counted_and_nothing_ternary_is_exact(model: Folder, tm
 
     facts = tensor(inspect(patch(out, UP, disturb)), UP)
     assert facts.grid is not None
-    assert facts.grid.strays == 2
+    assert facts.grid.outliers == 2
     assert facts.exact_types == ("f16", "bf16", "f32")
 
 

@@ -10,9 +10,10 @@ import pytest
 from tests.chat_templates import Case
 from tests.converter.ollama.test_translate import found, rendered
 from tests.fetch import pypi_files
-from tritgguf.converter.ollama.go_template import GoTemplate
-from tritgguf.converter.ollama.prompt import ollama_prompt
-from tritgguf.converter.ollama.translate import NearMiss, Translation
+from tests.golden.go_template_cases import TALK, TRIMMED_TALK
+from tests.ollama_prompt import ollama_prompt
+from tritgguf.converter.ollama.families import EOS, FAMILIES
+from tritgguf.converter.ollama.translate import Filling, NearMiss, Translation
 
 pytestmark = pytest.mark.network
 
@@ -38,15 +39,6 @@ TEMPLATES: dict[str, tuple[str | None, str]] = {
     "microsoft-Phi-3.5-mini-instruct": (None, "78d976a442bcde2f0be15aafbb8e3050e1104f86732266f68403251b89982a90"),
 }
 RECORDED = "7a790605222858ca5d5a2de94de27115d693e2c293638c392b7726a44ad3451f"
-# The conversation of llama.cpp's tests/test-chat-template.cpp.
-TALK = [
-    ("system", "You are a helpful assistant"),
-    ("user", "Hello"),
-    ("assistant", "Hi there"),
-    ("user", "Who are you"),
-    ("assistant", "   I am an assistant   "),
-    ("user", "Another question"),
-]
 KNOWN = {  # how the case's name begins, and the family
     "teknium/OpenHermes-2.5-Mistral-7B": "chatml",
     "mistralai/Mistral-7B-Instruct-v0.2 (mistralai 'v1'": "mistral-v1",
@@ -91,8 +83,8 @@ def test_the_go_template_renders_what_llama_cpp_expects_of_the_jinja(name: str, 
     assert isinstance(choice, Translation), choice
     assert choice.family == KNOWN[name]
     expected = entry["expected_output_jinja"] or entry["expected_output"]
-    messages = [{"role": role, "content": content} for role, content in TALK]
-    if TALK[4][1] not in expected:  # the jinja trims, which Ollama can't: it is sent no spaces
-        messages[4]["content"] = TALK[4][1].strip()
-    assert ollama_prompt(GoTemplate(choice.template), messages) == expected
-    assert rendered(case, messages) == expected
+    talk = TALK if TALK[4]["content"] in expected else TRIMMED_TALK  # Ollama can't trim, so it must get no spaces
+    (family,) = [family for family in FAMILIES if family.name == choice.family]
+    assert choice.template == Filling(case.eos, case.bos).template(family)
+    assert case.bos + ollama_prompt(family.template, talk).replace(EOS, case.eos) == expected
+    assert rendered(case, talk) == expected

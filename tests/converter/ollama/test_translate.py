@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import pytest
 
 from tests import paths
 from tests.chat_templates import CASES, Case
+from tests.golden.go_template_cases import OTHER, THINKING
+from tests.ollama_prompt import ollama_prompt
 from tritgguf.converter.ollama.families import FAMILIES
-from tritgguf.converter.ollama.go_lexer import Text
-from tritgguf.converter.ollama.go_parser import Branch, Dot, Field, Node, Pipeline, parse
-from tritgguf.converter.ollama.go_template import GoTemplate
 from tritgguf.converter.ollama.modelfile import Modelfile
-from tritgguf.converter.ollama.prompt import Message, ollama_prompt
-from tritgguf.converter.ollama.translate import SAMPLES, NearMiss, Translation, translate
+from tritgguf.converter.ollama.samples import SAMPLES, Message
+from tritgguf.converter.ollama.translate import NearMiss, Translation, translate
 from tritgguf.runtime.chat.chat_template import ChatTemplate
 
 GOLDENS = paths.GOLDEN / "modelfiles"
@@ -44,16 +44,10 @@ def test_the_family_is_found_and_renders_the_same(name: str) -> None:
     choice = found(case)
     assert isinstance(choice, Translation), choice
     assert choice.family == case.family
-    other = [
-        # What the choice wasn't made on.
-        ({"role": "system", "content": "Ö"}, {"role": "user", "content": "Only this."}),
-        ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}),
-    ]
-    template = GoTemplate(choice.template)
-    for messages in other:
-        for think in (None, True, False):
-            bos = case.bos if case.add_bos else ""
-            assert ollama_prompt(template, messages, think=think) == rendered(case, messages, think).removeprefix(bos)
+    bos = case.bos if case.add_bos else ""
+    for sample in OTHER:
+        prompt = ollama_prompt(choice.template, sample.messages, sample.think)
+        assert prompt == rendered(case, sample.messages, sample.think).removeprefix(bos)
 
 
 def test_every_family_has_a_chat_template_here() -> None:
@@ -102,35 +96,14 @@ def test_a_default_system_text_with_braces_is_escaped() -> None:
     assert 'You are {{ "{{" }} .Qwen }} {{ "\\"\\"\\"" }}' in choice.template
 
 
-def thinking_tags(template: str) -> tuple[str, str]:
-    """What Ollama takes for the tags around thoughts.
-
-    Where a range over .Messages writes .Thinking: the first and the last text beside it, without their spaces.
-    """
-    tags = ("", "")
-
-    def visit(nodes: list[Node], in_messages: bool) -> None:
-        nonlocal tags
-        for node in nodes:
-            if in_messages and isinstance(node, Pipeline) and node.commands == (Field(Dot(), "Thinking"),):
-                first, last = nodes[0], nodes[-1]
-                assert isinstance(first, Text)
-                assert isinstance(last, Text)
-                tags = first.text.strip(), last.text.strip()
-            if isinstance(node, Branch):
-                over = node.keyword == "range" and node.pipeline.commands == (Field(Dot(), "Messages"),)
-                visit(node.body, in_messages or over)
-
-    visit(parse(template), False)
-    return tags
-
-
 @pytest.mark.parametrize("name", ["qwen3", "qwen3.5", "minicpm5", "qwen3-thinking-2507"])
 def test_ollama_finds_the_tags_around_thoughts(name: str) -> None:
+    """Ollama takes the texts around .Thinking, in the innermost block of the range over .Messages."""
     choice = found(CASES[name])
     assert isinstance(choice, Translation)
-    assert thinking_tags(choice.template) == ("<think>", "</think>")
-    template = GoTemplate(choice.template)
-    thoughts = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "thinking": "hm"})
-    assert "<think>\nhm\n</think>\n\nb<|im_end|>" in ollama_prompt(template, thoughts)
-    assert "hm" not in ollama_prompt(template, (*thoughts, {"role": "user", "content": "c"}))
+    _, turns = choice.template.split("{{ range $i, $_ := .Messages }}<", 1)
+    (tags,) = re.findall(r"{{ if [^}]* }}([^{}]*){{ \.Thinking }}([^{}]*){{ end }}", turns)
+    assert [tag.strip() for tag in tags] == ["<think>", "</think>"]
+    last, earlier = (ollama_prompt(choice.template, sample.messages) for sample in THINKING)
+    assert "<think>\nhm\n</think>\n\nb<|im_end|>" in last
+    assert "hm" not in earlier

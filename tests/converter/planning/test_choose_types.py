@@ -15,7 +15,7 @@ from tritgguf.converter import TensorError, UnsupportedError, convert, plan
 from tritgguf.converter.checkpoint.safetensors_reader import read_tensors
 from tritgguf.converter.gguf_io.reader import read_gguf
 from tritgguf.converter.model.decoder import pair_neighbours
-from tritgguf.converter.planning.targets import TERNARY_TYPES, is_x86
+from tritgguf.converter.planning.targets import TARGETS, is_x86, ternary_types
 
 
 def rewritten(folder: Path, change: Callable[[str, np.ndarray], np.ndarray]) -> Path:
@@ -30,7 +30,7 @@ def rewritten(folder: Path, change: Callable[[str, np.ndarray], np.ndarray]) -> 
     return folder
 
 
-def regrid(folder: Path, group: int, *, stray: bool = False, highest: int = 1) -> Path:
+def regrid(folder: Path, group: int, *, outlier: bool = False, highest: int = 1) -> Path:
     """Put every linear weight on a grid per `group` columns, with fp16-exact scales."""
 
     def on_grid(name: str, values: np.ndarray) -> np.ndarray:
@@ -38,7 +38,7 @@ def regrid(folder: Path, group: int, *, stray: bool = False, highest: int = 1) -
         codes = rng.integers(-highest, highest + 1, values.shape).astype(np.float32)
         scales = rng.integers(1, 64, (values.shape[0], values.shape[1] // group)).astype(np.float32) / 512
         changed = codes * np.repeat(scales, group, axis=1)
-        if stray and "layers.0.mlp.down_proj" in name:
+        if outlier and "layers.0.mlp.down_proj" in name:
             changed[3, 5] = 0.7071
         return changed
 
@@ -83,7 +83,7 @@ def test_the_error_that_is_named_is_the_one_that_would_be_made(grid128: Path, tm
     assert f"by {made:.0%} (relative error)" in message
 
 
-@pytest.mark.parametrize(("target", "names"), TERNARY_TYPES.items())
+@pytest.mark.parametrize(("target", "names"), [(target, ternary_types(target)) for target in TARGETS])
 def test_auto_takes_what_holds_a_128_grid_on_each_target(target: str, names: tuple[str, ...], grid128: Path) -> None:
     slow = target == "cpu" and is_x86()
     expected = next(name for name in names if name in ("q2_0", "q4_0") and not (slow and name == "q2_0"))
@@ -99,13 +99,13 @@ def test_q2_0_on_x86_is_chosen_only_with_a_word(grid128: Path) -> None:
     assert any("no fast code on x86" in note for note in planned.notes) == is_x86()
 
 
-def test_a_stray_value_keeps_a_tensor_from_being_exact_and_auto_from_choosing_ternary(tmp_path: Path) -> None:
-    model = regrid(build("llama-biases", tmp_path / "model"), 128, stray=True)
+def test_an_outlier_keeps_a_tensor_from_being_exact_and_auto_from_choosing_ternary(tmp_path: Path) -> None:
+    model = regrid(build("llama-biases", tmp_path / "model"), 128, outlier=True)
     planned = plan(model, target="cuda")
-    (stray,) = [t for t in planned.tensors if t.spec.role == "linear" and t.codec.name != "q2_0"]
-    assert stray.spec.source == "model.layers.0.mlp.down_proj.weight"
-    assert stray.codec.name == "f32"
-    assert stray.exact
+    (outlier,) = [t for t in planned.tensors if t.spec.role == "linear" and t.codec.name != "q2_0"]
+    assert outlier.spec.source == "model.layers.0.mlp.down_proj.weight"
+    assert outlier.codec.name == "f32"
+    assert outlier.exact
     with pytest.raises(TensorError, match="1 of 131072 values are off it"):
         plan(model, "q2_0")
 
@@ -179,7 +179,7 @@ def test_ternary_embeddings_may_stay_ternary(type_name: str, tmp_path: Path) -> 
         assert np.isfinite(session.logits([5, 6, 7])).all()
 
 
-@pytest.mark.parametrize("target", [target for target in TERNARY_TYPES if target != "cpu"])
+@pytest.mark.parametrize("target", [target for target in TARGETS if target != "cpu"])
 def test_a_model_that_only_this_runtime_computes_is_made_for_nothing_else(target: str, tmp_path: Path) -> None:
     model = packed_checkpoints.build("2b4t", tmp_path / "model")
     assert linear_types(plan(model)) == {"tq1_0"}

@@ -82,18 +82,18 @@ def test_a_float32_scale_is_found_but_not_called_exact() -> None:
 @pytest.mark.parametrize(
     ("row", "column"), [(0, 0), (N_ROWS - 1, N_COLUMNS - 1), (N_ROWS // 2, 300)], ids=["first", "last", "middle"]
 )
-@pytest.mark.parametrize("stray", [0.021, 0.001, 7.0])
-def test_one_value_off_the_grid_anywhere_is_counted_and_never_exact(row: int, column: int, stray: float) -> None:
+@pytest.mark.parametrize("outlier", [0.021, 0.001, 7.0])
+def test_one_value_off_the_grid_anywhere_is_counted_and_never_exact(row: int, column: int, outlier: float) -> None:
     weights = bf16(trits(3) * np.float32(0.02))
-    weights[row, column] = bf16(np.float32([stray]))[0]
+    weights[row, column] = bf16(np.float32([outlier]))[0]
     grid = find_grid(Rows(weights))
     assert grid is not None
-    assert grid.strays == 1
+    assert grid.outliers == 1
     assert not grid.ternary
     assert not any(grid.fits(block) for block in (32, 64, 256))
 
 
-def test_strays_are_counted_as_the_bonsai_models_have_them() -> None:
+def test_outliers_are_counted_as_the_bonsai_models_have_them() -> None:
     """One value in 30,000 off a grid per 128 columns."""
     rng = np.random.default_rng(14)
     scales = np.repeat(rng.uniform(0.01, 0.1, (N_ROWS, N_COLUMNS // 128)), 128, axis=1)
@@ -102,7 +102,7 @@ def test_strays_are_counted_as_the_bonsai_models_have_them() -> None:
     weights.ravel()[places] = bf16(rng.standard_normal(20).astype(np.float32))
     grid = find_grid(Rows(weights))
     assert grid is not None
-    assert (grid.levels, grid.group, grid.strays) == (3, 128, 20)
+    assert (grid.levels, grid.group, grid.outliers) == (3, 128, 20)
 
 
 @pytest.mark.parametrize("group", [16, 32, 64, 128])
@@ -110,7 +110,7 @@ def test_a_finer_grid_than_the_block_is_found_but_does_not_fit_it(group: int) ->
     scales = np.repeat(np.random.default_rng(4).uniform(0.01, 0.1, (N_ROWS, N_COLUMNS // group)), group, axis=1)
     grid = find_grid(Rows(bf16(trits(4) * scales)))
     assert grid is not None
-    assert (grid.group, grid.extent, grid.strays) == (group, f"{group} columns", 0)
+    assert (grid.group, grid.extent, grid.outliers) == (group, f"{group} columns", 0)
     assert [block for block in (32, 64, 256) if grid.fits(block)] == [block for block in (32, 64) if block <= group]
 
 
@@ -122,12 +122,12 @@ def test_what_the_first_rows_share_is_not_believed_of_the_others(first: int, gro
     weights = bf16(trits(15) * scales)
     grid = find_grid(Rows(weights))
     assert grid is not None
-    assert (grid.group, grid.extent, grid.strays) == (group, f"{group} columns", 0)
+    assert (grid.group, grid.extent, grid.outliers) == (group, f"{group} columns", 0)
     assert grid.zeros == pytest.approx((weights == 0).mean())
     weights[first // 2, 5] = 0.05
     grid = find_grid(Rows(weights))
     assert grid is not None
-    assert (grid.group, grid.strays) == (group, 1)
+    assert (grid.group, grid.outliers) == (group, 1)
 
 
 @pytest.mark.parametrize(("levels", "highest"), [(9, 4), (27, 13)])

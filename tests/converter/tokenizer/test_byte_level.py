@@ -8,9 +8,9 @@ import pytest
 from gguf import TokenType
 
 from tests.tokenizer_folders import CONFIG, END, TOOL, TURN_END, byte_level_structure, splitting, write_json
-from tests.vocab_file import write_vocab_file
+from tests.vocab_file import check_in_runtime, write_vocab_file
 from tritgguf.converter.errors import TokenizerError
-from tritgguf.converter.tokenizer import SourceTokenizer, battery, check_token_ids, has_tokenizer, read_tokenizer
+from tritgguf.converter.tokenizer import SourceTokenizer, battery, has_tokenizer, read_tokenizer
 from tritgguf.converter.tokenizer.byte_level import NFC_NOTE
 from tritgguf.converter.tokenizer.pretokenizers import LLAMA3, QWEN2
 
@@ -23,7 +23,7 @@ def read(folder: Path, structure: dict[str, Any], n_vocab: int = 3000) -> Source
 
 
 def check(folder: Path, tokenizer: SourceTokenizer) -> int:
-    return check_token_ids(tokenizer, write_vocab_file(folder / "vocab.gguf", tokenizer.metadata))
+    return check_in_runtime(tokenizer, write_vocab_file(folder / "vocab.gguf", tokenizer.metadata))
 
 
 def data(tokenizer: SourceTokenizer, key: str) -> Any:
@@ -248,5 +248,5 @@ def test_a_folder_without_tokenizer_files(tmp_path: Path) -> None:
 def test_an_added_token_that_takes_in_spaces_fails_the_check_and_is_named(flag: str, tmp_path: Path) -> None:
     structure = byte_level_structure()
     structure["added_tokens"][2][flag] = True
-    with pytest.raises(TokenizerError, match=r"'<tool>' takes in spaces beside it"):
+    with pytest.raises(TokenizerError, match=r"'<tool>' strips spaces beside it"):
         check(tmp_path, read(tmp_path, structure))

@@ -1,18 +1,32 @@
 """The battery and the check themselves: what they cover, and what happens when the runtime can't answer."""
 
 import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import tokenizers
 
+import tritgguf.converter
+from tests.checkpoints import build
 from tests.tokenizer_folders import CONFIG, END, TURN_END, byte_level_structure, write_json
-from tests.vocab_file import write_vocab_file
+from tests.vocab_file import check_in_runtime, write_vocab_file
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import int32s, string, strings
-from tritgguf.converter.tokenizer import RuntimeProcess, SourceTokenizer, battery, check_token_ids, read_tokenizer
+from tritgguf.converter.model.open import open_model
+from tritgguf.converter.tokenizer import (
+    SourceTokenizer,
+    battery,
+    check_token_ids,
+    installed_provider,
+    read_tokenizer,
+    token_ids,
+)
 from tritgguf.converter.tokenizer.battery import TEXTS
 from tritgguf.converter.tokenizer.reference import Reference
+from tritgguf.converter.tokenizer.token_ids import ReadTokenIds, TokenIds, TokenIdsProvider
+from tritgguf.runtime.engine.token_ids_process import token_ids_process
 
 
 @pytest.fixture
@@ -47,13 +61,13 @@ def test_the_error_names_text_ids_and_remedy(tokenizer: SourceTokenizer, tmp_pat
     swapped[300], swapped[301] = swapped[301], swapped[300]
     mutant = tokenizer.metadata | {"tokenizer.ggml.tokens": strings(swapped)}
     with pytest.raises(TokenizerError) as caught:
-        check_token_ids(tokenizer, write_vocab_file(tmp_path / "swapped.gguf", mutant))
+        check_in_runtime(tokenizer, write_vocab_file(tmp_path / "swapped.gguf", mutant))
     text = next(text for text in battery(tokenizer) if {300, 301} & set(tokenizer.encode(text)))
     ids = tokenizer.encode(text)
     place = next(place for place, token_id in enumerate(ids) if token_id in (300, 301))
     assert repr(text)[:100] in str(caught.value)
-    assert f"from place {place} on expected {ids[place:][:8]}, found [{601 - ids[place]}" in str(caught.value)
-    assert str(caught.value).endswith("; --no-check keeps the file all the same")
+    assert f"from position {place} on expected {ids[place:][:8]}, found [{601 - ids[place]}" in str(caught.value)
+    assert str(caught.value).endswith("; --no-check writes the file anyway")
     assert "\n" not in str(caught.value)
 
 
@@ -62,21 +76,21 @@ def test_a_special_token_that_is_not_marked_as_one(tokenizer: SourceTokenizer, t
     types[tokenizer.metadata["tokenizer.ggml.tokens"].data.index("<tool>")] = 1
     mutant = tokenizer.metadata | {"tokenizer.ggml.token_type": int32s(types)}
     with pytest.raises(TokenizerError, match="<tool>"):
-        check_token_ids(tokenizer, write_vocab_file(tmp_path / "unmarked.gguf", mutant))
+        check_in_runtime(tokenizer, write_vocab_file(tmp_path / "unmarked.gguf", mutant))
 
 
 def test_a_file_that_the_runtime_cannot_load(tokenizer: SourceTokenizer, tmp_path: Path) -> None:
     unknown = tokenizer.metadata | {"tokenizer.ggml.pre": string("no-such-name")}
     with pytest.raises(TokenizerError, match=r"^the runtime can't read the vocabulary back: [^\n]+$"):
-        check_token_ids(tokenizer, write_vocab_file(tmp_path / "unknown.gguf", unknown))
+        check_in_runtime(tokenizer, write_vocab_file(tmp_path / "unknown.gguf", unknown))
     repeated = list(tokenizer.metadata["tokenizer.ggml.tokens"].data)
     repeated[300] = repeated[301]
     doubled = tokenizer.metadata | {"tokenizer.ggml.tokens": strings(repeated)}
     with pytest.raises(TokenizerError, match=r"^the runtime can't read the vocabulary back: [^\n]+$"):
-        check_token_ids(tokenizer, write_vocab_file(tmp_path / "doubled.gguf", doubled))
+        check_in_runtime(tokenizer, write_vocab_file(tmp_path / "doubled.gguf", doubled))
     (tmp_path / "empty.gguf").write_bytes(b"")
     with pytest.raises(TokenizerError, match=r"^the runtime can't read the vocabulary back: [^\n]+$"):
-        check_token_ids(tokenizer, tmp_path / "empty.gguf")
+        check_in_runtime(tokenizer, tmp_path / "empty.gguf")
 
 
 def folder_with(folder: Path, **changes: object) -> Path:
@@ -91,16 +105,16 @@ def test_the_child_loads_the_source_s_tokenizer_too(tmp_path: Path) -> None:
     write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": {str(added): {"content": "<side>"}}})
     tokenizer = read_tokenizer(folder, n_vocab=3000, config=CONFIG, load=False)
     file, texts = write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata), battery(tokenizer)
-    with RuntimeProcess(folder) as runtime:
-        ids = runtime.ids(file, texts)
+    with installed_provider()(folder) as read:
+        ids = read(file, texts)
     assert ids.found == ids.expected == list(map(tokenizer.encode, texts))
     assert [added] in ids.found
-    with RuntimeProcess(folder) as runtime:
-        assert check_token_ids(tokenizer, file, runtime) == len(texts)
+    with installed_provider()(folder) as read:
+        assert check_token_ids(tokenizer, file, read) == len(texts)
     assert "_tokenizer" in vars(tokenizer.encode_with_source)  # loaded above
     late = read_tokenizer(folder, n_vocab=3000, config=CONFIG, load=False)
-    with RuntimeProcess(folder) as runtime:
-        check_token_ids(late, file, runtime)
+    with installed_provider()(folder) as read:
+        check_token_ids(late, file, read)
     assert "_tokenizer" not in vars(late.encode_with_source)  # the child had it
 
 
@@ -123,10 +137,10 @@ def test_what_the_library_refuses_is_said_whoever_loads_it(
         read_tokenizer(folder, n_vocab=3000, config=CONFIG)
     tokenizer = read_tokenizer(folder, n_vocab=3000, config=CONFIG, load=False)
     file = write_vocab_file(folder / "vocab.gguf", tokenizer.metadata)
-    with RuntimeProcess(folder) as runtime:
-        assert runtime.ids(file, ["a"]).expected is None
-    with RuntimeProcess(folder) as runtime, pytest.raises(TokenizerError, match=message):
-        check_token_ids(tokenizer, file, runtime)
+    with installed_provider()(folder) as read:
+        assert read(file, ["a"]).expected is None
+    with installed_provider()(folder) as read, pytest.raises(TokenizerError, match=message):
+        check_token_ids(tokenizer, file, read)
 
 
 NO_TOKENS = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}], "pair": []}
@@ -143,3 +157,53 @@ def test_a_library_that_panics_refuses(tmp_path: Path) -> None:
     model = {"type": "BPE", "vocab": {"a": 0, "": 1}, "merges": [["a", ""]], "continuing_subword_prefix": "##"}
     with pytest.raises(TokenizerError, match=REFUSED):
         Reference(folder_with(tmp_path, model=model, added_tokens=[])).load()
+
+
+def test_a_caller_hands_in_what_computes_token_ids(tmp_path: Path) -> None:
+    """Any callable will do: here the tokenizers library stands in for the runtime, with one id changed."""
+    build("llama-gqa", tmp_path / "model")
+    started: list[Path | None] = []
+
+    @contextmanager
+    def provider(folder: Path | None) -> Iterator[ReadTokenIds]:
+        started.append(folder)
+        library = Reference(tmp_path / "model")
+        yield lambda _file, texts: TokenIds([[7, *library(text)] for text in texts], None)
+
+    with pytest.raises(TokenizerError, match="becomes other token ids than in the source tokenizer"):
+        tritgguf.converter.convert(tmp_path / "model", tmp_path / "out.gguf", check=provider)
+    assert started == [tmp_path / "model"]
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_the_ids_of_a_gguf_source_are_computed_when_they_are_compared(tmp_path: Path) -> None:
+    build("llama-gqa", tmp_path / "model")
+    source = tritgguf.converter.convert(tmp_path / "model", tmp_path / "source.gguf", "f16", check=False).out
+    asked: list[Path] = []
+
+    @contextmanager
+    def provider(folder: Path | None) -> Iterator[ReadTokenIds]:
+        with token_ids_process(folder) as read:
+
+            def recorded(file: Path, texts: Sequence[str]) -> TokenIds:
+                asked.append(file)
+                return read(file, texts)
+
+            yield recorded
+
+    opened = open_model(source, token_ids=provider)
+    assert opened.tokenizer is not None
+    assert asked == []
+    assert check_with(provider, opened.tokenizer, source) == len(battery(opened.tokenizer))
+    assert asked == [source, source]
+
+
+def check_with(provider: TokenIdsProvider, tokenizer: SourceTokenizer, file: Path) -> int:
+    with provider(None) as read:
+        return check_token_ids(tokenizer, file, read)
+
+
+def test_without_a_provider_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_ids, "GROUP", "tritgguf.no_such_group")
+    with pytest.raises(TokenizerError, match=r"no installed package has an entry point .*--no-check"):
+        token_ids.installed_provider()

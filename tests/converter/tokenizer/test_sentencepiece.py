@@ -18,9 +18,9 @@ from tests.tokenizer_folders import (
     splitting,
     write_json,
 )
-from tests.vocab_file import write_vocab_file
+from tests.vocab_file import check_in_runtime, write_vocab_file
 from tritgguf.converter.errors import TokenizerError
-from tritgguf.converter.tokenizer import SourceTokenizer, check_token_ids, has_tokenizer, read_tokenizer
+from tritgguf.converter.tokenizer import SourceTokenizer, has_tokenizer, read_tokenizer
 from tritgguf.converter.tokenizer.battery import TEXTS
 
 ESCAPE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
@@ -46,7 +46,7 @@ def read_json(folder: Path, structure: dict[str, Any]) -> SourceTokenizer:
 
 
 def check(folder: Path, tokenizer: SourceTokenizer) -> int:
-    return check_token_ids(tokenizer, write_vocab_file(folder / "vocab.gguf", tokenizer.metadata))
+    return check_in_runtime(tokenizer, write_vocab_file(folder / "vocab.gguf", tokenizer.metadata))
 
 
 def data(tokenizer: SourceTokenizer, key: str) -> Any:
@@ -210,7 +210,7 @@ def split_by_expression(structure: dict[str, Any]) -> None:
     ("change", "message"),
     [
         (drop_a_split, "which no merge allows"),
-        (tear_merges_apart, "don't stand together"),
+        (tear_merges_apart, "don't follow each other"),
         (drop_a_byte, "byte_fallback is on but 1 byte pieces such as <0x41> are missing"),
         (split_at_spaces, "Metaspace splits at each space, but piece"),
         (lowercase, "normalizer Lowercase with pre-tokenizer none isn't how SentencePiece treats spaces"),

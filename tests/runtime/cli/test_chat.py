@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from importlib import metadata
 
 import pytest
 
-PROGRAM = [sys.executable, "-m", "tritgguf"]
-# Makes the pseudo-terminal the controlling one, so that Ctrl-C typed there becomes SIGINT, then becomes the program.
-TAKE_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-)
+from tests.terminal import PROGRAM, Terminal
+
 posix = pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 
 
@@ -199,52 +193,13 @@ def test_ctrl_c_ends_a_one_shot_with_130(endless):
         assert child.stderr.read() == b""
 
 
-class Terminal:
-    """The program on a pseudo-terminal."""
-
-    def __init__(self, *arguments):
-        import pty
-
-        self.master, slave = pty.openpty()
-        command = [sys.executable, "-c", TAKE_TERMINAL, *PROGRAM, "chat", *map(str, arguments)]
-        self.child = subprocess.Popen(
-            command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=environment()
-        )
-        os.close(slave)
-        os.set_blocking(self.master, False)
-        self.seen = ""
-
-    def expect(self, text, timeout=30):
-        """Wait until `text` comes; returns everything up to it and forgets that."""
-        deadline = time.monotonic() + timeout
-        while text not in self.seen:
-            assert time.monotonic() < deadline, f"waited for {text!r}, saw {self.seen!r}"
-            with contextlib.suppress(BlockingIOError, OSError):  # OSError: the program has ended
-                self.seen += os.read(self.master, 65536).decode("utf-8", "ignore")
-            time.sleep(0.01)
-        before, self.seen = self.seen.split(text, 1)
-        return before + text
-
-    def type(self, text):
-        os.write(self.master, text.encode())
-
-    def close(self):
-        with contextlib.suppress(ProcessLookupError):
-            self.child.kill()
-        code = self.child.wait()
-        os.close(self.master)
-        return code
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
+def dumb_terminal(*arguments):
+    return Terminal("chat", *arguments, env=environment())
 
 
 @posix
 def test_a_conversation_on_a_terminal(yes):
-    with Terminal(yes, "--temperature", 0, "--stats") as terminal:
+    with dumb_terminal(yes, "--temperature", 0, "--stats") as terminal:
         assert "/help" in terminal.expect("> ")
         terminal.type("Hi?\n")
         terminal.expect("Yes. 🙂\r\n")
@@ -274,14 +229,14 @@ def test_a_conversation_on_a_terminal(yes):
 
 @posix
 def test_a_prompt_given_on_a_terminal_is_one_shot(yes):
-    with Terminal(yes, "--temperature", 0, "--prompt", "Hi?") as terminal:
+    with dumb_terminal(yes, "--temperature", 0, "--prompt", "Hi?") as terminal:
         assert terminal.expect("Yes. 🙂\r\n") == "Yes. 🙂\r\n"
         assert terminal.child.wait(30) == 0
 
 
 @posix
 def test_ctrl_d_leaves(yes):
-    with Terminal(yes) as terminal:
+    with dumb_terminal(yes) as terminal:
         terminal.expect("> ")
         terminal.type("\x04")
         assert terminal.child.wait(30) == 0
@@ -289,7 +244,7 @@ def test_ctrl_d_leaves(yes):
 
 @posix
 def test_ctrl_c_stops_the_answer_and_not_the_program(endless):
-    with Terminal(endless, "--temperature", 0, "--ctx", 50000) as terminal:
+    with dumb_terminal(endless, "--temperature", 0, "--ctx", 50000) as terminal:
         terminal.expect("> ")
         terminal.type("\x03")
         terminal.expect("To leave, type /exit or press Ctrl-D.")
@@ -306,7 +261,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless):
 
 @posix
 def test_dropped_turns_and_errors_are_told_and_the_conversation_goes_on(yes):
-    with Terminal(yes, "--temperature", 0, "--ctx", 128) as terminal:
+    with dumb_terminal(yes, "--temperature", 0, "--ctx", 128) as terminal:
         terminal.expect("> ")
         for text, reply in (
             ("A question of some length, number one?", "Yes. 🙂"),
@@ -321,7 +276,7 @@ def test_dropped_turns_and_errors_are_told_and_the_conversation_goes_on(yes):
 
 @posix
 def test_a_base_model_says_that_it_completes_text(speaking_model):
-    with Terminal(speaking_model(list(b"abc"), template=None), "--temperature", 0) as terminal:
+    with dumb_terminal(speaking_model(list(b"abc"), template=None), "--temperature", 0) as terminal:
         assert terminal.expect("> ").count("base model") == 1
         terminal.type("/system Be brief.\n")
         terminal.expect("no effect")

@@ -42,7 +42,7 @@ def test_every_tensor(tmp_path: Path, monkeypatch, capsys) -> None:
 def test_scales_that_fp16_rounds(tmp_path: Path, monkeypatch, capsys) -> None:
     _, out, _ = run_captured(monkeypatch, capsys, "inspect", packed_checkpoints.build("14b-seed", tmp_path / "model"))
     assert cells(out, "blk.*.ffn_up")[5:] == ["base-3", "2.50", "64", "32%", "≈q2_0", "≈q4_0"]
-    assert "≈ every code exact, the scales rounded to fp16, by up to 5e-04" in out
+    assert "≈ codes exact, scales rounded to fp16, by up to 5e-04" in out
     assert cells(out, "q2_0")[:4] == ["q2_0", "0.74", "MB", "≈"]
     assert cells(out, "tq2_0")[:4] == ["tq2_0", "0.72", "MB", "no"]
     assert "note: the tokenizer composes accents" in out

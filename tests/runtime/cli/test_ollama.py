@@ -90,7 +90,7 @@ def test_a_model_is_created_and_answers(speaking_model, tmp_path: Path, monkeypa
     ]
     assert server.blobs == {digest: path.read_bytes()}
     assert out.splitlines()[-3:] == [
-        f"Ollama 0.34.1 at http://{server.address} has the model hello: ollama run hello",
+        f"Created hello in Ollama 0.34.1 at http://{server.address}; start it with: ollama run hello",
         "> What is the capital of France?",
         "Hi!",
     ]
@@ -109,7 +109,7 @@ def test_a_ternary_file_is_repacked_first(file: Path, monkeypatch, capsys) -> No
         code, out, err = run_captured(monkeypatch, capsys, "ollama", file, "tiny")
     assert (code, err) == (0, "")
     repacked = file.with_name("tiny-ollama.gguf")
-    assert f"{repacked}: 0.76 MB; 1 f16, 7 f32, 21 q2_k; every value as it was (Ollama refuses TQ2_0 tensors)\n" in out
+    assert f"{repacked}: 0.76 MB; 1 f16, 7 f32, 21 q2_k; all values unchanged (Ollama refuses TQ2_0 tensors)\n" in out
     digest = hashlib.sha256(repacked.read_bytes()).hexdigest()
     assert server.models["tiny"]["files"] == {"tiny-ollama.gguf": f"sha256:{digest}"}
     assert {tensor.tensor_type.name for tensor in GGUFReader(repacked).tensors} == {"Q2_K", "F32", "F16"}
@@ -152,7 +152,7 @@ def test_without_ollama_the_two_commands_are_printed(file: Path, monkeypatch, ca
     code, out, err = run_captured(monkeypatch, capsys, "ollama", file, "tiny")
     assert (code, err) == (0, "")
     commands = [f"  ollama create tiny -f {file.with_suffix('.Modelfile')}", "  ollama run tiny"]
-    assert out.splitlines()[-3:] == ["No Ollama here. Where there is one, run:", *commands]
+    assert out.splitlines()[-3:] == ["Ollama wasn't found here. To create the model elsewhere, run:", *commands]
     assert files_in(file.parent) == {"tiny.gguf", "tiny-ollama.gguf", "tiny.Modelfile"}
     before = {path: path.stat().st_mtime_ns for path in file.parent.iterdir()}
     assert run_captured(monkeypatch, capsys, "ollama", file, "tiny")[0] == 0
@@ -166,7 +166,7 @@ def test_dry_run_shows_all_and_writes_nothing(file: Path, monkeypatch, capsys) -
     assert code == 0
     assert server.calls == []
     assert "would write " in out
-    assert "tiny-ollama.gguf: 0.76 MB; 1 f16, 7 f32, 21 q2_k; every value as it was" in out
+    assert "tiny-ollama.gguf: 0.76 MB; 1 f16, 7 f32, 21 q2_k; all values unchanged" in out
     assert '\nPARAMETER stop "<|im_end|>"\n' in out
     assert "\nPARAMETER num_ctx 512\n" in out
     assert f"\n  ollama create tiny -f {file.with_suffix('.Modelfile')}\n  ollama run tiny\n" in out
@@ -276,7 +276,7 @@ def test_no_file_is_lost(file: Path, monkeypatch, capsys) -> None:
 
 def test_wrong_usage(file: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     assert run_captured(monkeypatch, capsys, "ollama", file)[0] == 2
-    one_line(run_captured(monkeypatch, capsys, "ollama", tmp_path / "nothing.gguf", "x"), "is no file")
+    one_line(run_captured(monkeypatch, capsys, "ollama", tmp_path / "nothing.gguf", "x"), "no such file")
     one_line(run_captured(monkeypatch, capsys, "ollama", file, "x", "--ctx", "99999"), "good for 2 to 2048")
     one_line(run_captured(monkeypatch, capsys, "ollama", file, "x", "--system", 'say """'), "the SYSTEM text holds")
     assert files_in(tmp_path) == {"tiny.gguf"}
@@ -351,10 +351,10 @@ def test_check(file: Path, monkeypatch, capsys) -> None:
     code, out, err = run_captured(monkeypatch, capsys, "ollama", "--check", file)
     assert code == 1
     assert "Ollama 0.7.1 to 0.29: loads it\n" in out
-    assert "Ollama 0.31.2 and newer: no: refuses TQ2_0 tensors such as blk." in out
-    assert "Go template that equals the file's chat template: chatml\n" in out
+    assert "Ollama 0.31.2 and newer: doesn't load it: refuses TQ2_0 tensors such as blk." in out
+    assert "Go template equal to the file's chat template: chatml\n" in out
     assert err.startswith("error: tiny.gguf doesn't load in Ollama 0.31.2 and newer: it refuses TQ2_0 tensors")
-    assert "`tritgguf ollama tiny.gguf NAME` makes one that does" in err
+    assert "`tritgguf ollama tiny.gguf NAME` repacks it if possible" in err
     assert files_in(file.parent) == {"tiny.gguf"}
 
 

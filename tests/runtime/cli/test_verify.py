@@ -43,9 +43,9 @@ def test_a_good_file(model: Path, out: Path, monkeypatch, capsys) -> None:
     assert (code, err) == (0, "")
     assert "14 TQ2_0: rounded as mse does, relative error up to 0." in said
     assert "5 F32: every value is the source's\n" in said
-    assert "Metadata: every key that the model calls for." in said
+    assert "Metadata: every key that the model needs is correct." in said
     assert "Token ids: equal on 195 test strings." in said
-    assert f"Chat template: {2 * len(CONVERSATIONS)} conversations rendered alike." in said
+    assert f"Chat template: {2 * len(CONVERSATIONS)} conversations render the same." in said
 
 
 def test_a_bad_file(model: Path, out: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -95,7 +95,7 @@ def test_something_else_in_one_line(model: Path, tmp_path: Path, monkeypatch, ca
 def test_the_installed_command(model: Path, out: Path) -> None:
     command = [sys.executable, "-m", "tritgguf", "verify", str(model), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONUTF8": "1"})
-    assert "Chat template: 8 conversations rendered alike." in done.stdout
+    assert "Chat template: 8 conversations render the same." in done.stdout
 
 
 # --- chat templates ------------------------------------------------------------------------------------------------
@@ -113,8 +113,8 @@ def test_templates(model: Path, out: Path) -> None:
     assert no_prompt.problem.startswith("tokenizer.chat_template renders '")
     none = {key: value for key, value in keys.items() if key != TEMPLATE}
     assert compare_templates(none, none).n_rendered == 0
-    assert "isn't there" in str(compare_templates(keys, none).problem)
-    assert "the model has no such" in str(compare_templates(none, keys).problem)
+    assert "is missing, but the model has" in str(compare_templates(keys, none).problem)
+    assert "that the model doesn't have" in str(compare_templates(none, keys).problem)
     named = {**keys, f"{TEMPLATE}.tool_use": string("{{ messages | length }}")}
     assert compare_templates(named, named).n_rendered == 4 * len(CONVERSATIONS)
     broken = {**keys, TEMPLATE: string("{% if %}")}
@@ -144,7 +144,7 @@ def test_logits_need_a_folder(out: Path, tmp_path: Path, monkeypatch, capsys) ->
     copy = convert(out, tmp_path / "copy.gguf", "auto", check=False).out
     code, _, err = run_captured(monkeypatch, capsys, "verify", out, copy, "--logits")
     assert code == 1
-    assert err == "error: out.gguf is no Hugging Face folder with a tokenizer, which --logits needs\n"
+    assert err == "error: out.gguf isn't a Hugging Face folder with a tokenizer, which --logits needs\n"
 
 
 def test_figures_of_known_logits() -> None:
@@ -165,7 +165,7 @@ def test_right_weights_with_other_logits_are_a_problem(model: Path, tmp_path: Pa
     exact = verify(model, convert(model, tmp_path / "exact.gguf", "bf16", embedding_type="f32").out)
     lossy = verify(model, convert(model, tmp_path / "lossy.gguf", "tq2_0").out)
     far, near = LogitsCheck(8, 0.3, 0.1, 0.9), LogitsCheck(8, 0.02, 1e-3, 1.0)
-    assert "though its weights are right" in str(logits_problem(exact, far))
+    assert "though the weights are correct" in str(logits_problem(exact, far))
     assert logits_problem(exact, near) is None
     assert logits_problem(lossy, far) is None
 

@@ -64,10 +64,10 @@ def test_a_failed_assertion_in_llama_cpp_ends_a_program_with_one_line():
 def test_versions_from_the_past_the_future_and_big_endian(tmp_path, random_model):
     data = bytearray(random_model.read_bytes())
     path = tmp_path / "version.gguf"
-    for version in (b"\1\0\0\0", b"\4\0\0\0", b"\0\0\0\3"):
+    for version, words in ((b"\1\0\0\0", "GGUF version 1"), (b"\4\0\0\0", "version 4"), (b"\0\0\0\3", "big-endian")):
         data[4:8] = version
         path.write_bytes(data)
-        refuse(path, "GGUF version")
+        refuse(path, words, "expected GGUF version 2 or 3")
 
 
 @pytest.mark.parametrize("where", ["preamble", "keys", "tokens", "tensor list", "data", "last byte"])
@@ -100,7 +100,7 @@ def test_a_wrong_shape_and_a_missing_tensor(tmp_path, make_model, random_tensors
 def test_a_token_twice_in_the_vocabulary(tmp_path, make_model):
     refuse(
         make_model(tmp_path / "m.gguf", tokens=[*TOKENS[:-1], "t5"]),
-        "'t5' stands in tokenizer.ggml.tokens more than once",
+        "'t5' appears in tokenizer.ggml.tokens more than once",
     )
 
 

@@ -46,9 +46,9 @@ def test_ids_are_those_of_llama_cpp_python(tmp_path, random_model, expected, par
 @pytest.mark.parametrize(
     ("stdin", "message"),
     [
-        ("[1]", "isn't the JSON that was expected"),
-        ('{"a": 1}', "isn't the JSON that was expected"),
-        ("nonsense", "isn't the JSON that was expected"),
+        ("[1]", "isn't the expected JSON"),
+        ('{"a": 1}', "isn't the expected JSON"),
+        ("nonsense", "isn't the expected JSON"),
         ('{"file": 1, "texts": []}', "names no file"),
         ('{"file": "x", "texts": [1]}', "its texts aren't strings"),
         ('{"file": "MODEL", "texts": ["\\ud800"]}', "isn't valid Unicode"),

@@ -29,7 +29,7 @@ def fits(packed: Packed, type_name: str) -> bool:
 
 def tolerance(packed: Packed, type_name: str) -> float:
     """Return the relative error to allow: fp16's rounding of scales where nothing else keeps them, else none."""
-    long_scales = packed.scale_bits == LONG or packed.packing == "masters" or packed.divides
+    long_scales = packed.scale_bits == LONG or packed.packing == "latent" or packed.divides
     if not long_scales:
         return 0
     per_tensor = packed.group is None and packed.scale_shape != "row"

@@ -13,8 +13,8 @@ import pytest
 from tests import gguf_weights
 from tests.packed_checkpoints import PACKED, weights
 from tritgguf.converter import convert
-from tritgguf.converter.checkpoint import packing as source
-from tritgguf.converter.checkpoint.packings import base3, bitnet_packed, masters
+from tritgguf.converter.checkpoint import packing
+from tritgguf.converter.checkpoint.packings import base3, bitnet_packed, latent_weights
 from tritgguf.converter.core import kernels
 from tritgguf.converter.core.tensors import CodedRows, PackedRows, SourceTensor, row_chunks
 from tritgguf.converter.model import architecture
@@ -173,11 +173,11 @@ def test_another_reading_of_base_3_is_noticed(mutant, name, packed, tmp_path: Pa
         compare(name, packed(name), tmp_path / "out.gguf")
 
 
-# --- masters and floats ------------------------------------------------------------------------------------------
+# --- latent weights and floats -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class RowMeans(masters.MasterTensor):
+class RowMeans(latent_weights.LatentTensor):
     """One scale per row instead of one per tensor."""
 
     def read_codes(self, rows: slice | np.ndarray) -> CodedRows:
@@ -190,7 +190,7 @@ class RowMeans(masters.MasterTensor):
 
 
 @dataclass(frozen=True)
-class Cut(masters.MasterTensor):
+class Cut(latent_weights.LatentTensor):
     """Fractions cut off instead of rounded."""
 
     def read_codes(self, rows: slice | np.ndarray) -> CodedRows:
@@ -200,7 +200,7 @@ class Cut(masters.MasterTensor):
 
 
 @dataclass(frozen=True)
-class FirstChunk(masters.MasterTensor):
+class FirstChunk(latent_weights.LatentTensor):
     """The mean of the first chunk of rows only."""
 
     @property
@@ -211,28 +211,28 @@ class FirstChunk(masters.MasterTensor):
 
 @pytest.mark.parametrize("mutant", [RowMeans, Cut, FirstChunk])
 @pytest.mark.parametrize("name", ["2b4t-online", "1bitllm", "llama-online"])
-def test_another_rule_for_masters_is_noticed(mutant, name, packed, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(masters, "MasterTensor", mutant)
+def test_another_rule_for_latent_weights_is_noticed(mutant, name, packed, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(latent_weights, "LatentTensor", mutant)
     with pytest.raises(AssertionError, match="differs by"):
         compare(name, packed(name), tmp_path / "out.gguf")
 
 
 @pytest.mark.parametrize("name", ["2b4t-online", "1bitllm", "llama-online"])
-def test_masters_taken_as_they_are_are_noticed(name, packed, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(masters, "master", lambda tensor: tensor)
+def test_latent_weights_taken_as_they_are_are_noticed(name, packed, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(latent_weights, "ternarized", lambda tensor: tensor)
     with pytest.raises(AssertionError, match="differs by"):
         compare(name, packed(name), tmp_path / "out.gguf")
 
 
 @pytest.mark.parametrize("name", ["falcon-e-bfloat16", "bitcpm", "bonsai"])
 def test_absmean_of_a_grid_is_noticed(name, packed, tmp_path: Path, monkeypatch) -> None:
-    known = source.sources()
+    known = packing.packings()
 
     def read(config: Any, stored: Any, linear: Any) -> dict[str, SourceTensor]:
         tensors = known["plain floats"].read(config, stored, linear)
-        return {name: masters.master(t) if name in linear else t for name, t in tensors.items()}
+        return {name: latent_weights.ternarized(t) if name in linear else t for name, t in tensors.items()}
 
     mutant = replace(known["plain floats"], read=read)
-    monkeypatch.setattr(source, "sources", lambda: {**known, "plain floats": mutant})
+    monkeypatch.setattr(packing, "packings", lambda: {**known, "plain floats": mutant})
     with pytest.raises(AssertionError, match="differs by"):
         compare(name, packed(name), tmp_path / "out.gguf")

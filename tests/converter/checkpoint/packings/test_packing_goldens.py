@@ -1,4 +1,4 @@
-"""The bitnet packing and the masters against what transformers' own code packs and computes (golden/packing)."""
+"""The bitnet packing and the latent weights against what transformers' own code packs and computes (golden/packing)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests import checkpoints, gguf_weights, packed_checkpoints, paths
 from tests.packed_checkpoints import PACKED
 from tritgguf.converter import convert
-from tritgguf.converter.checkpoint.packing import read_source
+from tritgguf.converter.checkpoint.packing import read_packing
 from tritgguf.converter.checkpoint.safetensors_reader import read_tensors
 
 FOLDER = paths.GOLDEN / "packing"
@@ -35,14 +35,14 @@ def read(folder: Path, tensors: packed_checkpoints.Stored, quantization: dict[st
     """Return what the converter reads where the folder holds these tensors."""
     folder.mkdir()
     packed_checkpoints.write_tensors(folder, tensors)
-    _, found = read_source({"quantization_config": quantization}, read_tensors(folder), linear=(KEY,))
+    _, found = read_packing({"quantization_config": quantization}, read_tensors(folder), linear={KEY})
     assert list(found) == [KEY]
     return found[KEY].read(slice(None))
 
 
 def test_every_golden_is_used() -> None:
-    assert {path.stem for path in FOLDER.glob("*.npz")} == {"layers", "masters", *MODELS}
-    assert {PACKED[name].packing for name in MODELS} == {"bitnet", "masters"}
+    assert {path.stem for path in FOLDER.glob("*.npz")} == {"layers", "latent", *MODELS}
+    assert {PACKED[name].packing for name in MODELS} == {"bitnet", "latent"}
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 300_000
 
 
@@ -73,13 +73,13 @@ def test_a_packed_layer_is_read_as_transformers_computes_it(layer: str, tmp_path
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
-def test_a_master_is_read_as_transformers_computes_it(dtype: str, tmp_path: Path) -> None:
-    recorded = golden("masters")
-    stored = {KEY: packed_checkpoints.floats(recorded[f"{dtype}/master"], dtype)}
+def test_latent_weights_are_read_as_transformers_computes_it(dtype: str, tmp_path: Path) -> None:
+    recorded = golden("latent")
+    stored = {KEY: packed_checkpoints.floats(recorded[f"{dtype}/latent"], dtype)}
     effective = recorded[f"{dtype}/effective"]
     quantization = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
     assert gguf_weights.relative_error(read(tmp_path / "model", stored, quantization), effective) <= FLOAT32_ROUNDING
-    reference = packed_checkpoints.absmean(recorded[f"{dtype}/master"])
+    reference = packed_checkpoints.absmean(recorded[f"{dtype}/latent"])
     assert gguf_weights.relative_error(reference, effective) <= FLOAT32_ROUNDING
 
 

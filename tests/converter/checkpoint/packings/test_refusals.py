@@ -89,7 +89,7 @@ BITNET = [
     Broken("llama-online", bitnet(use_rms_norm=True, quantization_mode="online"), UnsupportedError, ("use_rms_norm",)),
     Broken("falcon-e-bfloat16", bitnet(use_rms_norm=True), UnsupportedError, ("use_rms_norm",)),
 ]
-MASTERS = [
+LATENT = [
     Broken("llama-online", bitnet(quantization_mode="offline"), UnsupportedError, ("neither packed nor ternary",)),
     Broken(
         "llama-online",
@@ -149,7 +149,7 @@ ARCHITECTURES = [
 
 
 @pytest.mark.parametrize(
-    "broken", [*BITNET, *MASTERS, *BASE3, *ARCHITECTURES], ids=lambda broken: f"{broken.name}: {broken.words[-1]}"
+    "broken", [*BITNET, *LATENT, *BASE3, *ARCHITECTURES], ids=lambda broken: f"{broken.name}: {broken.words[-1]}"
 )
 def test_a_broken_checkpoint_is_refused_with_its_reason(broken: Broken, tmp_path: Path) -> None:
     folder = packed_checkpoints.build(broken.name, tmp_path / "model")

@@ -149,7 +149,7 @@ def test_zeros_and_sizes(codec, levels: int, size: float) -> None:
         assert error(stored, codec, values) < 0.1
 
 
-def test_levels_are_found_in_fp16_and_strays_refused() -> None:
+def test_levels_are_found_in_fp16_and_outliers_refused() -> None:
     rng = np.random.default_rng(2)
     for highest in (1, 4, 13):
         codes = rng.integers(-highest, highest + 1, (200, 16))

@@ -1,4 +1,4 @@
-"""BitNet masters: floats that the model makes ternary each time it computes.
+"""BitNet latent weights: floats that the model ternarizes each time it computes.
 
 trit = clip(round(w / s), -1, 1), weight = trit * s, with s = mean|w| over the whole tensor in float32, at least 1e-5:
 the rule of transformers' `WeightQuant` (quantization_mode online) and of 1bitLLM's models, whose config.json has no
@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson
-from tritgguf.converter.checkpoint.packing import Source, StoredTensors, quantization
+from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
 from tritgguf.converter.core.tensors import (
     CodedRows,
     CodedTensor,
@@ -31,8 +31,8 @@ LEAST_SCALE = np.float32(1e-5)
 
 
 @dataclass(frozen=True)
-class MasterTensor(CodedTensor):
-    """A float tensor as its model computes with it: ternary, with one scale."""
+class LatentTensor(CodedTensor):
+    """Latent weights as their model computes with them: ternary, with one scale."""
 
     @cached_property
     def inverse_scale(self) -> float:
@@ -52,9 +52,9 @@ class MasterTensor(CodedTensor):
         return CodedRows(codes, np.full((len(values), 1), np.float32(1.0 / self.inverse_scale), np.float32), self.group)
 
 
-def master(tensor: SourceTensor) -> MasterTensor:
-    """Return a float tensor as its model computes with it."""
-    return MasterTensor(tensor.name, "bitnet master", tensor.shape, tensor.shape[-1], tensor)
+def ternarized(tensor: SourceTensor) -> LatentTensor:
+    """Return latent weights as their model computes with them."""
+    return LatentTensor(tensor.name, PACKING.name, tensor.shape, tensor.shape[-1], tensor)
 
 
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
@@ -68,13 +68,14 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
 
 
 def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
-    """Return the tensors, the linear ones as masters; those in modules_to_not_convert are plain floats."""
+    """Return the tensors, the linear ones ternarized; those in modules_to_not_convert are plain floats."""
     quantized = quantization(config)
     kept = quantized.get("modules_to_not_convert") or []
     if not isinstance(kept, list) or not all(isinstance(pattern, str) for pattern in kept):
         raise SourceError(f"config.json: modules_to_not_convert must be a list of names, found {kept!r}")
     return {
-        name: master(tensor) if name in linear and not _kept(name, kept) else tensor for name, tensor in stored.items()
+        name: ternarized(tensor) if name in linear and not _kept(name, kept) else tensor
+        for name, tensor in stored.items()
     }
 
 
@@ -90,4 +91,4 @@ def _kept(name: str, patterns: Sequence[str]) -> bool:
         raise SourceError(f"config.json: modules_to_not_convert holds an invalid pattern: {error}") from error
 
 
-SOURCE = Source("bitnet masters", recognizes, read)
+PACKING = Packing("bitnet latent weights", recognizes, read)

@@ -1,0 +1,232 @@
+"""How rows of a tensor become bytes: one encoder per tensor, chosen by the plan, called by the writer and `verify`.
+
+An encoder reads rows of the source in the order in which the graph wants them, and returns them as the file stores
+them. Whatever is special about a kind of tensor (a row order, packed codes that a kernel converts directly, a scale
+that is stored elsewhere) lives in its encoder.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from tritgguf.converter.core import kernels
+from tritgguf.converter.core.tensors import (
+    ByteArray,
+    CodedRows,
+    Float32Array,
+    PackedRows,
+    RowIndices,
+    SourceTensor,
+    row_chunks,
+)
+from tritgguf.converter.errors import TensorError
+from tritgguf.converter.model.architecture import TensorSpec
+from tritgguf.converter.quant.codec import AnyCodec, Codec, FloatCodec, TernaryCodec
+from tritgguf.converter.quant.grids import Grid, code_on_grid
+from tritgguf.converter.quant.method import Method
+
+# What a thread takes at a time: long enough that Python's part takes little of the time and that the system can
+# prefetch, short enough to share out evenly. Packed values take about an eighth of the bytes of bf16.
+PIECE_VALUES = 1 << 22
+MORE_IF_PACKED = 4
+
+Rows = TypeVar("Rows", Float32Array, CodedRows, PackedRows)
+Bytes = TypeVar("Bytes", ByteArray, ByteArray | None)
+
+
+@dataclass(frozen=True)
+class Encoder(ABC):
+    """Encodes the tensor that `spec` describes as the type of `codec`."""
+
+    spec: TensorSpec
+    codec: Codec
+
+    @abstractmethod
+    def encode(self, source: SourceTensor | None, rows: slice) -> ByteArray:
+        """Return those rows of the file's tensor as bytes, shape (n_rows, row bytes).
+
+        `source` is the checkpoint's tensor, None only for constants. Raises TensorError where a row can't be stored.
+        """
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid whose codes are stored, None for every other encoder."""
+        return None
+
+    @property
+    def rounds(self) -> bool:
+        """Whether a method rounds the values to ternary ones."""
+        return False
+
+    def with_unit_scale(self) -> Encoder:
+        """Return the encoder for a tensor whose one scale a `.scale` tensor holds."""
+        raise ValueError(f"{self.spec.name} isn't stored as codes with one scale")
+
+    def source_rows(self, rows: slice) -> slice | RowIndices:
+        """Return which rows of the source those rows of the file are; a one-dimensional tensor is one row."""
+        order = self.spec.rows
+        return rows if order is None or len(self.spec.shape) == 1 else order[rows]
+
+    def pieces(self, source: SourceTensor | None) -> Iterator[tuple[slice, ...]]:
+        """Yield the rows that one thread converts at a time, as slices that are read from the same bytes."""
+        yield from ((rows,) for rows in row_chunks(self.spec.shape, n_values=PIECE_VALUES))
+
+    def values_per_call(self, source: SourceTensor | None) -> int | None:
+        """Return how many values to encode in one call, None for `row_chunks`' default."""
+        return PIECE_VALUES if kernels.available() else None
+
+    def _named(self, encode: Callable[[Rows], Bytes], rows: Rows) -> Bytes:
+        """Encode rows; put the tensor's name before the message of a TensorError."""
+        try:
+            return encode(rows)
+        except TensorError as error:
+            raise TensorError(f"{self.spec.source}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Constant(Encoder):
+    """Values that follow from config.json, or from other tensors."""
+
+    codec: FloatCodec
+
+    def encode(self, source: SourceTensor | None, rows: slice) -> ByteArray:
+        return self.codec.encode(values(self.spec, None, rows))
+
+
+@dataclass(frozen=True)
+class Passthrough(Encoder):
+    """The bytes of a tensor in a GGUF file, unchanged."""
+
+    def encode(self, source: SourceTensor | None, rows: slice) -> ByteArray:
+        return np.ascontiguousarray(_present(source).read_bytes(rows))
+
+
+@dataclass(frozen=True)
+class AsFloats(Encoder):
+    """Values in a type of floats, rounded where the type demands it."""
+
+    codec: FloatCodec
+
+    def encode(self, source: SourceTensor | None, rows: slice) -> ByteArray:
+        if self.spec.rows is None or len(self.spec.shape) > 1:
+            stored = self.codec.encode_stored(_present(source).floats(self.source_rows(rows)))
+            if stored is not None:
+                return stored
+        return self._named(self.codec.encode, values(self.spec, source, rows))
+
+    def values_per_call(self, source: SourceTensor | None) -> int | None:
+        return None  # the float codecs need several times the values' memory
+
+
+@dataclass(frozen=True)
+class OnGrid(Encoder):
+    """The tensor's own ternary codes, with its own scales or, with `unit_scale`, scales of 1.
+
+    With `unit_scale` a `.scale` tensor beside it holds the scale of the whole tensor.
+    """
+
+    codec: TernaryCodec
+    on_grid: Grid
+    unit_scale: bool = False
+
+    @property
+    def grid(self) -> Grid:
+        return self.on_grid
+
+    def with_unit_scale(self) -> OnGrid:
+        return replace(self, unit_scale=True)
+
+    def encode(self, source: SourceTensor | None, rows: slice) -> ByteArray:
+        source, wanted = _present(source), self.source_rows(rows)
+        packed = source.read_packed(wanted)
+        if packed is not None:
+            if self.unit_scale:
+                packed = replace(packed, scales=np.ones_like(packed.scales))
+            stored = self._named(self.codec.pack_stored, packed)
+            if stored is not None:
+                return stored
+        coded = source.read_codes(wanted) or code_on_grid(source.floats(wanted), self.codec.block)
+        return self._named(self.codec.pack, self._checked(coded, source, wanted))
+
+    def _checked(self, coded: CodedRows | None, source: SourceTensor, rows: slice | RowIndices) -> CodedRows:
+        coded = finite(coded, source, rows)
+        if coded is None:
+            raise TensorError(f"{self.spec.source}: the file changed while it was being converted; convert it again")
+        return CodedRows(coded.codes, np.ones_like(coded.scales), coded.group) if self.unit_scale else coded
+
+    def pieces(self, source: SourceTensor | None) -> Iterator[tuple[slice, ...]]:
+        packing, (*_, n_columns) = _present(source).kernel_packing, self.spec.shape
+        if packing != "four rows" or self.spec.rows is not None:
+            n_values = MORE_IF_PACKED * PIECE_VALUES if packing else PIECE_VALUES
+            yield from ((rows,) for rows in row_chunks(self.spec.shape, n_values=n_values))
+            return
+        # A byte holds one value of each quarter of the rows: write all four quarters, so that it is read once.
+        n_stored = self.spec.shape[0] // 4
+        for rows in row_chunks((n_stored, n_columns), n_values=MORE_IF_PACKED * PIECE_VALUES // 4):
+            yield tuple(slice(rows.start + first, rows.stop + first) for first in range(0, 4 * n_stored, n_stored))
+
+    def values_per_call(self, source: SourceTensor | None) -> int | None:
+        if not kernels.available():
+            return None
+        return MORE_IF_PACKED * PIECE_VALUES if _present(source).kernel_packing else PIECE_VALUES
+
+
+@dataclass(frozen=True)
+class Rounded(Encoder):
+    """Ternary codes and scales that a method chooses for the values."""
+
+    codec: TernaryCodec
+    method: Method
+
+    @property
+    def rounds(self) -> bool:
+        return True
+
+    def encode(self, source: SourceTensor | None, rows: slice) -> ByteArray:
+        source, wanted = _present(source), self.source_rows(rows)
+        coded = finite(self.method.code(source.floats(wanted), self.codec.block), source, wanted)
+        return self._named(self.codec.pack, coded)
+
+
+def encoder_for(spec: TensorSpec, codec: AnyCodec, method: Method, grid: Grid | None = None) -> Encoder:
+    """Return the encoder of a tensor in a type: with `grid`, which must fit a ternary type's blocks, the tensor's own
+    codes; without it, those that `method` chooses.
+    """
+    if spec.data is not None and codec.ternary is False:
+        return Constant(spec, codec)
+    if codec.ternary is False:
+        return AsFloats(spec, codec)
+    return Rounded(spec, codec, method) if grid is None else OnGrid(spec, codec, grid)
+
+
+def values(spec: TensorSpec, source: SourceTensor | None, rows: slice) -> Float32Array:
+    """Return the values that those rows of the file's tensor stand for, float32, (n_rows, row length)."""
+    if spec.data is not None:
+        return spec.data.reshape(1, -1)
+    if spec.rows is None:
+        return _present(source).read(rows)
+    if len(spec.shape) == 1:
+        return _present(source).read(rows)[:, spec.rows]
+    order: RowIndices = spec.rows[rows]
+    return _present(source).read(order)
+
+
+CodesOrNone = TypeVar("CodesOrNone", CodedRows, CodedRows | None)
+
+
+def finite(coded: CodesOrNone, source: SourceTensor, rows: slice | RowIndices) -> CodesOrNone:
+    """Return the rows unchanged; raise TensorError, naming the value, where the source isn't finite."""
+    if coded is not None and not np.isfinite(coded.scales).all():
+        source.read(rows)
+    return coded
+
+
+def _present(source: SourceTensor | None) -> SourceTensor:
+    if source is None:
+        raise ValueError("only a constant can be encoded without a source")
+    return source

@@ -1,0 +1,20 @@
+"""Arguments and options that several commands share, with one wording each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModelPath = Annotated[Path, typer.Argument(help="Hugging Face model folder or GGUF file.")]
+AllowLossy = Annotated[
+    bool, typer.Option("--allow-lossy", help="Convert even if quantized weights can't be stored exactly.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be written; change nothing.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing output.")]
+JsonOutput = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object; write progress to standard error as JSON lines.")
+]
+Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor.")]
+Threads = Annotated[int | None, typer.Option(help="Number of worker threads (default: one per core).", min=1)]
