@@ -1,4 +1,4 @@
-"""Open a model folder: its config.json, and its weights where it has some."""
+"""Open a model folder: its config.json, and its weights if it has any."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a Hugging Face folder; raise SourceError or UnsupportedError where it isn't one that can be read."""
+    """Open a Hugging Face folder; raise SourceError or UnsupportedError if it can't be read."""
     config = read_config_json(path)
     if safetensors_files.matches(path):
         packing, tensors = read_packing(config, safetensors_files.read_tensors(path))
@@ -35,16 +35,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _refuse_other_weights(folder: Path) -> None:
-    """Stop where the folder has weights under names that aren't read, so that none are overlooked."""
+    """Raise SourceError if the folder has weights in files that aren't read, so that they aren't ignored silently."""
     for name in PICKLES:
         if (folder / name).exists():
             raise SourceError(
                 f"{folder} holds its weights in {name}, a PyTorch pickle; expected model.safetensors: "
                 "save the model with save_pretrained(safe_serialization=True)"
             )
-    strays = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth", ".gguf"))
-    if strays:
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth", ".gguf"))
+    if others:
         raise SourceError(
-            f"{folder} holds {strays[0]}, but neither {safetensors_files.SINGLE} nor {safetensors_files.INDEX}: "
+            f"{folder} holds {others[0]}, but neither {safetensors_files.SINGLE} nor {safetensors_files.INDEX}: "
             "fetch the index, or rename a single file"
         )

@@ -24,7 +24,7 @@ class Packing:
     `recognizes` tells from config.json and the stored tensors whether a checkpoint has this packing. `read` returns its
     tensors; it raises SourceError, TensorError or UnsupportedError where the checkpoint contradicts itself or can't be
     read exactly. A `last_resort` is asked only where no other packing recognizes the checkpoint. `packer` takes the
-    quantization_config that config.json will have and returns what writes tensors; None: this packing is only read.
+    quantization_config that config.json will have and returns what writes tensors; None: no scheme can use the packing.
     """
 
     name: str
@@ -56,7 +56,7 @@ def read_packing(config: ConfigJson, stored: StoredTensors) -> tuple[str, dict[s
         method = quantization(config).get("quant_method")
         raise UnsupportedError(
             f"config.json has a quantization_config ({method}) that isn't known here, and reading such weights as "
-            f"plain floats would give a wrong model; known are {', '.join(packings())}"
+            f"plain floats would give a wrong model; known packings are {', '.join(packings())}"
         )
     return found[0].name, found[0].read(config, stored)
 
