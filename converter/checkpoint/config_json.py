@@ -1,4 +1,4 @@
-"""A model folder's config.json, as transformers writes it."""
+"""Read a model folder's config.json, as transformers writes it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def _require_folder(path: Path) -> None:
             "files: save the model with save_pretrained(safe_serialization=True)"
         )
     if path.suffix == ".safetensors":
-        raise SourceError(f"{path} is one file of a model; give the folder it lies in, with its config.json")
+        raise SourceError(f"{path} is one file of a model; expected the folder that contains it and config.json")
     raise SourceError(f"{path} is a file; expected a Hugging Face model folder with config.json")
 
 
 def read_config_json(folder: Path) -> dict[str, Any]:
-    """Return config.json; raise SourceError where the folder isn't one of a model."""
+    """Return config.json as a dict; raise SourceError if the folder has none, or it isn't a JSON object."""
     _require_folder(folder)
     path = folder / "config.json"
     if not path.is_file():

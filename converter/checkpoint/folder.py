@@ -1,4 +1,4 @@
-"""Open a model folder: its config.json, and its weights where it has some."""
+"""Open a model folder: its config.json, and its weights if it has any."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path, linear: Container[str]) -> Checkpoint:
-    """Open a Hugging Face folder whose linear tensors have the names `linear`.
+    """Open a Hugging Face folder whose linear layers' tensors have the names `linear`.
 
-    Raises SourceError or UnsupportedError where it isn't one that can be read.
+    Raises SourceError or UnsupportedError if it can't be read.
     """
     config = read_config_json(path)
     if safetensors_files.matches(path):
@@ -38,7 +38,7 @@ def open_checkpoint(path: Path, linear: Container[str]) -> Checkpoint:
 
 
 def _refuse_other_weights(folder: Path) -> None:
-    """Stop where the folder has weights under names that aren't read, so that none are overlooked."""
+    """Raise SourceError if the folder has weights in files that aren't read, so that they aren't ignored silently."""
     for name in PICKLES:
         if (folder / name).exists():
             raise SourceError(

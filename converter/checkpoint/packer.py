@@ -1,4 +1,4 @@
-"""What a packer is: how one tensor's codes and scales, or its floats, are laid out in safetensors entries."""
+"""What a packer is: it turns one tensor's codes and scales, or its floats, into safetensors entries."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ Constants: TypeAlias = Mapping[str, npt.NDArray[Any]]  # the suffix of an entry'
 
 @dataclass(frozen=True)
 class Coder:
-    """How one tensor is quantized, once what depends on the whole tensor is known.
+    """Quantizes one tensor's rows; what depends on the whole tensor, such as its scale, is fixed.
 
-    `code` takes float32 rows of shape (n_rows, n_columns); it may add columns of zeros to fill the last group.
+    `quantize` takes float32 rows, (n_rows, n_columns); it may add columns of zeros to fill the last group. `constants`
+    are arrays for the whole tensor, which the packer writes once.
     """
 
-    code: Callable[[Float32Array], CodedRows]
+    quantize: Callable[[Float32Array], CodedRows]
     constants: Constants = field(default_factory=dict)
 
 
@@ -54,5 +55,5 @@ class Packer(ABC):
         """Quantize and pack a chunk's float32 rows; return the bytes, and the values that a reader gets from them."""
         if coder is None:
             raise TypeError(f"{type(self).__name__} stores codes: {name} needs a coder")
-        rows = coder.code(values)
+        rows = coder.quantize(values)
         return self.pack(name, shape, chunk, rows, coder.constants), rows.dequantize()[:, : values.shape[1]]

@@ -60,7 +60,7 @@ def read_packing(
         method = quantization(config).get("quant_method")
         raise UnsupportedError(
             f"config.json has a quantization_config ({method}) that isn't known here, and reading such weights as "
-            f"plain floats would give a wrong model; known are {', '.join(packings())}"
+            f"plain floats would give a wrong model; known packings are {', '.join(packings())}"
         )
     return found[0].name, found[0].read(config, stored, linear)
 

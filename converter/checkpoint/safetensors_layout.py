@@ -1,4 +1,7 @@
-"""How tensors lie in safetensors files that are to be written: shards, headers, offsets, all known beforehand."""
+"""Lay out safetensors files before any is written: shards, headers, offsets and sizes.
+
+The format: https://github.com/huggingface/safetensors#format
+"""
 
 from __future__ import annotations
 
@@ -29,14 +32,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Shard:
-    """One safetensors file and the tensors in it, in order."""
+    """One safetensors file and its tensors, in the order of their data."""
 
     file_name: str
     entries: tuple[Entry, ...]
 
     @cached_property
     def header(self) -> bytes:
-        """The file's bytes up to the first tensor."""
+        """The bytes before the first tensor's data."""
         content: dict[str, object] = {"__metadata__": {"format": "pt"}}
         end = 0
         for entry in self.entries:
@@ -49,7 +52,7 @@ class Shard:
 
     @cached_property
     def offsets(self) -> Mapping[str, int]:
-        """Where each tensor starts in the file."""
+        """The offset of each tensor's data in the file, in bytes."""
         found, end = {}, len(self.header)
         for entry in self.entries:
             found[entry.name] = end
@@ -62,7 +65,10 @@ class Shard:
 
 
 def shards(groups: Iterable[Sequence[Entry]], most_bytes: int) -> tuple[Shard, ...]:
-    """Fill files with groups of tensors, in order, none above `most_bytes` of tensors unless one group alone is."""
+    """Distribute groups of tensors over files, in order.
+
+    A group stays in one file. A file holds at most `most_bytes` of tensors, or one group that is larger.
+    """
     files: list[list[Entry]] = [[]]
     used = 0
     for group in groups:
@@ -79,7 +85,7 @@ def shards(groups: Iterable[Sequence[Entry]], most_bytes: int) -> tuple[Shard, .
 
 
 def index_file(files: Sequence[Shard]) -> tuple[str, str] | None:
-    """Return name and text of the index that shards need, or None where one file holds everything."""
+    """Return name and text of the index file, or None if there is only one file."""
     if len(files) == 1:
         return None
     weight_map = {entry.name: shard.file_name for shard in files for entry in shard.entries}

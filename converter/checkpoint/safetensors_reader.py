@@ -1,7 +1,8 @@
-"""Float checkpoints in safetensors files: one file, or shards with an index.
+"""Read safetensors files: one file, or shards with an index.
 
-The format: 8 bytes little-endian header length, a JSON header that maps each name to dtype, shape and the
-half-open byte range of its data after the header. Everything is checked before a weight byte is read.
+The format (https://github.com/huggingface/safetensors#format): 8 bytes of little-endian header length, then a JSON
+header that maps each name to dtype, shape and the half-open byte range of its data after the header. The headers are
+checked before any weight is read.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class SafetensorsTensor(SourceTensor):
         return values
 
     def _refuse(self, values: Float32Array, rows: slice | RowIndices) -> NoReturn:
-        """Say which value is NaN or Inf."""
+        """Raise TensorError that names the first NaN or Inf."""
         finite = np.isfinite(values)
         row, column = (int(i) for i in np.argwhere(~finite)[0])
         row = int(rows[row]) if isinstance(rows, np.ndarray) else row + (rows.start or 0)
@@ -72,12 +73,12 @@ class SafetensorsTensor(SourceTensor):
 
 
 def matches(folder: Path) -> bool:
-    """Tell whether the folder holds safetensors files under the names that transformers looks for."""
+    """Return whether the folder holds safetensors files under the names that transformers looks for."""
     return (folder / SINGLE).exists() or (folder / INDEX).exists()
 
 
 def read_tensors(folder: Path) -> dict[str, SafetensorsTensor]:
-    """Return every tensor of the folder's checkpoint, unread; raise SourceError where a file contradicts itself."""
+    """Return every tensor of the folder by name; no weight is read. Raise SourceError if a file is damaged."""
     if (folder / SINGLE).exists():
         return read_file(folder / SINGLE)
     weight_map = _read_index(folder / INDEX)
@@ -119,7 +120,7 @@ def _shard_path(folder: Path, name: str) -> Path:
 
 
 def read_file(path: Path) -> dict[str, SafetensorsTensor]:
-    """Return the tensors of one safetensors file, unread; raise SourceError naming what is damaged."""
+    """Return the tensors of one file by name; no weight is read. Raise SourceError that names what is damaged."""
     try:
         file_bytes = path.stat().st_size
         if file_bytes < 8:
@@ -131,7 +132,7 @@ def read_file(path: Path) -> dict[str, SafetensorsTensor]:
     if header_bytes > min(file_bytes - 8, MAX_HEADER_BYTES):
         raise SourceError(
             f"{path.name}: the header claims {header_bytes} bytes, but the file has {file_bytes}: "
-            "it is truncated or no safetensors file; fetch it again"
+            "it is truncated or isn't a safetensors file; fetch it again"
         )
     header = _parse_header(path, data[8 : 8 + header_bytes].tobytes())
     body = data[8 + header_bytes :]
@@ -190,7 +191,7 @@ def _require_contiguous(path: Path, ranges: Mapping[str, tuple[int, int]], body_
         end, previous = stop, name
     if end > body_bytes:
         raise SourceError(
-            f"{path.name} is truncated: its header promises {end} bytes of tensors, the file has {body_bytes}: "
+            f"{path.name} is truncated: its header lists {end} bytes of tensors, the file has {body_bytes}: "
             "fetch it again"
         )
     if end < body_bytes:

@@ -1,4 +1,4 @@
-"""What a quantized folder says of itself: config.json, and README.md with a table of facts."""
+"""Describe a quantized folder: its config.json, and its README.md with a table of facts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tritgguf.converter.export.plan import ExportPlan
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """What rounding changed in one tensor: sums of squares of the differences and of the values."""
+    """What rounding changed in one tensor: the sums of the squared differences and of the squared values."""
 
     name: str
     coded: bool
@@ -23,12 +23,12 @@ class TensorFacts:
 
     @property
     def error(self) -> float:
-        """The relative squared error."""
+        """The relative squared error: |stored - weights|² / |weights|²."""
         return self.squared_error / self.sum_of_squares if self.sum_of_squares else 0.0
 
 
 def config_json(plan: ExportPlan) -> dict[str, Any]:
-    """Return config.json: the model's, with what is true of these weights."""
+    """Return config.json: the model's, with quantization_config and dtype of the written weights."""
     config = {key: value for key, value in plan.config.items() if key != "quantization_config"}
     form = plan.form
     if not form.dequantized:
@@ -65,16 +65,16 @@ def _table(plan: ExportPlan, facts: Sequence[TensorFacts]) -> list[tuple[str, st
         rows.append(("group", f"{scheme.group} columns share a scale" if scheme.group else "the tensor shares a scale"))
         if scheme.bits is not None:
             rows.append(("bits per weight that the scheme needs, linear layers", f"{scheme.bits:.2f}"))
-        rows.append(("bits per weight as stored, coded tensors", f"{plan.coded_bits:.3f}"))
+        rows.append(("bits per weight as stored, quantized tensors", f"{plan.coded_bits:.3f}"))
     rows += [
         ("bits per weight as stored, whole model", f"{8 * plan.weight_bytes / n_weights:.3f}"),
-        ("size", f"{plan.weight_bytes:,} bytes (the source's tensors: {source_bytes:,})"),
+        ("size", f"{plan.weight_bytes:,} bytes (the tensors of the source: {source_bytes:,})"),
     ]
     if coded:
-        rows.append(("coded tensors", f"{len(coded)} of {len(facts)}"))
-        rows.append(("relative squared error, coded tensors", _errors(coded)))
+        rows.append(("quantized tensors", f"{len(coded)} of {len(facts)}"))
+        rows.append(("relative squared error, quantized tensors", _errors(coded)))
     if rounded := [fact for fact in plain if fact.squared_error]:
-        rows.append(("plain tensors that their type rounds", f"{len(rounded)} of {len(plain)}: {_errors(rounded)}"))
+        rows.append(("plain tensors rounded to their type", f"{len(rounded)} of {len(plain)}: {_errors(rounded)}"))
     else:
         rows.append(("plain tensors", f"{len(plain)}, unchanged"))
     return rows

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, and that an interrupted run can go on with."""
+"""Write a folder under a temporary name and rename it when it is complete; an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ FACTS = ".facts.json"
 
 
 def require_folder(out: Path, model: Path, force: bool) -> None:
-    """Raise OutputError where the target can't become a folder; nothing is created."""
+    """Raise OutputError if the target can't be written; create nothing."""
     inside = model.resolve()
     if out.resolve() in (inside, *inside.parents):
         raise OutputError(f"{out} holds the model itself; choose another folder")
     if out.exists() and not force:
         raise OutputError(f"{out} exists already; add --force to replace it")
     if out.exists() and not (out / "config.json").is_file():
-        raise OutputError(f"{out} isn't a model's folder (no config.json), so it isn't replaced; choose another")
+        raise OutputError(f"{out} isn't a model folder (no config.json), so it isn't replaced; choose another")
     if not out.parent.is_dir():
-        raise OutputError(f"{out.parent} is no folder; create it, or choose another target")
+        raise OutputError(f"{out.parent} isn't a folder; create it, or choose another target")
     if not os.access(out.parent, os.W_OK):
         raise OutputError(f"{out.parent} isn't writable; choose another target")
 
 
 @contextlib.contextmanager
 def whole_folder(out: Path, identity: dict[str, Any], resume: bool) -> Iterator[Path]:
-    """Give a folder beside `out`, called OUT.part, that is renamed to `out` when the block ends well.
+    """Yield the folder OUT.part beside `out`; rename it to `out` when the block ends without an error.
 
-    Otherwise it is removed, or with `resume` kept. `identity` says what is being made: only the same is gone on with.
+    After an error OUT.part is removed, or with `resume` kept. `identity` describes the output: only an OUT.part with an
+    equal identity is resumed. Raise OutputError if the folder can't be written.
     """
     partial = out.with_name(f"{out.name}.part")
     try:
@@ -60,10 +61,11 @@ def _begin(partial: Path, identity: dict[str, Any], resume: bool) -> None:
         return
     if not resume:
         raise OutputError(
-            f"{partial} exists: another run is writing it, or one was cut short; go on with --resume, or delete it"
+            f"{partial} exists: another run is writing it, or one was interrupted; "
+            "continue it with --resume, or delete it"
         )
     if _read_json(partial / STATE) != json.loads(json.dumps(identity)):
-        raise OutputError(f"{partial} was begun from another model or with other options: delete it to begin anew")
+        raise OutputError(f"{partial} was started from another model or with other options: delete it to start again")
 
 
 def _publish(partial: Path, out: Path) -> None:
@@ -78,7 +80,7 @@ def _publish(partial: Path, out: Path) -> None:
 
 
 def finished(partial: Path, file_name: str, file_bytes: int) -> list[dict[str, Any]] | None:
-    """Return what an earlier run noted of a file that it finished, or None."""
+    """Return the facts that an earlier run recorded for a finished file, or None if it isn't finished."""
     path = partial / file_name
     facts = _read_json(partial / f"{file_name}{FACTS}")
     if not isinstance(facts, list) or not path.is_file() or path.stat().st_size != file_bytes:
@@ -87,7 +89,7 @@ def finished(partial: Path, file_name: str, file_bytes: int) -> list[dict[str, A
 
 
 def note_finished(partial: Path, file_name: str, facts: list[dict[str, Any]]) -> None:
-    """Note what is known of a file, before it gets its name."""
+    """Record the facts of a file's tensors, before the file is renamed to its final name."""
     (partial / f"{file_name}{FACTS}").write_text(json.dumps(facts))
 
 

@@ -1,4 +1,4 @@
-"""The whole folder as data, before it is written: which tensor becomes which entries of which file."""
+"""Plan the whole folder before it is written: the entries of each tensor, and the file that holds them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROUNDS_ITSELF = "BitnetForCausalLM"  # 1bitLLM's class makes its weights ternary
 
 @dataclass(frozen=True)
 class Form:
-    """What the user chose: `scheme` None only writes out what is packed; `dtype` is that of dequantized floats."""
+    """What the user chose. `scheme` None dequantizes a packed model; `dtype` is that of the dequantized floats."""
 
     scheme: Scheme | None
     dequantized: bool
@@ -47,7 +47,7 @@ class Form:
 class TensorExport:
     """One tensor of the model: `scheme` quantizes it, or it is a plain float; `packer` writes it.
 
-    `source` is None where there are no weights; `grid` is what its values lie on already.
+    `source` is None if there are no weights; `grid` is the grid that its values are on already.
     """
 
     spec: TensorSpec
@@ -71,7 +71,7 @@ class TensorExport:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """The folder: its safetensors files, the tensors in order, and what the user should know."""
+    """The folder: its safetensors files, the tensors in order, and notes for the user."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -82,12 +82,12 @@ class ExportPlan:
 
     @property
     def weight_bytes(self) -> int:
-        """The size of the safetensors files, to the byte."""
+        """The exact size of the safetensors files."""
         return sum(shard.file_bytes for shard in self.shards)
 
     @property
     def coded_bits(self) -> float:
-        """Bits per weight of the coded tensors as they are stored."""
+        """Bits per weight of the quantized tensors as they are stored."""
         coded = [tensor for tensor in self.tensors if tensor.scheme]
         return 8 * sum(t.n_bytes for t in coded) / max(1, sum(t.n_weights for t in coded))
 
@@ -102,18 +102,18 @@ class ExportPlan:
 
 
 def plan_export(folder: Path, form: Form, threads: int, progress: Step) -> ExportPlan:
-    """Plan the folder; raise TritggufError where the checkpoint can't become what was asked for."""
+    """Plan the folder; raise TritggufError if the checkpoint can't be written as asked."""
     raw = read_config_json(folder)
     if form.dequantized and ROUNDS_ITSELF in (raw.get("architectures") or []):
         raise UnsupportedError(
             f"config.json: {ROUNDS_ITSELF} rounds its weights to three levels each time it computes, so floats that "
-            "are rounded already would change: take a packed scheme, or convert to GGUF"
+            "are rounded already would change: choose a packed scheme, or convert to GGUF"
         )
     architecture = architecture_for(raw)
     config = architecture.read_config(raw)
     specs = [spec for spec in architecture.tensors(config) if spec.data is None]
     checkpoint = open_checkpoint(folder, linear_names(specs))
-    notes = ["no weights here: what is lost isn't known"] if checkpoint.tensors is None else []
+    notes = ["there are no weights: the loss isn't known"] if checkpoint.tensors is None else []
     found: Mapping[str, SourceTensor] = {}
     if checkpoint.tensors is not None:
         found, notes = match_tensors(specs, checkpoint.tensors, config)
@@ -148,15 +148,15 @@ def _choose(spec: TensorSpec, source: SourceTensor | None, form: Form, config: M
     if grid is not None and source is not None and not form.allow_lossy and not scheme.holds(grid, source):
         raise TensorError(
             f"{spec.source}: {grid.description(source.shape)}, which {scheme.name} can't hold; quantize the model that "
-            "it was made from, or convert it all the same with --allow-lossy"
+            "it was made from, or add --allow-lossy to quantize it inexactly"
         )
-    scheme.packer.entries(spec.source, spec.shape)  # refuses shapes that don't fit, dequantized or not
+    scheme.packer.entries(spec.source, spec.shape)  # raises for shapes that don't fit, dequantized or not
     packer = FloatPacker(form.dtype) if form.dequantized else scheme.packer
     return TensorExport(spec, source, scheme, packer, grid)
 
 
 def _plain_dtype(source: SourceTensor | None, form: Form, config: Mapping[str, Any]) -> str:
-    """Return what a tensor that isn't coded is stored as: as the form says, else as it is."""
+    """Return the dtype of a tensor that isn't quantized: the form's or the scheme's, else its own."""
     if form.dequantized:
         return form.dtype
     if form.scheme is not None and form.scheme.plain_dtype:

@@ -1,4 +1,4 @@
-"""quantize(): open a checkpoint, plan the folder, code and pack its tensors chunk by chunk, write the folder."""
+"""quantize(): open a checkpoint, plan the folder, quantize and pack its tensors chunk by chunk, write the folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COPIED = (
 
 @dataclass(frozen=True)
 class Quantization:
-    """A finished folder; `facts` says of each tensor what rounding changed."""
+    """A finished folder; `facts` tells what rounding changed in each tensor."""
 
     out: Path
     plan: ExportPlan
@@ -54,7 +54,7 @@ def form_named(
     allow_lossy: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> Form:
-    """Look the names up; raise UnsupportedError listing what there is. Without a scheme, dequantize what is packed."""
+    """Look the names up; raise UnsupportedError that lists the known ones. Without a scheme, a model is dequantized."""
     if dtype not in BY_CODEC:
         raise UnsupportedError(f"unknown dtype {dtype!r}; expected one of {', '.join(BY_CODEC)}")
     if embeddings not in ("packed", "plain"):
@@ -72,7 +72,7 @@ def form_named(
 def plan_quantization(
     model: str | os.PathLike[str], form: Form, *, threads: int | None = None, progress: Progress | None = None
 ) -> ExportPlan:
-    """Return the folder as it would be written; config.json alone is enough for its size."""
+    """Return the plan of the folder; a folder with only config.json is enough for the sizes."""
     folder = Path(model)
     return plan_export(folder, form, n_threads(threads), counted(progress, "reading", _weight_bytes(folder)))
 
@@ -90,9 +90,8 @@ def quantize(
 ) -> Quantization:
     """Quantize a Hugging Face checkpoint folder and write it as another.
 
-    `form` is a scheme's name, or what `form_named` gives. The folder appears when it is whole.
-    With `resume` an interrupted run leaves what it finished in OUT.part, and the next one goes on from there, file by
-    file. Raises TritggufError.
+    `form` is a scheme's name, or what `form_named` returns. `out` appears when it is complete. With `resume` an
+    interrupted run keeps its finished files in OUT.part, and the next run writes only the others. Raises TritggufError.
     """
     started = time.monotonic()
     folder, target = Path(model), Path(out)
@@ -101,7 +100,7 @@ def quantize(
         folder, form_named(form) if isinstance(form, str) else form, threads=threads, progress=progress
     )
     if any(tensor.source is None for tensor in plan.tensors):
-        raise SourceError(f"{model} holds no weights; it can only be planned: --dry-run")
+        raise SourceError(f"{model} holds no weights; it can only be planned, with --dry-run")
     if planned:
         planned(plan)
     report = counted(progress, "writing", plan.weight_bytes)
@@ -118,7 +117,7 @@ def _weight_bytes(folder: Path) -> int:
 
 
 def _identity(plan: ExportPlan) -> dict[str, Any]:
-    """Return what must be the same for an interrupted run to be gone on with: model, options and layout."""
+    """Return what must be equal for an interrupted run to be resumed: model, options and layout."""
     headers = hashlib.sha256(b"".join(shard.header for shard in plan.shards)).hexdigest()
     files = {
         path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(plan.folder.glob("*.safetensors"))
@@ -144,7 +143,7 @@ def _write_shard(partial: Path, shard: Shard, plan: ExportPlan, threads: int, re
 
 
 def _write_tensor(file: BinaryIO, shard: Shard, tensor: TensorExport, threads: int, report: Step) -> TensorFacts:
-    """Write one tensor by chunks of rows, in parallel; return what rounding changed."""
+    """Write one tensor by chunks of rows, in parallel; return what rounding changed in it."""
     name, shape, source, packer = tensor.spec.source, tensor.spec.shape, tensor.source, tensor.packer
     assert source is not None
     coder = tensor.scheme.coder(source, tensor.grid, threads) if tensor.scheme else None

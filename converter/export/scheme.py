@@ -22,12 +22,14 @@ from tritgguf.converter.quant.grids import Grid
 class Scheme:
     """One scheme of `tritgguf quantize`.
 
-    `group` neighbouring columns share a scale, None means the whole tensor. `coder` looks at a tensor as often as it
-    must; `holds` tells whether a ternary grid found in the tensor is kept as it is. A packed folder is written in
-    `packing`, with `config` as config.json's quantization_config; `reading` says who can read it, `bits` is the
-    information per weight.
-    `dequantized` says which of the two forms is the usual one, `plain_dtype` what the other tensors become (None: what
-    they are), `packs_embeddings` whether embeddings and output layer can be coded too.
+    - `group` neighbouring columns share a scale; None means the whole tensor.
+    - `coder` takes a tensor, the grid that it is on and the number of threads; it may read the tensor.
+    - `holds` tells whether it keeps the codes and scales of a tensor that is on a grid.
+    - A packed folder is written in `packing`, with `config` as config.json's quantization_config.
+    - `reading` tells who can read such a folder; `bits` is the information per weight.
+    - `dequantized` tells whether the folder holds floats by default.
+    - `plain_dtype` is the dtype of the tensors that aren't quantized; None means their own.
+    - `packs_embeddings` tells whether embeddings and output layer can be quantized too.
     """
 
     name: str
@@ -44,9 +46,9 @@ class Scheme:
 
     @property
     def packer(self) -> Packer:
-        """What writes tensors in the scheme's packing; raise UnsupportedError where nothing does."""
+        """The packing's packer for this scheme; raise UnsupportedError if it has none."""
         if self.packing.packer is None:
-            raise UnsupportedError(f"{self.name} can't be written: {self.packing.name} can only be read here")
+            raise UnsupportedError(f"{self.name} can't be written: the packing {self.packing.name} has no packer")
         return self.packing.packer(self.config)
 
 
@@ -56,7 +58,7 @@ def schemes() -> dict[str, Scheme]:
 
 
 def scheme_named(name: str) -> Scheme:
-    """Return the scheme of that name; raise UnsupportedError listing the names there are."""
+    """Return the scheme of that name; raise UnsupportedError that lists the known names."""
     known = schemes()
     if name not in known:
         raise UnsupportedError(f"unknown scheme {name!r}; expected one of {', '.join(known)}")

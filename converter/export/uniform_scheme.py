@@ -13,18 +13,18 @@ from tritgguf.converter.quant.uniform import ENTRIES, GROUP, codebook, informati
 
 
 def coder(source: SourceTensor, grid: Grid | None, threads: int, *, digits: int) -> Coder:
-    """Choose the matrix's codebook."""
+    """Choose the 27 scales of the matrix."""
     book = codebook(source, digits, threads)
     return Coder(book.code, {STEPS: book.steps.astype("<f4")})
 
 
 def holds(grid: Grid, source: SourceTensor) -> bool:
-    """Any grid may be coded: what that changes is measured like that of floats."""
+    """Accept every grid: the loss is measured as it is for other floats."""
     return True
 
 
 def uniform_scheme(digits: int) -> Scheme:
-    """Return the scheme of so many trits per weight."""
+    """Return the scheme with `digits` trits per weight, 1 to 3."""
     return Scheme(
         f"uniform-d{digits}",
         group=GROUP,

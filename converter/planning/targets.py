@@ -1,4 +1,4 @@
-"""Where a file is meant to run, and which types have fast kernels there: each codec says it of itself."""
+"""The targets of `--for`, and the types to choose from for each; every codec lists where it runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tritgguf.converter.errors import UnsupportedError
 if TYPE_CHECKING:
     from tritgguf.converter.quant.codec import AnyCodec
 
-ANY = "any"  # stands for all others at the same time
+ANY = "any"  # all of the others
 TARGETS = ("cpu", "cuda", "metal", "vulkan", "ollama", ANY)
 
 

@@ -116,7 +116,7 @@ def partial_rotation(folder: Path) -> None:
     edit_config(folder, partial_rotary_factor=0.5)
 
 
-@attack("model.safetensors is truncated: its header promises [0-9]+ bytes of tensors, the file has [0-9]+")
+@attack("model.safetensors is truncated: its header lists [0-9]+ bytes of tensors, the file has [0-9]+")
 def truncated_file(folder: Path) -> None:
     path = folder / "model.safetensors"
     with path.open("r+b") as file:
@@ -343,7 +343,7 @@ def test_attack(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         ("notes.txt", b"just some text", "is a file; expected a Hugging Face model folder"),
         ("pytorch_model.bin", b"PK\x03\x04rest", "is a PyTorch pickle"),
         ("old.bin", b"\x80\x02ctorch", "is a PyTorch pickle"),
-        ("model.safetensors", b"\x10\0\0\0\0\0\0\0", "give the folder it lies in"),
+        ("model.safetensors", b"\x10\0\0\0\0\0\0\0", "expected the folder that contains it"),
         ("empty", b"", "is a file; expected a Hugging Face model folder"),
     ],
 )

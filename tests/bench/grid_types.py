@@ -34,7 +34,7 @@ def samples(model: Path, levels: int) -> list[np.ndarray]:
         for kind in KINDS:
             source = tensors[f"model.layers.{layer}.{kind}.weight"]
             coder = scheme.coder(source, None, 2)
-            values = coder.code(source.read(slice(0, N_ROWS))).dequantize()
+            values = coder.quantize(source.read(slice(0, N_ROWS))).dequantize()
             found.append(values.astype(np.float16).astype(np.float32))
     return found
 

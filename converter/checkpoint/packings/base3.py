@@ -1,9 +1,9 @@
 """Base-3 packing: four neighbouring columns' trits as the digits of one byte, and a scale per group of columns.
 
 `X.weight` is U8 (rows, columns / 4): byte = v0 + 3·v1 + 9·v2 + 27·v3 with v = trit + 1. `X.weight.scales` is F32
-(rows, columns / group): weight = trit · scale. The columns may be padded up to the group. The 14B seed packs its
-embeddings and output layer the same way; a newer variant says so in config.json (quant_method bitnet_158, packing
-base3_columns).
+(rows, columns / group): weight = trit · scale. The columns may be padded to a multiple of the group. The 14B seed packs
+its embeddings and output layer the same way and has no quantization_config; a newer variant has one (quant_method
+bitnet_158, packing base3_columns).
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from tritgguf.converter.core.tensors import (
 from tritgguf.converter.errors import SourceError, TensorError
 
 SCALES = ".scales"
-INFINITE = 0x7F800000  # as a float32's word; those of negative numbers and of what is no number are larger
+INFINITE = 0x7F800000  # as a float32's bits; those of NaN and of negative numbers are larger
 METHOD, LAYOUT = "bitnet_158", "base3_columns"
 POWERS = np.array([1, 3, 9, 27], np.uint8)
-# The four trits of every byte as one word; bytes above 80 stand for none.
+# The four trits of every byte as one word; bytes above 80 are invalid.
 FOURS = ((np.arange(256)[:, None] // POWERS % 3).astype(np.int8) - np.int8(1)).view(np.uint32)[:, 0]
 
 
 @dataclass(frozen=True)
 class Base3Tensor(PackedTensor):
-    """One packed tensor; on disk `stored_group` columns share a scale, padding included."""
+    """One packed tensor; on disk, with padding, `stored_group` columns share a scale."""
 
     stored: SafetensorsTensor
     stored_scales: SafetensorsTensor
@@ -52,7 +52,7 @@ class Base3Tensor(PackedTensor):
     packing = "base-3"
 
     def fitted(self, shape: tuple[int, ...]) -> SourceTensor | None:
-        """Return the tensor without its padding, if `shape` is what padding made this shape of."""
+        """Return the tensor without its padding; None if padding `shape` doesn't give this tensor's shape."""
         rows, columns = shape
         if rows != self.shape[0] or not 0 <= self.shape[1] - columns < self.stored_group:
             return None
@@ -83,7 +83,7 @@ class Base3Tensor(PackedTensor):
 
     def read_packed(self, rows: slice | RowIndices) -> PackedRows:
         stored, numbers = self.stored.data.reshape(self.stored.shape), row_numbers(rows, self.shape[0])
-        words, dtype = self.stored_scales.floats(rows)  # all were checked when the plan was made
+        words, dtype = self.stored_scales.floats(rows)  # the scales were checked when the plan was made
         scales = words.view(np.float32) if dtype == "F32" else self.scales(rows)
         return PackedRows(self.packing, stored, numbers, self.shape[1], self._per_group(scales), self.group)
 
@@ -94,20 +94,22 @@ class Base3Tensor(PackedTensor):
         if largest is None:
             fours, largest = FOURS[stored], int(stored.max(initial=0))
         if largest > 80:
-            raise TensorError(f"{self.name} holds the byte {largest}; expected at most 80: the checkpoint is damaged")
+            raise TensorError(
+                f"{self.name} holds the invalid byte {largest}; expected at most 80: the checkpoint is damaged"
+            )
         codes = fours.view(np.int8)[:, : self.shape[1]]
         return CodedRows(np.ascontiguousarray(codes), self.scales(rows), self.group)
 
 
 def pack(codes: npt.NDArray[np.int8]) -> ByteArray:
-    """Return the bytes of ternary rows, their length a multiple of four, shape (n_rows, n_columns / 4)."""
+    """Return the bytes, (n_rows, n_columns / 4), of ternary rows, (n_rows, n_columns); n_columns is a multiple of 4."""
     digits = (codes.view(np.uint8) + np.uint8(1)).reshape(len(codes), -1, 4)
     packed: ByteArray = digits[..., 0] + 3 * digits[..., 1] + 9 * digits[..., 2] + 27 * digits[..., 3]
     return packed
 
 
 def unpack_base3(packed: ByteArray, scales: Float32Array) -> Float32Array:
-    """Return the weights of base-3 packed rows: U8 (n_rows, n_columns / 4), scales (n_rows, n_groups).
+    """Return float32 weights, (n_rows, n_columns), of U8 rows, (n_rows, n_columns / 4), and scales, (n_rows, n_groups).
 
     >>> unpack_base3(np.array([[0 + 3 * 1 + 9 * 2 + 27 * 1]], np.uint8), np.array([[0.5]], np.float32))
     array([[-0.5,  0. ,  0.5,  0. ]], dtype=float32)
@@ -118,12 +120,12 @@ def unpack_base3(packed: ByteArray, scales: Float32Array) -> Float32Array:
 
 
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
-    """Whether a packed weight has scales beside it: the published 14B file has no other sign."""
+    """Whether a U8 weight has `.scales` beside it; the published 14B file has no quantization_config."""
     return any(tensor.dtype == "U8" and name + SCALES in stored for name, tensor in stored.items())
 
 
 def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
-    """Return the tensors, packed ones as codes."""
+    """Return the tensors, packed ones as Base3Tensor."""
     said = quantization(config)
     if said and (said.get("quant_method"), said.get("packing", LAYOUT)) != (METHOD, LAYOUT):
         raise SourceError(
@@ -164,7 +166,7 @@ def _fits(packed: tuple[int, ...], scales: tuple[int, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Base3Packer(Packer):
-    """Writes coded rows whose columns are padded up to whole groups of `group`."""
+    """Writes codes and scales of rows that are padded to a multiple of `group` columns, itself a multiple of 4."""
 
     group: int
 
@@ -184,7 +186,7 @@ class Base3Packer(Packer):
 
 
 def packer(config: ConfigJson) -> Base3Packer:
-    """Return what writes groups of the size that config.json says, a multiple of four."""
+    """Return the packer for quantization_config's group_size, a multiple of 4."""
     return Base3Packer(config["group_size"])
 
 

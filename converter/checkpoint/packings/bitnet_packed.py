@@ -1,8 +1,9 @@
 """Hugging Face bitnet packing (BitNet 2B-4T, Falcon3-1.58bit): four rows' trits in one byte, and a scale beside.
 
 `X.weight` is U8 (rows / 4, columns): with P = rows / 4, bits 2i and 2i+1 of byte (r, c) hold trit + 1 of row r + i·P.
-`X.weight_scale` has one value, or one per row. Which way it works depends on the class that the model computes with:
-`autobitlinear` multiplies by it, `bitlinear`, which is also what nothing said means, divides.
+`X.weight_scale` has one value, or one per row. config.json's `linear_class` tells how the model uses it:
+`autobitlinear` multiplies by it; `bitlinear`, the default, divides by it. The reference is `pack_weights`, `BitLinear`
+and `AutoBitLinear` in https://github.com/huggingface/transformers/blob/main/src/transformers/integrations/bitnet.py.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ METHOD = "bitnet"
 
 @dataclass(frozen=True)
 class BitnetTensor(PackedTensor):
-    """One packed tensor; `row_scales` is what a trit of each row is worth, float32 (n_rows, 1)."""
+    """One packed tensor; `row_scales`, float32 (n_rows, 1), multiply the trits of each row."""
 
     stored: SafetensorsTensor
     row_scales: Float32Array
@@ -66,31 +67,31 @@ class BitnetTensor(PackedTensor):
             digits = packed[wanted % n_packed] >> (2 * (wanted // n_packed)).astype(np.uint8)[:, None] & 3
             codes, invalid = (digits - np.uint8(1)).view(np.int8), int((digits == 3).any())
         if invalid:
-            raise TensorError(f"{self.name} holds the code 3, which stands for no trit: the checkpoint is damaged")
+            raise TensorError(f"{self.name} holds the invalid code 3; expected 0, 1 or 2: the checkpoint is damaged")
         return CodedRows(codes, self.row_scales[wanted], n_columns)
 
 
 def pack(codes: npt.NDArray[np.int8]) -> ByteArray:
-    """Return the bytes of ternary rows, their number a multiple of four, shape (n_rows / 4, n_columns)."""
+    """Return the bytes, (n_rows / 4, n_columns), of ternary rows, (n_rows, n_columns); n_rows is a multiple of 4."""
     digits = (codes.view(np.uint8) + np.uint8(1)).reshape(4, -1, codes.shape[1])
     packed: ByteArray = digits[0] | digits[1] << 2 | digits[2] << 4 | digits[3] << 6
     return packed
 
 
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
-    """Whether a packed weight has a weight_scale beside it; other methods of that look say who they are."""
+    """Whether a U8 weight has a weight_scale beside it; other methods that store this have their own quant_method."""
     if quantization(config).get("quant_method", METHOD) != METHOD:
         return False
     return any(tensor.dtype == "U8" and name + SCALE in stored for name, tensor in stored.items())
 
 
 def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
-    """Return the tensors, packed ones as codes."""
+    """Return the tensors, packed ones as BitnetTensor."""
     quantized = quantization(config)
     if not quantized:
         raise SourceError(
             "config.json has no quantization_config, and only its linear_class tells whether the packed weights are "
-            "multiplied by their scale or divided: fetch config.json again"
+            "multiplied by their scale or divided by it: fetch config.json again"
         )
     multiplies = _multiplies(quantized.get("linear_class"))
     tensors: dict[str, SourceTensor] = {}
@@ -113,8 +114,8 @@ def _multiplies(linear_class: object) -> bool:
     if linear_class == "autobitlinear":
         return True
     raise UnsupportedError(
-        f"config.json: quantization_config.linear_class is {linear_class!r}, and nothing says whether it multiplies "
-        "by the scale or divides; expected autobitlinear or bitlinear"
+        f"config.json: quantization_config.linear_class is {linear_class!r}, which isn't known to multiply "
+        "by the scale or to divide by it; expected autobitlinear or bitlinear"
     )
 
 
@@ -128,16 +129,18 @@ def _row_scales(scale: SafetensorsTensor, packed: SafetensorsTensor, multiplies:
     values = scale.read(slice(None)).reshape(-1)
     if (values <= 0).any():
         raise TensorError(f"{scale.name} holds {values.min():g}; expected scales above zero")
-    worth = values if multiplies else np.float32(1) / values
-    return np.broadcast_to(worth[:, None], (n_rows, 1)).astype(np.float32)
+    factors = values if multiplies else np.float32(1) / values
+    return np.broadcast_to(factors[:, None], (n_rows, 1)).astype(np.float32)
 
 
 class BitnetPacker(Packer):
-    """Writes coded rows with one scale per tensor; a chunk of packed rows holds rows of all four quarters."""
+    """Writes codes and one scale per tensor; a chunk of packed rows holds rows of all four quarters of the tensor."""
 
     def entries(self, name: str, shape: tuple[int, ...]) -> tuple[Entry, ...]:
         if shape[0] % 4:
-            raise TensorError(f"{name} has {shape[0]} rows; bitnet packing puts four in one: take another scheme")
+            raise TensorError(
+                f"{name} has {shape[0]} rows; bitnet packing needs a multiple of 4: choose another scheme"
+            )
         return Entry(name, "U8", (shape[0] // 4, shape[1])), Entry(name + SCALE, "F32", (1,))
 
     def chunks(self, shape: tuple[int, ...]) -> Iterator[slice]:

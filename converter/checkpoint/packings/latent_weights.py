@@ -1,8 +1,8 @@
 """BitNet latent weights: floats that the model ternarizes each time it computes.
 
-trit = clip(round(w / s), -1, 1), weight = trit * s, with s = mean|w| over the whole tensor in float32, at least 1e-5:
-the rule of transformers' `WeightQuant` (quantization_mode online) and of 1bitLLM's models, whose config.json has no
-quantization_config.
+trit = clip(round(w / s), -1, 1), weight = trit * s, with s = mean|w| over the whole tensor in float32, at least 1e-5
+(BitNet b1.58, https://arxiv.org/abs/2402.17764). This is the rule of transformers' `WeightQuant` (quantization_mode
+online) and of 1bitLLM's models, whose config.json has no quantization_config.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def ternarized(tensor: SourceTensor) -> LatentTensor:
 
 
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
-    """Whether config.json says online quantization, or the class is 1bitLLM's, whose config.json says nothing."""
+    """Whether config.json says online quantization, or there is no quantization_config and the class is 1bitLLM's."""
     if any(tensor.dtype == "U8" for tensor in stored.values()):
         return False
     quantized = quantization(config)
@@ -68,7 +68,7 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
 
 
 def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
-    """Return the tensors, the linear ones ternarized; those in modules_to_not_convert are plain floats."""
+    """Return the tensors; linear ones are ternarized unless modules_to_not_convert lists them."""
     quantized = quantization(config)
     kept = quantized.get("modules_to_not_convert") or []
     if not isinstance(kept, list) or not all(isinstance(pattern, str) for pattern in kept):
@@ -80,9 +80,9 @@ def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> d
 
 
 def _kept(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a module stays as it is, by the rule of transformers' `should_convert_module`.
+    """Whether a module is left as plain floats, by the rule of transformers' `should_convert_module`.
 
-    A pattern is the end of the module's name, or a regular expression for its start up to a dot.
+    A pattern is the end of the module's name, or a regular expression for its start that ends before a dot.
     """
     module = name.removesuffix(".weight")
     try:

@@ -1,4 +1,4 @@
-"""Plain floats: every tensor is what the model computes with, be it ternary already (TriLM, Bonsai, BitCPM) or not."""
+"""Plain floats: every tensor holds the weights themselves, ternary (TriLM, Bonsai, BitCPM) or not."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tritgguf.converter.quant.grids import find_grid
 
 
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
-    """Whether config.json names no way to make weights of the floats; asked where no other packing recognizes them."""
+    """Whether config.json names no other format; asked only if no other packing recognizes the checkpoint."""
     return quantization(config).get("quant_method") in (None, "bitnet")
 
 
 def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
-    """Return the tensors; floats under a bitnet config must be ternary, as Falcon-E's bfloat16 are."""
+    """Return the tensors; if config.json says quant_method bitnet, they must be ternary, as Falcon-E's bfloat16 are."""
     packed = next((name for name, tensor in stored.items() if tensor.dtype == "U8"), None)
     if packed is not None:
         raise SourceError(
@@ -35,14 +35,14 @@ def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> d
         if first is None or find_grid(first) is None:
             raise UnsupportedError(
                 "config.json says quant_method bitnet, but the weights are neither packed nor ternary floats, and "
-                "nothing says how to make them so (quantization_mode online would)"
+                "no rule to ternarize them is given; expected packed weights, or quantization_mode online"
             )
     return dict(stored)
 
 
 @dataclass(frozen=True)
 class FloatPacker(Packer):
-    """Writes floats of one dtype: F32, F16 or BF16; codes become the floats that they stand for."""
+    """Writes floats of one dtype: F32, F16 or BF16; codes are written as code · scale."""
 
     dtype: str
 
@@ -66,7 +66,7 @@ class FloatPacker(Packer):
         if coder is None:
             piece = self._packed(name, chunk, values)
             return [piece], self.codec.decode(piece[2])
-        pieces = self.pack(name, shape, chunk, coder.code(values), coder.constants)
+        pieces = self.pack(name, shape, chunk, coder.quantize(values), coder.constants)
         return pieces, self.codec.decode(pieces[0][2])
 
     def _packed(self, name: str, chunk: slice, values: Float32Array) -> Piece:

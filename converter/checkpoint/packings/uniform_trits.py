@@ -1,9 +1,9 @@
-"""Packed uniform codes: each group of 16 columns as base-3 digits, its index in the matrix's 27 scales first.
+"""Uniform trits: each group of 16 columns as base-3 digits, first the index of its scale, then its codes.
 
 `X.weight.trits` is U8 (blocks, 27), one stream of trits per matrix (trit_packing.py), row by row: for each group three
-digits of its scale's index, then the digits of code + k of its 16 values, each number's lowest digit first; the last
-block is filled up with zeros. `X.weight.steps` is F32 (27,), what one step of a code is worth, smallest first.
-`X.weight.shape` is I64 (2,), rows and columns. config.json says how many digits a code has.
+digits of its scale's index, then the digits of code + k of its 16 values, each number's lowest digit first; zeros fill
+the last block. `X.weight.steps` is F32 (27,), in rising order: weight = code · step. `X.weight.shape` is I64 (2,): rows
+and columns. config.json's `digits` is the number of digits per code. docs/formats.md describes the layout.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ MOST_DIGITS = 3
 
 
 def row_trits(n_columns: int, digits: int) -> int:
-    """Return how many trits a row takes."""
+    """Return the number of trits in a row."""
     return n_columns // GROUP * (INDEX_TRITS + GROUP * digits)
 
 
 def n_blocks(shape: tuple[int, ...], digits: int) -> int:
-    """Return how many blocks a matrix takes."""
+    """Return the number of blocks in a matrix."""
     return -(-shape[0] * row_trits(shape[1], digits) // BLOCK)
 
 
 def trits_of(rows: CodedRows, steps: Float32Array, digits: int) -> ByteArray:
-    """Return the base-3 digits of coded rows, whose scales are among `steps`, as one sequence."""
+    """Return the base-3 digits of codes and scales as one sequence; the scales must be among `steps`."""
     indices = np.searchsorted(steps, rows.scales.reshape(-1)).astype(np.uint8)
     codes = (rows.codes + np.int8(highest_code(digits))).view(np.uint8).reshape(-1, GROUP)
     stream = np.empty((len(codes), INDEX_TRITS + GROUP * digits), np.uint8)
@@ -90,7 +90,7 @@ class UniformTensor(CodedTensor):
         return CodedRows(codes, np.concatenate([part.scales for part in parts]), GROUP)
 
     def _blocks(self, start: int, stop: int) -> ByteArray:
-        """Return the blocks that those rows lie in."""
+        """Return the blocks that contain those rows."""
         per_row = row_trits(self.shape[1], self.digits)
         return self.packed.data.reshape(-1, BLOCK_BYTES)[start * per_row // BLOCK : -(-stop * per_row // BLOCK)]
 
@@ -98,7 +98,7 @@ class UniformTensor(CodedTensor):
         per_row = row_trits(self.shape[1], self.digits)
         stream = unpack_trits(self._blocks(start, stop))[start * per_row % BLOCK :][: (stop - start) * per_row]
         if (stream > 2).any():
-            raise TensorError(f"{self.name} holds a number of 3^17 or more: the checkpoint is damaged")
+            raise TensorError(f"{self.name} holds an invalid number, 3^17 or more: the checkpoint is damaged")
         groups = stream.reshape(-1, INDEX_TRITS + GROUP * self.digits)
         places = 3 ** np.arange(max(INDEX_TRITS, self.digits))
         indices = groups[:, :INDEX_TRITS] @ places[:INDEX_TRITS]
@@ -115,12 +115,12 @@ def _runs(rows: RowIndices) -> list[tuple[int, int]]:
 
 
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
-    """Whether config.json says so."""
+    """Whether config.json names this packing."""
     return quantization(config).get("quant_method") == METHOD
 
 
 def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
-    """Return the tensors, packed ones as codes."""
+    """Return the tensors, packed ones as UniformTensor."""
     said = quantization(config)
     digits, group = said.get("digits"), said.get("group_size")
     if not isinstance(digits, int) or not 1 <= digits <= MOST_DIGITS or group != GROUP:
@@ -151,23 +151,23 @@ def _packed_tensor(name: str, stored: StoredTensors, digits: int) -> UniformTens
     if not fits or packed.dtype != "U8":
         raise SourceError(
             f"{name + TRITS} is {packed.dtype} {packed.shape}, which doesn't hold the {shape} values that "
-            f"{name + SHAPE} says: the checkpoint is damaged"
+            f"{name + SHAPE} asks for: the checkpoint is damaged"
         )
     steps = stored[name + STEPS].read(slice(None)).reshape(-1)
     if (np.diff(steps) < 0).any() or steps[0] < 0:
-        raise TensorError(f"{name + STEPS} should rise from zero or more: the checkpoint is damaged")
+        raise TensorError(f"{name + STEPS} should be zero or more and in rising order: the checkpoint is damaged")
     return UniformTensor(name, PACKING.name, shape, GROUP, packed, packed, steps, digits)
 
 
 @dataclass(frozen=True)
 class TritPacker(Packer):
-    """Writes the trits of one matrix as one stream; a chunk begins at a row where a block begins."""
+    """Writes the trits of one matrix as one stream; every chunk starts with a row that starts a block."""
 
     digits: int
 
     def entries(self, name: str, shape: tuple[int, ...]) -> tuple[Entry, ...]:
         if shape[1] % GROUP:
-            raise TensorError(f"{name}: rows of {shape[1]} values aren't a multiple of {GROUP}: take another scheme")
+            raise TensorError(f"{name}: rows of {shape[1]} values aren't a multiple of {GROUP}: choose another scheme")
         return (
             Entry(name + TRITS, "U8", (n_blocks(shape, self.digits), BLOCK_BYTES)),
             Entry(name + STEPS, "F32", (ENTRIES,)),
@@ -175,7 +175,7 @@ class TritPacker(Packer):
         )
 
     def chunks(self, shape: tuple[int, ...]) -> Iterator[slice]:
-        aligned = BLOCK // math.gcd(BLOCK, row_trits(shape[1], self.digits))  # so many rows are whole blocks
+        aligned = BLOCK // math.gcd(BLOCK, row_trits(shape[1], self.digits))  # this many rows fill whole blocks
         usual = next(row_chunks(shape))
         step = max(1, usual.stop // aligned) * aligned
         for start in range(0, shape[0], step):

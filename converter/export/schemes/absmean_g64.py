@@ -1,6 +1,7 @@
 """absmean-g64: the 14B seed's format. Groups of 64 columns, scale mean|w|, written in base-3 packing.
 
-Columns are padded with zeros up to the group.
+trit = clip(round(w / scale), -1, 1), the rule of BitNet b1.58 (https://arxiv.org/abs/2402.17764) per group. Rows are
+padded with zeros to a multiple of 64 columns.
 """
 
 import numpy as np
@@ -16,17 +17,17 @@ GROUP = 64
 
 
 def padded(rows: Float32Array) -> Float32Array:
-    """Return the rows with zeros up to a whole number of groups."""
+    """Return the rows, padded with zeros to a multiple of the group."""
     return np.pad(rows, ((0, 0), (0, -rows.shape[1] % GROUP)))
 
 
 def holds(grid: Grid, source: SourceTensor) -> bool:
-    """Whether every group of 64 columns, the last one with its padding, has one scale."""
+    """Whether each group of 64 columns has one scale; the last group may end with padding."""
     return grid.fits(GROUP) or (grid.ternary and grid.group == source.shape[1])
 
 
 def coder(source: SourceTensor, grid: Grid | None, threads: int) -> Coder:
-    """Keep the codes and scales of a tensor that is ternary already; else take each group's mean magnitude."""
+    """Keep codes and scales of a tensor on a grid that fits; else scale each group by its mean magnitude."""
 
     def kept(rows: Float32Array) -> CodedRows:
         coded = code_on_grid(Floats.of(padded(rows)), GROUP)
@@ -45,6 +46,6 @@ SCHEME = Scheme(
     holds=holds,
     packing=PACKING,
     config={"quant_method": METHOD, "group_size": GROUP, "packing": LAYOUT},
-    reading="Base-3 packing: `tritgguf.converter.unpack_base3` shows in ten lines how a tensor is read.",
+    reading="Base-3 packing: `tritgguf.converter.unpack_base3` shows in ten lines how to read a tensor.",
     packs_embeddings=True,
 )

@@ -1,4 +1,4 @@
-"""bitnet: Hugging Face's packed bitnet, `linear_class` bitlinear. One scale per tensor, four rows' trits in one byte.
+"""bitnet: one scale per tensor, written in Hugging Face's bitnet packing with `linear_class` bitlinear.
 
 s = mean|w| over the tensor, trit = clip(round(w / s), -1, 1), as a model with latent weights computes them; the stored
 scale is 1 / s, by which the layer divides. transformers computes such layers with 8-bit activations.
@@ -15,22 +15,22 @@ from tritgguf.converter.quant.grids import Grid
 
 
 def holds(grid: Grid, source: SourceTensor) -> bool:
-    """Whether the tensor has one scale, and not zero."""
+    """Whether the tensor has one scale, which isn't zero."""
     return grid.ternary and bool(grid.scale)
 
 
 def coder(source: SourceTensor, grid: Grid | None, threads: int) -> Coder:
-    """Keep the codes of a tensor that is ternary with one scale already; else take its mean magnitude."""
+    """Keep the codes of a tensor that is ternary with one scale; else use its mean magnitude as the scale."""
     if grid is not None and grid.scale and holds(grid, source):
         inverse = np.float32(1) / np.float32(grid.scale)
     else:
         inverse = np.float32(ternarized(source).inverse_scale)
 
-    def code(rows: Float32Array) -> CodedRows:
+    def quantize(rows: Float32Array) -> CodedRows:
         codes = np.clip(np.rint(rows * inverse), -1, 1).astype(np.int8)
         return CodedRows(codes, np.full((len(rows), 1), np.float32(1) / inverse, np.float32), rows.shape[1])
 
-    return Coder(code, {SCALE: np.array([inverse], "<f4")})
+    return Coder(quantize, {SCALE: np.array([inverse], "<f4")})
 
 
 SCHEME = Scheme(

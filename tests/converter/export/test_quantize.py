@@ -155,7 +155,7 @@ def test_config_card_and_tokenizer(model, tmp_path: Path) -> None:
         found = float(((values.astype(np.float64) - want) ** 2).sum() / (want.astype(np.float64) ** 2).sum())
         assert fact.error == pytest.approx(found, rel=1e-4, abs=1e-12), fact.name
     worst = max((fact for fact in result.facts if fact.coded), key=lambda fact: fact.error)
-    assert f"at most {worst.error:.3g} ({worst.name})" in rows["relative squared error, coded tensors"]
+    assert f"at most {worst.error:.3g} ({worst.name})" in rows["relative squared error, quantized tensors"]
 
 
 class CutShortError(Exception):

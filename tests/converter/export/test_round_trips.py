@@ -53,7 +53,7 @@ def packed(scheme_name: str, values: Floats, folder: Path) -> tuple[CodedRows, C
     _, tensors = read_packing(quantization, read_file(folder / shard.file_name), linear=())
     found = tensors[NAME].fitted(values.shape)
     assert isinstance(found, CodedTensor)
-    return coder.code(values), found
+    return coder.quantize(values), found
 
 
 @st.composite

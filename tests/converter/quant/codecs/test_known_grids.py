@@ -52,7 +52,7 @@ def uniform(levels: int, seed: int = 0) -> Floats:
     values = 0.03 * rng.standard_t(6, SHAPE) * np.exp(0.2 * rng.standard_normal((SHAPE[0], 1)))
     digits = {3: 1, 9: 2, 27: 3}[levels]
     coder = scheme_named(f"uniform-d{digits}").coder(InMemory(values.astype(np.float32)), None, 1)
-    return coder.code(values.astype(np.float32)).dequantize().astype(np.float16).astype(np.float32)
+    return coder.quantize(values.astype(np.float32)).dequantize().astype(np.float16).astype(np.float32)
 
 
 def error(stored: NDArray[np.uint8], codec, values: Floats) -> float:
