@@ -1,7 +1,7 @@
-"""Chat templates as models of each family publish them, by the Go template family that must be found for them.
+"""Chat templates that models publish, and the family of Go templates that must be found for each.
 
-Short ones stand here as published; long ones are cut down to what they do without tools. The real long ones are fetched
-by tests/converter/ollama/test_real_templates.py.
+Short ones are as published; long ones are cut down to what they do without tools. test_real_templates.py fetches the
+real long ones.
 """
 
 from __future__ import annotations

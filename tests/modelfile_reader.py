@@ -1,4 +1,4 @@
-"""Read a Modelfile as Ollama's parser does, letter by letter; written from its sources' rules, not with their code."""
+"""Read a Modelfile by the rules of Ollama's parser, character by character; shares no code with it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ COMMANDS = ("FROM", "TEMPLATE", "PARAMETER", "SYSTEM", "LICENSE")
 
 
 def read(text: str) -> list[tuple[str, str]]:
-    """Return commands and their values; a PARAMETER's command is its name. ValueError where Ollama refuses."""
+    """Return commands and values, PARAMETERs by their names; raise ValueError if Ollama would refuse the text."""
     commands = []
     position = 0
     while position < len(text):
@@ -35,7 +35,7 @@ def _word(text: str, position: int) -> tuple[str, int]:
 
 
 def _value(text: str, position: int) -> tuple[str, int]:
-    """A value ends at a line's end where its quotes are closed; letters that can't be printed are dropped."""
+    """Return a value, which ends at the first line end outside quotes; unprintable characters are dropped."""
     taken = ""
     while position < len(text):
         letter = text[position]
@@ -54,7 +54,7 @@ def _value(text: str, position: int) -> tuple[str, int]:
 
 
 def _unquoted(value: str) -> str | None:
-    """The text between quotes, None where they aren't closed."""
+    """Return a value without its quotes; None if they aren't closed."""
     for quotes in ('"""', '"'):
         if value.startswith(quotes):
             closed = len(value) >= 2 * len(quotes) and value.endswith(quotes)

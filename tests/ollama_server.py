@@ -1,7 +1,7 @@
-"""A real HTTP server that plays Ollama's API as far as its sources say: strict about digests, order and bodies.
+"""An HTTP server with Ollama's API, written after reading Ollama's sources: strict about digests, order and bodies.
 
-It keeps blobs and models in memory, refuses what Ollama refuses, and answers chats by running the blob in the real
-runtime on the prompt that the model's own Go template makes.
+It keeps blobs and models in memory and refuses what Ollama refuses. It answers chats by running the blob in the real
+runtime, on the prompt that Go renders with the model's template (recorded in tests/golden/go_prompts.json).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import tritgguf.runtime
 from tests.ollama_prompt import ollama_prompt
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-# api.Options, as far as a Modelfile may set them, and the types that Ollama converts to.
+# The fields of Ollama's api.Options that a Modelfile of this project may set, and their types.
 PARAMETERS = {
     "stop": list,
     "num_ctx": int,
@@ -40,7 +40,7 @@ NO_SPACE = "write /root/.ollama/models/blobs/sha256-partial: no space left on de
 
 @dataclass
 class State:
-    """What the server has and was asked; `fails` names what goes wrong."""
+    """What the server holds and the requests that it got; `fails` names a failure to act out."""
 
     version: str = "0.34.1"
     fails: str = ""
@@ -53,7 +53,7 @@ class State:
 
 @contextmanager
 def ollama_server(**settings: Any) -> Iterator[State]:
-    """Serve on a free port of this machine until the block ends."""
+    """Serve on a free local port until the block ends."""
     state = State(**settings)
 
     class Handler(_Handler):
@@ -116,7 +116,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not DIGEST.fullmatch(digest) or length is None:
             self._answer(400, {"error": "invalid digest format"})
             return
-        if self.state.fails == "disk full at once":  # without reading on: the client's writing breaks
+        if (
+            self.state.fails == "disk full, unread"
+        ):  # answers without reading the body, which breaks the client's sending
             self.close_connection = True
             self._answer(500, {"error": NO_SPACE}, close=True)
             return
@@ -221,7 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def _stream(self, lines: Iterator[dict[str, Any]]) -> None:
-        """Lines of JSON in chunks, as Ollama streams."""
+        """Send lines of JSON in HTTP chunks, as Ollama does."""
         self.send_response(200)
         self.send_header("Content-Type", "application/x-ndjson")
         self.send_header("Transfer-Encoding", "chunked")

@@ -1,1 +1,1 @@
-"""What Ollama needs: a file that it can load, a Go template, a Modelfile; and what its versions take."""
+"""What Ollama needs: a GGUF file that it loads, a Go template, a Modelfile; and what each of its versions loads."""

@@ -1,8 +1,8 @@
-"""The Go templates that are known here, as data: one row per way in which chat models write a conversation.
+"""The Go templates for Ollama, as data: one row per prompt format.
 
 A row is chosen by what it renders, never by its name (`translate.py`). {eos} stands for the text of the file's end
-token. No template begins with `{{-`, which would eat the end of what is put before it: a BOS text, or what the model's
-jinja says where a conversation has no system message (`translate.py` finds both).
+token. No template begins with `{{-`, which would trim the text that `translate.py` may put before it: BOS, or a default
+system message. After a change here, run `make golden-go`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ EOS = "{eos}"
 
 @dataclass(frozen=True)
 class Family:
-    """A Go template, and the texts at which an answer ends (the file's own end-of-turn token is added to them)."""
+    """A Go template and its stop texts; the file's own end-of-turn token is added to these."""
 
     name: str
     template: str
@@ -30,9 +30,9 @@ _CHATML_STOPS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 _LLAMA3_STOPS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 _FALCON3_STOPS = ("<|system|>", "<|user|>", "<|assistant|>")
 
-# An answer's thoughts are kept only after the last question, as Qwen3's own template does. Ollama reads the tags from
-# here, and offers thinking to clients because .Thinking is there. $last is asked first: Ollama before 0.9 has no
-# .Thinking, and an answer after the last question is rare.
+# Thoughts are kept only in an answer after the last question, as in Qwen3's own template. Ollama offers thinking to
+# clients because the template has .Thinking, and takes the tags from the text around it. Ollama before 0.9 has no
+# .Thinking and fails on it; `and` reads it only if $i is after $last, which is rare.
 _QWEN3_MESSAGES = (
     _LAST_USER + "{{ range $i, $_ := .Messages }}<|im_start|>{{ .Role }}\n"
     '{{ if and (gt $i $last) (eq .Role "assistant") .Thinking }}<think>\n{{ .Thinking }}\n</think>\n\n{{ end }}'
@@ -41,7 +41,7 @@ _QWEN3_MESSAGES = (
 
 
 def _mistral(before: str, opening: str, closing: str, answer: str, after: str, *, system_in_last: bool) -> str:
-    """[INST] turns; the published templates differ in their spaces and in which question the system text joins."""
+    """Return [INST] turns. Versions differ in spaces, and in whether the first or last question has the system text."""
     system = _SYSTEM_IN_LAST if system_in_last else _SYSTEM_IN_FIRST
     return (
         (_LAST_USER if system_in_last else "{{ $first := true }}")

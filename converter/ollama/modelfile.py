@@ -1,4 +1,4 @@
-"""The Modelfile: what `ollama create -f` reads, and the same as a request to Ollama's API."""
+"""The Modelfile that `ollama create -f` reads, and the same content as a request to Ollama's API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tritgguf.converter.gguf_io.reader import GgufFile
 
 DEFAULT_CONTEXT = 4096
 QUOTES = '"""'
-# What a file says about sampling, which convert takes from generation_config.json, by Ollama's names for it.
+# The file's sampling settings, which convert copies from generation_config.json, and Ollama's names for them.
 SAMPLING = {
     Keys.General.SAMPLING_TEMP: "temperature",
     Keys.General.SAMPLING_TOP_K: "top_k",
@@ -28,7 +28,7 @@ Parameter = int | float | tuple[str, ...]
 
 @dataclass(frozen=True)
 class Modelfile:
-    """FROM `source` (a file's name in the Modelfile's folder), and what is set; None and "" leave a line out."""
+    """A Modelfile's values: FROM is `source`, a file's name in its folder; None and "" leave a line out."""
 
     source: str
     template: str | None
@@ -37,7 +37,7 @@ class Modelfile:
     license: str = ""
 
     def text(self) -> str:
-        """Return the Modelfile; raise UnsupportedError where a text can't be quoted in it."""
+        """Return the Modelfile's text; raise UnsupportedError if a value holds three double quotes."""
         lines = [f"FROM ./{self.source}"]
         if self.template is not None:
             lines.append(f"TEMPLATE {_quoted('TEMPLATE', self.template)}")
@@ -48,8 +48,8 @@ class Modelfile:
         return "\n".join(lines) + "\n"
 
     def request(self, model: str, digest: str) -> dict[str, Any]:
-        """Return the body of POST /api/create for a file that was sent as the blob of that digest."""
-        # The server takes the name for a path, and refuses what is one on Windows.
+        """Return the body of POST /api/create for a file that was sent as the blob `digest` ("sha256:" and hex)."""
+        # The server reads the name as a path and refuses backslashes and colons, which are special on Windows.
         body: dict[str, Any] = {"model": model, "files": {re.sub(r"[\\:]", "_", self.source): digest}}
         if self.template is not None:
             body["template"] = self.template
@@ -62,7 +62,9 @@ class Modelfile:
 
 def _quoted(name: str, text: str) -> str:
     if QUOTES in text:
-        raise UnsupportedError(f"the {name} text holds {QUOTES}, which ends a text in a Modelfile: change it")
+        raise UnsupportedError(
+            f"the {name} text has {QUOTES} in it, which ends a text in a Modelfile; remove these quotes"
+        )
     return QUOTES + text + QUOTES
 
 
@@ -71,7 +73,7 @@ def _stop(text: str) -> str:
 
 
 def sampling_parameters(file: GgufFile) -> dict[str, Parameter]:
-    """Return Ollama's parameters for what the file says about sampling."""
+    """Return the file's sampling settings as Ollama's parameters."""
     found: dict[str, Parameter] = {}
     for key, name in SAMPLING.items():
         value = file.value(key)
@@ -81,15 +83,20 @@ def sampling_parameters(file: GgufFile) -> dict[str, Parameter]:
 
 
 def context_parameter(file: GgufFile, asked: int | None) -> int:
-    """Return num_ctx: what was asked for, else 4096 or what the model was trained for if that is less."""
+    """Return num_ctx in tokens: `asked`, or else the trained context length, at most 4096.
+
+    Raises UnsupportedError if `asked` is below 2 or above the trained context length.
+    """
     trained = file.value(f"{file.architecture}.context_length")
     limit = trained if isinstance(trained, int) else DEFAULT_CONTEXT
     if asked is not None and not 2 <= asked <= limit:
-        raise UnsupportedError(f"a context of {asked} was asked for; the model is good for 2 to {limit}")
+        raise UnsupportedError(
+            f"the context is {asked} tokens, but this model takes 2 to {limit}; choose another --ctx"
+        )
     return asked or min(limit, DEFAULT_CONTEXT)
 
 
 def license_text(file: GgufFile) -> str:
-    """Return what the file says about its licence, in words."""
+    """Return the file's licence name, identifier and link, one per line; "" if it has none."""
     keys = (Keys.General.LICENSE_NAME, Keys.General.LICENSE, Keys.General.LICENSE_LINK)
     return "\n".join(dict.fromkeys(str(file.value(key)) for key in keys if file.value(key)))

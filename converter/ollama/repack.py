@@ -1,4 +1,4 @@
-"""A file that Ollama can't load becomes one that it can: the same values in exact types, the same keys."""
+"""Rewrite a GGUF file so that Ollama loads it: the same values in types that it takes, and the same keys."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tritgguf.converter.planning.make_plan import make_plan
 from tritgguf.converter.planning.request import AUTO, Request
 from tritgguf.converter.tokenizer import TokenIdsProvider, installed_provider
 
-# Ollama takes a file's jinja for one of some thirty that it knows within an edit distance of 100, and puts its own Go
-# template in its place. Those have next to none of this letter, so nearly each costs an edit.
+# If a file's jinja is within an edit distance of 100 of one of the 30 or so that Ollama knows, Ollama uses its own Go
+# template instead. Those have hardly any "~", so 160 of them put any template further away than that.
 _GUARD_LETTERS = "~" * 160
 GUARD = f"{{# Against guessing the template from its first letters: {_GUARD_LETTERS} #}}"
 
@@ -32,15 +32,16 @@ def refused(file: GgufFile) -> list[str]:
 
 
 def guarded(jinja: str) -> str:
-    """Return the template behind a comment that keeps Ollama from taking it for one that it knows.
+    """Return the template after a comment that stops Ollama from replacing it with one of its own.
 
-    The line's end after the comment vanishes (trim_blocks), and keeps the template's first line one for lstrip_blocks.
+    The newline after the comment is not rendered (jinja's trim_blocks). It is needed because lstrip_blocks strips the
+    template's first line only if that begins a line.
     """
     return jinja if jinja.startswith(GUARD) else f"{GUARD}\n{jinja}"
 
 
 def repack_plan(path: Path, *, jinja: str | None = None, progress: Progress | None = None) -> FilePlan:
-    """Return the file as `repack` would write it; raise TritggufError where that can't be."""
+    """Return the plan of the file that `repack` would write; raise TritggufError if it can't be written."""
     return make_plan(_model(path, jinja), _request(), None, progress)
 
 
@@ -54,10 +55,10 @@ def repack(
     plan: FilePlan | None = None,
     token_ids: TokenIdsProvider | None = None,
 ) -> Conversion:
-    """Write the file again with types that Ollama takes, and with another chat template if one is given.
+    """Write the file again with types that Ollama loads, and with the chat template `jinja` if it is given.
 
-    `plan` is what `repack_plan` gave, where it was asked before: the file isn't read for it once more.
-    `token_ids`, by default the installed provider, computes the token ids of both files.
+    `plan` is the result of `repack_plan`; without it the file is read once more to make one. `token_ids`, by default the
+    installed provider, computes the token ids of both files.
     """
     require_writable(out, [out], force)
     provider = token_ids or installed_provider()

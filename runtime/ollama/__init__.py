@@ -1,0 +1,1 @@
+"""Turn a GGUF file into a model in Ollama, through its HTTP API."""

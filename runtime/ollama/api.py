@@ -1,4 +1,7 @@
-"""Ollama's HTTP API, as far as a model is created and asked: blobs by digest, create, chat; nothing but the stdlib."""
+"""A client of the parts of Ollama's HTTP API that create a model and chat with it.
+
+The API: https://github.com/ollama/ollama/blob/main/docs/api.md
+"""
 
 from __future__ import annotations
 
@@ -18,21 +21,24 @@ from tritgguf.converter.errors import OllamaError
 HOST_VARIABLE = "OLLAMA_HOST"
 DEFAULT_PORT = 11434
 _PORTS = {"http": 80, "https": 443}
-# What a server listens on to mean all of the machine's addresses; a client can't connect to that everywhere.
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+# A server listens on these to mean all of its addresses. Not every system lets a client connect to them.
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _CONNECT_SECONDS = 10.0
-# The server hashes, copies and loads files of many gigabytes between two lines.
+# The server can hash, copy or load many gigabytes before it sends the next line.
 _ANSWER_SECONDS = 3600.0
 _CHUNK_BYTES = 1 << 20
 _DISK_FULL = ("no space left on device", "not enough space on the disk", "disk quota exceeded")
 
 
 class NotRunningError(OllamaError):
-    """Nothing answers where Ollama should."""
+    """No server answers at Ollama's address."""
 
 
 class Address:
-    """Where Ollama listens, in the forms that OLLAMA_HOST has: host, host:port, :port, scheme://host:port/path."""
+    """Where Ollama listens, from a text such as OLLAMA_HOST: host, host:port, :port or scheme://host:port/path.
+
+    Raises OllamaError if the scheme is neither http nor https.
+    """
 
     def __init__(self, text: str = "") -> None:
         cleaned = text.strip().strip("\"'").strip()
@@ -42,9 +48,9 @@ class Address:
             raise OllamaError(f"{HOST_VARIABLE} is {text!r}; expected http:// or https:// before the host")
         place, _, path = (rest if separator else cleaned).partition("/")
         host, port = _split(place)
-        self.host = _EVERYWHERE.get(host, host) or "127.0.0.1"
+        self.host = _ANY_ADDRESS.get(host, host) or "127.0.0.1"
         default = _PORTS[self.scheme] if separator else DEFAULT_PORT
-        # As Ollama does: a port that is none becomes the default one.
+        # Like Ollama, use the default for an invalid port.
         self.port = int(port) if port.isdecimal() and int(port) < 65536 else default
         self.path = f"/{path.strip('/')}" if path.strip("/") else ""
 
@@ -54,7 +60,7 @@ class Address:
 
 
 def _split(place: str) -> tuple[str, str]:
-    """Split host and port; [::1]:80, ::1 and [::1] are addresses of version 6."""
+    """Return host and port, "" if absent; IPv6 addresses are written [::1]:80, [::1] or ::1."""
     if place.startswith("["):
         host, _, port = place[1:].partition("]")
         return host, port.removeprefix(":")
@@ -65,16 +71,18 @@ def _split(place: str) -> tuple[str, str]:
 
 
 class Ollama:
-    """A client of one server; each call is a connection of its own."""
+    """A client of one server; each call opens its own connection. The methods raise OllamaError."""
 
     def __init__(self, address: Address | None = None) -> None:
         self.address = address or Address(os.environ.get(HOST_VARIABLE, ""))
 
     def version(self) -> str:
-        """Return the server's version; NotRunningError if there is none."""
+        """Return the server's version; raise NotRunningError if no server answers."""
         version = self._json("GET", "/api/version").get("version")
         if not isinstance(version, str):
-            raise OllamaError(f"{self.address} answers, but isn't Ollama: /api/version has no version")
+            raise OllamaError(
+                f"the server at {self.address} isn't Ollama: /api/version has no version; check {HOST_VARIABLE}"
+            )
         return version
 
     def has_model(self, name: str) -> bool:
@@ -86,7 +94,7 @@ class Ollama:
             return True
 
     def has_blob(self, digest: str) -> bool:
-        """Whether the server has the file of that digest, "sha256:…"."""
+        """Whether the server has the file with that digest, "sha256:…"."""
         with self._answer("HEAD", f"/api/blobs/{quote(digest)}") as answer:
             if answer.status == http.client.NOT_FOUND:
                 return False
@@ -94,16 +102,16 @@ class Ollama:
             return True
 
     def send_blob(self, path: Path, digest: str, progress: Progress | None = None) -> None:
-        """Send a file; the server checks its digest."""
+        """Send a file; the server checks that it has that digest."""
         n_bytes = path.stat().st_size
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(n_bytes)}
         with path.open("rb") as file:
             sent = _Counting(file, counted(progress, "sending", n_bytes))
             with self._answer("POST", f"/api/blobs/{quote(digest)}", sent, headers) as answer:
-                self._require_ok(answer, f"sending {path.name}")
+                self._require_ok(answer, path.name)
 
     def create(self, request: Mapping[str, Any], progress: Progress | None = None) -> None:
-        """Create a model from a request as Modelfile.request gives it; `progress` gets the server's own stages."""
+        """Create a model from what Modelfile.request returns; `progress` gets the server's own stages."""
         last = ""
         for line in self._lines("/api/create", request):
             last = str(line.get("status", ""))
@@ -111,21 +119,22 @@ class Ollama:
                 total = line.get("total") or 0
                 progress(last, int(line.get("completed") or 0), int(total))
         if last != "success":
-            raise OllamaError(f"Ollama stopped creating {request['model']} after {last or 'nothing'!r}; see its log")
+            model = request["model"]
+            raise OllamaError(f"Ollama stopped creating {model} after {last or 'nothing'!r}; see Ollama's log")
 
     def chat(self, name: str, messages: Sequence[Mapping[str, str]], *, max_tokens: int) -> str:
-        """Return the model's answer, of its likeliest tokens."""
+        """Return the model's answer with its thoughts before it, at temperature 0."""
         options = {"num_predict": max_tokens, "temperature": 0}
         body = {"model": name, "messages": list(messages), "stream": True, "options": options}
-        said = []
+        parts = []
         done = False
         for line in self._lines("/api/chat", body):
             message = line.get("message") or {}
-            said.append(str(message.get("thinking") or "") + str(message.get("content") or ""))
+            parts.append(str(message.get("thinking") or "") + str(message.get("content") or ""))
             done = bool(line.get("done"))
         if not done:
-            raise OllamaError(f"Ollama broke off in the middle of {name}'s answer; see its log")
-        return "".join(said)
+            raise OllamaError(f"Ollama broke off in the middle of {name}'s answer; see Ollama's log")
+        return "".join(parts)
 
     def _json(self, method: str, path: str) -> dict[str, Any]:
         with self._answer(method, path) as answer:
@@ -150,7 +159,9 @@ class Ollama:
         connection = kind(self.address.host, self.address.port, timeout=_CONNECT_SECONDS)
         try:
             self._connect(connection)
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a server that won't read on says why
+            with contextlib.suppress(
+                BrokenPipeError, ConnectionResetError
+            ):  # a server that stops reading still answers
                 connection.request(method, self.address.path + path, body, dict(headers or {}))
             yield connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
@@ -186,7 +197,7 @@ class Ollama:
             return (
                 f"Ollama's disk is full ({line}): make room where it keeps its models ($OLLAMA_MODELS), then try again"
             )
-        return f"Ollama at {self.address} refuses at {what}: {line}"
+        return f"Ollama at {self.address} refuses {what}: {line}"
 
     def _object(self, text: bytes) -> dict[str, Any]:
         try:
@@ -194,12 +205,12 @@ class Ollama:
         except ValueError:
             parsed = None
         if not isinstance(parsed, dict):
-            raise OllamaError(f"{self.address} answers {text[:60]!r}, which Ollama wouldn't; is it another program?")
+            raise OllamaError(f"{self.address} answers {text[:60]!r} instead of a JSON object; is it another program?")
         return parsed
 
 
 class _Counting:
-    """A file that tells how much of it was read; http.client sends what `read` gives."""
+    """A file that reports progress when it is read; http.client calls `read` to send it."""
 
     def __init__(self, file: BinaryIO, step: Step) -> None:
         self.file = file
@@ -212,7 +223,7 @@ class _Counting:
 
 
 def digest_of(path: Path, progress: Progress | None = None) -> str:
-    """Return "sha256:" and the file's digest in hex, as Ollama names blobs."""
+    """Return the name that Ollama gives a file: "sha256:" and its digest in hex."""
     digest = hashlib.sha256()
     step = counted(progress, "hashing", path.stat().st_size)
     with path.open("rb") as file:

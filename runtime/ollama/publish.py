@@ -1,4 +1,4 @@
-"""`tritgguf ollama`: make a GGUF file one that Ollama loads, write its Modelfile, create the model and ask it."""
+"""The steps of `tritgguf ollama`: make a file that Ollama loads, write its Modelfile, create the model, ask it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ANSWER_TOKENS = 64
 
 @dataclass(frozen=True)
 class Package:
-    """What Ollama gets of a file: the file itself or a repacked one (`plan`), and a Modelfile."""
+    """What Ollama gets: `file`, which is `source` itself or is yet to be repacked by `plan`, and a Modelfile."""
 
     source: GgufFile
     file: Path
@@ -44,11 +44,12 @@ class Package:
 
     @property
     def modelfile_path(self) -> Path:
+        """Where the Modelfile goes: beside the source, with its name."""
         return self.source.path.with_suffix(".Modelfile")
 
     @property
     def is_repacked_already(self) -> bool:
-        """Whether an earlier run wrote the very file that the plan asks for, from this source."""
+        """Whether `file` is already there: newer than the source, with the size and header that are planned."""
         if self.plan is None or not self.file.is_file():
             return False
         stat = self.file.stat()
@@ -58,13 +59,13 @@ class Package:
             return file.read(len(self.plan.parts[0].header)) == self.plan.parts[0].header
 
     def commands(self, name: str) -> tuple[str, str]:
-        """The two commands that make and run the model by hand."""
+        """Return the two commands that create and run the model by hand."""
         words = ("ollama", "create", name, "-f", str(self.modelfile_path)), ("ollama", "run", name)
         return shlex.join(words[0]), shlex.join(words[1])
 
 
 def pack(path: Path, *, system: str = "", context: int | None = None, progress: Progress | None = None) -> Package:
-    """Look at a GGUF file and plan what Ollama gets; nothing is written. Raises TritggufError where that can't be."""
+    """Plan what Ollama gets of a GGUF file, and write nothing; raise TritggufError if Ollama can't have it."""
     file = read_gguf(path)
     verdict = verdicts(file)[-1]
     types = refused(file)
@@ -84,12 +85,15 @@ def pack(path: Path, *, system: str = "", context: int | None = None, progress: 
         system=system,
         license=license_text(file),
     )
-    modelfile.text()  # what can't be quoted is said before anything is written
+    modelfile.text()  # raises, before anything is written, if a text can't be quoted
     return Package(file, out, plan, " and ".join(reasons), chat, modelfile)
 
 
 def find_server(client: Ollama) -> str | None:
-    """Return the server's version; None where nothing on this machine says that there should be one."""
+    """Return the server's version; None if there is no server, no `ollama` on the PATH and no $OLLAMA_HOST.
+
+    Raises NotRunningError if there is no server although one of the other two is set.
+    """
     try:
         return client.version()
     except NotRunningError:
@@ -99,10 +103,12 @@ def find_server(client: Ollama) -> str | None:
 
 
 def require_creatable(package: Package, client: Ollama, version: str, name: str, *, force: bool) -> None:
-    """Raise OllamaError where this server won't take the model, before anything is written or sent."""
+    """Raise OllamaError if this server can't create the model; nothing is written or sent before."""
     if parsed(version) < CREATE_API:
         wanted = ".".join(map(str, CREATE_API))
-        raise OllamaError(f"Ollama {version} at {client.address} can't be sent a file; update it to {wanted} or newer")
+        raise OllamaError(
+            f"Ollama {version} at {client.address} is too old to receive a file; update it to {wanted} or newer"
+        )
     if package.plan is None and (verdict := verdict_for(package.source, version)).loads is False:
         raise OllamaError(f"Ollama {version} won't load {package.file.name}: it {'; '.join(verdict.reasons)}")
     if not force and client.has_model(name):
@@ -115,7 +121,10 @@ def write(
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write the Modelfile and, where it is needed, the repacked file; raise OutputError before losing another."""
+    """Write the Modelfile and, if planned, the repacked file.
+
+    Raises OutputError if either would replace another file, unless `force`.
+    """
     text = package.modelfile.text().encode()
     path = package.modelfile_path
     same = path.is_file() and path.read_bytes() == text
@@ -144,7 +153,7 @@ def _require_writable(path: Path, force: bool) -> None:
 
 
 def create(package: Package, client: Ollama, name: str, progress: Progress | None = None) -> None:
-    """Send the file, unless the server has it, and create the model."""
+    """Send the file, unless the server has it already, and create the model."""
     digest = digest_of(package.file, progress)
     if not client.has_blob(digest):
         client.send_blob(package.file, digest, progress)
@@ -152,7 +161,7 @@ def create(package: Package, client: Ollama, name: str, progress: Progress | Non
 
 
 def ask(client: Ollama, name: str) -> str:
-    """Return the new model's answer to one question, in one line."""
+    """Return the model's answer to QUESTION, on one line."""
     try:
         answer = client.chat(name, [{"role": "user", "content": QUESTION}], max_tokens=ANSWER_TOKENS)
     except OllamaError as error:
@@ -162,7 +171,7 @@ def ask(client: Ollama, name: str) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """What each range of versions would do with a file as it is, and what is odd in it."""
+    """What each range of Ollama versions does with a file as it is, and notes for the user."""
 
     verdicts: tuple[Verdict, ...]
     family: str
@@ -170,11 +179,12 @@ class Check:
 
     @property
     def loads_now(self) -> bool:
+        """Whether the newest Ollama loads the file, as far as is known."""
         return self.verdicts[-1].loads is not False
 
 
 def check(path: Path) -> Check:
-    """Look at a file as `tritgguf ollama --check` does."""
+    """Return what `tritgguf ollama --check` reports about a file."""
     file = read_gguf(path)
     chat = chat_template_facts(file)
     return Check(verdicts(file), chat.family, chat.notes)

@@ -1,4 +1,4 @@
-"""A file's chat template for Ollama: the Go template that equals it, where answers end, what is odd."""
+"""A file's chat template for Ollama: the Go template that equals it, the stop texts, and what users should know."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from tritgguf.converter.tokenizer.chat_template import end_of_turn
 from tritgguf.converter.tokenizer.special_ids import ALWAYS_ENDS_GENERATION
 from tritgguf.runtime.chat.chat_template import ChatTemplate, special_text
 
-# What a model without a chat template gets: the text alone, which is also what Ollama does by itself.
+# For a model without a chat template: the user's text alone, as Ollama does without a TEMPLATE.
 BASE_TEMPLATE = "{{ .Prompt }}"
 _SPECIAL = (TokenType.CONTROL, TokenType.USER_DEFINED)
-# Two dates that no format shows alike.
+# Two dates that differ in any date format: another day, month, year and weekday.
 _DATES = (date(2001, 1, 2), date(2023, 11, 30))
 
 
 @dataclass(frozen=True)
 class ChatTemplateFacts:
-    """A Go template for TEMPLATE, or None where only the file's own jinja will do; `family` says which it is.
+    """A Go template for TEMPLATE, or None if no family equals the file's jinja; `family` is a name to show.
 
-    `jinja` is what the file's chat template should become then. `notes` say what the user should know.
+    `jinja` is then the chat template for the repacked file. `notes` are what the user should know.
     """
 
     template: str | None
@@ -40,11 +40,11 @@ class ChatTemplateFacts:
 
 
 def chat_template_facts(file: GgufFile) -> ChatTemplateFacts:
-    """Translate the file's chat template; EngineError where it doesn't render here, as it won't in Ollama either."""
+    """Translate the file's chat template; raise EngineError if the template fails, as it would in Ollama."""
     jinja = file.value(Keys.Tokenizer.CHAT_TEMPLATE)
     texts = _SpecialTexts(file)
     if not isinstance(jinja, str):
-        note = "the file has no chat template, so it is a base model: the Modelfile hands on the text alone"
+        note = "the file has no chat template, so it is a base model: Ollama will send it the user's text alone"
         return ChatTemplateFacts(BASE_TEMPLATE, "none", texts.endings(None), None, (note,))
     renderer = ChatTemplate(jinja, bos=texts.bos, eos=texts.eos)
     found = translate(partial(_render, renderer), bos=texts.bos, eos=texts.eos, add_bos=texts.add_bos)
@@ -56,9 +56,9 @@ def chat_template_facts(file: GgufFile) -> ChatTemplateFacts:
     own = _checked_guard(jinja, texts, renderer)
     near = f"nearest is {found.family}, {found.n_alike} of {found.n_samples} conversations alike"
     note = (
-        f"no Go template known here renders what the file's chat template does ({_dated(jinja, texts) or near}): "
-        "Ollama 0.30 and newer will render the file's own, guarded against being taken for another; for older ones, "
-        "write a TEMPLATE into the Modelfile"
+        f"no known Go template renders the same as the file's chat template ({_dated(jinja, texts) or near}): "
+        "Ollama 0.30 and newer will render the file's own, with a comment that stops Ollama from replacing it; for "
+        "older versions, write a TEMPLATE into the Modelfile"
     )
     return ChatTemplateFacts(None, "the file's own jinja", texts.endings(turn_end), own, (note, *notes))
 
@@ -81,7 +81,7 @@ class _SpecialTexts:
 
 
 def _render(renderer: ChatTemplate, messages: Sequence[Message], think: bool | None) -> str:
-    """What transformers would render; an answer's thoughts are "reasoning_content" there."""
+    """Return what transformers would render; it calls an answer's thoughts "reasoning_content"."""
     named = [{("reasoning_content" if key == "thinking" else key): text for key, text in m.items()} for m in messages]
     return renderer.render(named, think=think)
 
@@ -89,14 +89,14 @@ def _render(renderer: ChatTemplate, messages: Sequence[Message], think: bool | N
 def _ending_notes(texts: _SpecialTexts, turn_end: str | None) -> list[str]:
     if turn_end is None:
         return [
-            "the chat template ends an answer with no special token; Ollama will stop at eos and the stop texts alone"
+            "the chat template ends an answer without a special token; Ollama will stop only at eos and the stop texts"
         ]
     if turn_end == texts.eos:
         return []
-    heard = turn_end in (texts.eot, texts.eom) or turn_end in ALWAYS_ENDS_GENERATION
-    also = "llama.cpp ends answers there too" if heard else "without that line answers would run on"
+    known_end = turn_end in (texts.eot, texts.eom) or turn_end in ALWAYS_ENDS_GENERATION
+    why = "llama.cpp also stops there" if known_end else "without it, answers would not stop"
     return [
-        f"answers end with {turn_end}, but the file's eos token is {texts.eos!r}: {turn_end} is a stop text ({also})"
+        f"answers end with {turn_end}, but the file's eos token is {texts.eos!r}: {turn_end} is a stop text ({why})"
     ]
 
 
@@ -104,8 +104,8 @@ def _bos_notes(texts: _SpecialTexts, renderer: ChatTemplate) -> list[str]:
     writes_bos = bool(texts.bos) and _render(renderer, SAMPLES[0].messages, None).startswith(texts.bos)
     if texts.add_bos and not writes_bos:
         return [
-            f"the file adds {texts.bos} before every prompt though its chat template writes none, here as in Ollama; "
-            "if the model was trained without it, add_bos_token in tokenizer_config.json should be false"
+            f"the tokenizer adds {texts.bos} before every prompt, although the chat template doesn't write it; if the "
+            "model was trained without it, set add_bos_token in tokenizer_config.json to false and convert again"
         ]
     return []
 
@@ -114,11 +114,11 @@ def _trim_notes(renderer: ChatTemplate) -> list[str]:
     text = _render(renderer, PADDED.messages, None)
     if all(message["content"] in text for message in PADDED.messages):
         return []
-    return ["the chat template trims spaces around messages; Ollama has no way to, so send it none"]
+    return ["the chat template trims spaces around messages; Ollama can't, so send messages without them"]
 
 
 def _dated(jinja: str, texts: _SpecialTexts) -> str:
-    """Say so where the text depends on the day: a Go template can't know it."""
+    """Return a note if the text depends on the date, which no family's template writes; "" otherwise."""
     rendered = set()
     for day in _DATES:
         renderer = ChatTemplate(jinja, bos=texts.bos, eos=texts.eos, clock=partial(datetime.combine, day, time()))
@@ -127,12 +127,12 @@ def _dated(jinja: str, texts: _SpecialTexts) -> str:
 
 
 def _checked_guard(jinja: str, texts: _SpecialTexts, renderer: ChatTemplate) -> str:
-    """The guarded template, which must render as before."""
+    """Return the guarded template; raise EngineError if it renders another text than before."""
     own = guarded(jinja)
     again = ChatTemplate(own, bos=texts.bos, eos=texts.eos)
     for sample in SAMPLES:
         if _render(again, sample.messages, sample.think) != _render(renderer, sample.messages, sample.think):
             raise EngineError(
-                "the comment that guards the chat template changes what it renders; write a TEMPLATE for Ollama by hand"
+                "a comment before the chat template changes what it renders; write a Modelfile with a TEMPLATE by hand"
             )
     return own

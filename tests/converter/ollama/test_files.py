@@ -1,4 +1,4 @@
-"""Files for Ollama: the same weights to the bit, in types that it takes; stock llama.cpp copies and runs them."""
+"""Files for Ollama: bit-identical weights in types that it loads; llama.cpp's own build copies and runs them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TAKEN = {"Q2_K", "Q4_0", "F16", "F32"}
 
 
 def values(file: GgufFile, name: str) -> np.ndarray:
-    """Dequantize with ggml, so that nothing of ours reads what ours wrote."""
+    """Dequantize with ggml, not with this project's own decoder."""
     tensor = file.tensors[name]
     stored = tensor.data.reshape(tensor.shape[0], -1)
     if tensor.dtype in ("F32", "F16"):
@@ -37,7 +37,7 @@ def values(file: GgufFile, name: str) -> np.ndarray:
 
 
 def assert_same_model(before: GgufFile, after: GgufFile) -> None:
-    """Every value to the bit, but for the sign of zero, and every key that says what the model is."""
+    """Require bit-identical values, except for the sign of zero, and the same keys that describe the model."""
     assert list(before.tensors) == list(after.tensors)
     for name in before.tensors:
         np.testing.assert_array_equal(values(before, name), values(after, name), err_msg=name)
@@ -77,7 +77,7 @@ def test_groups_of_64_become_exact_q4_0(model, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("embedding", ["f16", "q8_0", "q6_k"])
-def test_embeddings_as_asked(embedding: str, model, tmp_path: Path) -> None:
+def test_the_chosen_embedding_type(embedding: str, model, tmp_path: Path) -> None:
     folder = model("llama-tied")
     file = read_gguf(convert(folder, tmp_path / "a.gguf", target="ollama", embedding_type=embedding, check=False).out)
     assert file.tensors["token_embd.weight"].dtype == embedding.upper()
@@ -86,7 +86,7 @@ def test_embeddings_as_asked(embedding: str, model, tmp_path: Path) -> None:
 
 
 def test_ternary_embeddings_become_exact_f16(model, tmp_path: Path) -> None:
-    """Some models' embeddings are ternary; a TQ2_0 file of them has no other tensor that Ollama would take."""
+    """Some models have ternary embeddings, which a TQ2_0 file stores in a type that Ollama refuses."""
     source = convert(model("llama-tied"), tmp_path / "a.gguf", "tq2_0", check=False).out
     shape = read_gguf(source).tensors["token_embd.weight"].shape
     codec = codec_named("tq2_0")
@@ -101,7 +101,7 @@ def test_ternary_embeddings_become_exact_f16(model, tmp_path: Path) -> None:
     assert_same_model(read_gguf(ternary), after)
 
 
-def test_a_refused_tensor_that_is_no_matrix_product_stops(model, tmp_path: Path) -> None:
+def test_a_refused_tensor_that_is_no_linear_layer_is_an_error(model, tmp_path: Path) -> None:
     source = convert(model("llama-tied"), tmp_path / "a.gguf", "tq2_0", check=False).out
     odd = {"blk.0.router.weight": (np.zeros((2, 66), np.uint8), GGMLQuantizationType.TQ2_0)}
     bad = rewrite(source, tmp_path / "b.gguf", tensors=odd)
@@ -110,7 +110,7 @@ def test_a_refused_tensor_that_is_no_matrix_product_stops(model, tmp_path: Path)
     assert not (tmp_path / "c.gguf").exists()
 
 
-# --- what was asked for ----------------------------------------------------------------------------------------------
+# --- chosen types ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_refused_tensor_that_is_no_matrix_product_stops(model, tmp_path: Path)
         ({"output_type": "q2_0"}, "--output-type q2_0 contradicts --for ollama"),
     ],
 )
-def test_a_refused_type_that_is_asked_for_stops(choices: dict[str, str], message: str, model, tmp_path: Path) -> None:
+def test_a_refused_type_cannot_be_chosen(choices: dict[str, str], message: str, model, tmp_path: Path) -> None:
     folder = model("llama-tied")
     with pytest.raises(UnsupportedError, match=message):
         convert(folder, tmp_path / "out.gguf", target="ollama", **choices)
@@ -131,13 +131,13 @@ def test_a_refused_type_that_is_asked_for_stops(choices: dict[str, str], message
 
 
 @pytest.mark.parametrize("kind", ["q2_k", "q4_0", "f16"])
-def test_other_types_may_be_asked_for(kind: str, model, tmp_path: Path) -> None:
+def test_other_types_can_be_chosen(kind: str, model, tmp_path: Path) -> None:
     folder = model("llama-tied")
     file = read_gguf(convert(folder, tmp_path / "out.gguf", kind, target="ollama", check=False).out)
     assert file.tensors["blk.0.attn_q.weight"].dtype == kind.upper()
 
 
-def test_bitnet_2b_4t_is_refused_for_what_it_is(model, tmp_path: Path) -> None:
+def test_bitnet_2b_4t_is_refused(model, tmp_path: Path) -> None:
     folder = model("2b4t")
     with pytest.raises(UnsupportedError, match="runs in tritgguf's own runtime alone"):
         convert(folder, tmp_path / "out.gguf", target="ollama", check=False)
@@ -150,7 +150,7 @@ def test_bitnet_2b_4t_is_refused_for_what_it_is(model, tmp_path: Path) -> None:
 
 
 def test_logits_are_those_of_the_tq2_0_file(model, tmp_path: Path) -> None:
-    """The weights are the same; the kernels round activations their own way, Q4_0's in blocks of 32 instead of 256."""
+    """The weights are equal, but kernels round activations differently: Q4_0's in blocks of 32 instead of 256."""
     folder = model("llama-tied")
     ids = checkpoints.token_ids("llama-tied")
     logits = {}
@@ -175,7 +175,7 @@ def _logits(file: Path, ids: list[int]) -> np.ndarray:
 
 @pytest.mark.parametrize(("recipe", "file_type"), [("llama-tied", 10), ("llama-hidden-192", 2), ("qwen3-tied", 10)])
 def test_llama_cpp_copies_the_file_unchanged(recipe: str, file_type: int, model, tmp_path: Path) -> None:
-    """Some versions of Ollama write a file again on `create`, through llama.cpp's quantizer told to copy."""
+    """On `create`, some versions of Ollama rewrite a file with llama.cpp's quantizer in copy mode."""
     from llama_cpp import llama_cpp as native
 
     folder = model(recipe)
@@ -231,7 +231,7 @@ def test_a_card_without_a_licence(readme: str, tmp_path: Path) -> None:
 
 
 def distance(left: str, right: str) -> int:
-    """Levenshtein's, which Ollama guesses by."""
+    """Return the Levenshtein distance, by which Ollama picks a template."""
     row = np.arange(len(right) + 1)
     letters = np.array(list(right))
     for number, letter in enumerate(left, 1):

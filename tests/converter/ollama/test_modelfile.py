@@ -1,4 +1,4 @@
-"""Modelfiles say what they should when read as Ollama reads them, and so do the requests to its API."""
+"""Modelfiles, read back by the rules of Ollama's parser, hold the values that were put in; so do API requests."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ def test_any_text_reads_back(text: str) -> None:
     assert [value for word, value in commands if word in ("SYSTEM", "LICENSE")] == ([text, text] if text else [])
 
 
-def test_a_template_with_letters_that_the_parser_drops_still_says_them() -> None:
+def test_a_template_renders_characters_that_the_parser_would_drop() -> None:
     text = "a\u00a0b\u200bc\ufeff"
     (_, template) = read(Modelfile("x.gguf", go_literal(text), {}).text())[1]
     assert ollama_prompt(template, ()) == text
 
 
 @pytest.mark.parametrize("text", ['three """ quotes', '"""', '""""'])
-def test_what_no_modelfile_can_say_is_refused(text: str) -> None:
-    with pytest.raises(UnsupportedError, match="the SYSTEM text holds"):
+def test_a_text_that_no_modelfile_can_hold_is_refused(text: str) -> None:
+    with pytest.raises(UnsupportedError, match='the SYSTEM text has """ in it'):
         Modelfile("x.gguf", None, {}, system=text).text()
 
 
-def test_the_request_says_the_same() -> None:
+def test_the_request_holds_the_same_values() -> None:
     modelfile = Modelfile("x:y.gguf", "{{ .Prompt }}", {"stop": ("a", "b"), "top_p": 0.8}, system="S", license="L")
     assert modelfile.request("name", "sha256:1") == {
         "model": "name",
@@ -78,7 +78,7 @@ def test_the_request_says_the_same() -> None:
 
 @pytest.fixture
 def file(tmp_path: Path) -> GgufFile:
-    """A header with what gguf's own writer makes of sampling, licence and context."""
+    """A file with sampling settings, licence and context length, written by gguf's own writer."""
     writer = GGUFWriter(tmp_path / "x.gguf", "llama")
     writer.add_context_length(32768)
     writer.add_sampling_temp(0.7)
@@ -100,5 +100,5 @@ def test_parameters_from_a_file(file: GgufFile) -> None:
     assert license_text(file) == "my-licence\nother\nhttps://example.org/licence"
     assert [context_parameter(file, asked) for asked in (None, 2, 32768)] == [4096, 2, 32768]
     for asked in (1, 32769):
-        with pytest.raises(UnsupportedError, match=f"a context of {asked} was asked for; .* 2 to 32768"):
+        with pytest.raises(UnsupportedError, match=f"the context is {asked} tokens, but this model takes 2 to 32768"):
             context_parameter(file, asked)

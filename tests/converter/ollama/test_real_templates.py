@@ -1,4 +1,4 @@
-"""Real models' chat templates, and what llama.cpp's authors recorded that they render."""
+"""Real models' chat templates, and the texts that llama.cpp's tests expect of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tritgguf.converter.ollama.translate import Filling, NearMiss, Translation
 pytestmark = pytest.mark.network
 
 LLAMA_CPP = "llama-cpp-python==0.3.36"
-# File of llama.cpp's models/templates: family to be found, None for those that no Go template here renders, and sha256.
+# By name of the file in llama.cpp's models/templates: the family to be found (None: none of ours fits), and sha256.
 TEMPLATES: dict[str, tuple[str | None, str]] = {
     "Qwen-Qwen2.5-7B-Instruct": ("chatml", "cd8e9439f0570856fd70470bf8889ebd8b5d1107207f67a5efb46e342330527f"),
     "Qwen-Qwen3-0.6B": ("qwen3", "87a2728cb8dc9fe424d624542f6060ec05a1d285ebbec578bb078900e33396b5"),
@@ -39,7 +39,7 @@ TEMPLATES: dict[str, tuple[str | None, str]] = {
     "microsoft-Phi-3.5-mini-instruct": (None, "78d976a442bcde2f0be15aafbb8e3050e1104f86732266f68403251b89982a90"),
 }
 RECORDED = "7a790605222858ca5d5a2de94de27115d693e2c293638c392b7726a44ad3451f"
-KNOWN = {  # how the case's name begins, and the family
+KNOWN = {  # how the name of llama.cpp's test case begins, and the family
     "teknium/OpenHermes-2.5-Mistral-7B": "chatml",
     "mistralai/Mistral-7B-Instruct-v0.2 (mistralai 'v1'": "mistral-v1",
     "Mistral-Large-Instruct-2407 (mistralai 'v3'": "mistral-v3",

@@ -1,4 +1,4 @@
-"""Which Go template is found for a chat template, that both render the same, and the Modelfile that comes of it."""
+"""A chat template gets the Go template that renders the same, and the right Modelfile."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_family_has_a_chat_template_here() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_modelfile_is_the_golden(name: str) -> None:
-    """Written by `modelfile(case).text()`, read through by a person, and kept."""
+    """The goldens were written by `modelfile(case).text()` and then reviewed by a person."""
     assert modelfile(CASES[name]).text() == (GOLDENS / f"{name}.Modelfile").read_text(encoding="utf-8")
 
 
@@ -66,7 +66,7 @@ def test_every_golden_belongs_to_a_case() -> None:
 
 @pytest.mark.parametrize("name", ["chatml", "qwen3", "mistral-v3"])
 def test_a_template_that_differs_anywhere_is_not_taken_for_the_family(name: str) -> None:
-    """Each sample kind matters: a change in one role, in one place, is seen."""
+    """One changed character in one sample makes the family a near miss."""
     case = CASES[name]
     exact = [rendered(case, sample.messages, sample.think) for sample in SAMPLES]
     for index in range(1, len(SAMPLES)):
@@ -78,7 +78,7 @@ def test_a_template_that_differs_anywhere_is_not_taken_for_the_family(name: str)
         assert choice.n_alike == len(SAMPLES) - 1
 
 
-def test_a_bos_that_the_tokenizer_does_not_add_stands_in_the_template() -> None:
+def test_the_template_has_bos_if_the_tokenizer_does_not_add_it() -> None:
     choice = found(CASES["chatml-with-bos"])
     assert isinstance(choice, Translation)
     assert choice.template.startswith("<s>{{ range .Messages }}")

@@ -1,4 +1,4 @@
-"""What each range of Ollama versions would do with a file."""
+"""Which ranges of Ollama versions load a file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_types(types: tuple[Q, ...], loads: tuple[bool | None, ...], make) -> No
 def test_a_verdict_names_what_is_refused(make) -> None:
     verdict = verdicts(make(Q.F32, Q.TQ2_0))[-1]
     assert verdict.reasons == ("refuses TQ2_0 tensors such as t1",)
-    assert verdicts(make(Q.TQ1_0))[0].reasons == ("not tried with TQ1_0 tensors such as t0",)
+    assert verdicts(make(Q.TQ1_0))[0].reasons == ("not tested with TQ1_0 tensors such as t0",)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_the_tables_fit_the_eras() -> None:
 
 
 def test_the_table_in_the_docs_says_what_the_code_does() -> None:
-    words = {True: "yes", False: "**no**", None: "not tried"}
+    words = {True: "yes", False: "**no**", None: "not tested"}
     text = DOCS.read_text(encoding="utf-8")
     assert f"| | {' | '.join(era.name for era in ERAS)} |" in text
     for name, row in TYPES.items():

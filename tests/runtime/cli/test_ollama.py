@@ -217,7 +217,7 @@ def test_a_model_of_that_name_is_kept_without_force(exact: Path, monkeypatch, ca
     assert "files" in server.models["tiny"]
 
 
-@pytest.mark.parametrize("fails", ["disk full", "disk full at once", "disk full while creating"])
+@pytest.mark.parametrize("fails", ["disk full", "disk full, unread", "disk full while creating"])
 def test_a_full_disk(fails: str, exact: Path, monkeypatch, capsys) -> None:
     result, server = refused(exact, monkeypatch, capsys, fails=fails)
     one_line(result, "Ollama's disk is full", "no space left on device", "$OLLAMA_MODELS")
@@ -227,7 +227,7 @@ def test_a_full_disk(fails: str, exact: Path, monkeypatch, capsys) -> None:
 @pytest.mark.parametrize(
     ("fails", "parts"),
     [
-        ("damaged on the way", ("refuses at sending exact.gguf: digest mismatch, expected",)),
+        ("damaged on the way", ("refuses exact.gguf: digest mismatch, expected",)),
         ("connection lost", ("the connection to Ollama at http://127.0.0.1:", "broke at /api/blobs/")),
         ("stops", ("Ollama stopped creating tiny after 'using existing layer",)),
         ("model dies", ("Ollama created tiny, but it doesn't answer", "runner process has terminated")),
@@ -250,7 +250,7 @@ def test_a_name_that_ollama_refuses(exact: Path, monkeypatch, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "part"), [("0.5.4", "can't be sent a file; update it to 0.5.5"), ("0.1.0", "0.5.5")]
+    ("version", "part"), [("0.5.4", "is too old to receive a file; update it to 0.5.5"), ("0.1.0", "0.5.5")]
 )
 def test_an_ollama_that_is_too_old(version: str, part: str, exact: Path, monkeypatch, capsys) -> None:
     result, server = refused(exact, monkeypatch, capsys, version=version)
@@ -277,8 +277,8 @@ def test_no_file_is_lost(file: Path, monkeypatch, capsys) -> None:
 def test_wrong_usage(file: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     assert run_captured(monkeypatch, capsys, "ollama", file)[0] == 2
     one_line(run_captured(monkeypatch, capsys, "ollama", tmp_path / "nothing.gguf", "x"), "no such file")
-    one_line(run_captured(monkeypatch, capsys, "ollama", file, "x", "--ctx", "99999"), "good for 2 to 2048")
-    one_line(run_captured(monkeypatch, capsys, "ollama", file, "x", "--system", 'say """'), "the SYSTEM text holds")
+    one_line(run_captured(monkeypatch, capsys, "ollama", file, "x", "--ctx", "99999"), "takes 2 to 2048")
+    one_line(run_captured(monkeypatch, capsys, "ollama", file, "x", "--system", 'say """'), "the SYSTEM text has")
     assert files_in(tmp_path) == {"tiny.gguf"}
 
 
@@ -292,7 +292,7 @@ def test_an_unknown_template_goes_in_as_guarded_jinja(exact: Path, monkeypatch, 
     odd = exact.with_name("odd.gguf")
     code, out, err = run_captured(monkeypatch, capsys, "ollama", odd, "odd")
     assert code == 0, err
-    assert "note: no Go template known here renders what the file's chat template does (nearest is " in err
+    assert "note: no known Go template renders the same as the file's chat template (nearest is " in err
     text = odd.with_suffix(".Modelfile").read_text()
     assert "TEMPLATE" not in text
     assert 'PARAMETER stop "<|im_end|>"\n' in text
@@ -334,7 +334,7 @@ def test_bos_that_the_template_does_not_write_is_noted(exact: Path, monkeypatch,
     keys = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 0}
     other = rewrite(exact, exact.with_name("bos.gguf"), keys=keys)
     _, _, err = run_captured(monkeypatch, capsys, "ollama", other, "x", "--dry-run")
-    assert "before every prompt though its chat template writes none" in err
+    assert "before every prompt, although the chat template doesn't write it" in err
 
 
 def test_an_eos_that_is_not_the_end_of_a_turn_is_noted(exact: Path, monkeypatch, capsys) -> None:

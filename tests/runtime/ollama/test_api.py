@@ -1,4 +1,4 @@
-"""Where Ollama listens, and the client on its own."""
+"""Ollama's address, and the client against the server of the tests."""
 
 from __future__ import annotations
 
@@ -70,18 +70,18 @@ def test_a_blob_arrives_whole_and_is_checked(tmp_path: Path) -> None:
     assert ("sending", 3_500_001, 3_500_001) in steps
 
 
-def test_a_server_that_stops_reading_is_heard(tmp_path: Path) -> None:
-    """A file larger than what the system buffers: writing fails, and the answer says why."""
+def test_the_answer_of_a_server_that_stops_reading(tmp_path: Path) -> None:
+    """The file is larger than the system's buffers: sending fails, and the server's answer gives the reason."""
     path = tmp_path / "blob"
     path.write_bytes(bytes(64_000_000))
-    with ollama_server(fails="disk full at once") as server:
+    with ollama_server(fails="disk full, unread") as server:
         client = Ollama(Address(server.address))
         with pytest.raises(OllamaError, match=r"Ollama's disk is full \(write .*: no space left on device\)"):
             client.send_blob(path, digest_of(path))
 
 
 def test_the_server_here_refuses_what_ollama_refuses(tmp_path: Path) -> None:
-    """Were a ternary file not repacked, or a file not sent, the tests of the command would fail."""
+    """So the tests of the command fail if a ternary file isn't repacked, or a file isn't sent."""
     path = tmp_path / "tq2.gguf"
     writer = GGUFWriter(path, "llama")
     writer.add_tensor("x", np.zeros((1, 66), np.uint8), raw_dtype=GGMLQuantizationType.TQ2_0)
@@ -103,7 +103,7 @@ def test_the_server_here_refuses_what_ollama_refuses(tmp_path: Path) -> None:
         assert server.models == {}
 
 
-def test_nobody_there() -> None:
+def test_no_server() -> None:
     with ollama_server() as server:
         address = server.address
     with pytest.raises(NotRunningError, match=rf"no Ollama at http://{address} \(Connection refused\)"):
