@@ -57,8 +57,8 @@ def repack(
 ) -> Conversion:
     """Write the file again with types that Ollama loads, and with the chat template `jinja` if it is given.
 
-    `plan` is the result of `repack_plan`; without it the file is read once more to make one. `token_ids`, by default the
-    installed provider, computes the token ids of both files.
+    `plan` is the result of `repack_plan`; without it the file is read once more to make one. `token_ids` computes the
+    token ids of both files; by default the installed provider does.
     """
     require_writable(out, [out], force)
     provider = token_ids or installed_provider()
