@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 from tritgguf.converter.core.parallel import parallel
 from tritgguf.converter.core.progress import Step
-from tritgguf.converter.core.system import put_on_disk
+from tritgguf.converter.core.system import start_writeback
 from tritgguf.converter.core.tensors import SourceTensor, row_chunks
 from tritgguf.converter.core.whole_files import OpenPart, write_at
 from tritgguf.converter.planning.encoders import Encoder
@@ -63,7 +63,7 @@ def _write(piece: _Piece) -> int:
             write_at(piece.file, stored.data, piece.offset + rows.start * row_bytes)
             n_bytes += stored.nbytes
         start, stop, _ = some.indices(math.prod(shape[:-1]))
-        put_on_disk(piece.file, piece.offset + start * row_bytes, (stop - start) * row_bytes)
+        start_writeback(piece.file, piece.offset + start * row_bytes, (stop - start) * row_bytes)
     if source is not None:
         source.evict(encoder.source_rows(piece.slices[0]))
     return n_bytes

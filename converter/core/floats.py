@@ -1,4 +1,4 @@
-"""Floats of 16 bits and float32, both ways; a value that isn't finite is found on the way."""
+"""Convert between float32 and the 16-bit formats bf16 and fp16, and find values that aren't finite."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tritgguf.converter.core.tensors import Float32Array, Floats
 Half = npt.NDArray[np.uint16]
 
 LARGEST_F16 = np.float32(65504)
-BEYOND_F16 = np.float32(65520)  # rounds to infinity, and anything larger
+BEYOND_F16 = np.float32(65520)  # the smallest magnitude that fp16 rounds to infinity
 
 
 def widened(floats: Floats) -> Float32Array:
-    """Return float32 values in the shape of their words; some may not be finite."""
+    """Return stored floats as float32, in the same shape; the values may include NaN and Inf."""
     return checked(floats)[0]
 
 
 def checked(floats: Floats) -> tuple[Float32Array, bool]:
-    """Return float32 values in the shape of their words, and whether every one is finite."""
+    """Return stored floats as float32, in the same shape, and whether all of them are finite."""
     words, dtype = floats
     values: Float32Array = np.empty(words.shape, np.float32)
     n_infinite = WIDEN(words, floats.kind, words.size, values)
@@ -35,9 +35,9 @@ def checked(floats: Floats) -> tuple[Float32Array, bool]:
 
 
 def narrowed(floats: Floats) -> tuple[Half, float]:
-    """Return fp16 words, rounded to nearest even, in the shape of the floats' words; and the largest magnitude.
+    """Return stored floats as fp16 words, rounded to nearest even, in the same shape; and the largest magnitude.
 
-    Where that is BEYOND_F16 or more, or no number, the words mean nothing.
+    The words are valid only if the largest magnitude is below BEYOND_F16, which a NaN is not.
     """
     halves: Half = np.empty(floats.words.shape, np.uint16)
     largest = NARROW(floats.words, floats.kind, halves.size, halves)

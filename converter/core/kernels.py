@@ -1,8 +1,8 @@
-"""Compiled loops: what numpy does in several passes over memory, the C in native/ does in one.
+"""Compiled loops: the C in native/ does in one pass over memory what numpy does in several.
 
-A kernel stands beside the numpy code that it replaces and gives the same bytes. Numpy does the work where the library
-wasn't built, for want of a compiler, or where its source has changed since. The variable TRITGGUF_KERNELS overrides
-this: `numpy` never calls kernels, `compiled` insists on them.
+Each kernel has numpy code beside it that returns the same bytes. The numpy code runs if the library wasn't built, for
+lack of a compiler, or if its source has changed since the build. The environment variable TRITGGUF_KERNELS overrides
+this: `numpy` never calls kernels, `compiled` raises an error if there are none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tritgguf.converter.errors import UnsupportedError
 
 VARIABLE = "TRITGGUF_KERNELS"
 MODES = ("auto", "numpy", "compiled")
-WORDS = "words"  # an array of words of the kind in the next argument, its place in KINDS
+WORDS = "words"  # an array of stored floats; the next argument gives their kind, an index into KINDS
 KINDS = tuple(FLOAT_DTYPES)
 PACKINGS = ("codes", "base-3", "four rows")
 
@@ -30,7 +30,7 @@ Argument = npt.NDArray[Any] | int | float
 
 
 class Kernel:
-    """A function of native/loops.h; its parameters are `int`, `float`, WORDS, or a dtype for an array of that."""
+    """A function of native/loops.h; each parameter is `int`, `float`, WORDS, or the dtype of an array."""
 
     def __init__(self, name: str, *arguments: type | str) -> None:
         self.name = name
@@ -42,22 +42,26 @@ class Kernel:
         self.function: Any = None
 
     def __call__(self, *arguments: Argument) -> int | None:
-        """Run it over contiguous arrays, some of which it fills, and return its result; None where there is none."""
+        """Run the function on contiguous arrays, some of which it fills, and return its result.
+
+        Return None if numpy has to do the work. Raise UnsupportedError if TRITGGUF_KERNELS demands kernels that aren't
+        built, TypeError if an array has another dtype or isn't contiguous.
+        """
         how = mode()
         if how == "numpy":
             return None
         found = library()
         if found is None and how == "compiled":
             raise UnsupportedError(
-                f"{VARIABLE} is compiled, but the kernels weren't built, or not of the source beside them: "
-                "install tritgguf again where there is a C compiler"
+                f"{VARIABLE} is compiled, but the kernels are missing or older than their source: "
+                "install a C compiler and then tritgguf again"
             )
         if found is None:
             return None
         if self.function is None:
             function = found[f"{self.name}_{found.level()}"]
             function.argtypes, function.restype = self.argtypes, ctypes.c_int64
-            self.function = function  # last, since another thread may call it at once
+            self.function = function  # last: another thread calls the function as soon as it is set
         passed = [self._address(*pair) for pair in zip(arguments, self.dtypes, strict=True)]
         result: int = self.function(*passed)
         return result
@@ -72,7 +76,7 @@ class Kernel:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the library, or None where there is none that was built of the source beside it, if that is there."""
+    """Return the compiled library; None if it wasn't built, or if a C source is newer (a wheel contains none)."""
     folder = Path(__file__).parent
     changed = [source.stat().st_mtime for source in (folder / "native").glob("*.[ch]")]
     for suffix in EXTENSION_SUFFIXES:
@@ -83,12 +87,12 @@ def library() -> ctypes.CDLL | None:
 
 
 def available() -> bool:
-    """Whether kernels do the work, not numpy."""
+    """Whether kernels run, not their numpy code."""
     return mode() != "numpy" and library() is not None
 
 
 def mode() -> str:
-    """Return how kernels are used; raise UnsupportedError where the variable says something else."""
+    """Return the value of TRITGGUF_KERNELS, "auto" by default; raise UnsupportedError if it is none of MODES."""
     chosen = os.environ.get(VARIABLE, MODES[0])
     if chosen not in MODES:
         raise UnsupportedError(f"{VARIABLE} is {chosen!r}; expected one of {', '.join(MODES)}")

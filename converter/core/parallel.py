@@ -1,4 +1,4 @@
-"""Run independent pieces of work on several threads; kernels and numpy let go of the interpreter lock meanwhile."""
+"""Run independent pieces of work on several threads; kernels and numpy release the GIL while they work."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from tritgguf.converter.errors import UnsupportedError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AHEAD = 8  # pieces per thread that are handed out at once, so that a model's millions don't all wait in memory
+QUEUED_PER_THREAD = 8  # bounds the memory of a model's millions of pieces
 
 
 def n_threads(wanted: int | None) -> int:
-    """Return the number of worker threads: as asked, else one per core this process may use."""
+    """Return the number of worker threads: `wanted`, or by default one per core that this process may use.
+
+    Raise UnsupportedError if `wanted` is below 1.
+    """
     if wanted is not None and wanted < 1:
         raise UnsupportedError(f"threads must be at least 1, found {wanted}")
     if wanted:
@@ -26,12 +29,15 @@ def n_threads(wanted: int | None) -> int:
 
 
 def parallel(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result]:
-    """Yield `function` of each item, in order; the first error or Ctrl-C drops what hasn't started."""
+    """Yield `function(item)` for each item, in order; the first error, or Ctrl-C, cancels the calls not yet started.
+
+    At most QUEUED_PER_THREAD items per thread are taken from `items` before their results are yielded.
+    """
     pool = ThreadPoolExecutor(threads)
     running: deque[Future[Result]] = deque()
     try:
         for item in items:
-            if len(running) == AHEAD * threads:
+            if len(running) == QUEUED_PER_THREAD * threads:
                 yield running.popleft().result()
             running.append(pool.submit(function, item))
         while running:

@@ -1,4 +1,4 @@
-"""How long work tells what it has done: a callback that gets a stage, the bytes done and the bytes in all."""
+"""Progress reports of long operations: a callback that gets a stage's name, the bytes done and the total bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Step = Callable[[int], None]
 
 
 def counted(progress: Progress | None, stage: str, total: int) -> Step:
-    """Return a function that adds up the bytes it is called with, and passes the sum on with the total."""
+    """Return a function that adds up the numbers of bytes it gets and reports each sum to `progress`."""
     done = 0
 
     def step(n_bytes: int) -> None:

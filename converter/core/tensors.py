@@ -1,4 +1,4 @@
-"""The kinds of data that flow through a conversion: tensors on disk, and codes with scales."""
+"""The data of a conversion: tensors on disk, stored floats, and rows of codes with scales."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ Codes: TypeAlias = npt.NDArray[np.int8]
 RowIndices: TypeAlias = npt.NDArray[np.int64]
 Words: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 
-CHUNK_VALUES = 1 << 19  # two megabytes of float32: they stay in cache
+CHUNK_VALUES = 1 << 19  # 2 MB of float32, which stay in the cache
 
 
 class Floats(NamedTuple):
-    """Floats as they are stored: words, unsigned and contiguous, of shape (n_rows, n_columns), of BF16, F16 or F32."""
+    """Floats as they are stored: contiguous unsigned words, (n_rows, n_columns), that hold BF16, F16 or F32 values."""
 
     words: Words
     dtype: str
 
     @property
     def kind(self) -> int:
-        """What kernels call the dtype."""
+        """The dtype's number in kernels."""
         return KINDS.index(self.dtype)
 
     @classmethod
     def of(cls, values: Float32Array) -> Floats:
-        """Return float32 rows as such."""
+        """Return float32 rows, (n_rows, n_columns), as stored floats."""
         return cls(np.ascontiguousarray(values).view(FLOAT_DTYPES["F32"].words), "F32")
 
 
 class SourceTensor(ABC):
     """A tensor on disk, read some rows at a time; a one-dimensional tensor is one row.
 
-    `dtype` is how its values are spelled on disk: `BF16`, `F16`, `F32`, or the name of a packing.
+    `dtype` is the type of its values on disk: `BF16`, `F16`, `F32`, or the name of a packing or of a GGUF type.
     """
 
     name: str
@@ -59,70 +59,70 @@ class SourceTensor(ABC):
 
     @abstractmethod
     def read(self, rows: slice | RowIndices) -> Float32Array:
-        """Return those rows as float32, shape (n_rows, row length); raise TensorError if one is NaN or Inf."""
+        """Return the rows as float32, (n_rows, n_columns); raise TensorError if a value is NaN or Inf."""
 
     def floats(self, rows: slice | RowIndices) -> Floats:
-        """Return those rows as they are stored, if they are stored as floats, unchecked, else as `read` does."""
+        """Return the rows as they are stored, without the check for NaN and Inf; as float32 if they aren't floats."""
         return Floats.of(self.read(rows))
 
     @property
     def ggml_type(self) -> GGMLQuantizationType | None:
-        """The type of its bytes where it is a tensor of a GGUF file, else None."""
+        """The GGUF type of its bytes; None unless the tensor is in a GGUF file."""
         return None
 
     @property
     def kernel_packing(self) -> str | None:
-        """Which of PACKINGS `read_packed` returns, None for a tensor whose bytes no kernel reads."""
+        """The packing, one of PACKINGS, that `read_packed` returns; None if no kernel reads the tensor's bytes."""
         return None
 
     def read_bytes(self, rows: slice | RowIndices) -> ByteArray:
-        """Return those rows of a tensor with a `ggml_type` as they are stored, shape (n_rows, row bytes)."""
-        raise NotImplementedError(f"{self.name} is {self.dtype}, no tensor of a GGUF file")
+        """Return the rows of a tensor with a `ggml_type` as they are stored, uint8 (n_rows, row bytes)."""
+        raise NotImplementedError(f"{self.name} ({self.dtype}) isn't a tensor of a GGUF file")
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows | None:
-        """Return those rows as the codes and scales that are stored, None where values are stored."""
+        """Return the codes and scales stored for the rows; None if the file stores values."""
         return None
 
     def read_packed(self, rows: slice | RowIndices) -> PackedRows | None:
-        """Return those rows as they are stored, unchecked, for kernels; None without a `kernel_packing`."""
+        """Return the rows as they are stored, codes unchecked, for kernels; None without a `kernel_packing`."""
         return None
 
     def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
-        """Return the parts of mapped files that hold those rows, with whatever lies between."""
+        """Return the parts of mapped files that hold the rows, and the bytes between them."""
         return []
 
     def chunks(self) -> Iterator[tuple[slice, Float32Array]]:
-        """Yield the tensor's rows and their values, as `row_chunks` does, without keeping its pages in memory."""
+        """Yield rows, as `row_chunks` does, with their values, float32 (n_rows, n_columns); evict each chunk after."""
         for rows in row_chunks(self.shape):
             self.read_now(rows)
             yield rows, self.read(rows)
             self.evict(rows)
 
     def prefetch(self, rows: slice | RowIndices) -> None:
-        """Tell the system that those rows are read next."""
+        """Have the system read the rows in the background."""
         for part in self.on_disk(rows):
-            advise(part, "ahead")
+            advise(part, "prefetch")
 
     def read_now(self, rows: slice | RowIndices) -> None:
-        """Tell the system that those rows are read now."""
+        """Map the rows' pages in one call, which waits for the disk."""
         for part in self.on_disk(rows):
-            advise(part, "now")
+            advise(part, "read_now")
 
     def evict(self, rows: slice | RowIndices) -> None:
-        """Tell the system that those rows are done with."""
+        """Drop the rows' pages from this process's memory."""
         for part in self.on_disk(rows):
-            advise(part, "done")
+            advise(part, "evict")
 
     def fitted(self, shape: tuple[int, ...]) -> SourceTensor | None:
-        """Return the tensor in the shape that the model has it in, or None where it can't be that tensor."""
+        """Return the tensor as one of the model's shape; None if it can't be that tensor."""
         return self if self.shape == shape else None
 
 
 @dataclass(frozen=True)
 class CodedTensor(SourceTensor):
-    """A tensor that lies on a grid as its model computes with it, a ternary one or finer, made of what is `stored`.
+    """A tensor whose effective weights are codes times scales, read from the tensor `stored`.
 
-    `shape` is the model's, `group` neighbouring columns share one scale.
+    `shape` is the model's; `group` neighbouring columns share one scale.
     """
 
     name: str
@@ -137,21 +137,21 @@ class CodedTensor(SourceTensor):
 
     @property
     def levels(self) -> int:
-        """How many levels its codes have, evenly spaced around zero."""
+        """The number of its grid's levels, evenly spaced around zero."""
         return 3
 
     @abstractmethod
     def scales(self, rows: slice) -> Float32Array:
-        """Return the scales of those rows, shape (n_rows, row length / group)."""
+        """Return the scales of the rows, float32 (n_rows, n_columns / group)."""
 
     def scale_chunks(self, first: int) -> Iterator[Float32Array]:
-        """Yield all scales, those of some rows at a time, the first time about `first`, and keep no pages in memory."""
+        """Yield the scales of all rows, chunk by chunk, the first chunk with about `first` of them."""
         for rows in row_chunks((self.shape[0], self.shape[-1] // self.group), first=first):
             yield self.scales(rows)
 
     @abstractmethod
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
-        """Return those rows as codes and scales; raise TensorError where a code is invalid."""
+        """Return the rows as codes and scales; raise TensorError if a code is invalid."""
 
     def read(self, rows: slice | RowIndices) -> Float32Array:
         return self.read_codes(rows).dequantize()
@@ -162,7 +162,7 @@ class CodedTensor(SourceTensor):
 
 @dataclass(frozen=True)
 class PackedTensor(CodedTensor):
-    """A coded tensor whose packing, one of PACKINGS, kernels know."""
+    """A coded tensor in a packing that kernels read, one of PACKINGS."""
 
     packing: ClassVar[str]
 
@@ -172,15 +172,15 @@ class PackedTensor(CodedTensor):
 
     @abstractmethod
     def read_packed(self, rows: slice | RowIndices) -> PackedRows:
-        """Return those rows as they are stored, unchecked."""
+        """Return the rows as they are stored, codes unchecked."""
 
 
 @dataclass(frozen=True)
 class CodedRows:
-    """Coded rows: `codes` int8, (n_rows, n_columns), in {-1, 0, 1} for all but grids of more levels; `scales` float32,
-    (n_rows, n_columns / group).
+    """Rows as codes and scales: a weight is its code times the scale of its group of `group` neighbouring columns.
 
-    A weight is `code * scale` of the group of `group` neighbouring columns it lies in.
+    `codes` is int8 (n_rows, n_columns), `scales` float32 (n_rows, n_columns / group). Codes are -1, 0 or 1, except on
+    grids of more than three levels. Raises ValueError if the shapes don't fit.
     """
 
     codes: Codes
@@ -193,7 +193,7 @@ class CodedRows:
             raise ValueError(f"scales {self.scales.shape} don't fit codes {self.codes.shape} in groups of {self.group}")
 
     def dequantize(self) -> Float32Array:
-        """Return the weights as float32, shape (n_rows, n_columns)."""
+        """Return the weights, float32 (n_rows, n_columns)."""
         values: Float32Array = np.empty(self.codes.shape, np.float32)
         groups = values.reshape(-1, self.group)
         codes, scales = np.ascontiguousarray(self.codes).reshape(groups.shape), np.ascontiguousarray(self.scales)
@@ -204,10 +204,11 @@ class CodedRows:
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Ternary rows as they are stored, for kernels: those `numbers` of `stored`, uint8 (n_stored, bytes of a row).
+    """Ternary rows as they are stored, for kernels: the rows `numbers` of `stored`, uint8 (n_stored, row bytes).
 
-    `packing` is of PACKINGS. "codes": a byte is a code. "base-3": a byte's base-3 digits, lowest first, are four
+    `packing` is one of PACKINGS. "codes": a byte is a code. "base-3": a byte's base-3 digits, lowest first, are four
     neighbours' codes + 1. "four rows": bits 2i and 2i + 1 of a byte in row r are the code + 1 of row r + i · n_stored.
+    `scales` is float32 (n_rows, n_columns / group).
     """
 
     packing: str
@@ -219,13 +220,13 @@ class PackedRows:
 
     @classmethod
     def of(cls, rows: CodedRows) -> PackedRows:
-        """Return codes as such."""
+        """Return rows of unpacked codes in the packing "codes"."""
         numbers, codes = np.arange(len(rows.codes)), np.ascontiguousarray(rows.codes).view(np.uint8)
         return cls("codes", codes, numbers, rows.codes.shape[1], rows.scales, rows.group)
 
 
 def row_numbers(rows: slice | RowIndices, n_rows: int) -> RowIndices:
-    """Return the numbers of some of `n_rows` rows."""
+    """Return the row numbers that `rows` selects from `n_rows` rows, int64 (n_selected,)."""
     return np.arange(*rows.indices(n_rows)) if isinstance(rows, slice) else np.ascontiguousarray(rows)
 
 
@@ -233,7 +234,7 @@ DEQUANTIZE = Kernel("dequantize", np.int8, np.float32, int, int, np.float32)
 
 
 def span(rows: slice | RowIndices, n_rows: int) -> slice:
-    """Return the narrowest slice of `n_rows` rows that holds all of `rows`."""
+    """Return the smallest slice of `n_rows` rows that contains all of `rows`."""
     if isinstance(rows, slice):
         return slice(*rows.indices(n_rows)[:2])
     return slice(int(rows.min(initial=n_rows)), int(rows.max(initial=-1)) + 1)
@@ -242,9 +243,10 @@ def span(rows: slice | RowIndices, n_rows: int) -> slice:
 def row_chunks(
     shape: tuple[int, ...], rows: slice = slice(None), *, n_values: int | None = None, first: int | None = None
 ) -> Iterator[slice]:
-    """Yield slices over the rows of a tensor, or some of them, of about CHUNK_VALUES or `n_values` values each.
+    """Yield slices over the rows of a tensor of `shape`, or over `rows` of it, of about `n_values` values each.
 
-    `first` is how many the first has. A one-dimensional tensor is one row.
+    `n_values` is CHUNK_VALUES by default; `first` is another number for the first slice. A one-dimensional tensor is
+    one row.
     """
     start, end, _ = rows.indices(math.prod(shape[:-1]))
     wanted = first or n_values or CHUNK_VALUES

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written under a temporary name, renamed when everything is in them."""
+"""Files that appear whole or not at all: written under a temporary name and renamed when they are complete."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.core.system import reserve
 from tritgguf.converter.errors import OutputError
 
-# What the system is given at a time: with less its cache takes smaller pages, which cost more where memory is new.
+# Bytes per write call: with fewer the page cache uses smaller pages, which take longer to allocate.
 WRITE_BYTES = 1 << 20
 
 _writing = threading.Lock()
 
 
 def require_writable(out: Path, paths: Sequence[Path], force: bool) -> None:
-    """Raise OutputError where the target can't become these files; nothing is created."""
+    """Raise OutputError if the files `paths` of the target `out` can't be created; create nothing."""
     if out.is_dir():
         raise OutputError(f"{out} is a folder; expected the name of the file to write, such as {out / 'model.gguf'}")
     for path in paths:
@@ -34,14 +34,14 @@ def require_writable(out: Path, paths: Sequence[Path], force: bool) -> None:
 
 
 class OpenPart(NamedTuple):
-    """A file that is being written, under the name it has until it is whole."""
+    """A file that is being written, and its temporary name."""
 
     path: Path
     file: BinaryIO
 
 
 class Content(Protocol):
-    """A file's first bytes, and its size."""
+    """A file's first bytes, and its final size."""
 
     @property
     def header(self) -> bytes: ...
@@ -52,7 +52,10 @@ class Content(Protocol):
 
 @contextlib.contextmanager
 def whole_files(paths: Sequence[Path], contents: Sequence[Content]) -> Iterator[list[OpenPart]]:
-    """Open temporary files of the final sizes, headers written; rename all if the block ends well, else remove all."""
+    """Open temporary files of the final sizes, with their headers; rename all after the block, or remove all on errors.
+
+    Raises OutputError if the disk has too little space or a file can't be written.
+    """
     folder = paths[0].parent
     partial = [path.with_name(f"{path.name}.{os.getpid()}.part") for path in paths]
     renamed: list[Path] = []
@@ -68,7 +71,8 @@ def whole_files(paths: Sequence[Path], contents: Sequence[Content]) -> Iterator[
             yield opened
             for part in opened:
                 os.fsync(part.file.fileno())
-        # The first part goes first and comes last: a program that finds it finds all of one conversion.
+        # Remove the old first part before renaming, and rename the new one last: a program that finds a first part
+        # then finds all parts of the same conversion.
         if len(paths) > 1:
             paths[0].unlink(missing_ok=True)
         for path, target in reversed(list(zip(partial, paths, strict=True))):
@@ -95,15 +99,15 @@ class _Text(NamedTuple):
 
 
 def write_whole(path: Path, text: bytes) -> None:
-    """Write a small file, whole or not at all."""
+    """Write a small file, whole or not at all; raise OutputError if it can't be written."""
     with whole_files([path], [_Text(text)]):
         pass
 
 
 def write_at(file: BinaryIO, data: memoryview, offset: int) -> None:
-    """Write all of `data` from that byte on; one thread at a time, though several may ask for it at once.
+    """Write all of `data` at `offset`; threads take turns.
 
-    The system lets in one at a time too, but keeps the cores of those that wait busy.
+    Linux lets only one thread write to a file at a time too, but the waiting threads would spin on their cores.
     """
     left = data.cast("B")
     with _writing:

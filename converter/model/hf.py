@@ -9,7 +9,7 @@ from gguf import Keys
 
 from tritgguf.converter.checkpoint.config_json import read_config_json
 from tritgguf.converter.checkpoint.folder import open_checkpoint
-from tritgguf.converter.core.system import give_back_free_memory
+from tritgguf.converter.core.system import trim_memory
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.gguf_io.metadata import Metadata, joined, string
 from tritgguf.converter.model.architecture import architecture_for, linear_names
@@ -19,7 +19,7 @@ from tritgguf.converter.model.hyperparameters import context_length
 from tritgguf.converter.model.match import match_tensors
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.model.rope import trained_length
-from tritgguf.converter.quant.grids import ask_for_first_look
+from tritgguf.converter.quant.grids import prefetch_first_rows
 from tritgguf.converter.tokenizer import has_tokenizer, read_tokenizer
 
 
@@ -34,12 +34,12 @@ def open_hf_model(folder: Path, *, load_tokenizer: bool = True) -> Model:
     specs = architecture.tensors(config)
     checkpoint = open_checkpoint(folder, linear_names(specs))
     for tensor in checkpoint.tensors.values() if checkpoint.tensors else ():
-        ask_for_first_look(tensor)
+        prefetch_first_rows(tensor)
     notes = _context_notes(config)
     tokenizer = None
     if checkpoint.tensors is not None or has_tokenizer(folder):
         tokenizer = read_tokenizer(folder, n_vocab=config.vocab_size, config=raw, load=load_tokenizer)
-        give_back_free_memory()  # parsing a large vocabulary takes about a hundred megabytes
+        trim_memory()  # parsing a large vocabulary takes about a hundred megabytes
         notes += tokenizer.notes
     else:
         notes.append("the folder has no tokenizer: its bytes aren't counted")

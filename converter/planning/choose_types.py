@@ -224,7 +224,7 @@ def relative_error(source: SourceTensor, codec: TernaryCodec, method: Method) ->
     """Return |stored - weights| / |weights| over the whole tensor, were a method to round it."""
     error = total = 0.0
     for _, values in source.chunks():
-        error += float(((method.code(Floats.of(values), codec.block).dequantize() - values) ** 2).sum())
+        error += float(((method.quantize(Floats.of(values), codec.block).dequantize() - values) ** 2).sum())
         total += float((values**2).sum())
     return float(np.sqrt(error / total)) if total else 0.0
 

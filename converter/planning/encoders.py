@@ -189,7 +189,7 @@ class Rounded(Encoder):
 
     def encode(self, source: SourceTensor | None, rows: slice) -> ByteArray:
         source, wanted = _present(source), self.source_rows(rows)
-        coded = finite(self.method.code(source.floats(wanted), self.codec.block), source, wanted)
+        coded = finite(self.method.quantize(source.floats(wanted), self.codec.block), source, wanted)
         return self._named(self.codec.pack, coded)
 
 

@@ -1,7 +1,7 @@
-"""What a codec is: one GGUF tensor type, and how values become its bytes.
+"""A codec packs values into the bytes of one GGUF tensor type, and unpacks them.
 
-Float codecs take float32 rows; ternary codecs take CodedRows and give them back unchanged:
-`unpack(pack(rows)) == rows` whenever the scales are fp16 values.
+Float codecs encode float32 rows. Ternary codecs pack CodedRows, and `unpack(pack(rows)) == rows` if the scales are fp16
+values. ggml defines the layouts: https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-common.h
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, stored: ByteArray) -> Float32Array:
-        """Return the float32 values, shape (n_rows, n_columns), of rows of bytes, shape (n_rows, row bytes)."""
+        """Return the float32 values, (n_rows, n_columns), of packed rows, uint8 (n_rows, row bytes)."""
 
     @property
     def bits_per_weight(self) -> float:
-        """Return the bits that a value takes, scales included."""
+        """The bits per value, scales included."""
         return 8 * self.block_bytes / self.block
 
     def row_bytes(self, n_columns: int) -> int:
-        """Return the bytes of a row of `n_columns` values, which must be a multiple of the block."""
+        """Return the number of bytes of a row of `n_columns` values, a multiple of the block."""
         return n_columns // self.block * self.block_bytes
 
     def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
-        """Return blocks, (n_blocks, block_bytes), of values code · step per 16 columns, by least squared error.
+        """Return the blocks of least squared error, uint8 (n_blocks, block_bytes), for the values code · step.
 
-        `codes` is (n_blocks, block / 16, 16), `steps` (n_blocks, block / 16).
+        `codes` is (n_blocks, block / 16, 16), `steps` (n_blocks, block / 16): 16 columns share a step.
         """
-        raise NotImplementedError(f"{self.name} knows no grids")
+        raise NotImplementedError(f"{self.name} can't pack grids")
 
 
 class AnyGgmlType(Codec):
-    """Whatever type a tensor of a GGUF source has: it can be decoded and passed through, not encoded."""
+    """The type of a GGUF tensor for passthrough: it can be decoded, not encoded."""
 
     ternary = False
     for_linear = False
@@ -82,35 +82,41 @@ class AnyGgmlType(Codec):
 
 
 class FloatCodec(Codec):
-    """A type that stores floats; `holds_dtypes` are the source dtypes whose every value it keeps."""
+    """A type that stores floats; `holds_dtypes` are the source dtypes of which it stores every value exactly."""
 
     ternary: Literal[False] = False
     holds_dtypes: tuple[str, ...] = ()
 
     def holds(self, dtype: str) -> bool:
-        """Whether every finite value of that dtype comes back unchanged."""
+        """Whether the type stores every finite value of that dtype exactly."""
         return dtype in self.holds_dtypes
 
     def keeps(self, values: Float32Array) -> bool:
-        """Whether every one of these values comes back unchanged."""
+        """Whether the type stores all of these values exactly."""
         try:
             return np.array_equal(self.decode(self.encode(values)), values)
-        except TensorError:  # beyond the type's range, which is an error only if it is stored so
+        except TensorError:  # a value is out of range: an error only when the tensor is stored as this type
             return False
 
     def encode_stored(self, floats: Floats) -> ByteArray | None:
-        """Return the same for stored floats, where that is quicker and all are finite and in range; else None."""
+        """Return the same bytes for stored floats, without a detour through float32.
+
+        Return None if the type has no such way, or if a value is out of range or not finite.
+        """
         return None
 
     @abstractmethod
     def encode(self, values: Float32Array) -> ByteArray:
-        """Return the bytes of float32 rows, shape (n_rows, row bytes); raise TensorError where one is out of range."""
+        """Return the bytes, uint8 (n_rows, row bytes), of float32 rows (n_rows, n_columns).
+
+        Raise TensorError if a value is out of the type's range.
+        """
 
 
 class TernaryCodec(Codec):
     """A type that stores ternary codes with one fp16 scale per block.
 
-    In a block the codes begin at `codes_at`, where `kernel` writes them; the scale stands at each of `scales_at`.
+    In a block, `kernel` writes the codes from byte `codes_at` on, and each of `scales_at` is the offset of a scale.
     """
 
     ternary: Literal[True] = True
@@ -119,7 +125,10 @@ class TernaryCodec(Codec):
     kernel: Kernel
 
     def pack(self, rows: CodedRows) -> ByteArray:
-        """Return the bytes of ternary rows, shape (n_rows, row bytes); the scales are rounded to fp16."""
+        """Return the bytes of ternary rows, uint8 (n_rows, row bytes); scales are rounded to fp16.
+
+        Raise TensorError if a scale overflows fp16, ValueError if columns of a block have different scales.
+        """
         packed = self.pack_stored(PackedRows.of(rows))
         if packed is None:
             blocks = self.new_blocks(*rows.codes.shape)
@@ -128,7 +137,7 @@ class TernaryCodec(Codec):
         return packed
 
     def pack_stored(self, rows: PackedRows) -> ByteArray | None:
-        """Return the same for rows as they are stored; None where there is no kernel or a code stands for nothing."""
+        """Return the same bytes for rows in a checkpoint's packing; None without a kernel or if a code is invalid."""
         blocks = self.new_blocks(len(rows.numbers), rows.n_columns)
         codes = blocks.reshape(-1)[self.codes_at :]
         stored, shape = (rows.stored, *rows.stored.shape), (len(rows.numbers), rows.n_columns)
@@ -138,12 +147,12 @@ class TernaryCodec(Codec):
         return self._scaled(blocks, rows.scales, rows.group)
 
     def new_blocks(self, n_rows: int, n_columns: int) -> ByteArray:
-        """Return blocks to be filled, shape (n_rows, n_blocks, block_bytes)."""
+        """Return blocks to fill, uint8 (n_rows, n_blocks, block_bytes)."""
         return np.empty((n_rows, n_columns // self.block, self.block_bytes), np.uint8)
 
     @abstractmethod
     def put_codes(self, codes: Codes, blocks: ByteArray) -> None:
-        """Write codes, shape (n_blocks, block), into blocks, shape (n_blocks, block_bytes), as the kernel does."""
+        """Write codes, (n_blocks, block), into blocks, (n_blocks, block_bytes), as the kernel does."""
 
     def _scaled(self, blocks: ByteArray, scales: Float32Array, group: int) -> ByteArray:
         put_scales(scales, group, self.block, blocks, *self.scales_at)
@@ -154,7 +163,7 @@ class TernaryCodec(Codec):
 
     @abstractmethod
     def unpack(self, stored: ByteArray) -> CodedRows:
-        """Return codes and scales of packed rows, shape (n_rows, row bytes); raise TensorError on invalid codes."""
+        """Return the codes and scales of packed rows, uint8 (n_rows, row bytes); raise TensorError on invalid codes."""
 
 
 AnyCodec: TypeAlias = FloatCodec | TernaryCodec  # told apart by `ternary`
@@ -187,7 +196,7 @@ def ternary_codec(name: str) -> TernaryCodec:
 
 
 def codec_named(name: str) -> AnyCodec:
-    """Return the codec of that name; raise UnsupportedError listing the names there are."""
+    """Return the codec of that name; raise UnsupportedError, with the known names, if there is none."""
     known = codecs()
     if name not in known:
         raise UnsupportedError(f"unknown tensor type {name!r}; expected one of {', '.join(known)}")
@@ -195,7 +204,7 @@ def codec_named(name: str) -> AnyCodec:
 
 
 def fp16(values: Float32Array) -> Float32Array:
-    """Round to fp16 and back: the value a scale has once stored; infinite beyond fp16's range."""
+    """Round float32 values to fp16 and back, as storing does to scales; values out of range become infinite."""
     words, largest = narrowed(Floats.of(values))
     if largest < BEYOND_F16:
         return widened(Floats(words, "F16"))
@@ -204,16 +213,16 @@ def fp16(values: Float32Array) -> Float32Array:
 
 
 def put_scales(scales: Float32Array, group: int, block: int, blocks: ByteArray, *offsets: int) -> None:
-    """Write each block's scale as fp16 at these offsets into `blocks`, shape (n_rows, n_blocks, block bytes).
+    """Write each block's scale as fp16 at these offsets into `blocks`, uint8 (n_rows, n_blocks, block_bytes).
 
-    `scales` is (n_rows, n_groups). Raises TensorError where one overflows, ValueError where the groups in a block have
-    several.
+    `scales` is float32 (n_rows, n_groups). Raise TensorError if a scale overflows fp16, ValueError if the groups in a
+    block have different scales.
     """
     if group % block:
-        narrow = scales.reshape(*blocks.shape[:2], -1)  # groups that share a scale all the same
+        narrow = scales.reshape(*blocks.shape[:2], -1)  # groups narrower than a block, with one scale per block
         scales = narrow.max(axis=-1)
         if ((narrow != scales[..., None]) & (narrow != 0)).any():
-            raise ValueError(f"groups of {group} columns don't share one scale in blocks of {block}")
+            raise ValueError(f"a block of {block} columns holds groups of {group} columns with different scales")
     scales, repeat, largest = np.ascontiguousarray(scales), max(group // block, 1), 0.0
     for offset in offsets:
         bits = PUT_SCALES(scales, scales.size, repeat, blocks, blocks.shape[-1], offset)
@@ -225,17 +234,17 @@ def put_scales(scales: Float32Array, group: int, block: int, blocks: ByteArray, 
             blocks[..., offset : offset + 2] = stored.reshape(*blocks.shape[:2], 2)
     if not largest < BEYOND_F16:
         raise TensorError(
-            f"a block's scale is {scales.max():g}, but fp16 ends at 65504: store this tensor as f16 or f32"
+            f"a block's scale is {scales.max():g}, but fp16 ends at 65504: store this tensor as bf16 or f32"
         )
 
 
 def stored_scales(stored: ByteArray) -> Float32Array:
-    """Return the fp16 scales, shape (n_rows, n_blocks), of their bytes, shape (n_rows, n_blocks, 2)."""
+    """Return fp16 scales as float32, (n_rows, n_blocks), from their bytes, uint8 (n_rows, n_blocks, 2)."""
     return np.ascontiguousarray(stored).view("<f2")[..., 0].astype(np.float32)
 
 
 def pack_kernel(name: str) -> Kernel:
-    """Return the kernel of that name, which writes the codes of a type's blocks."""
+    """Return the kernel of that name, one that packs codes into a type's blocks."""
     return Kernel(name, int, np.uint8, int, int, np.int64, int, int, np.uint8, int)
 
 

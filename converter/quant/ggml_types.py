@@ -1,8 +1,8 @@
-"""Teach the package gguf the tensor type Q2_0, which llama.cpp has and gguf 0.19.0 doesn't know, and to read Q1_0.
+"""Add to the package gguf the tensor type Q2_0, which llama.cpp has and gguf 0.19.0 lacks, and a reader for Q1_0.
 
-Importing this module is enough: from then on GGUFWriter, GGUFReader and gguf.quants.dequantize take Q2_0 tensors. Where
-a later gguf knows a type itself, its own entries are kept. The numbers are those of ggml.h (GGML_TYPE_Q2_0), llama.h
-(LLAMA_FTYPE_MOSTLY_Q2_0) and ggml-common.h (block_q2_0).
+Importing this module is enough: from then on GGUFWriter, GGUFReader and gguf.quants.dequantize accept Q2_0 tensors. If
+a later gguf has a type itself, its own entries stay. The numbers are those of llama.cpp's ggml.h (GGML_TYPE_Q2_0),
+llama.h (LLAMA_FTYPE_MOSTLY_Q2_0) and ggml-common.h (block_q2_0).
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ Member = TypeVar("Member", bound=IntEnum)
 
 
 def member(kind: type[Member], name: str, value: int) -> Member:
-    """Return the enum's member of that value, which gets `name` if there is none; raise ValueError on a name in use."""
+    """Return the enum's member of that value; add it as `name` if there is none.
+
+    Raise ValueError if a member of another value has that name.
+    """
     try:
         return kind(value)
     except ValueError:
         if name in kind.__members__:
             raise ValueError(f"{kind.__name__}.{name} is {kind[name]:d}; expected {value}") from None
-    # Enum offers no way to add a member: these are the places where it looks one up, from Python 3.10 to 3.14.
+    # Enum has no way to add a member, so enter it everywhere that Enum looks one up, from Python 3.10 to 3.14.
     added = int.__new__(kind, value)
     added._name_, added._value_ = name, value
     setattr(kind, name, added)
     kind._member_names_.append(name)
     kind._member_map_[name] = added
     kind._value2member_map_[value] = added
-    getattr(kind, "_hashable_values_", []).append(value)  # from Python 3.13 on: what `value in kind` looks at
+    getattr(kind, "_hashable_values_", []).append(value)  # `value in kind` reads this since Python 3.13
     return added
 
 
@@ -40,7 +43,7 @@ Q2_0 = member(GGMLQuantizationType, "Q2_0", 42)
 MOSTLY_Q2_0 = member(LlamaFileType, "MOSTLY_Q2_0", 41)
 GGML_QUANT_SIZES.setdefault(Q2_0, (64, 18))
 
-# gguf.quants finds a type's class through its base class, which has no public name.
+# gguf.quants registers the subclasses of this base class, which has no public name.
 _Quant: Any = quants.Q4_0.__base__
 
 if Q2_0 not in quants._type_traits:
@@ -57,7 +60,7 @@ if Q2_0 not in quants._type_traits:
 if GGMLQuantizationType.Q1_0 not in quants._type_traits:
 
     class _Q1_0(_Quant, qtype=GGMLQuantizationType.Q1_0):  # type: ignore[misc, call-arg]  # noqa: N801
-        """A scale and 128 signs; gguf has the type, but can't read it."""
+        """A scale and 128 signs; gguf knows the type, but can't dequantize it."""
 
         @classmethod
         def dequantize_blocks(cls, blocks: ByteArray) -> Float32Array:

@@ -1,9 +1,9 @@
-"""Is a float tensor already on a grid: every value of a group one of 3, 9 or 27 evenly spaced levels around zero?
+"""Find the grid that a float tensor is on: in each group, all values are among 3, 9 or 27 evenly spaced levels.
 
-Ternary grids are compared for equality: rounding to bf16 or fp16 maps equal values to equal values, so it never takes a
-value off its grid. The groups may share their scale over 16 to 256 neighbouring columns, a row, a shard of rows or the
-whole tensor; the widest that holds is reported. One pass in chunks, the first of which is small: it mostly suffices for
-a tensor that is no grid.
+The levels are symmetric around zero. Values on a ternary grid are compared for equality: rounding to bf16 or fp16 maps
+equal values to equal values, so it never moves a value off its grid. A group, whose columns share one scale, is 16 to
+256 neighbouring columns, a row, a shard of rows or the whole tensor; the widest possible one is reported. The tensor is
+read once, in chunks. The first chunk is small: it mostly suffices to see that a tensor isn't on a grid.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ from tritgguf.converter.core.tensors import (
 from tritgguf.converter.quant.codec import fp16
 
 GROUPS = (16, 32, 64, 128, 256)
-BF16_ROUNDING = 2 * 1.01 * 2.0**-8  # of a quotient: half a unit in the last place of each of two bf16 values
-FIRST_LOOK = 1 << 14  # values
-AT_ONCE = 1 << 21  # values: more than numpy likes, since kernels make no float32 of them
-FEW = 64  # groups, of which one is off in nearly every tensor that is no grid
-FEW_ROWS = 8  # which mostly suffice to see that groups share no scale
-NEAR = 0.05  # a grid is still reported, with its outliers counted, while fewer groups than this hold any
+BF16_ROUNDING = 2 * 1.01 * 2.0**-8  # relative error of a quotient of two bf16 values, each off by half a unit
+FIRST_CHUNK = 1 << 14  # values
+CHUNK = 1 << 21  # values; larger than numpy's chunks, since kernels need no float32 copy
+FEW = 64  # groups: enough to see that nearly any tensor without a grid has none
+FEW_ROWS = 8  # rows: mostly enough to see that groups have different scales
+NEAR = 0.05  # report a grid, and count its outliers, if at most this share of the groups has any
 
 
 @dataclass(frozen=True)
 class Grid:
     """A tensor's grid.
 
-    `levels` is 3, 9 or 27. `group` neighbouring columns share one scale (the row's length where whole rows do),
-    `extent` says it in words. `scale` is the one scale of the whole tensor, if it has one. `fp16_error` is how much
-    fp16 changes a scale (relative, at most), `zeros` the share of zeros, `outliers` the number of values off the grid.
+    `levels` is 3, 9 or 27. `group` neighbouring columns share one scale (the row's length if whole rows do), and
+    `extent` names the group for messages. `scale` is the scale of the whole tensor, if it has only one. `fp16_error` is
+    the largest relative error of rounding a scale to fp16, `zeros` the share of zeros (None if unknown), `outliers` the
+    number of values off the grid.
     """
 
     levels: int
@@ -56,22 +57,22 @@ class Grid:
 
     @property
     def ternary(self) -> bool:
-        """Whether codes and scales reproduce every value."""
+        """Whether ternary codes and scales reproduce every value."""
         return self.levels == 3 and self.outliers == 0
 
     def description(self, shape: tuple[int, ...]) -> str:
-        """Say in words what grid a tensor of that shape is on."""
+        """Describe, for messages, the grid of a tensor of that shape."""
         outliers = f", but {self.outliers} of {math.prod(shape)} values are off it" if self.outliers else ""
         kind = "ternary" if self.levels == 3 else f"{self.levels}-level"
         return f"its values are on a {kind} grid per {self.extent}{outliers}"
 
     def fits(self, block: int) -> bool:
-        """Whether blocks of `block` columns each lie in one group."""
+        """Whether a ternary type with blocks of `block` columns stores the grid: each block lies in one group."""
         return self.ternary and self.group % block == 0
 
 
 def code_on_grid(rows: Floats, group: int) -> CodedRows | None:
-    """Return the rows as codes and scales if every group lies on a {-a, 0, a} grid, else None."""
+    """Return the codes and scales of rows whose every group of `group` columns holds only -a, 0 and a; else None."""
     n_rows, n_columns = rows.words.shape
     scales: Float32Array = np.empty((n_rows, n_columns // group), np.float32)
     codes: Codes = np.empty((n_rows, n_columns), np.int8)
@@ -84,7 +85,7 @@ def code_on_grid(rows: Floats, group: int) -> CodedRows | None:
 
 
 def fp16_error(scales: Float32Array) -> float:
-    """Return by how much fp16 changes one of the scales above zero, relatively and at most."""
+    """Return the largest relative error of rounding the scales above zero to fp16."""
     error: Float32Array = np.zeros(1, np.float32)
     if FP16_ERROR(np.ascontiguousarray(scales), scales.size, error) is None:
         used = scales[scales > 0]
@@ -92,36 +93,36 @@ def fp16_error(scales: Float32Array) -> float:
     return float(error[0])
 
 
-def ask_for_first_look(source: SourceTensor) -> None:
-    """Have what is looked at first read meanwhile."""
-    source.prefetch(next(row_chunks(source.shape, first=FIRST_LOOK), slice(0, 0)))
+def prefetch_first_rows(source: SourceTensor) -> None:
+    """Prefetch the rows that `find_grid` reads first."""
+    source.prefetch(next(row_chunks(source.shape, first=FIRST_CHUNK), slice(0, 0)))
 
 
 def find_grid(source: SourceTensor) -> Grid | None:
-    """Return the tensor's grid, or None."""
+    """Return the tensor's grid, None if it is on none; raise TensorError if a value is NaN or Inf."""
     n_columns = source.shape[-1]
     if isinstance(source, CodedTensor) and source.levels > 3:
         return Grid(source.levels, source.group, f"{source.group} columns")
     if isinstance(source, CodedTensor):
         evidence = _Evidence(source.group, n_columns)
-        for scales in source.scale_chunks(FIRST_LOOK):
+        for scales in source.scale_chunks(FIRST_CHUNK):
             evidence.add(scales, source.group)
         return evidence.grid(n_values=None)
     finest = next((group for group in GROUPS if n_columns % group == 0), n_columns)
     evidence = _Evidence(finest, n_columns)
-    for rows in row_chunks(source.shape, n_values=AT_ONCE, first=FIRST_LOOK):
+    for rows in row_chunks(source.shape, n_values=CHUNK, first=FIRST_CHUNK):
         source.read_now(rows)
         floats = source.floats(rows)
-        # A quantized source has levels of its own, which nobody trained.
+        # The levels of a quantized GGUF tensor come from its type, not from training.
         if rows.start == 0 and source.dtype in FLOAT_DTYPES and (levels := _finer_levels(widened(floats), finest)):
             return Grid(levels, finest, f"{finest} columns")
-        group = finest if evidence.outliers else evidence.widest()  # the fewer groups, the faster
+        group = finest if evidence.outliers else evidence.widest()  # fewer groups take less time
         scales, n_zeros, outliers, n_bad_groups = _ternary_groups(floats, group)
         if n_bad_groups and group > finest:
             group = finest
             scales, n_zeros, outliers, n_bad_groups = _ternary_groups(floats, group)
         if not np.isfinite(scales).all():
-            source.read(rows)  # says which value isn't finite
+            source.read(rows)  # raises an error that names the value
         source.evict(rows)
         if n_bad_groups > NEAR * scales.size:
             return None
@@ -130,7 +131,10 @@ def find_grid(source: SourceTensor) -> Grid | None:
 
 
 def _ternary_groups(floats: Floats, group: int) -> tuple[Float32Array, int, int, int]:
-    """Return each group's scale (n_rows, n_groups), and the numbers of zeros, of outliers, of groups with outliers."""
+    """Return each group's scale, (n_rows, n_groups), and the numbers of zeros, outliers and groups with outliers.
+
+    Outliers aren't counted if more than NEAR of the groups have any, since then there is no grid.
+    """
     n_rows, n_columns = floats.words.shape
     scales: Float32Array = np.empty((n_rows, n_columns // group), np.float32)
     counts = np.zeros(1, np.int64)
@@ -143,7 +147,7 @@ def _ternary_groups(floats: Floats, group: int) -> tuple[Float32Array, int, int,
     bad = off.any(axis=-1)
     outliers = 0
     if bad.any() and bad.sum() <= NEAR * bad.size:
-        # An outlier may be the largest value, so a group with outliers is judged by its most usual magnitude.
+        # The largest value may be an outlier: a group with outliers has its median nonzero magnitude as scale.
         suspects = np.where(magnitudes[bad] == 0, np.nan, magnitudes[bad])
         usual = np.nanquantile(suspects, 0.5, axis=-1, method="nearest").astype(np.float32)
         outliers = int((~np.isnan(suspects) & (suspects != usual[:, None])).sum())
@@ -152,9 +156,10 @@ def _ternary_groups(floats: Floats, group: int) -> tuple[Float32Array, int, int,
 
 
 def _finer_levels(values: Float32Array, group: int) -> int | None:
-    """Return 9 or 27 if every group is one of so many levels, but not 3; fp16 and bf16 rounding are tolerated.
+    """Return 9 or 27 if all groups are on a grid of that many levels and not on a ternary one, else None.
 
-    A group's largest value is some level m of 1..k; then every value is a multiple of (largest / m).
+    The largest value of a group is some level m of 1..k, and then every value is a multiple of largest / m, up to the
+    rounding of fp16 or bf16.
     """
     groups = values.reshape(-1, group)[:4096]
     largest = np.abs(groups).max(axis=1, keepdims=True)
@@ -173,12 +178,12 @@ def _levels_of(groups: Float32Array, largest: Float32Array) -> int | None:
         if on_grid.all():
             return None if levels == 3 else levels
         if levels == 3 and on_grid.mean() > 1 - NEAR:
-            return None  # ternary with outliers
+            return None  # a ternary grid with outliers
     return None
 
 
 def _shared(scales: Float32Array, n: int) -> Float32Array | None:
-    """Return what each `n` neighbours share, zeros aside, shape (n_rows, n_scales / n); None where some don't."""
+    """Return the scale that each `n` neighbours share, (n_rows, n_scales / n); None if some differ; zeros fit any."""
     grouped = scales.reshape(len(scales), -1, n)
     widest: Float32Array = grouped.max(axis=-1)
     return widest if ((grouped == widest[..., None]) | (grouped == 0)).all() else None
@@ -186,7 +191,7 @@ def _shared(scales: Float32Array, n: int) -> Float32Array | None:
 
 @dataclass
 class _Evidence:
-    """What is known of a ternary tensor's scales after the rows seen so far."""
+    """What the rows seen so far tell about a ternary tensor's scales."""
 
     finest: int
     n_columns: int
@@ -201,7 +206,7 @@ class _Evidence:
         return max((group for group, shared in self.shared.items() if shared), default=self.finest)
 
     def add(self, scales: Float32Array, columns: int, n_zeros: int | None = None, outliers: int = 0) -> None:
-        """Take in the scales of some rows, one per `columns`, shape (n_rows, n_columns / columns)."""
+        """Add the scales of some rows, one per `columns` columns, (n_rows, n_columns / columns)."""
         candidates = [self.n_columns, *(g for g in GROUPS[::-1] if g > self.finest and self.n_columns % g == 0)]
         for group in candidates:
             if not self.shared.get(group, True):
@@ -212,7 +217,7 @@ class _Evidence:
             self.shared[group] = shared is not None
             if shared is not None:
                 widest = shared
-                break  # then narrower groups share theirs as well
+                break  # then the narrower groups share theirs too
         else:
             widest = scales
         self.fp16_error = max(self.fp16_error, fp16_error(widest))
@@ -222,7 +227,7 @@ class _Evidence:
         self.outliers += outliers
 
     def grid(self, n_values: int | None) -> Grid:
-        """Return the grid that all the evidence allows, with the widest groups."""
+        """Return the grid with the widest groups that all rows allow."""
         group = self.widest()
         scale, extent = None, f"{group} columns"
         if group == self.n_columns:

@@ -1,7 +1,7 @@
-"""Weights on a grid per 16 columns in a type that doesn't hold them exactly: by least error to the known codes.
+"""Store weights on a grid per 16 columns, such as the uniform codec's, in a type that can't hold them exactly.
 
-The uniform codec's models (3, 9 or 27 levels) are such. A type's own quantizer sees floats and guesses scales; here
-codes and steps are found first, and the type's scales chosen for them.
+A type's own quantizer sees only floats and has to guess scales. Here the codes and steps of the grid are found first,
+and then the scales of the type with the least squared error for them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GROUP = 16
 
 
 class KnownGridCodec(FloatCodec):
-    """A type as `codec`, for weights on a grid of `levels` levels per 16 columns."""
+    """The type of `codec`, for weights on a grid of `levels` levels per 16 columns."""
 
     def __init__(self, codec: Codec, levels: int) -> None:
         self.codec, self.levels = codec, levels
@@ -36,10 +36,11 @@ class KnownGridCodec(FloatCodec):
 
 
 def codes_and_steps(groups: Float32Array, highest: int) -> tuple[Float32Array, Float32Array]:
-    """Return codes of at most `highest` in size, (n_groups, 16), and steps, (n_groups,), of groups on a grid.
+    """Return the codes from -highest to highest, (n_groups, 16), and the steps, (n_groups,), of groups on a grid.
 
-    The largest value is some level m; then all are multiples of largest / m, up to the rounding of fp16 or bf16. The
-    smallest m will do: it stands for the same values. Raises TensorError where a group is on no such grid.
+    `groups` is (n_groups, 16). The largest value is some level m, and then every value is a multiple of largest / m, up
+    to the rounding of fp16 or bf16. The smallest such m is used, since larger ones describe the same values. Raises
+    TensorError if a group isn't on such a grid.
     """
     largest = np.abs(groups).max(axis=1)
     codes, open_ones = np.zeros_like(groups), np.flatnonzero(largest)

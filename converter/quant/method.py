@@ -1,4 +1,4 @@
-"""What a method is: a rule that makes ternary rows of floats that aren't ternary."""
+"""A method quantizes float rows to ternary codes and scales, with loss if they aren't ternary already."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from tritgguf.converter.errors import UnsupportedError
 
 @dataclass(frozen=True)
 class Method:
-    """A lossy rule: `code(rows, group)` codes rows, their length a multiple of `group`, with fp16 scales.
+    """A rule to quantize: `quantize(rows, group_size)` returns ternary codes, and one fp16 scale per group.
 
-    The scale of a group that holds a value that isn't finite isn't either.
+    Rows are (n_rows, n_columns), and `n_columns` is a multiple of `group_size`. If a group holds a NaN or Inf, its
+    scale isn't finite.
     """
 
     name: str
-    code: Callable[[Floats, int], CodedRows]
+    quantize: Callable[[Floats, int], CodedRows]
 
 
 def methods() -> dict[str, Method]:
@@ -29,17 +30,23 @@ def methods() -> dict[str, Method]:
 
 
 def method_named(name: str) -> Method:
-    """Return the method of that name; raise UnsupportedError listing the names there are."""
+    """Return the method of that name; raise UnsupportedError, with the known names, if there is none."""
     known = methods()
     if name not in known:
         raise UnsupportedError(f"unknown method {name!r}; expected one of {', '.join(known)}")
     return known[name]
 
 
-def code_beyond(rows: Float32Array, thresholds: Float32Array, scales: Float32Array, group: int) -> CodedRows:
-    """Code as sign(w) what exceeds its group's threshold, as 0 the rest; a scale below fp16's range stands for zero."""
+def quantize_by_threshold(
+    rows: Float32Array, thresholds: Float32Array, scales: Float32Array, group_size: int
+) -> CodedRows:
+    """Return code sign(w) for each weight whose magnitude exceeds its group's threshold, code 0 for the others.
+
+    `rows` is (n_rows, n_columns); `thresholds` and `scales` are (n_rows, n_groups). All codes are 0 in a group whose
+    scale is 0, as fp16 rounds very small ones.
+    """
     codes: Codes = np.empty(rows.shape, np.int8)
     beyond = np.where(scales > 0, thresholds, np.float32(np.inf))[..., None]
-    groups = rows.reshape(*scales.shape, group)
+    groups = rows.reshape(*scales.shape, group_size)
     np.subtract(groups > beyond, groups < -beyond, out=codes.reshape(groups.shape), dtype=np.int8)
-    return CodedRows(codes, scales, group)
+    return CodedRows(codes, scales, group_size)

@@ -1,6 +1,6 @@
-"""What Q6_K and Q3_K have in common: sub-blocks of 16 values with signed codes, an integer scale each, one fp16 d.
+"""Blocks of 256 values, as in Q6_K and Q3_K: signed codes, one integer scale per 16 values, one fp16 d per block.
 
-A value is d * scale * code. `lowest_code` is -32 or -4, the highest is one less in size; so it is with the scales.
+A value is d * scale * code. Codes reach from `lowest_code` (-32 or -4) to -lowest_code - 1, scales likewise.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from tritgguf.converter.errors import TensorError
 
 SUB = 16  # values that share a scale
 SUBS = 16  # sub-blocks that share d
-SMALLEST = np.float32(2.0**-24)  # fp16's smallest value; where no value exceeds it, every code is 0
-CANDIDATES = 32  # values of d that are tried for a known grid
-MOST_MULTIPLES = 8  # how many codes per level are tried
+SMALLEST = np.float32(2.0**-24)  # fp16's smallest value; all codes are 0 in sub-blocks of smaller values
+CANDIDATES = 32  # values of d to try for a known grid
+MOST_MULTIPLES = 8  # codes to try per level of a known grid
 
 Codes = npt.NDArray[np.int8]
 Halves = npt.NDArray[np.float16]
 
 
 def best_scales(columns: Float32Array, lowest_code: int, largest_codes: Float32Array) -> Float32Array:
-    """Return the scale of least squared error per column, (n_columns,), among those of `largest_codes`.
+    """Return the scale of least squared error per sub-block, (n_columns,).
 
-    `columns` is (16, n_columns): sums over a sub-block run along memory. For given codes the best scale is
-    sum(x * code) / sum(code**2), and lowers the error by the square of the first sum over the second.
+    `columns` is (16, n_columns), one sub-block per column, since numpy adds rows fastest. Each of `largest_codes` is
+    tried as the code of the largest value. For given codes the best scale is sum(x * code) / sum(code**2), and lowers
+    the squared error by sum(x * code)**2 / sum(code**2).
     """
     peaks = np.take_along_axis(columns, np.abs(columns).argmax(axis=0)[None], axis=0)[0]
-    # The lowest code has no counterpart: the largest value takes the negative side.
+    # There is one more negative code than positive ones: the largest value gets the negative code.
     inverse = quotient(np.float32(-1), np.where(np.abs(peaks) < SMALLEST, np.float32(0), peaks))
     scales: Float32Array = np.zeros_like(peaks)
     gains: Float32Array = np.zeros_like(peaks)
@@ -40,15 +41,15 @@ def best_scales(columns: Float32Array, lowest_code: int, largest_codes: Float32A
         products = (columns * codes).sum(axis=0)
         scale = quotient(products, np.square(codes, out=codes).sum(axis=0))
         gain = scale * products
-        better = ~(gain <= gains)  # a NaN or Inf must come through
+        better = ~(gain <= gains)  # true for NaN too: the caller checks for it
         scales, gains = np.where(better, scale, scales), np.where(better, gain, gains)
     return scales
 
 
 def block_scales(scales: Float32Array, lowest: int) -> Halves:
-    """Return d per block, (n_blocks,): the scale of largest magnitude over the lowest integer, rounded away from zero.
+    """Return d per block, fp16 (n_blocks,): the scale of largest magnitude / `lowest`, rounded away from zero.
 
-    Rounded so, no integer scale is cut off, and d is 0 in blocks of zeros only.
+    With this rounding no integer scale is clipped, and d is 0 only in blocks of zeros. `scales` is (n_blocks, 16).
     """
     exact = np.take_along_axis(scales, np.abs(scales).argmax(axis=1)[:, None], axis=1)[:, 0] / np.float32(lowest)
     nearest: Halves = exact.astype(np.float16)
@@ -61,7 +62,7 @@ def encoded(
 ) -> tuple[Halves, Codes, Codes]:
     """Return d (n_blocks,), scales (n_blocks, 16) and codes (n_blocks, 256) of any floats, (16, n_columns).
 
-    `limit` says in words where the type ends, for the error.
+    `limit` tells where the type's range ends, for the TensorError that is raised beyond it.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         wanted = best_scales(columns, lowest_code, largest_codes).reshape(-1, SUBS)
@@ -77,11 +78,11 @@ def encoded(
 def fitted(
     codes: Float32Array, steps: Float32Array, highest_code: int, lowest_scale: int
 ) -> tuple[Halves, Codes, Codes]:
-    """Return d, scales and codes as `encoded` does, for groups known to be code * step, by least error.
+    """Return d, scales and codes as `encoded` does, with the least squared error for values known to be code * step.
 
-    `codes` is (n_blocks, subs, 16), `steps` (n_blocks, subs). A code may stand for a level as any multiple m of it that
-    the type has room for, so that m * scale * d comes near the step more often than scale * d would; several d are
-    tried. The scales are negative, of which there is one more.
+    `codes` is (n_blocks, subs, 16), `steps` (n_blocks, subs). The type can store a sub-block's codes times any m that
+    its range of codes allows. Then m * scale * d has to approximate the step, which offers more choices than scale * d.
+    Several d are tried. Scales are negative, since there is one more of them. Raises TensorError if d overflows fp16.
     """
     most = np.maximum(highest_code // np.maximum(np.abs(codes).max(axis=2), 1), 1)
     weights = np.square(codes).sum(axis=2)
@@ -91,14 +92,14 @@ def fitted(
     for factor in np.linspace(1, 2, CANDIDATES, dtype=np.float32):
         best = best.better(_fit(halves_above(least_d * factor), steps, weights, most, limit))
     if not np.isfinite(best.d).all():
-        raise TensorError(f"a level is {steps.max():g} wide, which is beyond this type: store this tensor as f32")
+        raise TensorError(f"the levels are {steps.max():g} apart, out of this type's range: store this tensor as f32")
     signed = -codes * best.multiples[:, :, None]
     return best.d.astype(np.float16), (-best.scales).astype(np.int8), signed.astype(np.int8).reshape(len(codes), -1)
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """d per block, with integer scale and multiple per sub-block, and the squared error that they leave."""
+    """d per block, the integer scale and multiple per sub-block, and the squared error per block."""
 
     errors: npt.NDArray[np.float64]
     d: Float32Array
@@ -117,7 +118,7 @@ class _Fit:
 
 
 def _fit(d: Float32Array, steps: Float32Array, weights: Float32Array, most: Float32Array, limit: np.float32) -> _Fit:
-    """Choose scale and multiple of each sub-block for given d."""
+    """Choose the scale and multiple of each sub-block for given d, (n_blocks,)."""
     least: Float32Array = np.full(steps.shape, np.inf, np.float32)
     scales: Float32Array = np.zeros_like(steps)
     multiples: Float32Array = np.ones_like(steps)
@@ -134,7 +135,7 @@ def _fit(d: Float32Array, steps: Float32Array, weights: Float32Array, most: Floa
 
 
 def halves_above(values: Float32Array) -> Float32Array:
-    """Return the next fp16 values that aren't below, as float32."""
+    """Round up to fp16 values; return them as float32."""
     with np.errstate(over="ignore"):
         nearest = values.astype(np.float16)
         above = np.where(nearest.astype(np.float32) < values, np.nextafter(nearest, np.float16(np.inf)), nearest)
@@ -142,5 +143,5 @@ def halves_above(values: Float32Array) -> Float32Array:
 
 
 def quotient(dividends: Float32Array | np.float32, divisors: Float32Array) -> Float32Array:
-    """Return dividends / divisors, and 0 where the divisor is 0."""
+    """Return dividends / divisors, or 0 if the divisor is 0."""
     return np.where(divisors == 0, np.float32(0), dividends / np.where(divisors == 0, np.float32(1), divisors))

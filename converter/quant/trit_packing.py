@@ -1,7 +1,7 @@
-"""Trits at almost their information: 17 are a number below 3^17 < 2^27, and eight such numbers fill 27 bytes.
+"""Pack 17 trits as a number below 3^17 < 2^27, and eight such numbers in 27 bytes.
 
-1.588 bits per trit, 0.2 % above log2(3). The first of 17 trits is the lowest base-3 digit; the first of eight numbers
-stands at the lowest bits of the 27 bytes, little-endian.
+That is 1.588 bits per trit, 0.2 % above the limit log2(3). The first of 17 trits is the lowest base-3 digit; the first
+of eight numbers has the lowest bits of the 27 bytes, little-endian.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BEYOND = 3**PER_NUMBER
 
 
 def pack_trits(digits: ByteArray) -> ByteArray:
-    """Return the bytes of base-3 digits, their number a multiple of 136, shape (n_blocks, 27)."""
+    """Return the bytes, uint8 (n_blocks, 27), of base-3 digits, whose number is a multiple of 136."""
     numbers = np.zeros((digits.size // BLOCK, NUMBERS), np.uint64)
     places = digits.reshape(-1, NUMBERS, PER_NUMBER)
     for place, power in enumerate(POWERS):
@@ -34,7 +34,7 @@ def pack_trits(digits: ByteArray) -> ByteArray:
 
 
 def unpack_trits(stored: ByteArray) -> ByteArray:
-    """Return the base-3 digits of bytes of shape (n_blocks, 27), in order; a digit above 2 tells of damage."""
+    """Return the base-3 digits, uint8 (136 * n_blocks,), of bytes (n_blocks, 27); damaged bytes give digits above 2."""
     wide = np.pad(stored, ((0, 0), (0, 1))).astype(np.uint32)
     digits = np.empty((len(stored), NUMBERS, PER_NUMBER), np.uint8)
     for index in range(NUMBERS):
@@ -48,7 +48,7 @@ def unpack_trits(stored: ByteArray) -> ByteArray:
 
 
 def _digits_of(numbers: npt.NDArray[np.uint32], out: ByteArray) -> None:
-    """Write the base-3 digits of numbers, shape (n,), into `out`, (n, 17); what is left over into the last."""
+    """Write the base-3 digits of numbers, (n,), into `out`, (n, 17); the last digit is above 2 if one is too large."""
     for place in range(PER_NUMBER - 1):
         rest = numbers // np.uint32(3)
         out[:, place] = numbers - np.uint32(3) * rest

@@ -1,4 +1,4 @@
-/* The loops for any processor, and which level of those there are this processor has. */
+/* The loops for any processor, and a function that tells which level this processor supports. */
 
 #define KERNEL(name) name##_1
 #define WIDTH 4

@@ -1,19 +1,19 @@
-/* The loops that take a conversion's time. Each gives the bytes of the numpy code that calls it, which is where its
-   rule is explained; the tests compare both. Python calls them through ctypes, which lets go of the interpreter lock.
+/* The loops where a conversion spends its time. Each gives the same bytes as the numpy code beside its call, which
+   explains the rule; the tests compare both. Python calls them through ctypes, which releases the GIL.
 
-   A function returns a count or a magnitude, as its comment says, else 0. Arrays are contiguous; `n_groups` groups of
-   `group` values lie one after the other. Floats come as words of the kind in which they are stored. No product may be
-   fused with a sum: build with -ffp-contract=off. The compiler is GCC or Clang.
+   A function returns a count or a magnitude, as its comment says, else 0. Arrays are contiguous and hold `n_groups`
+   groups of `group` values. Floats are words of the kind in which they are stored. Build with -ffp-contract=off: a
+   fused multiply-add would round differently. The compiler is GCC or Clang.
 
-   This is included once for each level of processors, by a file that defines KERNEL(name), the name that a function has
-   there, and WIDTH, how many 32-bit values a register holds. */
+   One file per processor level includes this header and defines KERNEL(name), a function's name at that level, and
+   WIDTH, the number of 32-bit values in a register. */
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "bytes of words are taken to come lowest first"
+#error "these loops need a little-endian processor"
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -21,18 +21,18 @@
 
 enum { BF16, F16, F32 };
 enum { LANES = 16, LARGEST_GROUP = 256 };
-enum { STRIP = 2048 }; /* values that are worked on at a time: a multiple of every block, and they stay in cache */
+enum { STRIP = 2048 }; /* values per pass: a multiple of every block size, few enough to stay in the cache */
 
 #define INFINITE_BITS 0x7F800000u
 
-/* Where a group's magnitudes lie between LEAST and MOST, its largest and smallest no further apart than EXACT_RATIO, a
-   double holds every sum of them exactly, and a float a mean with an error below MARGIN. */
+/* If the nonzero magnitudes of a group are in LEAST..MOST and the largest is at most EXACT_RATIO times the smallest,
+   every sum of them is exact in double, and a mean in float has a relative error below MARGIN. */
 #define LEAST 1e-30f
 #define MOST 1e30f
 #define EXACT_RATIO 0x1p20f
 #define MARGIN 0x1p-15f
 
-/* What is done to several values at once. */
+/* SIMD vectors. */
 typedef float Floats __attribute__((vector_size(4 * WIDTH)));
 typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
 typedef float FourFloats __attribute__((vector_size(16)));
@@ -58,17 +58,17 @@ INLINE uint32_t to_bits(float value) {
 INLINE float from_f16(uint32_t word) {
     uint32_t magnitude = word & 0x7FFF;
     uint32_t usual = (magnitude << 13) + (112u << 23); /* the exponent's bias is 127, not 15 */
-    usual += magnitude >= 0x7C00 ? 112u << 23 : 0;     /* infinite, or no number */
+    usual += magnitude >= 0x7C00 ? 112u << 23 : 0;     /* Inf or NaN */
     float tiny = (float)(int32_t)magnitude * 0x1p-24f;
     uint32_t bits = magnitude < 0x0400 ? to_bits(tiny) : usual;
     return from_bits(bits | (word & 0x8000) << 16);
 }
 
-/* The magnitude rounded to fp16, to nearest even; below 65520. */
+/* Round a magnitude below 65520 to fp16, to nearest even. */
 INLINE uint32_t to_f16(float magnitude) {
     uint32_t bits = to_bits(magnitude);
     uint32_t usual = ((bits + 0xFFF + (bits >> 13 & 1)) >> 13) - (112u << 10);
-    /* Added to 0.5, a value below 2**-14 is rounded to the multiples of 2**-24 that fp16 has there. */
+    /* Adding 0.5 rounds a value below 2**-14 to a multiple of 2**-24, the spacing of fp16's subnormals. */
     uint32_t tiny = to_bits(magnitude + 0.5f) - to_bits(0.5f);
     return bits < 0x38800000u ? tiny : usual;
 }
@@ -89,7 +89,7 @@ INLINE const void *from_index(const void *words, int kind, int64_t index) {
     return (const char *)words + index * (kind == F32 ? 4 : 2);
 }
 
-/* Whatever depends on the kind of words is compiled for each kind. */
+/* Compile a loop once per kind of words. */
 #define FOR_KIND(kind, loop, ...)          \
     do {                                   \
         if ((kind) == BF16)                \
@@ -110,7 +110,7 @@ INLINE int64_t widen_kind(int kind, const void *restrict words, int64_t n, float
     return largest >= INFINITE_BITS;
 }
 
-/* Returns whether any value isn't finite. */
+/* Convert words to float32; returns whether any value isn't finite. */
 EXPORT int64_t KERNEL(widen)(const void *words, int64_t kind, int64_t n, float *values) {
     FOR_KIND(kind, widen_kind, words, n, values);
 }
@@ -125,16 +125,17 @@ INLINE int64_t narrow_kind(int kind, const void *restrict words, int64_t n, uint
     return largest;
 }
 
-/* To fp16; returns the bits of the largest magnitude. */
+/* Convert words to fp16; returns the bits of the largest magnitude as float32. */
 EXPORT int64_t KERNEL(narrow)(const void *words, int64_t kind, int64_t n, uint16_t *halves) {
     FOR_KIND(kind, narrow_kind, words, n, halves);
 }
 
-/* ---- methods: floats become codes and scales ---- */
+/* ---- methods: quantize floats to codes and scales ---- */
 
-/* Codes are sign(value) where the magnitude exceeds the threshold, which is no less than 0, else 0. */
-INLINE void code_beyond(int kind, const void *restrict words, int64_t group, float threshold, int8_t *restrict codes) {
-    if (kind == BF16) { /* magnitudes are in the order of their words */
+/* Each code is sign(value) if the magnitude exceeds the threshold, else 0; the threshold is 0 or more. */
+INLINE void quantize_by_threshold(int kind, const void *restrict words, int64_t group, float threshold,
+                                  int8_t *restrict codes) {
+    if (kind == BF16) { /* words compare like the magnitudes they hold */
         const uint16_t *narrow_words = words;
         int16_t limit = (int16_t)(to_bits(threshold) >> 16);
         for (int64_t index = 0; index < group; index++) {
@@ -167,20 +168,20 @@ INLINE int64_t absmean_kind(int kind, const void *restrict words, int64_t n_grou
                 sums[lane] += fabsf(read(values, kind, step + lane));
         float mean = folded(sums) / (float)group;
         means[number] = mean;
-        code_beyond(kind, values, group, mean > least ? mean / 2 : INFINITY, codes + number * group);
+        quantize_by_threshold(kind, values, group, mean > least ? mean / 2 : INFINITY, codes + number * group);
     }
     return 0;
 }
 
-/* The group is a multiple of LANES; means of `least` or less stand for zero. */
+/* The group is a multiple of LANES; all codes are 0 in groups whose mean is `least` or less. */
 EXPORT int64_t KERNEL(absmean)(const void *words, int64_t kind, int64_t n_groups, int64_t group, float least,
                                int8_t *codes, float *means) {
     FOR_KIND(kind, absmean_kind, words, n_groups, group, least, codes, means);
 }
 
 typedef struct {
-    float low, high; /* the best threshold lies between */
-    double sum;      /* of the magnitudes above `high` */
+    float low, high; /* the best threshold is between them */
+    double sum;      /* sum of the magnitudes above `high` */
     int n_above, n_between;
 } Bracket;
 
@@ -190,7 +191,7 @@ INLINE Floats load(const float *values) {
     return loaded;
 }
 
-/* Where the mask is -1 the values, elsewhere 0. */
+/* Return the values where the mask is -1, 0 elsewhere. */
 INLINE Floats kept_by(Ints mask, Floats values) {
     return (Floats)((Ints)values & mask);
 }
@@ -211,13 +212,13 @@ INLINE int count_of(Ints lanes) {
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-/* A threshold, how many magnitudes exceed it, and half their mean. */
+/* A threshold, the number of magnitudes above it, and half their mean. */
 typedef struct {
     float threshold, half_mean;
     int n_above;
 } Above;
 
-/* Fill in both at once, each in two sums: none has to wait for another. */
+/* Fill in both in one pass, each in two independent sums, so that additions don't wait for each other. */
 INLINE void look_above(const float *restrict magnitudes, int64_t group, Above *low, Above *high) {
     Floats sums[4] = {{0}};
     Ints counts[4] = {{0}};
@@ -234,9 +235,10 @@ INLINE void look_above(const float *restrict magnitudes, int64_t group, Above *l
     high->half_mean = sum_of(sums[1] + sums[3]) / (float)high->n_above / 2;
 }
 
-/* Half the mean of what exceeds a threshold never falls as the threshold grows. So from 0 upwards and from half the
-   largest magnitude downwards, a threshold is replaced by that half until it stays, or nothing lies between: none that
-   reproduces itself lies beyond. Where sums might be rounded the bracket is everything. */
+/* The best threshold is a fixed point: it equals half the mean of the magnitudes above it. That half mean never falls
+   as the threshold grows, so iterating from 0 upwards and from half the largest magnitude downwards encloses all fixed
+   points. Stop when neither end changes, or when no magnitude is left between them. If sums could be rounded, return
+   the whole range. */
 INLINE Bracket bracketed(const float *restrict magnitudes, int64_t group, float smallest, float largest) {
     Bracket bracket = {0, largest, 0, 0, (int)group};
     if (smallest < LEAST || largest > MOST || largest > smallest * EXACT_RATIO)
@@ -268,7 +270,7 @@ INLINE Bracket bracketed(const float *restrict magnitudes, int64_t group, float 
     return bracket;
 }
 
-/* Put what lies within the bracket in descending order and look at every number of kept values there. */
+/* Sort the magnitudes inside the bracket in descending order, and try every number of kept values there. */
 INLINE float best_scale(const float *restrict magnitudes, int64_t group, Bracket bracket) {
     double between[LARGEST_GROUP + 1], kept = bracket.sum, best_mean = 0, best_gain = 0, smallest = INFINITY;
     int n_between = 0, n_kept = bracket.n_above;
@@ -280,7 +282,7 @@ INLINE float best_scale(const float *restrict magnitudes, int64_t group, Bracket
         }
         if (!count_of(inside))
             continue;
-        for (int64_t index = step; index < step + 2 * LANES; index++) { /* without a branch that can't be foreseen */
+        for (int64_t index = step; index < step + 2 * LANES; index++) { /* no branch, since it would be mispredicted */
             between[n_between] = magnitudes[index];
             n_between += (magnitudes[index] > bracket.low) & (magnitudes[index] <= bracket.high);
         }
@@ -311,12 +313,12 @@ INLINE int64_t mse_kind(int kind, const void *restrict words, int64_t n_groups, 
     float magnitudes[LARGEST_GROUP];
     for (int64_t number = 0; number < n_groups; number++) {
         const void *values = from_index(words, kind, number * group);
-        uint32_t largest = 0, smallest = UINT32_MAX; /* of those that aren't 0 */
+        uint32_t largest = 0, smallest = UINT32_MAX; /* `smallest` is that of the nonzero magnitudes */
         for (int64_t index = 0; index < group; index++) {
             uint32_t magnitude = to_bits(read(values, kind, index)) & 0x7FFFFFFF;
             magnitudes[index] = from_bits(magnitude);
             largest = magnitude > largest ? magnitude : largest;
-            smallest = magnitude - 1 < smallest ? magnitude - 1 : smallest; /* 0 becomes the largest number */
+            smallest = magnitude - 1 < smallest ? magnitude - 1 : smallest; /* 0 - 1 wraps to the largest number */
         }
         if (largest >= INFINITE_BITS) {
             scales[number] = NAN;
@@ -325,21 +327,21 @@ INLINE int64_t mse_kind(int kind, const void *restrict words, int64_t n_groups, 
         Bracket bracket = bracketed(magnitudes, group, from_bits(smallest + 1), from_bits(largest));
         float scale = rounded_to_f16(best_scale(magnitudes, group, bracket));
         scales[number] = scale;
-        code_beyond(kind, values, group, scale > 0 ? scale / 2 : INFINITY, codes + number * group);
+        quantize_by_threshold(kind, values, group, scale > 0 ? scale / 2 : INFINITY, codes + number * group);
     }
     return 0;
 }
 
-/* The group is a multiple of 2 * LANES and LARGEST_GROUP at most. Scales are rounded to fp16; that of a group with a
-   value that isn't finite is no number. */
+/* The group is a multiple of 2 * LANES and at most LARGEST_GROUP. Scales are rounded to fp16; the scale of a group with
+   a NaN or Inf is NaN. */
 EXPORT int64_t KERNEL(mse)(const void *words, int64_t kind, int64_t n_groups, int64_t group, int8_t *codes,
                            float *scales) {
     FOR_KIND(kind, mse_kind, words, n_groups, group, codes, scales);
 }
 
-/* ---- grids: floats that are ternary already ---- */
+/* ---- grids: floats that are already ternary ---- */
 
-/* A word without its sign, as a number in the order of magnitudes. */
+/* A word without its sign bit; such numbers compare like the magnitudes. */
 INLINE uint32_t magnitude_word(int kind, const void *words, int64_t index) {
     return kind == F32 ? ((const uint32_t *)words)[index] & 0x7FFFFFFF : ((const uint16_t *)words)[index] & 0x7FFFu;
 }
@@ -375,7 +377,7 @@ INLINE int64_t largest_kind(int kind, const void *restrict words, int64_t n_grou
     return n_bad_groups;
 }
 
-/* Fill in the largest magnitude of each group, count zeros; returns how many groups hold anything else. */
+/* Fill in the largest magnitude of each group and count zeros; returns how many groups hold another magnitude. */
 EXPORT int64_t KERNEL(largest)(const void *words, int64_t kind, int64_t n_groups, int64_t group, float *scales,
                        int64_t *n_zeros) {
     FOR_KIND(kind, largest_kind, words, n_groups, group, scales, n_zeros);
@@ -400,15 +402,15 @@ INLINE int64_t on_grid_kind(int kind, const void *restrict words, int64_t n_grou
     return n_outliers;
 }
 
-/* Fill in the largest magnitude and the signs of each group; returns how many values are something else. */
+/* Fill in the largest magnitude and the signs of each group; returns how many values have another magnitude. */
 EXPORT int64_t KERNEL(on_grid)(const void *words, int64_t kind, int64_t n_groups, int64_t group, float *scales,
                                int8_t *codes) {
     FOR_KIND(kind, on_grid_kind, words, n_groups, group, scales, codes);
 }
 
-/* Fill in by how much fp16 changes a value, relatively and at most; what isn't above 0 is left out. */
+/* Fill in the largest relative error of rounding to fp16 among the values above 0. */
 EXPORT int64_t KERNEL(fp16_error)(const float *restrict values, int64_t n, float *restrict error) {
-    uint32_t most = 0; /* the bits of a float: they are in the order of magnitudes */
+    uint32_t most = 0; /* the bits of a float; bits of magnitudes compare like the magnitudes */
     for (int64_t index = 0; index < n; index++) {
         float value = values[index];
         uint32_t rounded = to_bits(from_f16(to_f16(fabsf(value))));
@@ -429,13 +431,13 @@ EXPORT int64_t KERNEL(dequantize)(const int8_t *restrict codes, const float *res
     return 0;
 }
 
-/* ---- codes, as they lie in memory or as checkpoints pack them ---- */
+/* ---- codes: unpacked, or in the packings of checkpoints ---- */
 
 enum { CODES, BASE3, FOUR_ROWS };
 
 #define EACH_BYTE 0x0101010101010101u
 
-/* Two bits of each byte, from `shift` on, are code + 1; returns nonzero where one stands for nothing. */
+/* Bits `shift` and `shift` + 1 of each byte are code + 1; returns nonzero if there is an invalid code. */
 INLINE uint64_t unpack_four_rows(const uint8_t *restrict stored, int shift, int64_t n, int8_t *restrict codes) {
     uint64_t invalid = 0;
     int64_t n_whole = n / 8 * 8;
@@ -444,7 +446,7 @@ INLINE uint64_t unpack_four_rows(const uint8_t *restrict stored, int shift, int6
         memcpy(&eight, stored + index, 8);
         eight = eight >> shift & 3 * EACH_BYTE;
         invalid |= eight & eight >> 1 & EACH_BYTE;
-        eight = ((eight | 0x80 * EACH_BYTE) - EACH_BYTE) ^ 0x80 * EACH_BYTE; /* less 1, byte by byte */
+        eight = ((eight | 0x80 * EACH_BYTE) - EACH_BYTE) ^ 0x80 * EACH_BYTE; /* minus 1, byte by byte */
         memcpy(codes + index, &eight, 8);
     }
     for (int64_t index = n_whole; index < n; index++) {
@@ -455,21 +457,21 @@ INLINE uint64_t unpack_four_rows(const uint8_t *restrict stored, int shift, int6
     return invalid;
 }
 
-/* Four codes + 1 are the base-3 digits of a byte, lowest first; returns nonzero where one is above 80. */
+/* The base-3 digits of a byte, lowest first, are four codes + 1; returns nonzero if a byte is invalid (above 80). */
 INLINE uint64_t unpack_base3(const uint8_t *restrict stored, int64_t n, int8_t *restrict codes) {
     uint32_t invalid = 0;
     for (int64_t index = 0; index < n / 4; index++) {
         uint32_t byte = stored[index], ninth = byte * 57 >> 9;
         uint32_t pairs = byte + ninth * ((1 << 16) - 9); /* two digits each: the rest below, the ninth above */
         uint32_t digits = pairs + (pairs * 11 >> 5 & 0x00030003) * ((1 << 8) - 3); /* a digit in each byte */
-        uint32_t four = ((digits | 0x80808080u) - 0x01010101u) ^ 0x80808080u;      /* less 1, byte by byte */
+        uint32_t four = ((digits | 0x80808080u) - 0x01010101u) ^ 0x80808080u;      /* minus 1, byte by byte */
         memcpy(codes + 4 * index, &four, 4);
         invalid |= byte > 80;
     }
     return invalid;
 }
 
-/* ---- codecs: codes become blocks of `block_bytes`, their scales written elsewhere, and back ---- */
+/* ---- codecs: pack codes into blocks of `block_bytes`, and unpack them; put_scales writes the scales ---- */
 
 /* 2 bits per code in 64 bytes: TQ2_0, and Q2_K where its scales are 1. */
 INLINE void pack_pairs(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks, int64_t block_bytes) {
@@ -483,7 +485,7 @@ INLINE void pack_pairs(const int8_t *restrict codes, int64_t n_blocks, uint8_t *
     }
 }
 
-/* The same of rows of which four share their bytes: both hold code + 1, so that pairs of bits only move. */
+/* The same from the packing FOUR_ROWS: it holds code + 1 in pairs of bits too, so the pairs only move. */
 INLINE uint64_t four_rows_to_pairs(const uint8_t *restrict stored, int shift, int64_t n_blocks,
                                    uint8_t *restrict blocks, int64_t block_bytes) {
     ThirtyTwoBytes invalid = {0};
@@ -506,14 +508,14 @@ INLINE void pack_fours(const int8_t *restrict codes, int64_t n_blocks, uint8_t *
         for (int byte = 0; byte < 16; byte++) {
             uint32_t four;
             memcpy(&four, codes + number * 64 + 4 * byte, 4);
-            four = ((four & 0x7F7F7F7Fu) + 0x01010101u) ^ (four & 0x80808080u); /* and 1, byte by byte */
+            four = ((four & 0x7F7F7F7Fu) + 0x01010101u) ^ (four & 0x80808080u); /* plus 1, byte by byte */
             blocks[number * block_bytes + byte] = (uint8_t)(four * 0x01041040u >> 24); /* from bit 8k to bit 2k */
         }
     }
 }
 
-/* The same of at most STRIP codes in base-3 packing: the digits at bits 0, 2, 4 and 6 add up to the byte and 1, 4 and
-   16 times its quotients by 3, 9 and 27. */
+/* The same from at most STRIP codes in the packing BASE3. The digits at bits 0, 2, 4 and 6 are
+   byte + byte / 3 + 4 * (byte / 9) + 16 * (byte / 27): each digit d_k of weight 3**k then counts 4**k times. */
 INLINE uint64_t base3_to_fours(const uint8_t *restrict stored, int64_t n_blocks, uint8_t *restrict blocks,
                                int64_t block_bytes) {
     uint8_t fours[STRIP / 4], most = 0;
@@ -540,7 +542,7 @@ INLINE void pack_nibbles(const int8_t *restrict codes, int64_t n_blocks, uint8_t
     }
 }
 
-/* Add a section's digits into its bytes' numbers, the first digit highest. */
+/* Combine a section's digits into one base-3 number per byte, the first digit highest. */
 INLINE void add_digits(const int8_t *restrict codes, int n_digits, int n_bytes, uint16_t *restrict numbers) {
     for (int byte = 0; byte < n_bytes; byte++)
         numbers[byte] = 0;
@@ -549,7 +551,7 @@ INLINE void add_digits(const int8_t *restrict codes, int n_digits, int n_bytes, 
             numbers[byte] = (uint16_t)(numbers[byte] * 3 + (digit < n_digits ? codes[digit * n_bytes + byte] + 1 : 0));
 }
 
-/* TQ1_0: three sections of base-3 digits; a byte is the fraction of 256, rounded up, that its number is of 243. */
+/* TQ1_0: three sections of base-3 digits; a byte is its number * 256 / 243, rounded up. */
 INLINE void pack_base3(const int8_t *restrict codes, int64_t n_blocks, uint8_t *restrict blocks, int64_t block_bytes) {
     for (int64_t number = 0; number < n_blocks; number++) {
         uint16_t numbers[52];
@@ -590,8 +592,8 @@ INLINE int64_t pack_rows(int packing, Pack pack, int block, const uint8_t *restr
     return invalid != 0;
 }
 
-/* Pack the wanted ones of `n_stored` rows, of FOUR_ROWS of four times as many; `blocks` is where the first block's
-   codes go. Returns whether a code stands for nothing. */
+/* Pack the wanted rows of `n_stored` rows (FOUR_ROWS: of 4 * n_stored); `blocks` points to the first block's codes.
+   Returns whether there is an invalid code. */
 #define PACK(name, pack, block)                                                                                \
     EXPORT int64_t KERNEL(name)(int64_t packing, const uint8_t *stored, int64_t n_stored, int64_t stored_bytes, \
                                 const int64_t *wanted, int64_t n_rows, int64_t n_columns, uint8_t *blocks,      \
@@ -605,7 +607,7 @@ PACK(pack_tq2_0, pack_pairs, 256)
 PACK(pack_q2_0, pack_fours, 64)
 PACK(pack_q4_0, pack_nibbles, 32)
 
-/* Write each scale as fp16 into `repeat` blocks, at `offset`; returns the bits of the largest magnitude. */
+/* Write each scale as fp16 into `repeat` blocks, at `offset`; returns the bits of the largest magnitude as float32. */
 EXPORT int64_t KERNEL(put_scales)(const float *restrict scales, int64_t n_scales, int64_t repeat,
                                   uint8_t *restrict blocks, int64_t block_bytes, int64_t offset) {
     uint32_t largest = 0;
@@ -621,7 +623,7 @@ EXPORT int64_t KERNEL(put_scales)(const float *restrict scales, int64_t n_scales
     return largest;
 }
 
-/* Returns how many bytes hold a code that stands for nothing. */
+/* Returns how many bytes hold an invalid code. */
 EXPORT int64_t KERNEL(unpack_pairs)(const uint8_t *restrict blocks, int64_t n_blocks, int64_t block_bytes,
                             int8_t *restrict codes) {
     int64_t n_invalid = 0;
@@ -661,9 +663,9 @@ EXPORT int64_t KERNEL(unpack_base3)(const uint8_t *restrict blocks, int64_t n_bl
     return 0;
 }
 
-/* ---- packed sources ---- */
+/* ---- packed checkpoints ---- */
 
-/* Each byte stands for the four codes in a word of the table; returns the largest byte. */
+/* Replace each byte by the four codes that the table has for it; returns the largest byte. */
 EXPORT int64_t KERNEL(look_up)(const uint8_t *restrict stored, int64_t n, const uint32_t *restrict table,
                        uint32_t *restrict fours) {
     uint8_t most = 0;
@@ -674,7 +676,7 @@ EXPORT int64_t KERNEL(look_up)(const uint8_t *restrict stored, int64_t n, const 
     return most;
 }
 
-/* Four rows of bitnet packing lie in one; returns whether any of the wanted rows' codes stands for nothing. */
+/* Unpack rows of bitnet packing, which stores four rows in one; returns whether a wanted row has an invalid code. */
 EXPORT int64_t KERNEL(unpack_rows)(const uint8_t *restrict stored, int64_t n_stored, int64_t n_columns,
                                    const int64_t *restrict wanted, int64_t n_wanted, int8_t *restrict codes) {
     uint64_t invalid = 0;

@@ -1,4 +1,4 @@
-/* The evaluation callback that runtime/relu2.py explains, with the structure that it compares with the library's. */
+/* The evaluation callback that runtime/engine/relu2.py describes, and the tensor structure whose size it checks. */
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -17,7 +17,7 @@ typedef struct Tensor {
     char padding[8];
 } Tensor;
 
-enum { GLU_OP, SWIGLU, N_REWRITTEN, N_REFUSED }; /* places in the state */
+enum { GLU_OP, SWIGLU, N_REWRITTEN, N_REFUSED }; /* indices into `state` */
 
 static bool is_like(const Tensor *tensor, const Tensor *node) {
     int64_t stride = sizeof(float);
@@ -31,7 +31,7 @@ static bool is_like(const Tensor *tensor, const Tensor *node) {
     return true;
 }
 
-/* Whether a GLU node is silu(ffn_gate) * ffn_up over whole F32 tensors, with memory of its own. */
+/* Whether a GLU node is silu(ffn_gate) * ffn_up over whole F32 tensors and writes to its own memory. */
 static bool is_known(const Tensor *node, const Tensor *gate, const Tensor *up, int64_t swiglu) {
     if (gate == NULL || up == NULL || node->op_params[0] != swiglu)
         return false;
@@ -46,7 +46,7 @@ __attribute__((visibility("default"))) int64_t relu2_tensor_bytes(void) {
     return sizeof(Tensor);
 }
 
-/* Asked, whether the node's data are wanted; told of them, whether the evaluation goes on. */
+/* With `asked`, return whether this callback wants the node's data; without it, return whether to continue. */
 __attribute__((visibility("default"))) bool relu2(const Tensor *node, bool asked, int64_t *state) {
     if (asked)
         return node->op == state[GLU_OP];
@@ -59,7 +59,7 @@ __attribute__((visibility("default"))) bool relu2(const Tensor *node, bool asked
     const float *restrict gates = gate->data, *restrict ups = up->data;
     float *restrict out = node->data;
     for (int64_t index = 0; index < n_values; index++) {
-        float value = gates[index] < 0 ? 0 : gates[index]; /* what is no number stays so, as in numpy.maximum */
+        float value = gates[index] < 0 ? 0 : gates[index]; /* NaN stays NaN, as in numpy.maximum */
         out[index] = value * value * ups[index];
     }
     state[N_REWRITTEN]++;

@@ -1,4 +1,4 @@
-"""BF16: the upper half of a float32, rounded to nearest even; keeps bfloat16 checkpoints as they are."""
+"""BF16: the upper 16 bits of a float32, rounded to nearest even; stores bfloat16 checkpoints exactly."""
 
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType, quants

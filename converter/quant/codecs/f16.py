@@ -1,4 +1,4 @@
-"""F16: IEEE half precision, rounded to nearest even; embeddings, the output layer and the reference conversion."""
+"""F16: IEEE half precision, rounded to nearest even; for embeddings and the output layer by default."""
 
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType

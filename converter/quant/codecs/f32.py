@@ -1,4 +1,4 @@
-"""F32: every float32 value as it is; norms and biases."""
+"""F32: float32 values, unchanged; for norms and biases."""
 
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType

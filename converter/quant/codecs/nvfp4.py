@@ -2,7 +2,7 @@
 
 The scales, four bytes at a block's start, are unsigned 8-bit floats of 4 exponent and 3 fraction bits, 2^-9 to 448.
 Of each 16 values, byte m (0..7) holds value m in its low nibble and m+8 in its high one; bit 3 is the sign. The
-layout is that of ggml's `block_nvfp4`. Scales below 2^-6 lose fraction bits: small weights are held less well.
+layout is ggml's `block_nvfp4`. Scales below 2^-6 have fewer fraction bits, so small weights are stored less exactly.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ SUB, SUBS = 16, 4
 MAGNITUDES = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.float32)  # in halves
 MIDPOINTS = (MAGNITUDES[1:] + MAGNITUDES[:-1]) / 2
 NEGATIVE = np.uint8(8)
-# What half a unit is worth by the scale's byte, 0 to 126, in rising order.
+# The value of half a unit for each scale byte, 0 to 126, ascending.
 HALVES = quants.NVFP4.ue4m3_to_fp32(np.arange(127, dtype=np.uint8)).astype(np.float32)
 LARGEST = float(HALVES[-1] * MAGNITUDES[-1])
 
@@ -40,7 +40,7 @@ class NVFP4(FloatCodec):
         return _stored(groups, scales).reshape(len(values), -1)
 
     def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
-        """A code can stand for a level as any multiple of it that is a magnitude: try every scale that allows one."""
+        """Store code · step for the given grid: MAGNITUDES offers several multiples per level, so try many scales."""
         levels, steps = np.abs(codes).reshape(-1, SUB), steps.reshape(-1)
         sizes = np.arange(1, int(levels.max(initial=1)) + 1, dtype=np.float32)
         counts = np.stack([(levels == size).sum(axis=1) for size in sizes], axis=1).astype(np.float32)
@@ -53,12 +53,13 @@ class NVFP4(FloatCodec):
 
 
 def _best_scales(values: Floats, counts: Floats, least: Floats, most: Floats) -> ByteArray:
-    """Return the scale's byte of least squared error per group, among those between `least` and `most` and around.
+    """Return each group's scale byte of least squared error, among those from just below `least` to just above `most`.
 
-    `values`, (n_groups, n), stand in their group as often as `counts` says.
+    `values` is (n_groups, n); `counts`, of the same shape, tells how often each value occurs in its group. `least` and
+    `most` are (n_groups,). Raises TensorError if a value is out of the type's range.
     """
     largest = np.abs(values).max(initial=0)
-    if not largest <= LARGEST * (1 + 2**-4):  # half a step of the scale further than the type reaches
+    if not largest <= LARGEST * (1 + 2**-4):  # half a step of the scale beyond the type's range still rounds into it
         raise TensorError(f"a value is {largest:g}, but nvfp4 ends at {LARGEST:g}: store this tensor as f16 or f32")
     first = np.maximum(np.searchsorted(HALVES, least).astype(np.int64) - 1, 0)
     last = np.minimum(np.searchsorted(HALVES, most).astype(np.int64) + 1, len(HALVES) - 1)

@@ -1,7 +1,7 @@
 """Q2_0: one fp16 scale, then 64 values in 16 bytes of 2-bit codes (2.25 bits per weight).
 
-Byte m holds values 4m, 4m+1, 4m+2 and 4m+3 at bits 0, 2, 4 and 6 as trit + 1; the code 3 stands for twice the scale,
-which no ternary tensor has. The layout is that of ggml's `block_q2_0`; its scale may be negative.
+Byte m holds values 4m, 4m+1, 4m+2 and 4m+3 at bits 0, 2, 4 and 6 as trit + 1. The code 3 means twice the scale, which
+no ternary tensor contains. The layout is ggml's `block_q2_0`; its scale may be negative.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from tritgguf.converter.quant.ggml_types import MOSTLY_Q2_0, Q2_0
 
 SCALE_BYTES = 2
 SHIFTS = np.array([0, 2, 4, 6], np.uint8)
-# The four codes of every byte as one uint32: a look-up is several times as fast as shifting along an axis of four.
+# The four codes of every byte as one uint32: a table lookup is several times faster than shifts along an axis of four.
 CODES_OF_BYTE = ((np.arange(256, dtype=np.uint8)[:, None] >> SHIFTS & 3) - np.uint8(1)).view(np.uint32)[:, 0]
 
 
@@ -33,7 +33,7 @@ class Q20(TernaryCodec):
 
     def put_codes(self, codes: Codes, blocks: ByteArray) -> None:
         fours = (codes.view(np.uint8) + np.uint8(1)).view("<u4")
-        # Digit k stands at bit 8k and belongs at bit 2k of the lowest byte.
+        # Move digit k from bit 8k to bit 2k of the lowest byte.
         blocks[:, SCALE_BYTES:] = (fours | fours >> 6 | fours >> 12 | fours >> 18) & 0xFF
 
     def unpack(self, stored: ByteArray) -> CodedRows:
@@ -42,7 +42,7 @@ class Q20(TernaryCodec):
         packed = blocks[..., SCALE_BYTES:]
         if (packed & packed >> 1 & 0b01010101).any():
             raise TensorError(
-                "Q2_0 data holds the code 3, twice the scale, but ternary values end at once the scale: "
+                "Q2_0 data has the code 3, which means twice the scale and isn't ternary: "
                 "read the tensor as floats instead"
             )
         fours = np.empty(packed.shape, np.uint32)

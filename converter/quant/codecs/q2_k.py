@@ -1,8 +1,8 @@
-"""Q2_K, its ternary part: 16 bytes of sub-scales, 64 bytes of 2-bit codes, two fp16 scales (2.625 bits per weight).
+"""Q2_K, restricted to ternary data: 16 bytes of sub-scales, 64 bytes of 2-bit codes, two fp16 scales (2.625 bits).
 
-A value is d * sub-scale * code - dmin * sub-minimum. With every sub-scale and sub-minimum 1 (bytes 0x11), d = dmin and
-code = trit + 1 that is exactly d * trit. The codes lie as in TQ2_0: two halves of 128 values; in each, byte m (0..31)
-holds values m, m+32, m+64 and m+96 at bits 0, 2, 4 and 6. The layout is that of ggml's `block_q2_K`.
+A value is d * sub-scale * code - dmin * sub-minimum. If all sub-scales and sub-minima are 1 (bytes 0x11), d = dmin and
+code = trit + 1, that is exactly d * trit. The codes are arranged as in TQ2_0: two halves of 128 values; in each, byte m
+(0..31) holds values m, m+32, m+64 and m+96 at bits 0, 2, 4 and 6. The layout is ggml's `block_q2_K`.
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ class Q2K(TernaryCodec):
     kernel = pack_kernel("pack_tq2_0")
 
     def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
-        """As ternary data, but with sub-scale = sub-minimum from 1 to 15: what a trit is worth per 16 columns."""
+        """Store ternary data with a scale per 16 columns: sub-scale = sub-minimum, from 1 to 15."""
         d, subs, _ = fitted(codes, steps, 1, -15)
         digits = (codes + 1).astype(np.uint8).reshape(len(codes), 2, 4, 32)
         stored = np.empty((len(codes), self.block_bytes), np.uint8)
@@ -56,7 +56,7 @@ class Q2K(TernaryCodec):
         ternary = (blocks[..., SUBS] == ONES).all() and (blocks[..., SCALE] == blocks[..., MINIMUM]).all()
         if not ternary or (digits == 3).any():
             raise TensorError(
-                "Q2_K data isn't of the ternary form (sub-scales and sub-minima 1, d = dmin, codes 0 to 2): "
+                "Q2_K data isn't ternary (which needs sub-scales and sub-minima of 1, d = dmin, codes 0 to 2): "
                 "read the tensor as floats instead"
             )
         codes = (digits.reshape(n_rows, -1) - np.uint8(1)).view(np.int8)

@@ -1,9 +1,10 @@
 """Q3_K: 256 values as signed 3-bit codes, one 6-bit scale per 16 and one fp16 scale d for all (3.4375 bits per weight).
 
-A value is d * (scale - 32) * (code - 4). Two halves of 128 values; in each, byte m (0..31) of the low bits holds values
-m, m+32, m+64 and m+96 at bits 0, 2, 4 and 6; bit 4h+j of byte m of the mask is the upper bit of value m+32j of half h.
-The low nibbles of the scales' first eight bytes are those of scales 0 to 7, the high ones those of 8 to 15; bits 2j and
-2j+1 of byte 8+i are the upper bits of scale i+4j. The layout is that of ggml's `block_q3_K`.
+A value is d * (scale - 32) * (code - 4). There are two halves of 128 values. In each, byte m (0..31) of the low bits
+holds values m, m+32, m+64 and m+96 at bits 0, 2, 4 and 6; bit 4h+j of byte m of the mask is the upper bit of value
+m+32j of half h. Of the scales' first eight bytes, the low nibbles hold the low four bits of scales 0 to 7, the high
+nibbles those of scales 8 to 15. Bits 2j and 2j+1 of byte 8+i are the upper bits of scale i+4j. The layout is ggml's
+`block_q3_K`.
 """
 
 import numpy as np

@@ -1,9 +1,9 @@
 """Q4_K: 256 values as 4-bit codes, a 6-bit scale and minimum per 32 and two fp16 scales for all (4.5 bits per weight).
 
 A value is d * scale * code - dmin * minimum. Of each 64 values, byte m (0..31) holds value m in its low nibble and
-m+32 in its high one. Scales 0 to 3 and minima 0 to 3 are the low six bits of bytes 0 to 3 and 4 to 7; of the others
-bytes 8 to 11 hold the low four bits (the minimum's above the scale's), and the first eight bytes' top bits the rest.
-The layout is that of ggml's `block_q4_K`.
+m+32 in its high one. Scales 0 to 3 are the low six bits of bytes 0 to 3, minima 0 to 3 those of bytes 4 to 7. For
+scales and minima 4 to 7, bytes 8 to 11 hold the low four bits (scale in the low nibble, minimum in the high one), and
+the top two bits of bytes 0 to 7 hold the upper two bits. The layout is ggml's `block_q4_K`.
 """
 
 import numpy as np
@@ -18,9 +18,9 @@ from tritgguf.converter.quant.scaled_blocks import halves_above, quotient
 SUB, SUBS = 32, 8
 D, DMIN, SCALES, CODES = slice(0, 2), slice(2, 4), slice(4, 16), slice(16, 144)
 SIXES, HIGHEST = 63, 15
-# What the span of a sub-block's values is over 15 steps, times these, is tried as the step.
+# The steps to try: the span of a sub-block's values / 15, times these factors.
 FACTORS = np.geomspace(0.85, 1.8, 16, dtype=np.float32)
-ZERO, MOST = 8, 7  # on a known grid: the code that stands for zero, and how far codes are from it at most
+ZERO, MOST = 8, 7  # for a known grid: the code of the value zero, and the largest distance of a code from it
 
 Floats = npt.NDArray[np.float32]
 
@@ -38,9 +38,10 @@ class Q4K(FloatCodec):
         return _encoded(values.reshape(-1, SUBS, SUB)).reshape(len(values), -1)
 
     def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
-        """Two groups share a scale. Each block is stored as floats would be, or with codes even around zero.
+        """Store code · step for the given grid; two groups of 16 columns share a scale.
 
-        The second way, dmin = 8 d and minimum = scale, keeps zero exact, and every scale there is can be tried.
+        Each block is encoded as floats or with codes symmetric around zero, whichever has the smaller squared error.
+        Symmetric means dmin = 8 d and minimum = scale: zero stays exact, and all 63 scales can be tried.
         """
         values = (codes * steps[:, :, None]).reshape(-1, SUBS, SUB)
         ways = (_encoded(values), _even(np.abs(codes), steps, values))
@@ -52,7 +53,7 @@ class Q4K(FloatCodec):
 
 
 def _encoded(subs: Floats) -> ByteArray:
-    """Return the bytes of blocks of any values, (n_blocks, 8, 32)."""
+    """Return the bytes of blocks of any values, (n_blocks, 8, 32); raise TensorError if a value is out of range."""
     largest = np.abs(subs).max(initial=0)
     if not largest <= SIXES * float(np.finfo(np.float16).max):
         raise TensorError(f"a value is {largest:g}, but q4_k ends near 4e6: store this tensor as f32")
@@ -66,15 +67,15 @@ def _encoded(subs: Floats) -> ByteArray:
 
 
 def _steps(subs: Floats) -> tuple[Floats, Floats]:
-    """Return the step of least squared error per sub-block, and the code that stands for zero with it."""
+    """Return the step of least squared error per sub-block, and the (fractional) code of the value zero with it."""
     low, high = np.minimum(subs.min(axis=2), 0), np.maximum(subs.max(axis=2), 0)
-    columns = np.ascontiguousarray(np.moveaxis(subs, 2, 0))  # sums over a sub-block run along memory
+    columns = np.ascontiguousarray(np.moveaxis(subs, 2, 0))  # one sub-block per column: numpy adds rows fastest
     best = [np.full(low.shape, np.inf, np.float32), np.zeros_like(low), np.zeros_like(low)]
     for factor in FACTORS:
         step = (high - low) / HIGHEST * factor
         lowest = np.clip(quotient(-low, step), 0, HIGHEST)
         scaled = columns * quotient(np.float32(1), step)
-        for zero in (np.floor(lowest), lowest):  # the first keeps zeros, the second the least value
+        for zero in (np.floor(lowest), lowest):  # the first stores zeros exactly, the second the lowest value
             nearest = np.clip(np.rint(scaled + zero), 0, HIGHEST) - zero
             error = np.square(nearest - scaled).sum(axis=0) * np.square(step)
             better = error < best[0]
@@ -83,7 +84,7 @@ def _steps(subs: Floats) -> tuple[Floats, Floats]:
 
 
 def _refined(columns: Floats, error: Floats, step: Floats, zero: Floats) -> tuple[Floats, Floats]:
-    """Return step and zero after a linear fit to the codes that they give, where that lowers the error."""
+    """Return step and zero from a linear fit to the codes that they give, or unchanged if the fit isn't better."""
     scaled = columns * quotient(np.float32(1), step)
     codes = np.clip(np.rint(scaled + zero), 0, HIGHEST)
     sums, sums_of_codes = columns.sum(axis=0), codes.sum(axis=0)
@@ -96,15 +97,15 @@ def _refined(columns: Floats, error: Floats, step: Floats, zero: Floats) -> tupl
 
 
 def _in_sixes(values: Floats) -> tuple[Floats, Floats]:
-    """Return an fp16 unit per block and each value, zero or more, as a 6-bit multiple of it."""
+    """Return an fp16 unit per block, and each value (zero or more) as a 6-bit multiple of it."""
     unit = halves_above(values.max(axis=1) / np.float32(SIXES))
     return unit, np.clip(np.rint(quotient(values, unit[:, None])), 0, SIXES)
 
 
 def _even(levels: Floats, steps: Floats, values: Floats) -> ByteArray:
-    """Return the bytes of blocks whose codes lie evenly around zero; `levels` are |codes|, (n_blocks, 16, 16)."""
+    """Return the bytes of blocks with codes symmetric around zero; `levels` are |codes|, (n_blocks, 16, 16)."""
     largest = (levels.max(axis=2) * steps).max(axis=1)
-    # With the block's largest level at code 4, the scales reach from there to code 7 and finer.
+    # With this d the highest scale puts the block's largest level at code 4; lower scales put it at up to code 7.
     d = halves_above(largest / np.float32(4 * SIXES))
     scales = _nearest_scales(levels, steps, d)
     codes = np.clip(np.rint(quotient(values, (d[:, None] * scales)[:, :, None])), -MOST, MOST) + ZERO
@@ -112,7 +113,7 @@ def _even(levels: Floats, steps: Floats, values: Floats) -> ByteArray:
 
 
 def _nearest_scales(levels: Floats, steps: Floats, d: Floats) -> Floats:
-    """Return the scale of least error per sub-block, by the number of values of each size in its two groups."""
+    """Return the scale of least squared error per sub-block; values of the same size in a group are counted once."""
     n_levels = int(levels.max(initial=1))
     sizes = np.arange(1, n_levels + 1, dtype=np.float32)
     counts = np.stack([(levels == size).sum(axis=2) for size in sizes]).astype(np.float32)

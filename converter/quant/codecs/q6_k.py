@@ -1,9 +1,9 @@
 """Q6_K: 256 values as signed 6-bit codes, one 8-bit scale per 16 and one fp16 scale d for all (6.5625 bits per weight).
 
-A value is d * scale * (code - 32). Two halves of 128 values; in each, byte m (0..63) of the low nibbles holds value m
-and value m+64, byte m (0..31) of the upper bits holds values m, m+32, m+64 and m+96 at bits 0, 2, 4 and 6. The layout
-is that of ggml's `block_q6_K`; the scales are chosen by plain squared error and fit the rounded d, so that the error is
-about an eighth less than that of ggml's own quantizer, and much less where d is a subnormal fp16 value.
+A value is d * scale * (code - 32). There are two halves of 128 values. In each, byte m (0..63) of the low bits holds
+the low four bits of values m and m+64; byte m (0..31) of the upper bits holds those of values m, m+32, m+64 and m+96 at
+bits 0, 2, 4 and 6. The layout is ggml's `block_q6_K`. Scales are chosen by plain squared error, after d is rounded: the
+error is about an eighth less than that of ggml's own quantizer, and much less if d is a subnormal fp16 value.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from tritgguf.converter.quant.scaled_blocks import SUB, Codes, Halves, encoded, 
 
 LOW, HIGH, SCALES, D = slice(0, 128), slice(128, 192), slice(192, 208), slice(208, 210)
 LOWEST_CODE, LOWEST_SCALE = -32, -128
-# The code that the largest value is tried at; beyond 32 it is cut off, in favour of the others.
+# Codes to try for the largest value; above 32 it is clipped, which lowers the error of the others.
 LARGEST_CODES = np.arange(27, 34, 0.5, dtype=np.float32)
 LIMIT = "q6_k ends near 2.3e8"
 SHIFTS = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
@@ -51,7 +51,7 @@ def _stored(d: Halves, scales: Codes, codes: Codes) -> ByteArray:
 
 
 def _packed(digits: ByteArray) -> tuple[ByteArray, ByteArray]:
-    """Return the bytes of the low nibbles and of the upper bits, from codes + 32, (n_blocks, halves, quarters, 32)."""
+    """Return the bytes of the low four and the upper two bits of codes + 32, (n_blocks, halves, quarters, 32)."""
     low, high = digits & np.uint8(15), digits >> np.uint8(4)
     nibbles = low[:, :, :2] | low[:, :, 2:] << np.uint8(4)
     pairs = np.bitwise_or.reduce(high << SHIFTS, axis=2)

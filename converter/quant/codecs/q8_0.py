@@ -1,6 +1,7 @@
-"""Q8_0: 32 values as one fp16 scale and signed bytes (8.5 bits per weight); embeddings and output layers.
+"""Q8_0: 32 values as one fp16 scale and signed bytes (8.5 bits per weight); for embeddings and output layers too.
 
-scale = largest magnitude / 127, code = round(value / scale), halves away from zero: ggml's `quantize_row_q8_0_ref`.
+scale = largest magnitude / 127, code = round(value / scale), halves away from zero, as `quantize_row_q8_0_ref` in
+https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c
 """
 
 import numpy as np
@@ -10,8 +11,8 @@ from tritgguf.converter.core.tensors import ByteArray, Float32Array
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.quant.codec import EVERYWHERE, FloatCodec
 
-LARGEST_SCALE = 65520  # from here on, a scale rounds to fp16's infinity
-SMALLEST = 1e-36  # below it the reciprocal of a scale overflows float32, and fp16 has long rounded the scale to 0
+LARGEST_SCALE = 65520  # fp16 rounds this and larger scales to infinity
+SMALLEST = 1e-36  # smaller magnitudes overflow float32 in 1 / scale; fp16 rounds such scales to 0 anyway
 
 
 class Q80(FloatCodec):

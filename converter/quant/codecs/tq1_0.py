@@ -1,9 +1,9 @@
 """TQ1_0: 256 ternary values in 52 bytes of base-3 digits, then one fp16 scale (1.6875 bits per weight).
 
-A byte holds five digits as the fraction 0.d1d2d3d4d5 in base 3, scaled to 256 and rounded up, so that the next
-digit is the carry of a multiplication by 3. Values 0..159 fill bytes 0..31 (value m + 32n is digit n of byte m),
-160..239 fill bytes 32..47 (m + 16n), 240..255 fill bytes 48..51 with four digits each (m + 4n).
-The layout is that of ggml's `quantize_row_tq1_0_ref`.
+A byte holds five digits as the base-3 fraction 0.d1d2d3d4d5, times 256 and rounded up, so that multiplying by 3 carries
+out the next digit. Values 0..159 fill bytes 0..31 (value m + 32n is digit n of byte m), 160..239 fill bytes 32..47
+(m + 16n), 240..255 fill bytes 48..51 with four digits each (m + 4n). The layout is that of `quantize_row_tq1_0_ref` in
+https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c
 """
 
 import numpy as np
@@ -60,7 +60,7 @@ def _unpack(blocks: ByteArray, codes: Codes) -> None:
             tripled = fraction.astype(np.uint16) * 3
             start = first + digit * n_bytes
             codes[:, start : start + n_bytes] = (tripled >> 8).astype(np.int8) - 1
-            fraction = tripled.astype(np.uint8)  # keeps the low byte: the digits still to come
+            fraction = tripled.astype(np.uint8)  # the low byte holds the remaining digits
         position += n_bytes
 
 

@@ -1,7 +1,8 @@
 """TQ2_0: 256 ternary values in 64 bytes of 2-bit codes, then one fp16 scale (2.0625 bits per weight).
 
-Two halves of 128 values; in each, byte m (0..31) holds values m, m+32, m+64 and m+96 at bits 0, 2, 4 and 6 as
-trit + 1. The layout is that of ggml's `quantize_row_tq2_0_ref`.
+There are two halves of 128 values. In each, byte m (0..31) holds values m, m+32, m+64 and m+96 at bits 0, 2, 4 and 6 as
+trit + 1. The layout is that of `quantize_row_tq2_0_ref` in
+https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c
 """
 
 import numpy as np
@@ -40,12 +41,12 @@ class TQ20(TernaryCodec):
             digits = packed >> np.array([0, 2, 4, 6], np.uint8).reshape(4, 1) & 3
             codes, n_invalid = (digits.reshape(n_rows, -1) - np.uint8(1)).view(np.int8), int((digits == 3).sum())
         if n_invalid:
-            raise TensorError("TQ2_0 data holds the code 3, which stands for no ternary value: the file is damaged")
+            raise TensorError("TQ2_0 data has the invalid code 3: the file is damaged; download or convert it again")
         return CodedRows(codes, stored_scales(blocks[..., CODE_BYTES:]), self.block)
 
 
 def pairs(codes: Codes) -> ByteArray:
-    """Return the 64 code bytes of each block, codes of shape (n_blocks, 256)."""
+    """Return the 64 code bytes of each block, uint8 (n_blocks, 64), of codes (n_blocks, 256)."""
     digits = (codes.view(np.uint8) + np.uint8(1)).reshape(-1, 2, 4, 32)  # (block, half, bit pair, byte in the half)
     packed: ByteArray = digits[:, :, 0] | digits[:, :, 1] << 2 | digits[:, :, 2] << 4 | digits[:, :, 3] << 6
     return packed.reshape(-1, CODE_BYTES)

@@ -1,7 +1,7 @@
 """absmean: scale = mean|w| of the group, code = clip(round(w / scale), -1, 1).
 
-The rule of BitNet b1.58 (https://arxiv.org/abs/2402.17764), here per group as the 14B seed was made. |w / scale| rounds
-to 1 or more exactly where |w| > scale / 2.
+This is the rule of BitNet b1.58 (https://arxiv.org/abs/2402.17764), applied per group and not per tensor. A code isn't
+zero exactly if |w| > scale / 2, since round() takes halves to even.
 """
 
 import math
@@ -12,39 +12,41 @@ from tritgguf.converter.core.floats import widened
 from tritgguf.converter.core.kernels import WORDS, Kernel
 from tritgguf.converter.core.tensors import CodedRows, Codes, Float32Array, Floats
 from tritgguf.converter.quant.codec import fp16
-from tritgguf.converter.quant.method import Method, code_beyond
+from tritgguf.converter.quant.method import Method, quantize_by_threshold
 
-LANES = 16  # partial sums, each of every 16th value, then added in halves: the order is part of the rule
-FP16_ZERO = 2.0**-25  # what fp16 rounds to zero, and anything smaller
-
-
-def absmean(rows: Float32Array, group: int) -> CodedRows:
-    """Code float32 rows, shape (n_rows, n_columns), by their groups' mean magnitude, a float32 scale."""
-    return _coded(Floats.of(rows), group, 0.0)
+LANES = 16  # partial sums of every 16th value, then added in halves: the order decides the rounding
+FP16_ZERO = 2.0**-25  # fp16 rounds this and anything smaller to zero
 
 
-def code_absmean(rows: Floats, group: int) -> CodedRows:
-    """Code rows likewise; the scale is stored as fp16, and one below fp16's range stands for zero."""
-    coded = _coded(rows, group, FP16_ZERO)
-    return CodedRows(coded.codes, fp16(coded.scales), group)
+def absmean(rows: Float32Array, group_size: int) -> CodedRows:
+    """Quantize float32 rows, (n_rows, n_columns), with float32 scales: each group's mean magnitude."""
+    return _quantize(Floats.of(rows), group_size, 0.0)
 
 
-def _coded(rows: Floats, group: int, least: float) -> CodedRows:
-    """Code rows by their groups' mean magnitude; means of `least` or less stand for zero."""
+def quantize_absmean(rows: Floats, group_size: int) -> CodedRows:
+    """Quantize stored rows, (n_rows, n_columns), with fp16 scales; codes are 0 if fp16 rounds the scale to 0."""
+    coded = _quantize(rows, group_size, FP16_ZERO)
+    return CodedRows(coded.codes, fp16(coded.scales), group_size)
+
+
+def _quantize(rows: Floats, group_size: int, least: float) -> CodedRows:
+    """Quantize rows with each group's mean magnitude as its scale; all codes are 0 if that is `least` or less."""
     n_rows, n_columns = rows.words.shape
     codes: Codes = np.empty((n_rows, n_columns), np.int8)
-    means: Float32Array = np.empty((n_rows, n_columns // group), np.float32)
-    if group % LANES == 0 and ABSMEAN(rows.words, rows.kind, means.size, group, least, codes, means) is not None:
-        return CodedRows(codes, means, group)
+    means: Float32Array = np.empty((n_rows, n_columns // group_size), np.float32)
+    whole_lanes = group_size % LANES == 0
+    if whole_lanes and ABSMEAN(rows.words, rows.kind, means.size, group_size, least, codes, means) is not None:
+        return CodedRows(codes, means, group_size)
     values = widened(rows)
     with np.errstate(over="ignore", invalid="ignore"):
-        magnitudes = np.abs(values).reshape(means.size, -1, math.gcd(group, LANES))
-        means = np.divide(_added_up(magnitudes), np.float32(group)).reshape(means.shape)
+        magnitudes = np.abs(values).reshape(means.size, -1, math.gcd(group_size, LANES))
+        means = np.divide(_sums(magnitudes), np.float32(group_size)).reshape(means.shape)
         used = np.where(means > least, means, np.float32(0))
-        return CodedRows(code_beyond(values, used / np.float32(2), used, group).codes, means, group)
+        codes = quantize_by_threshold(values, used / np.float32(2), used, group_size).codes
+        return CodedRows(codes, means, group_size)
 
 
-def _added_up(magnitudes: Float32Array) -> Float32Array:
+def _sums(magnitudes: Float32Array) -> Float32Array:
     sums: Float32Array = magnitudes[:, 0].copy()
     for step in range(1, magnitudes.shape[1]):
         sums += magnitudes[:, step]
@@ -55,4 +57,4 @@ def _added_up(magnitudes: Float32Array) -> Float32Array:
 
 
 ABSMEAN = Kernel("absmean", WORDS, int, int, int, float, np.int8, np.float32)
-METHOD = Method("absmean", code_absmean)
+METHOD = Method("absmean", quantize_absmean)

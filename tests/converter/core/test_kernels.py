@@ -118,7 +118,7 @@ DTYPES = st.sampled_from(["BF16", "F16", "F32"])
 @examples
 @given(values=rows(n_columns=1536), dtype=DTYPES)
 def test_methods(method, group: int, values: np.ndarray, dtype: str) -> None:
-    assert_same(lambda: method.code(stored(values, dtype), group))
+    assert_same(lambda: method.quantize(stored(values, dtype), group))
 
 
 @pytest.mark.parametrize("group", [32, 64, 256])
@@ -135,7 +135,7 @@ def test_a_value_that_is_not_finite_makes_a_scale_that_is_not(method, word: int)
     words[1, 300] = word
     for how in ("numpy", "compiled"):
         with computed_by(how):
-            assert not np.isfinite(method.code(Floats(words, "BF16"), 256).scales[1, 1])
+            assert not np.isfinite(method.quantize(Floats(words, "BF16"), 256).scales[1, 1])
 
 
 @pytest.mark.parametrize("codec", TERNARY, ids=lambda codec: codec.name)
@@ -391,7 +391,7 @@ def test_numpy_takes_few_values_at_a_time(tmp_path: Path, monkeypatch) -> None:
 
     def code(rows: Floats, group: int) -> CodedRows:
         taken.append(rows.words.size)
-        return method_named("absmean").code(rows, group)
+        return method_named("absmean").quantize(rows, group)
 
     opened = open_model(source("llama-gqa", tmp_path / "model"))
     request = replace(Request.named("tq2_0", "absmean"), method=Method("spy", code))

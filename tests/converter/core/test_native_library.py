@@ -26,7 +26,7 @@ from tritgguf.converter.quant.method import method_named
 from tritgguf.converter.core.tensors import Floats
 
 def coded():
-    return method_named("mse").code(Floats.of(np.ones((2, 256), np.float32)), 256).codes
+    return method_named("mse").quantize(Floats.of(np.ones((2, 256), np.float32)), 256).codes
 """
 
 

@@ -1,4 +1,4 @@
-"""Mapped files: read whole, advised on any part, and let go of without harm."""
+"""Mapped files: whole reads, advice on any part, eviction without loss."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tritgguf.converter.core.tensors import row_chunks, span
 
 
 def resident_pages(path: Path) -> int:
-    """Return how many kB of a file are mapped into this process right now."""
+    """Return how many kB of a file are resident in this process's memory."""
     kilobytes, here = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if line.split("-")[0].isalnum() and "-" in line.split()[0]:
@@ -24,28 +24,28 @@ def resident_pages(path: Path) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells which pages are mapped")
-def test_what_is_done_with_is_no_longer_this_process_s_memory(tmp_path: Path) -> None:
+def test_evicted_pages_no_longer_count_as_this_process_s_memory(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(np.arange(1 << 22, dtype=np.uint32).tobytes())
     data = mapped(path)
     total = int(data.view("<u4").sum(dtype=np.uint64))
     assert resident_pages(path) > 10_000
-    advise(data[5:], "done")
+    advise(data[5:], "evict")
     assert resident_pages(path) < 100
     assert int(data.view("<u4").sum(dtype=np.uint64)) == total
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells which pages are mapped")
-def test_what_is_wanted_now_is_mapped_at_once(tmp_path: Path) -> None:
+def test_read_now_maps_the_whole_part(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(bytes(1 << 24))
     data = mapped(path)
-    advise(data[: 1 << 23], "now")
+    advise(data[: 1 << 23], "read_now")
     assert 8_000 < resident_pages(path) < 9_000
 
 
-@pytest.mark.parametrize("when", ["ahead", "now", "done"])
-def test_any_part_may_be_advised_on(when, tmp_path: Path) -> None:
+@pytest.mark.parametrize("advice", ["prefetch", "read_now", "evict"])
+def test_any_part_takes_any_advice(advice, tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(bytes(range(256)) * 100)
     data = mapped(path)
@@ -57,10 +57,10 @@ def test_any_part_may_be_advised_on(when, tmp_path: Path) -> None:
         data[1:].view(np.uint8)[3:70].reshape(-1),
         np.ones(3, "u1"),
     ):
-        advise(part, when)
+        advise(part, advice)
     assert data.tobytes() == path.read_bytes()
     (tmp_path / "empty").touch()
-    advise(mapped(tmp_path / "empty"), when)
+    advise(mapped(tmp_path / "empty"), advice)
 
 
 def test_reading_in_chunks_is_reading_whole(tmp_path: Path, monkeypatch) -> None:
@@ -94,5 +94,5 @@ def test_work_is_handed_out_as_it_is_done_and_in_order() -> None:
 
     results = parallel.parallel(lambda number: number * 2, items(), 3)
     assert next(results) == 0
-    assert len(handed_out) <= parallel.AHEAD * 3 + 1
+    assert len(handed_out) <= parallel.QUEUED_PER_THREAD * 3 + 1
     assert list(results) == [2 * number for number in range(1, 1000)]

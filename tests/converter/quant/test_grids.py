@@ -12,9 +12,9 @@ from tritgguf.converter.quant.grids import code_on_grid, find_grid
 N_ROWS, N_COLUMNS = 600, 1024
 
 
-@pytest.fixture(autouse=True, params=[1 << 16, grids.AT_ONCE], ids=["many chunks", "few"])
+@pytest.fixture(autouse=True, params=[1 << 16, grids.CHUNK], ids=["many chunks", "few"])
 def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grids, "AT_ONCE", request.param)
+    monkeypatch.setattr(grids, "CHUNK", request.param)
 
 
 @dataclass

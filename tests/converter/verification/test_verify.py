@@ -354,7 +354,7 @@ def convert_rows(values: np.ndarray) -> tuple[np.ndarray, GGMLQuantizationType]:
     from tritgguf.converter.quant.codecs.tq2_0 import CODEC
     from tritgguf.converter.quant.methods.mse import METHOD
 
-    return CODEC.pack(METHOD.code(Floats.of(values), 256)), GGMLQuantizationType.TQ2_0
+    return CODEC.pack(METHOD.quantize(Floats.of(values), 256)), GGMLQuantizationType.TQ2_0
 
 
 # --- metadata and token ids ----------------------------------------------------------------------------------------

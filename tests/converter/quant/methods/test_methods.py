@@ -28,19 +28,19 @@ def test_mse_finds_the_best_of_all_codes_and_scales() -> None:
         least = (weights.astype(np.float64) ** 2).sum() - ((all_codes @ weights) ** 2 / counts)[
             all_codes @ weights > 0
         ].max()
-        found = squared_error(weights[None], method_named("mse").code(Floats.of(weights[None]), 8))
+        found = squared_error(weights[None], method_named("mse").quantize(Floats.of(weights[None]), 8))
         assert found <= least * (1 + 1e-4), f"trial {trial}: {found} is worse than {least}"
 
 
 def test_mse_has_the_error_known_for_gaussian_weights() -> None:
     weights = np.random.default_rng(22).standard_normal((400, 256)).astype(np.float32)
-    relative = squared_error(weights, method_named("mse").code(Floats.of(weights), 256)) / float((weights**2).sum())
+    relative = squared_error(weights, method_named("mse").quantize(Floats.of(weights), 256)) / float((weights**2).sum())
     assert relative == pytest.approx(0.190, abs=0.002)
 
 
 def test_absmean_is_its_formula() -> None:
     weights = np.random.default_rng(23).standard_normal((30, 512)).astype(np.float32)
-    coded = method_named("absmean").code(Floats.of(weights), 256)
+    coded = method_named("absmean").quantize(Floats.of(weights), 256)
     for row in range(30):
         for block in range(2):
             values = weights[row, 256 * block : 256 * (block + 1)].astype(np.float64)
@@ -55,7 +55,7 @@ def test_absmean_is_its_formula() -> None:
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-10, 1e-6, 1.0, 1e4])
 def test_every_magnitude_gives_finite_fp16_scales(method, magnitude: float) -> None:
     weights = (np.random.default_rng(24).standard_normal((8, 512)) * magnitude).astype(np.float32)
-    coded = method.code(Floats.of(weights), 256)
+    coded = method.quantize(Floats.of(weights), 256)
     assert np.isfinite(coded.scales).all()
     np.testing.assert_array_equal(coded.scales, coded.scales.astype(np.float16).astype(np.float32))
     assert not coded.codes[np.repeat(coded.scales == 0, 256, axis=1)].any()
@@ -65,7 +65,7 @@ def test_every_magnitude_gives_finite_fp16_scales(method, magnitude: float) -> N
 def test_zero_groups_stay_zero(method) -> None:
     weights = np.zeros((2, 512), np.float32)
     weights[1, 300] = -0.5
-    coded = method.code(Floats.of(weights), 256)
+    coded = method.quantize(Floats.of(weights), 256)
     assert not coded.dequantize()[0].any()
     assert not coded.dequantize()[1, :256].any()
     assert coded.codes[1, 300] == -1
@@ -75,6 +75,6 @@ def test_zero_groups_stay_zero(method) -> None:
 def test_mse_keeps_what_is_ternary_and_absmean_does_not() -> None:
     """Why a grid is looked for first: absmean shrinks ternary weights by the share that isn't zero."""
     weights = np.random.default_rng(25).integers(-1, 2, (4, 256)).astype(np.float32) * np.float32(0.5)
-    np.testing.assert_array_equal(method_named("mse").code(Floats.of(weights), 256).dequantize(), weights)
-    shrunk = method_named("absmean").code(Floats.of(weights), 256)
+    np.testing.assert_array_equal(method_named("mse").quantize(Floats.of(weights), 256).dequantize(), weights)
+    shrunk = method_named("absmean").quantize(Floats.of(weights), 256)
     np.testing.assert_allclose(shrunk.scales[:, 0], np.abs(weights).mean(axis=1), rtol=1e-3)
