@@ -195,7 +195,7 @@ def test_the_uniform_codec_follows_its_rule(digits: int, tmp_path: Path) -> None
             lambda stored: (
                 stored | {f"{NAME}.steps": floats(np.linspace(1, 0.1, 27, dtype=np.float32), "F32")}
             ),
-            "should rise",
+            "in rising order",
         ),
     ],
 )  # fmt: skip
