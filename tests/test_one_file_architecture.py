@@ -22,7 +22,7 @@ from tritgguf.converter import convert
 from tritgguf.converter.core.registry import offered
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.reader import read_gguf
-from tritgguf.converter.inspection.inspect import inspect
+from tritgguf.converter.inspection.inspection import inspect
 from tritgguf.converter.model.architecture import architecture_for, architectures
 
 ARCH = "tritgguf.converter.model.arch"

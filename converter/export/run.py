@@ -20,8 +20,8 @@ from tritgguf.converter.core.parallel import n_threads, parallel
 from tritgguf.converter.core.progress import Progress, Step, counted
 from tritgguf.converter.core.whole_files import whole_files, write_at
 from tritgguf.converter.errors import SourceError, UnsupportedError
-from tritgguf.converter.export.card import TensorFacts, config_json, model_card
-from tritgguf.converter.export.folder import finished, note_finished, require_folder, whole_folder
+from tritgguf.converter.export.model_card import TensorFacts, config_json, model_card
+from tritgguf.converter.export.output_folder import finished, note_finished, require_folder, whole_folder
 from tritgguf.converter.export.plan import SHARD_BYTES, ExportPlan, Form, TensorExport, plan_export
 from tritgguf.converter.export.scheme import scheme_named
 

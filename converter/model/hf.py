@@ -13,7 +13,7 @@ from tritgguf.converter.core.system import trim_memory
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.gguf_io.metadata import Metadata, joined, string
 from tritgguf.converter.model.architecture import architecture_for, linear_names
-from tritgguf.converter.model.card import card_metadata
+from tritgguf.converter.model.card_metadata import card_metadata
 from tritgguf.converter.model.config import DecoderConfig
 from tritgguf.converter.model.hyperparameters import context_length
 from tritgguf.converter.model.match import match_tensors

@@ -9,13 +9,13 @@ from gguf import Keys
 
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import Metadata, boolean, uint32
-from tritgguf.converter.tokenizer.chat_template import (
+from tritgguf.converter.tokenizer.files import SideFiles, token_text
+from tritgguf.converter.tokenizer.template_keys import (
     DEFAULT,
     chat_template_metadata,
     end_of_turn,
     read_chat_templates,
 )
-from tritgguf.converter.tokenizer.files import SideFiles, token_text
 from tritgguf.converter.tokenizer.vocabulary import Vocabulary
 
 # llama.cpp ends generation at tokens with these texts, whatever the file's keys name (special_eog_ids in

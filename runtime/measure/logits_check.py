@@ -19,7 +19,7 @@ from tritgguf.converter.model.model import Model
 from tritgguf.runtime.chat.chat_template import ChatTemplate, Message, special_text
 
 if TYPE_CHECKING:
-    from tritgguf.converter.verification.verify import Verification
+    from tritgguf.converter.verification.verification import Verification
 
 TEMPLATE = Keys.Tokenizer.CHAT_TEMPLATE
 CONVERSATIONS: tuple[tuple[Message, ...], ...] = (

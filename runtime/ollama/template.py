@@ -14,8 +14,8 @@ from tritgguf.converter.gguf_io.reader import GgufFile
 from tritgguf.converter.ollama.repack import guarded
 from tritgguf.converter.ollama.samples import PADDED, SAMPLES, Message
 from tritgguf.converter.ollama.translate import Translation, translate
-from tritgguf.converter.tokenizer.chat_template import end_of_turn
 from tritgguf.converter.tokenizer.special_ids import ALWAYS_ENDS_GENERATION
+from tritgguf.converter.tokenizer.template_keys import end_of_turn
 from tritgguf.runtime.chat.chat_template import ChatTemplate, special_text
 
 # For a model without a chat template: the user's text alone, as Ollama does without a TEMPLATE.

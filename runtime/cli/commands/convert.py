@@ -19,7 +19,7 @@ from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.planning.targets import TARGETS
 from tritgguf.runtime.cli import options
 from tritgguf.runtime.cli.command import Command
-from tritgguf.runtime.cli.progress import show_progress
+from tritgguf.runtime.cli.progress_bar import show_progress
 
 if TYPE_CHECKING:
     from tritgguf.converter.conversion.pipeline import Choices, Conversion

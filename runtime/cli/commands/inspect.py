@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from tritgguf.converter.core.sizes import format_size
 from tritgguf.runtime.cli import options
 from tritgguf.runtime.cli.command import Command
-from tritgguf.runtime.cli.progress import show_progress
+from tritgguf.runtime.cli.progress_bar import show_progress
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tritgguf.converter.inspection.inspect import Inspection, Size
+    from tritgguf.converter.inspection.inspection import Inspection, Size
     from tritgguf.converter.inspection.tensor_facts import TensorFacts
 
 WIDTH = 100
@@ -33,7 +33,7 @@ def inspect(
     from rich.console import Console  # imported here to keep --help fast
     from rich.markup import escape
 
-    from tritgguf.converter.inspection.inspect import inspect as look
+    from tritgguf.converter.inspection.inspection import inspect as look
 
     with show_progress(json_output) as progress:
         found = look(model, threads=threads, progress=progress)

@@ -12,10 +12,10 @@ import typer
 
 from tritgguf.runtime.cli import options
 from tritgguf.runtime.cli.command import Command
-from tritgguf.runtime.cli.progress import show_progress
+from tritgguf.runtime.cli.progress_bar import show_progress
 
 if TYPE_CHECKING:
-    from tritgguf.converter.verification.verify import Verification
+    from tritgguf.converter.verification.verification import Verification
     from tritgguf.runtime.measure.logits_check import LogitsCheck, TemplateCheck
 
 LINES_SHOWN = 10
@@ -33,8 +33,8 @@ def verify(
     threads: options.Threads = None,
 ) -> None:
     """Check a GGUF file against the model it was made from: tensors, metadata, token ids, chat template, logits."""
-    from tritgguf.converter.verification.verify import require_good  # imported here to keep --help fast
-    from tritgguf.converter.verification.verify import verify as compare
+    from tritgguf.converter.verification.verification import require_good  # imported here to keep --help fast
+    from tritgguf.converter.verification.verification import verify as compare
     from tritgguf.runtime.engine.token_ids_process import token_ids_process
     from tritgguf.runtime.measure.logits_check import compare_logits, compare_templates, logits_problem
 

@@ -15,7 +15,7 @@ from tests.command_line import run_captured
 from tritgguf.converter import OutputError, TensorError, UnsupportedError, form_named, plan_quantization, quantize
 from tritgguf.converter.checkpoint.folder import open_checkpoint
 from tritgguf.converter.checkpoint.safetensors_reader import read_tensors
-from tritgguf.converter.export.folder import STATE
+from tritgguf.converter.export.output_folder import STATE
 
 FORMS = [
     ("absmean-g64", None), ("absmean-g64", True), ("bitnet", None), ("uniform-d1", None), ("uniform-d1", False),

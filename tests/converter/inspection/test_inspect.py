@@ -15,7 +15,7 @@ from tests.gguf_edit import patch, rewrite
 from tests.oracles import libggml
 from tritgguf.converter import convert
 from tritgguf.converter.errors import SourceError, UnsupportedError
-from tritgguf.converter.inspection.inspect import Inspection, inspect
+from tritgguf.converter.inspection.inspection import Inspection, inspect
 from tritgguf.converter.inspection.tensor_facts import TensorFacts
 from tritgguf.converter.quant.codec import codecs
 

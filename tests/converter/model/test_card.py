@@ -9,7 +9,7 @@ import pytest
 from tests.checkpoints import build
 from tritgguf.converter import plan
 from tritgguf.converter.errors import SourceError
-from tritgguf.converter.model.card import card_metadata
+from tritgguf.converter.model.card_metadata import card_metadata
 
 NAMES = {
     "license": "general.license",

@@ -21,8 +21,8 @@ from tests.tokenizer_folders import (
 from tests.vocab_file import write_vocab_file
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.tokenizer import read_tokenizer
-from tritgguf.converter.tokenizer.chat_template import end_of_turn
 from tritgguf.converter.tokenizer.special_ids import ALWAYS_ENDS_GENERATION
+from tritgguf.converter.tokenizer.template_keys import end_of_turn
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"

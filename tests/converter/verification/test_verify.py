@@ -20,7 +20,7 @@ from tritgguf.converter.errors import SourceError, TensorError
 from tritgguf.converter.gguf_io.metadata import Value, boolean, float32, uint32
 from tritgguf.converter.verification.metadata_check import compare_metadata
 from tritgguf.converter.verification.tensor_check import type_bound
-from tritgguf.converter.verification.verify import Verification, require_good, verify
+from tritgguf.converter.verification.verification import Verification, require_good, verify
 
 Folder = Callable[[str], Path]
 Q, GATE, UP, NORM = (f"blk.1.{part}.weight" for part in ("attn_q", "ffn_gate", "ffn_up", "attn_norm"))

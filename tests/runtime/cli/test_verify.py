@@ -16,7 +16,7 @@ from tests.gguf_edit import patch, rewrite
 from tritgguf.converter import convert
 from tritgguf.converter.gguf_io.metadata import string
 from tritgguf.converter.gguf_io.reader import read_gguf
-from tritgguf.converter.verification.verify import verify
+from tritgguf.converter.verification.verification import verify
 from tritgguf.runtime.measure.logits_check import (
     CONVERSATIONS,
     LogitsCheck,

@@ -19,7 +19,7 @@ from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.export.scheme import scheme_named
 from tritgguf.converter.quant.codec import FloatCodec, codec_named, codecs
 from tritgguf.converter.quant.known_grid import KnownGridCodec, codes_and_steps
-from tritgguf.converter.verification.verify import verify
+from tritgguf.converter.verification.verification import verify
 
 Floats = NDArray[np.float32]
 SHAPE = (32, 1024)
