@@ -18,26 +18,36 @@ pytestmark = pytest.mark.usefixtures("uncollected")
 N_TOKENS = 4096
 
 
-@pytest.fixture
-def press_ctrl_c():
-    """A function that sends SIGINT after some seconds; one that comes after the test is ignored, not raised."""
-    armed, timers = True, []
+class CtrlC:
+    """Sends SIGINT to this process; a signal that comes when it isn't armed is ignored, not raised."""
 
-    def handler(*_):
-        if armed:
+    def __init__(self):
+        self.armed, self.timers = False, []
+
+    def handle(self, *_):
+        if self.armed:
+            self.armed = False
             raise KeyboardInterrupt
 
-    def press(seconds):
-        timers.append(threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)))
-        timers[-1].start()
-        return timers[-1]
+    def press(self, seconds):
+        self.timers.append(threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)))
+        self.armed = True
+        self.timers[-1].start()
 
-    before = signal.signal(signal.SIGINT, handler)
-    yield press
-    armed = False
-    for timer in timers:
-        timer.cancel()
-        timer.join()
+    def stop(self):
+        self.armed = False
+        for timer in self.timers:
+            timer.cancel()
+            if timer.ident is not None:
+                timer.join()
+
+
+@pytest.fixture
+def ctrl_c():
+    sender = CtrlC()
+    before = signal.signal(signal.SIGINT, sender.handle)
+    yield sender
+    sender.stop()
     signal.signal(signal.SIGINT, before)
 
 
@@ -46,7 +56,7 @@ def long_model(make_model, tmp_path):
     return make_model(tmp_path / "long.gguf", n_ctx_train=100_000)
 
 
-def test_a_native_call_is_stopped_in_the_middle(long_model, press_ctrl_c):
+def test_a_native_call_is_stopped_in_the_middle(long_model, ctrl_c):
     tokens = [number % 256 for number in range(N_TOKENS)]
     with Model(long_model) as model:
         context = Context(model, n_ctx=N_TOKENS, n_threads=1, n_batch=N_TOKENS)
@@ -54,17 +64,17 @@ def test_a_native_call_is_stopped_in_the_middle(long_model, press_ctrl_c):
         context.decode(tokens, 0)
         whole_seconds = time.perf_counter() - start
         context.keep(0)
-        press_ctrl_c(whole_seconds / 20)
+        ctrl_c.press(whole_seconds / 20)
         with pytest.raises(KeyboardInterrupt):
             context.decode(tokens, 0)
         context.close()
 
 
-def test_a_session_is_right_after_an_interrupted_prompt(long_model, press_ctrl_c):
+def test_a_session_is_right_after_an_interrupted_prompt(long_model, ctrl_c):
     prompt = [number * number % 256 for number in range(N_TOKENS)]
     with tritgguf.runtime.open(long_model, n_ctx=N_TOKENS + 100, n_threads=1) as session:
         generation = session.generate(prompt, temperature=0)
-        press_ctrl_c(0.1)
+        ctrl_c.press(0.1)
         with pytest.raises(KeyboardInterrupt):
             next(generation)
         assert generation.finish == "interrupted"
@@ -74,20 +84,19 @@ def test_a_session_is_right_after_an_interrupted_prompt(long_model, press_ctrl_c
         assert list(fresh.generate(prompt[:300], temperature=0, max_tokens=10)) == after
 
 
-def test_a_step_that_ctrl_c_interrupted_can_be_taken_again(long_model, press_ctrl_c):
+def test_a_step_that_ctrl_c_interrupted_can_be_taken_again(long_model, ctrl_c):
     tokens = [number * number % 256 for number in range(1000)]
     n_interrupts, n_evaluated = 0, 0
     with tritgguf.runtime.open(long_model, n_threads=1) as session:
-        timer = press_ctrl_c(0.01)
         while n_evaluated < len(tokens):
             try:
+                ctrl_c.press(0.01)
                 while n_evaluated < len(tokens):
                     session.evaluate(tokens[: n_evaluated + 1])
                     n_evaluated += 1
-                timer.cancel()
+                ctrl_c.armed = False
             except KeyboardInterrupt:
                 n_interrupts += 1
-                timer = press_ctrl_c(0.01)
         assert n_interrupts >= 3
         logits = session.context.logits()[-1].copy()
     with tritgguf.runtime.open(long_model, n_threads=1) as undisturbed:
