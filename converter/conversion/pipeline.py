@@ -34,7 +34,7 @@ from tritgguf.converter.tokenizer import (
 
 
 class Choices(TypedDict, total=False):
-    """What `convert` and `plan` take beside type and method; see `convert`."""
+    """Options that `convert` and `plan` share; see `convert`."""
 
     target: str
     fallback: str | None
@@ -47,7 +47,7 @@ class Choices(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Conversion:
-    """A finished conversion; `strings_checked` is how many strings its tokenizer was compared on."""
+    """A finished conversion; `strings_checked` is the number of strings whose token ids were compared."""
 
     out: Path
     plan: FilePlan
@@ -64,9 +64,10 @@ def plan(
     progress: Progress | None = None,
     **choices: Unpack[Choices],
 ) -> FilePlan:
-    """Return the whole file as it would be written, without writing it; the arguments are those of `convert`.
+    """Return the plan of the whole file without writing it; the arguments are those of `convert`.
 
-    A folder with config.json alone can be planned too: then `exact` is unknown and a missing tokenizer isn't counted.
+    A folder with only config.json can be planned too: then `exact` is None, and sizes don't include the tokenizer.
+    Raises TritggufError.
     """
     return make_plan(open_model(Path(model)), Request.named(type, method, **choices), threads, progress)
 
@@ -86,18 +87,18 @@ def convert(
 ) -> Conversion:
     """Convert a Hugging Face checkpoint folder, or a GGUF file, to a GGUF file.
 
-    `type` is the tensor type of the linear layers; "auto" takes for each the smallest that holds it exactly and
-    runs well on `target` ("cpu", "cuda", "metal", "vulkan", "ollama" or "any"); where none does, the one that loses
-    least at `max_bits` per weight or fewer, or without it floats. `method` is how those that aren't
-    ternary are made so where a ternary type was asked for ("mse" or "absmean"); tensors on a finer grid than the
-    type holds stop the conversion unless `allow_lossy`. `fallback` is the type ("f16") of tensors whose rows don't
-    fit. `embedding_type` and `output_type` are by default F16, or what a GGUF source has. `max_shard_size`, in bytes
-    or such as "4G", splits a larger file into parts; the result names the first.
+    `type` is the tensor type of the linear layers. "auto" chooses for each tensor the smallest type that stores it
+    exactly and is fast on `target` ("cpu", "cuda", "metal", "vulkan", "ollama" or "any"). If there is none, it chooses
+    the type of least error with at most `max_bits` bits per weight, or a float type if `max_bits` is None. `method`
+    ("mse" or "absmean") quantizes tensors that aren't ternary, if a ternary type is requested. A tensor whose own grid
+    that type can't store is an error unless `allow_lossy`. `fallback` ("f16") is the type of tensors whose rows aren't
+    a multiple of the type's block. `embedding_type` and `output_type` are F16 by default, or the type in a GGUF source.
+    `max_shard_size`, in bytes or like "4G", splits a larger file into parts; the result names the first part.
 
-    `check` has the installed provider of token ids, or the one given, read the file's vocabulary, and compares the
-    token ids with those of the source's tokenizer.
-    `progress` is called with a stage ("reading", then "writing"), the bytes done and the bytes in all; `planned` once
-    before anything is written. Raises TritggufError, leaving no file.
+    `check` compares the file's token ids with those of the source's tokenizer; True takes the installed provider of
+    token ids, or give one. `progress` is called with a stage ("reading", then "writing"), the bytes done and the total
+    bytes; `planned` once with the plan, before anything is written. `threads` is one per core by default. Raises
+    TritggufError and leaves no file.
     """
     started, target = time.monotonic(), Path(out)
     require_writable(target, [target], force)
@@ -132,7 +133,7 @@ def write_model(
     planned: Callable[[FilePlan], None] | None = None,
     file_plan: FilePlan | None = None,
 ) -> Conversion:
-    """Plan and write an opened model, unless `file_plan` is its plan already; the arguments are those of `convert`.
+    """Plan an opened model, or take its plan from `file_plan`, and write it; the arguments are those of `convert`.
 
     `check` gives the file's token ids, to be compared with the source's; None leaves the comparison out.
     """

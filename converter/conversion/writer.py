@@ -1,4 +1,4 @@
-"""Write the tensors of a planned GGUF file: pieces of rows, converted in parallel, each written at its offset."""
+"""Write the tensors of a planned GGUF file: convert pieces of rows in parallel, and write each at its offset."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tritgguf.converter.planning.file_plan import FilePart, FilePlan
 
 
 class _Piece(NamedTuple):
-    """Some rows of a tensor, and where in which file the tensor goes; all its slices are read from the same bytes."""
+    """Rows of a tensor to convert, and the file and offset of the tensor; all slices are read from the same bytes."""
 
     encoder: Encoder
     source: SourceTensor | None
@@ -29,7 +29,7 @@ class _Piece(NamedTuple):
 def write_tensors(
     opened: Sequence[OpenPart], plan: FilePlan, tensors: Mapping[str, SourceTensor], threads: int, progress: Step
 ) -> None:
-    """Convert and write every tensor, in parallel; `progress` is called with the bytes written."""
+    """Convert and write all tensors, in parallel; `progress` is called with the bytes of each piece written."""
     pieces = _pieces(opened, plan.parts, tensors)
     with contextlib.closing(parallel(_write, pieces, threads)) as written:
         for n_bytes in written:
@@ -39,7 +39,7 @@ def write_tensors(
 def _pieces(
     opened: Sequence[OpenPart], parts: Sequence[FilePart], tensors: Mapping[str, SourceTensor]
 ) -> Iterator[_Piece]:
-    """Yield the pieces in the file's order; each is prefetched when it is yielded, since its turn comes soon."""
+    """Yield the pieces in the file's order; prefetch each one's source, since a thread converts it soon."""
     for part, content in zip(opened, parts, strict=True):
         for tensor, offset in zip(content.tensors, content.offsets, strict=False):
             encoder = tensor.encoder
@@ -51,7 +51,7 @@ def _pieces(
 
 
 def _write(piece: _Piece) -> int:
-    """Convert and write one piece; return its bytes."""
+    """Convert and write one piece; return the number of bytes written."""
     encoder, source, n_bytes = piece.encoder, piece.source, 0
     shape = encoder.spec.shape
     row_bytes = encoder.codec.row_bytes(shape[-1])

@@ -1,6 +1,6 @@
-"""What a model is and what could become of it: its tensors' grids, which types hold them, how large files would be.
+"""Inspect a model: its tensors' grids, the types that store them exactly, and the file size with each type.
 
-Also a model that can't be converted is shown as far as it can be seen, with the reason of the refusal.
+A model that can't be converted is inspected as far as it can be read; the result has the reason for the refusal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tritgguf.converter.errors import TritggufError
 from tritgguf.converter.gguf_io.header import header_bytes
 from tritgguf.converter.gguf_io.metadata import joined, uint32
 from tritgguf.converter.gguf_io.reader import is_gguf, read_gguf
-from tritgguf.converter.inspection.tensor_facts import TensorFacts, look_at
+from tritgguf.converter.inspection.tensor_facts import TensorFacts, inspect_tensor
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.model.open import open_model
@@ -46,11 +46,12 @@ OUTPUT = re.compile(r"^(lm_head|output)\.")
 
 @dataclass(frozen=True)
 class Size:
-    """The file with linear layers of one type: its bytes, and how many of the linear tensors the type holds exactly.
+    """The file with linear layers of one type.
 
-    `n_near` more keep every code and have their scales rounded to fp16; both are None where there are no weights to
-    tell from. `n_unfit` tensors have rows that don't fit the type's blocks and are F16; `file_bytes` is None where none
-    fits. `slow_on` names machines that run the type by slow code.
+    `file_bytes` is None if no linear tensor fits the type. Of `n_linear` linear tensors, the type stores `n_exact`
+    exactly, and `n_near` more except that scales are rounded to fp16; both are None if there are no weights. `n_unfit`
+    are stored as F16, since their rows aren't a multiple of the type's block. `runs_on` are the targets with fast
+    kernels for the type, `slow_on` the processors without.
     """
 
     type: str
@@ -81,7 +82,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found. `refused` is why the model can't be converted, else None."""
+    """What `inspect` found; `refused` is the reason why the model can't be converted, else None.
+
+    `kind` is "folder" or "gguf", `source` the packing of the checkpoint, `file_bytes` the size of all its tensors.
+    """
 
     kind: str
     path: Path
@@ -100,7 +104,7 @@ class Inspection:
 
     @property
     def dtypes(self) -> dict[str, int]:
-        """How many tensors have each dtype, the most frequent first."""
+        """The number of tensors of each dtype, most frequent first."""
         return dict(Counter(tensor.dtype for tensor in self.tensors).most_common())
 
     def as_json(self) -> dict[str, Any]:
@@ -123,10 +127,10 @@ class Inspection:
 def inspect(
     path: str | os.PathLike[str], *, threads: int | None = None, progress: Progress | None = None
 ) -> Inspection:
-    """Look at a Hugging Face folder or a GGUF file; every weight is read.
+    """Inspect a Hugging Face folder or a GGUF file; reads every weight.
 
-    `progress` is called with "reading", the bytes done and the bytes in all. Raises TritggufError where nothing can be
-    seen: the file is damaged, or the folder is no model.
+    `threads` is one per core by default; `progress` is called with "reading", the bytes done and the total bytes.
+    Raises TritggufError if nothing can be read: the file is damaged, or the folder isn't a model.
     """
     place = Path(path)
     try:
@@ -141,7 +145,7 @@ def inspect(
     def facts(item: tuple[TensorSpec, int]) -> tuple[TensorFacts, int]:
         spec, n_bytes = item
         source = None if model.tensors is None else model.tensors[spec.source]
-        return look_at(spec, source, n_bytes, scale_tensors=model.scale_tensors), n_bytes
+        return inspect_tensor(spec, source, n_bytes, scale_tensors=model.scale_tensors), n_bytes
 
     tensors = []
     for found, n_bytes in parallel(facts, zip(specs, sizes_on_disk, strict=True), n_threads(threads)):
@@ -164,7 +168,7 @@ def inspect(
 
 
 def _seen(path: Path, refusal: TritggufError) -> Model:
-    """Return what can be seen of a model that is refused; raise the refusal itself where that is nothing."""
+    """Return as much as can be read of a refused model; raise the refusal if nothing can."""
     try:
         tensors, source = _open_tensors(path)
     except (TritggufError, OSError, ValueError):
@@ -195,7 +199,7 @@ def _role(name: str, shape: Sequence[int]) -> str:
 
 
 def _config(folder: Path) -> ConfigJson:
-    """Return config.json of a folder that was looked at already; ValueError where it is damaged."""
+    """Return the content of config.json; raise ValueError if it is damaged."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
     if not isinstance(config, dict):
         raise ValueError("config.json isn't a JSON object")
@@ -213,7 +217,7 @@ def _architecture(model: Model) -> str | None:
 
 
 def _stored_bytes(path: Path) -> dict[str, int]:
-    """Return the bytes of every tensor by its name on disk."""
+    """Return each tensor's size in bytes by its name on disk."""
     if is_gguf(path):
         return {name: tensor.data.nbytes for name, tensor in read_gguf(path).tensors.items()}
     if not safetensors_files.matches(path):
@@ -222,7 +226,7 @@ def _stored_bytes(path: Path) -> dict[str, int]:
 
 
 def _with_companions(specs: Sequence[TensorSpec], stored: Mapping[str, int]) -> list[int]:
-    """Return each tensor's bytes with those of its scales, whose names begin with its own."""
+    """Return each tensor's size in bytes, including its scales, whose names begin with the tensor's name."""
     names = sorted(stored)
     sizes = []
     for spec in specs:
@@ -234,7 +238,7 @@ def _with_companions(specs: Sequence[TensorSpec], stored: Mapping[str, int]) -> 
 
 
 def _sizes(model: Model, tensors: Sequence[TensorFacts]) -> dict[str, Size]:
-    """Return the file that each type of linear layers makes, the smallest type first."""
+    """Return the file's size with each type of linear layers, smallest type first."""
     grids = {tensor.name: tensor for tensor in tensors}
     request = Request.named("f16", "mse")
     types = sorted((codec for codec in codecs().values() if codec.for_linear), key=lambda codec: codec.bits_per_weight)
@@ -277,7 +281,7 @@ def _size(model: Model, codec: AnyCodec, facts: Mapping[str, TensorFacts], other
 
 
 def _file_bytes(model: Model, plans: Sequence[TensorPlan]) -> int:
-    # Values don't change the size: any will do for the keys that follow from the types.
+    # These keys' values depend on the types, but not their sizes: any values will do.
     types = {Keys.General.FILE_TYPE: uint32(0), Keys.General.QUANTIZATION_VERSION: uint32(GGML_QUANT_VERSION)}
     header = header_bytes(joined(model.metadata, types), [plan.entry for plan in plans])
     return FilePart(header, tuple(plans)).file_bytes

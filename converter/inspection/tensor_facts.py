@@ -1,4 +1,4 @@
-"""What is known of one tensor after it was read: its grid, its zeros, and which types hold it exactly."""
+"""Read one tensor and find its grid, its share of zeros, and the types that store it exactly."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ MATRICES = ("linear", "embedding", "output")
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """One tensor of a model. `name` is GGUF's where the model has one, `source` the one on disk.
+    """One tensor of a model: `name` in GGUF if the model can be converted, `source` on disk.
 
-    `n_bytes` are those on disk, its scales included. `grid`, `zeros` (their share), `exact_types`, in which
-    `convert` would store it exactly, and `near_types`, which keep every code but round the scale to fp16, are known for
-    matrices that can be read, the smallest type first; `note` says what stood in the way.
+    `n_bytes` is the size on disk, scales included. `zeros` is the share of zeros. `exact_types` are the types that
+    store the tensor exactly, `near_types` those that store every code but round the scale to fp16, smallest first.
+    These and `grid` are known only for matrices that can be read; `note` is the error if one can't.
     """
 
     name: str
@@ -72,8 +72,8 @@ def _grid_json(grid: Grid) -> dict[str, Any]:
     }
 
 
-def look_at(spec: TensorSpec, source: SourceTensor | None, n_bytes: int, *, scale_tensors: bool) -> TensorFacts:
-    """Read one tensor whole, if it is a matrix; `scale_tensors` says that a float32 scale may stand beside it."""
+def inspect_tensor(spec: TensorSpec, source: SourceTensor | None, n_bytes: int, *, scale_tensors: bool) -> TensorFacts:
+    """Read a whole tensor, if it is a matrix; with `scale_tensors` its scale may be a separate float32 tensor."""
     dtype = "unknown" if source is None else source.dtype
     plain = TensorFacts(spec.name, spec.source, spec.role, spec.shape, dtype, n_bytes)
     if source is None or spec.role not in MATRICES:
@@ -98,7 +98,7 @@ def _bits(name: str) -> float:
 
 
 def _ternary_types(spec: TensorSpec, grid: Grid | None, scale_tensors: bool) -> tuple[list[str], list[str]]:
-    """Return the ternary types that hold the tensor, and those that hold it but for fp16's rounding of the scale."""
+    """Return the ternary types that store the tensor exactly, and those that round only its scale to fp16."""
     if grid is None:
         return [], []
     fitting = [codec for codec in ternary_codecs().values() if grid.fits(codec.block)]
@@ -110,7 +110,7 @@ def _ternary_types(spec: TensorSpec, grid: Grid | None, scale_tensors: bool) -> 
 
 
 def _scan(source: SourceTensor, grid: Grid | None) -> tuple[float, list[str]]:
-    """Return the share of zeros, and the float types that hold every value; one pass over the tensor at most."""
+    """Return the share of zeros, and the float types that store every value exactly; read the tensor at most once."""
     fitting = [codec for codec in float_codecs().values() if source.shape[-1] % codec.block == 0]
     held = [codec.name for codec in fitting if codec.holds(source.dtype)]
     open_ones = [codec for codec in fitting if codec.name not in held]

@@ -1,4 +1,4 @@
-"""Choose each tensor's type: exact where asked or possible, else what the user allowed, else stop with the reason."""
+"""Choose each tensor's type: an exact one if possible, else one that the user allows, else stop with the reason."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tritgguf.converter.quant.codec import (
 from tritgguf.converter.quant.grids import Grid, find_grid
 from tritgguf.converter.quant.method import Method
 
-FLOATS = ("f16", "bf16", "f32")  # smallest first; the last holds every float
-REPLACEABLE = ("linear", "embedding", "output")  # roles whose tensors the graph takes in any type
+FLOATS = ("f16", "bf16", "f32")  # smallest first; f32 stores every float exactly
+REPLACEABLE = ("linear", "embedding", "output")  # the graph accepts any type for tensors of these roles
 
 
 def choose_types(
@@ -43,10 +43,12 @@ def choose_types(
     *,
     scale_tensors: bool = False,
 ) -> tuple[TensorPlan, ...]:
-    """Return a plan per tensor, in order; each tensor is read until it is known what holds it.
+    """Return the plans of all tensors, in order; read as much of each tensor as the choice of its type needs.
 
-    With `scale_tensors` the graph multiplies by `.scale` tensors, which keep a scale exact that fp16 would round.
-    `progress` is called with the bytes on disk of each tensor that is done.
+    With `scale_tensors` the graph multiplies by `.scale` tensors, which store a scale exactly that fp16 would round;
+    each has a plan of its own. `tensors` is None if there are no weights. `progress` is called with the bytes on disk
+    of each finished tensor. Raises TensorError if a tensor can't be stored as requested, UnsupportedError if types
+    can't be chosen without weights.
     """
 
     def choose(spec: TensorSpec) -> list[TensorPlan]:
@@ -63,25 +65,26 @@ def choose_types(
 
 
 def choose_type(spec: TensorSpec, source: SourceTensor | None, request: Request) -> TensorPlan:
-    """Return one tensor's plan; `source` is None where there are no weights."""
+    """Return one tensor's plan; `source` is None if there are no weights. Raises as `choose_types` does."""
     if spec.role == "linear":
         return _choose_linear(spec, source, request)
     wanted = {"embedding": request.embedding, "output": request.output}.get(spec.role)
     kept = _passthrough(spec, source, request) if wanted is None else None
     if kept is not None:
-        return TensorPlan(kept, f"{spec.role}: passed through", exact=True)
+        return TensorPlan(kept, f"{spec.role}: passthrough", exact=True)
     codec = wanted or float_codec("f16" if spec.role in ("embedding", "output") else "f32")
     if spec.shape[-1] % codec.block:
         raise TensorError(
-            f"{spec.source}: rows of {spec.shape[-1]} values don't fit {codec.name}'s blocks of {codec.block}"
+            f"{spec.source}: rows of {spec.shape[-1]} values aren't a multiple of {codec.block}, which {codec.name} "
+            f"needs; choose another --{spec.role}-type, such as f16"
         )
     return _as_asked(spec, source, codec, f"{spec.role}: {codec.name.upper()}", request)
 
 
 def _passthrough(spec: TensorSpec, source: SourceTensor | None, request: Request) -> Encoder | None:
-    """Return the encoder that keeps a GGUF tensor's bytes, None for other tensors and where the target refuses them.
+    """Return the encoder that keeps a GGUF tensor's bytes; None for other tensors, or if the target refuses the type.
 
-    Raises TensorError where the target refuses the tensor's type and the graph takes no other.
+    Raises TensorError if the target refuses the type and the graph accepts no other for this tensor.
     """
     if source is None or source.ggml_type is None:
         return None
@@ -89,8 +92,8 @@ def _passthrough(spec: TensorSpec, source: SourceTensor | None, request: Request
         return Passthrough(spec, AnyGgmlType(source.ggml_type))
     if spec.role not in REPLACEABLE:
         raise TensorError(
-            f"{spec.source} is {source.dtype}, which {request.target} refuses, and no linear layer: "
-            "start from the model in another type"
+            f"{spec.source} is {source.dtype}, which {request.target} refuses, and this tensor can't be stored as "
+            "another type: start from a file of the model in another type, or convert for another target (--for)"
         )
     return None
 
@@ -135,12 +138,12 @@ def _as_floats(spec: TensorSpec, source: SourceTensor, codec: FloatCodec, reason
 def _as_ternary(
     spec: TensorSpec, source: SourceTensor | None, codec: TernaryCodec, reason: str, request: Request
 ) -> TensorPlan:
-    """Store a tensor in a ternary type that was asked for."""
+    """Return the plan of a tensor for which the user asked for a ternary type."""
     by_method = Rounded(spec, codec, request.method)
     if source is None:
         return TensorPlan(by_method, reason)
     grid = find_grid(source)
-    rounded = f"rounded by {request.method.name}, which loses quality"
+    rounded = f"quantized by {request.method.name}, which loses quality"
     if grid is None:
         return TensorPlan(by_method, f"not on a ternary grid: {rounded}", exact=False)
     if grid.fits(codec.block):
@@ -152,8 +155,8 @@ def _as_ternary(
     if not request.allow_lossy:
         error = relative_error(source, codec, request.method) if known.error is None else known.error
         raise TensorError(
-            f"{spec.source}: {what}, which {codec.name} can't hold: storing it would change the weights by "
-            f"{error:.0%} (relative error); {_ways_out(source, grid)}; --allow-lossy converts it all the same"
+            f"{spec.source}: {what}, which {codec.name} can't hold: the weights would change by {error:.0%} "
+            f"(relative error); {_ways_out(source, grid)}; --allow-lossy accepts the error"
         )
     return TensorPlan(by_method, f"{what}: {rounded}", exact=False)
 
@@ -170,16 +173,16 @@ def _exact_ternary(spec: TensorSpec, codec: TernaryCodec, grid: Grid) -> TensorP
 
 def _smallest_exact(spec: TensorSpec, source: SourceTensor | None, request: Request) -> TensorPlan:
     if source is None:
-        raise UnsupportedError("no weights here to choose exact types by: give --type, such as --type tq2_0")
+        raise UnsupportedError("no weights here, so no exact type can be chosen: add --type, such as --type tq2_0")
     grid = find_grid(source)
     for name in ternary_types(request.target) if grid is not None else ():
         codec = ternary_codec(name)
         if grid is not None and grid.fits(codec.block):
             return _exact_ternary(spec, codec, grid)
-    what = "not on a grid" if grid is None else f"{grid.description(source.shape)}, which no ternary type here holds"
+    what = "not on a grid" if grid is None else f"{grid.description(source.shape)}, which no ternary type here stores"
     kept = _passthrough(spec, source, request)
     if kept is not None:
-        return TensorPlan(kept, f"{what}: passed through", exact=True)
+        return TensorPlan(kept, f"{what}: passthrough", exact=True)
     if request.max_bits is not None:
         plan = least_error(spec, source, request.target, request.max_bits)
         if plan is not None:
@@ -187,7 +190,7 @@ def _smallest_exact(spec: TensorSpec, source: SourceTensor | None, request: Requ
         if request.fallback is None:
             raise TensorError(
                 f"{spec.source}: rows of {spec.shape[-1]} values fit no type of at most {request.max_bits:g} bits per "
-                f"weight for {request.target}; give more with --max-bits, or add --fallback f16"
+                f"weight for {request.target}; raise --max-bits, or add --fallback f16"
             )
     return _smallest_float(spec, source, what)
 
@@ -206,14 +209,14 @@ def _ternary_types_for(grid: Grid) -> list[TernaryCodec]:
 
 
 def _ways_out(source: SourceTensor, grid: Grid) -> str:
-    """Say which types hold the tensor, or where none does, how to find the one that loses least."""
-    exact = "exact" if grid.fp16_error == 0 else "exact but for scales rounded to fp16"
+    """Return advice for the error message: the types that store the tensor, or else how to lose least."""
+    exact = "exact" if grid.fp16_error == 0 else "exact, except for scales rounded to fp16,"
     types = ", ".join(f"--type {name}" for name in _exact_types(source, grid))
-    return f"{exact} are {types}" if types else "--max-bits BITS takes the type that loses least, f32 loses nothing"
+    return f"{exact} are {types}" if types else "--type auto stores it exactly, or with --max-bits BITS at least error"
 
 
 def _exact_types(source: SourceTensor, grid: Grid) -> list[str]:
-    """Return the types for linear layers that hold the tensor, smallest first."""
+    """Return the types for linear layers that store the tensor's codes exactly, smallest first."""
     known = codecs()
     floats = [name for name in FLOATS[:2] if float_codec(name).holds(source.dtype)]
     ternary = [codec.name for codec in _ternary_types_for(grid)]
@@ -221,7 +224,7 @@ def _exact_types(source: SourceTensor, grid: Grid) -> list[str]:
 
 
 def relative_error(source: SourceTensor, codec: TernaryCodec, method: Method) -> float:
-    """Return |stored - weights| / |weights| over the whole tensor, were a method to round it."""
+    """Return |stored - weights| / |weights| over the whole tensor, if `method` quantized it."""
     error = total = 0.0
     for _, values in source.chunks():
         error += float(((method.quantize(Floats.of(values), codec.block).dequantize() - values) ** 2).sum())
@@ -230,12 +233,12 @@ def relative_error(source: SourceTensor, codec: TernaryCodec, method: Method) ->
 
 
 def with_scale_tensor(plan: TensorPlan) -> list[TensorPlan]:
-    """Where fp16 would round a tensor's one scale, keep it as a float32 `.scale` tensor instead."""
+    """Return the plan, or two plans if fp16 would round the tensor's one scale: unit scales and a float32 `.scale`."""
     encoder, grid = plan.encoder, plan.grid
     if grid is None or not grid.scale or grid.fp16_error == 0 or plan.spec.role != "linear":
         return [plan]
     name = plan.spec.name.removesuffix(".weight") + ".scale"
     scale = TensorSpec(plan.spec.source, name, (1,), "scale", data=np.array([grid.scale], np.float32))
-    reason = plan.reason.split(";")[0] + "; its scale is kept as float32 beside it"
+    reason = plan.reason.split(";")[0] + "; its scale is stored as float32 in a tensor of its own"
     exact = replace(plan, encoder=encoder.with_unit_scale(), exact=True, reason=reason)
-    return [exact, TensorPlan(Constant(scale, float_codec("f32")), "scale of the tensor before it", exact=True)]
+    return [exact, TensorPlan(Constant(scale, float_codec("f32")), "scale of the previous tensor", exact=True)]

@@ -1,8 +1,8 @@
-"""How rows of a tensor become bytes: one encoder per tensor, chosen by the plan, called by the writer and `verify`.
+"""Encoders turn rows of a tensor into bytes: the plan chooses one per tensor, the writer and `verify` call it.
 
-An encoder reads rows of the source in the order in which the graph wants them, and returns them as the file stores
-them. Whatever is special about a kind of tensor (a row order, packed codes that a kernel converts directly, a scale
-that is stored elsewhere) lives in its encoder.
+An encoder reads rows of the source in the order that the graph needs, and returns them as the file stores them. It
+handles whatever is special about its kind of tensor: a row order, packed codes that a kernel converts directly, a scale
+that is stored in another tensor.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from tritgguf.converter.quant.codec import AnyCodec, Codec, FloatCodec, TernaryC
 from tritgguf.converter.quant.grids import Grid, code_on_grid
 from tritgguf.converter.quant.method import Method
 
-# What a thread takes at a time: long enough that Python's part takes little of the time and that the system can
-# prefetch, short enough to share out evenly. Packed values take about an eighth of the bytes of bf16.
+# Values per thread and piece: enough that Python's overhead is small and that the system can prefetch, few enough that
+# all threads get equal work. Packed values have about an eighth of the bytes of bf16.
 PIECE_VALUES = 1 << 22
 MORE_IF_PACKED = 4
 
@@ -41,47 +41,47 @@ Bytes = TypeVar("Bytes", ByteArray, ByteArray | None)
 
 @dataclass(frozen=True)
 class Encoder(ABC):
-    """Encodes the tensor that `spec` describes as the type of `codec`."""
+    """Encode the tensor that `spec` describes as the type of `codec`."""
 
     spec: TensorSpec
     codec: Codec
 
     @abstractmethod
     def encode(self, source: SourceTensor | None, rows: slice) -> ByteArray:
-        """Return those rows of the file's tensor as bytes, shape (n_rows, row bytes).
+        """Return rows of the file's tensor as bytes, uint8 (n_rows, row bytes).
 
-        `source` is the checkpoint's tensor, None only for constants. Raises TensorError where a row can't be stored.
+        `source` is the checkpoint's tensor, None only for constants. Raises TensorError if a row can't be stored.
         """
 
     @property
     def grid(self) -> Grid | None:
-        """The grid whose codes are stored, None for every other encoder."""
+        """The grid whose codes are stored, None for other encoders."""
         return None
 
     @property
     def rounds(self) -> bool:
-        """Whether a method rounds the values to ternary ones."""
+        """Whether a method quantizes the values to ternary ones."""
         return False
 
     def with_unit_scale(self) -> Encoder:
-        """Return the encoder for a tensor whose one scale a `.scale` tensor holds."""
+        """Return the same encoder for a tensor whose one scale is in a `.scale` tensor."""
         raise ValueError(f"{self.spec.name} isn't stored as codes with one scale")
 
     def source_rows(self, rows: slice) -> slice | RowIndices:
-        """Return which rows of the source those rows of the file are; a one-dimensional tensor is one row."""
+        """Return the rows of the source that `rows` of the file come from; a one-dimensional tensor is one row."""
         order = self.spec.rows
         return rows if order is None or len(self.spec.shape) == 1 else order[rows]
 
     def pieces(self, source: SourceTensor | None) -> Iterator[tuple[slice, ...]]:
-        """Yield the rows that one thread converts at a time, as slices that are read from the same bytes."""
+        """Yield the rows that one thread converts at a time, as slices that are read from the same source bytes."""
         yield from ((rows,) for rows in row_chunks(self.spec.shape, n_values=PIECE_VALUES))
 
     def values_per_call(self, source: SourceTensor | None) -> int | None:
-        """Return how many values to encode in one call, None for `row_chunks`' default."""
+        """Return the number of values to encode in one call; None for the default of `row_chunks`."""
         return PIECE_VALUES if kernels.available() else None
 
     def _named(self, encode: Callable[[Rows], Bytes], rows: Rows) -> Bytes:
-        """Encode rows; put the tensor's name before the message of a TensorError."""
+        """Encode rows; prefix the message of a TensorError with the tensor's name."""
         try:
             return encode(rows)
         except TensorError as error:
@@ -90,7 +90,7 @@ class Encoder(ABC):
 
 @dataclass(frozen=True)
 class Constant(Encoder):
-    """Values that follow from config.json, or from other tensors."""
+    """Values derived from config.json or from other tensors, without a source tensor."""
 
     codec: FloatCodec
 
@@ -108,7 +108,7 @@ class Passthrough(Encoder):
 
 @dataclass(frozen=True)
 class AsFloats(Encoder):
-    """Values in a type of floats, rounded where the type demands it."""
+    """Values in a float type, rounded if it can't store them exactly."""
 
     codec: FloatCodec
 
@@ -120,14 +120,14 @@ class AsFloats(Encoder):
         return self._named(self.codec.encode, values(self.spec, source, rows))
 
     def values_per_call(self, source: SourceTensor | None) -> int | None:
-        return None  # the float codecs need several times the values' memory
+        return None  # float codecs need several times as much memory as the values
 
 
 @dataclass(frozen=True)
 class OnGrid(Encoder):
-    """The tensor's own ternary codes, with its own scales or, with `unit_scale`, scales of 1.
+    """The tensor's own ternary codes and scales.
 
-    With `unit_scale` a `.scale` tensor beside it holds the scale of the whole tensor.
+    With `unit_scale` all scales are 1, and a separate `.scale` tensor stores the scale of the whole tensor.
     """
 
     codec: TernaryCodec
@@ -156,7 +156,7 @@ class OnGrid(Encoder):
     def _checked(self, coded: CodedRows | None, source: SourceTensor, rows: slice | RowIndices) -> CodedRows:
         coded = finite(coded, source, rows)
         if coded is None:
-            raise TensorError(f"{self.spec.source}: the file changed while it was being converted; convert it again")
+            raise TensorError(f"{self.spec.source}: the file changed during the conversion; convert it again")
         return CodedRows(coded.codes, np.ones_like(coded.scales), coded.group) if self.unit_scale else coded
 
     def pieces(self, source: SourceTensor | None) -> Iterator[tuple[slice, ...]]:
@@ -165,7 +165,7 @@ class OnGrid(Encoder):
             n_values = MORE_IF_PACKED * PIECE_VALUES if packing else PIECE_VALUES
             yield from ((rows,) for rows in row_chunks(self.spec.shape, n_values=n_values))
             return
-        # A byte holds one value of each quarter of the rows: write all four quarters, so that it is read once.
+        # A byte holds one value from each quarter of the rows: convert all four together, to read each byte once.
         n_stored = self.spec.shape[0] // 4
         for rows in row_chunks((n_stored, n_columns), n_values=MORE_IF_PACKED * PIECE_VALUES // 4):
             yield tuple(slice(rows.start + first, rows.stop + first) for first in range(0, 4 * n_stored, n_stored))
@@ -178,7 +178,7 @@ class OnGrid(Encoder):
 
 @dataclass(frozen=True)
 class Rounded(Encoder):
-    """Ternary codes and scales that a method chooses for the values."""
+    """Ternary codes and scales from a method that quantizes the values."""
 
     codec: TernaryCodec
     method: Method
@@ -194,8 +194,10 @@ class Rounded(Encoder):
 
 
 def encoder_for(spec: TensorSpec, codec: AnyCodec, method: Method, grid: Grid | None = None) -> Encoder:
-    """Return the encoder of a tensor in a type: with `grid`, which must fit a ternary type's blocks, the tensor's own
-    codes; without it, those that `method` chooses.
+    """Return the encoder that stores a tensor in the type of `codec`.
+
+    A ternary type stores the tensor's own codes if `grid` is given, which must fit the type's blocks; else `method`
+    quantizes.
     """
     if spec.data is not None and codec.ternary is False:
         return Constant(spec, codec)
@@ -205,7 +207,7 @@ def encoder_for(spec: TensorSpec, codec: AnyCodec, method: Method, grid: Grid | 
 
 
 def values(spec: TensorSpec, source: SourceTensor | None, rows: slice) -> Float32Array:
-    """Return the values that those rows of the file's tensor stand for, float32, (n_rows, row length)."""
+    """Return the effective weights of rows of the file's tensor, float32 (n_rows, n_columns)."""
     if spec.data is not None:
         return spec.data.reshape(1, -1)
     if spec.rows is None:
@@ -220,7 +222,7 @@ CodesOrNone = TypeVar("CodesOrNone", CodedRows, CodedRows | None)
 
 
 def finite(coded: CodesOrNone, source: SourceTensor, rows: slice | RowIndices) -> CodesOrNone:
-    """Return the rows unchanged; raise TensorError, naming the value, where the source isn't finite."""
+    """Return the coded rows unchanged; raise TensorError, naming the value, if the source has a NaN or Inf."""
     if coded is not None and not np.isfinite(coded.scales).all():
         source.read(rows)
     return coded

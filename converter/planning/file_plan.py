@@ -1,4 +1,4 @@
-"""The whole file as data, before it is written: what goes where, as which type, and why."""
+"""The plan of a whole file before it is written: each tensor's place, its type, and why."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tritgguf.converter.quant.grids import Grid
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """One tensor of the file: how it is encoded, why so, and whether that keeps every value.
+    """One tensor of the file: its encoder, the reason for it, and whether it stores every value exactly.
 
-    `exact` is None where there are no weights to tell from. `fallback` says that the tensor's rows don't fit the type
-    that was asked for. `error` is the relative error on a sample of rows, where it was measured.
+    `exact` is None if there are no weights. `fallback` means that the tensor's rows don't fit the requested type.
+    `error` is the relative error on a sample of rows, None if it wasn't measured.
     """
 
     encoder: Encoder
@@ -39,7 +39,7 @@ class TensorPlan:
 
     @property
     def grid(self) -> Grid | None:
-        """The grid whose codes are stored, None where values or a method's codes are."""
+        """The grid whose codes are stored, None if the file stores floats or a method's codes."""
         return self.encoder.grid
 
     @property
@@ -49,12 +49,12 @@ class TensorPlan:
 
     @property
     def entry(self) -> TensorEntry:
-        """What the file's header says of it."""
+        """The tensor's entry in the file's header."""
         return TensorEntry(self.spec.name, self.spec.shape, int(self.codec.ggml_type), self.n_bytes)
 
     @property
     def rounded(self) -> bool:
-        """Whether a method made the values ternary."""
+        """Whether a method quantizes the tensor with loss."""
         return self.exact is False and self.encoder.rounds
 
     def as_json(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class FilePart:
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """Return where each tensor starts in the file, and at last where the file ends; all multiples of 32."""
+        """The byte offset of each tensor in the file, then the end of the file; all are multiples of 32."""
         ends = [aligned(len(self.header))]
         for tensor in self.tensors:
             ends.append(ends[-1] + aligned(tensor.n_bytes))
@@ -91,7 +91,7 @@ class FilePart:
 
 @dataclass(frozen=True)
 class FilePlan:
-    """What is written: one file, or the parts of a split one, and what the user should know (`notes`)."""
+    """One file, or the parts of a split file, with `notes` for the user."""
 
     parts: tuple[FilePart, ...]
     notes: tuple[str, ...] = field(default=())
@@ -102,7 +102,7 @@ class FilePlan:
 
     @property
     def file_bytes(self) -> int:
-        """Return the size of the file, or of all parts together."""
+        """The bytes of the file, or of all parts together."""
         return sum(part.file_bytes for part in self.parts)
 
     def as_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Types for weights on a grid per 16 columns, which no ternary type holds: the known codes by least error."""
+"""Types for weights on a grid per 16 columns, which no ternary type stores: choose the one of least error."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tritgguf.converter.quant.known_grid import GROUP, KnownGridCodec, codes_and
 
 
 def by_known_grid(plan: TensorPlan, source: SourceTensor, grid: Grid | None) -> TensorPlan:
-    """Return the plan with the type's scales fit to the tensor's own codes, where both allow it; say what is lost."""
+    """Return the plan with the type's scales fitted to the tensor's own codes; unchanged if the type can't do that."""
     codec = _fit_to(plan.codec, source, grid)
     if codec is None or grid is None:
         return plan
     error = _error(codec, sample(source))
     kind = "ternary" if grid.levels == 3 else f"{grid.levels}-level"
-    fit = f"{codec.name.upper()}'s scales fit to its codes, relative error {error:.2g}"
+    fit = f"{codec.name.upper()} with scales fitted to its codes, relative error {error:.2g}"
     reason = f"on a {kind} grid per {grid.extent}: {fit}"
     return replace(plan, encoder=AsFloats(plan.spec, codec), reason=reason, exact=False, error=error)
 
 
 def least_error(spec: TensorSpec, source: SourceTensor, target: str, max_bits: float) -> TensorPlan | None:
-    """Return the plan with the type of least error among those of at most `max_bits` per weight on the target.
+    """Return the plan with the type of least error on the target, among those of at most `max_bits` per weight.
 
-    None where the rows fit none of them.
+    None if the rows fit no such type.
     """
     grid = find_grid(source)
     values = sample(source)
@@ -61,7 +61,7 @@ def _fit_to(codec: Codec, source: SourceTensor, grid: Grid | None) -> KnownGridC
 
 
 def _wholly_on(source: SourceTensor, levels: int) -> bool:
-    """Whether every group is on the grid that the first ones are on."""
+    """Whether all groups of 16 columns are on a grid of that many levels."""
     try:
         for rows in row_chunks(source.shape):
             codes_and_steps(source.read(rows).reshape(-1, GROUP), (levels - 1) // 2)
@@ -71,17 +71,17 @@ def _wholly_on(source: SourceTensor, levels: int) -> bool:
 
 
 def sample(source: SourceTensor) -> Float32Array:
-    """Return rows spread evenly over the tensor, a megabyte of float32."""
+    """Return about CHUNK_VALUES values of the tensor, float32 (n_rows, n_columns), rows spread evenly over it."""
     n_rows = source.shape[0]
     wanted = min(n_rows, max(1, CHUNK_VALUES // source.shape[-1]))
     return source.read(np.linspace(0, n_rows - 1, wanted).astype(np.int64))
 
 
 def _error(codec: FloatCodec, values: Float32Array) -> float:
-    """Return |stored - values| / |values|."""
+    """Return |stored - values| / |values|, infinite if a value is out of the type's range."""
     try:
         lost = codec.decode(codec.encode(values)) - values
-    except TensorError:  # beyond the type's range
+    except TensorError:  # out of the type's range
         return float("inf")
     norm = float(np.square(values, dtype=np.float64).sum())
     return float(np.sqrt(np.square(lost, dtype=np.float64).sum() / norm)) if norm else 0.0

@@ -1,4 +1,8 @@
-"""Which tensors go into which file: one GGUF file, or parts of at most a given size."""
+"""Distribute the tensors over one GGUF file, or over parts of at most a given size.
+
+The names and keys of parts are those of llama.cpp's gguf-split:
+https://github.com/ggml-org/llama.cpp/tree/master/tools/gguf-split
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,10 @@ from tritgguf.converter.planning.file_plan import FilePart, TensorPlan
 
 
 def lay_out(metadata: Metadata, tensors: Sequence[TensorPlan], max_bytes: int | None) -> tuple[FilePart, ...]:
-    """Return the file, or the parts, none of which exceeds `max_bytes` unless a single tensor does."""
+    """Return the file as one part, or as parts of at most `max_bytes` each unless a single tensor is larger.
+
+    Raises UnsupportedError if there would be too many parts.
+    """
     entries = [tensor.entry for tensor in tensors]
     whole = FilePart(header_bytes(metadata, entries), tuple(tensors))
     if max_bytes is None or whole.file_bytes <= max_bytes:
@@ -24,7 +31,10 @@ def lay_out(metadata: Metadata, tensors: Sequence[TensorPlan], max_bytes: int | 
     first = len(whole.header) - sum(map(entry_bytes, entries)) + least - len(header_bytes(little, ()))
     groups = _grouped(tensors, first, least, max_bytes)
     if len(groups) >= MOST_PARTS:
-        raise UnsupportedError(f"files of at most {max_bytes} bytes would be {len(groups)} parts: allow larger ones")
+        raise UnsupportedError(
+            f"files of at most {max_bytes} bytes would be {len(groups)} parts, more than {MOST_PARTS - 1}: "
+            "raise --max-shard-size"
+        )
     files = []
     for number, group in enumerate(groups):
         keys = {**(little if number else metadata), **split_keys(number, len(groups), len(tensors))}
@@ -33,7 +43,10 @@ def lay_out(metadata: Metadata, tensors: Sequence[TensorPlan], max_bytes: int | 
 
 
 def _grouped(tensors: Sequence[TensorPlan], first: int, least: int, max_bytes: int) -> list[tuple[TensorPlan, ...]]:
-    """Return the tensors of each part, as many as fit; without them the headers have `first` bytes, then `least`."""
+    """Return the tensors of each part, as many as fit.
+
+    Headers without tensor entries have `first` bytes in the first part and `least` bytes in the others.
+    """
     groups: list[tuple[TensorPlan, ...]] = []
     group: tuple[TensorPlan, ...] = ()
     header, data = first, 0

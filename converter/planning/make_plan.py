@@ -1,4 +1,4 @@
-"""Make the plan of a whole file, and say what its types cost."""
+"""Plan a whole file, and note what its types cost in quality and speed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from tritgguf.converter.quant.codec import codec_named
 
 
 def make_plan(model: Model, request: Request, threads: int | None, progress: Progress | None) -> FilePlan:
-    """Choose a type for every tensor and lay the file out; raise UnsupportedError where it can't run on the target."""
+    """Choose a type for every tensor and lay out the file.
+
+    `threads` is None for one per core; `progress` is called with "reading", the bytes done and the total bytes. Raises
+    UnsupportedError if the file can't run on the target, TensorError if a tensor can't be stored as requested.
+    """
     if model.targets is not None and request.target not in model.targets:
         architecture = model.metadata[Keys.General.ARCHITECTURE].data
         raise UnsupportedError(
@@ -39,7 +43,7 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
 
 
 def _type_metadata(tensors: tuple[TensorPlan, ...]) -> Metadata:
-    """Return the keys that follow from the types: the file's type is that of most of its linear weights."""
+    """Return the keys that depend on the types; the file's type is the one with the most bytes of linear layers."""
     sizes: dict[int, int] = {}
     for tensor in tensors:
         if tensor.spec.role == "linear":
@@ -52,26 +56,29 @@ def _type_metadata(tensors: tuple[TensorPlan, ...]) -> Metadata:
 
 
 def _type_notes(tensors: tuple[TensorPlan, ...], request: Request) -> list[str]:
-    """Say what the choice of types costs in quality and speed."""
+    """Return notes on what the choice of types costs in quality and speed."""
     notes = []
     linear = [tensor for tensor in tensors if tensor.spec.role == "linear"]
     ternary = [tensor for tensor in tensors if tensor.codec.ternary]
     if rounded := [tensor for tensor in ternary if tensor.rounded]:
         notes.append(
-            f"{len(rounded)} of {len(ternary)} ternary tensors weren't trained ternary: rounding them to three levels "
-            "loses so much that the model's answers will likely be useless; --type f16 keeps the model as it is"
+            f"{len(rounded)} of {len(ternary)} ternary tensors weren't trained ternary: with three levels the model "
+            "will likely be useless; --type f16 keeps its quality"
         )
     if lossy := [tensor for tensor in linear if tensor.error]:
         notes.append(
-            f"{len(lossy)} of {len(linear)} linear tensors lose something to their type: relative error "
-            f"{_spread(lossy)}; --type f16 keeps them as they are"
+            f"{len(lossy)} of {len(linear)} linear tensors aren't stored exactly: relative error {_spread(lossy)}; "
+            "--type f16 loses almost nothing"
         )
     if fallen := [tensor for tensor in linear if tensor.fallback]:
-        notes.append(f"{len(fallen)} linear tensors are stored as {fallen[0].codec.name}: their rows don't fit")
+        notes.append(
+            f"{len(fallen)} linear tensors are stored as {fallen[0].codec.name}: their rows aren't a multiple of the "
+            "requested type's block"
+        )
     if request.type is None and request.max_bits is None and not ternary:
         notes.append(
-            "no linear tensor is ternary as a type here holds it: all are kept; --type tq2_0 would make them ternary, "
-            "--max-bits takes the types that lose least"
+            "no linear tensor is on a grid that a ternary type stores: all keep their values; --type tq2_0 makes them "
+            "ternary, with loss; --max-bits chooses smaller types of least error"
         )
     if request.target == "cpu" and is_x86():
         if any(slow_on_x86(tensor.codec.name) for tensor in linear):
@@ -82,7 +89,7 @@ def _type_notes(tensors: tuple[TensorPlan, ...], request: Request) -> list[str]:
 
 
 def _spread(tensors: Sequence[TensorPlan]) -> str:
-    """Return the least and the largest relative error, as the plan has them."""
+    """Return the smallest and the largest relative error of the plans."""
     errors = sorted(tensor.error for tensor in tensors if tensor.error is not None)
     return f"{errors[0]:.2g} to {errors[-1]:.2g}"
 

@@ -1,4 +1,4 @@
-"""What the user asked for: types, target and method, looked up by their names."""
+"""The user's request: types, target and method, looked up by their names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; `type` None means the smallest exact type for the target."""
+    """The user's request.
+
+    `type` is None for the smallest exact type on the target. `embedding` and `output` are None for the default types.
+    `max_bits` is per weight, `max_bytes` per file.
+    """
 
     type: AnyCodec | None
     target: str
@@ -41,14 +45,14 @@ class Request:
         max_bits: float | None = None,
         max_shard_size: int | str | None = None,
     ) -> Request:
-        """Look the names up; raise UnsupportedError listing what there is."""
+        """Look up the names, see `convert`; raise UnsupportedError, with the known names, for an unknown one."""
         choices = [AUTO, *(name for name, codec in codecs().items() if codec.for_linear)]
         if type not in choices:
             raise UnsupportedError(f"unknown tensor type {type!r}; expected one of {', '.join(choices)}")
         if fallback not in (None, "f16"):
             raise UnsupportedError(f"unknown fallback {fallback!r}; expected f16")
         if max_bits is not None and type != AUTO:
-            raise UnsupportedError(f"--max-bits is for --type {AUTO}: {type} has the bits that it has")
+            raise UnsupportedError(f"--max-bits needs --type {AUTO}: --type {type} fixes the bits per weight")
         ternary_types(target)
         return cls(
             None if type == AUTO else codec_named(type),
@@ -64,7 +68,7 @@ class Request:
 
 
 def require_taken(request: Request) -> None:
-    """Raise UnsupportedError where a type was asked for that the target refuses."""
+    """Raise UnsupportedError if the target refuses a requested type."""
     for option, codec in (
         ("type", request.type),
         ("embedding-type", request.embedding),

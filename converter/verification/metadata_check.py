@@ -1,4 +1,4 @@
-"""Which of a file's keys differ from those that its source calls for, and which of these differences matter."""
+"""Compare a file's metadata with what its source requires, and tell which differences matter."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from gguf import Keys
 
 from tritgguf.converter.gguf_io.metadata import Metadata, Value
 
-# Names, licences and the like; what llama.cpp computes doesn't depend on them.
+# Names, licences and so on, which don't change what llama.cpp computes.
 DESCRIPTIVE = "general."
 UNUSED = (Keys.Tokenizer.PAD_ID,)
-# These follow from the tensors' types, which are compared themselves.
+# They depend on the tensors' types, which are compared separately.
 FROM_TYPES = (Keys.General.FILE_TYPE, Keys.General.QUANTIZATION_VERSION)
 # Compared by what it renders, in the runtime's logits check.
 TEMPLATES = "tokenizer.chat_template"
 
-Difference = tuple[str, str, bool]  # key, line, whether it matters
+Difference = tuple[str, str, bool]  # key, message, whether it matters
 
 
 def compare_metadata(expected: Metadata, found: Metadata) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the differences that matter and those that don't, one line each."""
+    """Return the differences that change the model's output, and the other ones, one line each."""
     differences = [*_missing_or_other(expected, found), *_surplus(expected, found)]
     differences = [(key, line, matters) for key, line, matters in differences if not key.startswith(TEMPLATES)]
     wrong = tuple(line for _, line, matters in differences if matters)
@@ -35,20 +35,20 @@ def _missing_or_other(expected: Metadata, found: Metadata) -> Iterator[Differenc
             if not _same(value, found[key]):
                 yield key, f"{key} is {_shown(found[key], value)}; expected {_shown(value, found[key])}", matters
         elif _same(value, _assumed(key, found)):
-            yield key, f"{key} isn't there; llama.cpp assumes {_shown(value, value)}, as it should be", False
+            yield key, f"{key} is missing; llama.cpp's default is {_shown(value, value)}, as expected", False
         else:
-            yield key, f"{key} isn't there; expected {_shown(value, value)}", matters
+            yield key, f"{key} is missing; expected {_shown(value, value)}", matters
 
 
 def _surplus(expected: Metadata, found: Metadata) -> Iterator[Difference]:
     for key, value in found.items():
         if key not in expected and key not in FROM_TYPES:
             matters = not key.startswith((DESCRIPTIVE, "tokenizer.")) and not _same(value, _assumed(key, expected))
-            yield key, f"{key} is {_shown(value, value)}; the model doesn't call for it", matters
+            yield key, f"{key} is {_shown(value, value)}; the model doesn't need this key", matters
 
 
 def _assumed(key: str, metadata: Metadata) -> object:
-    """Return what llama.cpp takes where a hyperparameter isn't there, from the others; None where it takes nothing."""
+    """Return llama.cpp's default for a missing hyperparameter, which may depend on others; None if there is none."""
     name = metadata.get(Keys.General.ARCHITECTURE)
     arch = name.data if name else ""
 
@@ -80,7 +80,7 @@ def _plain(value: object) -> object:
 
 
 def _same(left: object, right: object) -> bool:
-    """Whether two values are equal, floats as float32, whatever integer type they are spelled in."""
+    """Whether two values are equal: floats as float32, integers of any GGUF type."""
     left, right = _plain(left), _plain(right)
     if isinstance(left, float) or isinstance(right, float):
         if not isinstance(left, (int, float)) or not isinstance(right, (int, float)):
@@ -93,12 +93,12 @@ def _same(left: object, right: object) -> bool:
 
 
 def _shown(value: Value, against: Value) -> str:
-    """Return a value in few words; of a list the first place where it differs from another."""
+    """Return a value for a message; for a list, the first item that differs from `against`."""
     if not isinstance(value.data, (list, tuple)):
         return f"{value.data!r:.80}"
     if isinstance(against.data, (list, tuple)):
         places = range(min(len(value.data), len(against.data)))
         for place in places:
             if not _same(value.data[place], against.data[place]):
-                return f"{value.data[place]!r:.80} at place {place}"
+                return f"{value.data[place]!r:.80} at index {place}"
     return f"a list of {len(value.data)}"

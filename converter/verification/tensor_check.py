@@ -1,9 +1,9 @@
-"""Does a stored tensor hold what its source computes with: exactly, as far as its type can, or not at all?
+"""Check whether a stored tensor holds its source's effective weights: exactly, rounded to its type, or not at all.
 
-What a lossy type should hold isn't guessed from the size of an error. The encoders known here (this package's methods
-and codecs, ggml's own as gguf has them) are tried, and where one of them made most rows, every other row is damage.
-Only where none of them made the tensor does a bound decide: at R bits per weight a Gaussian tensor loses at least 2**-R
-of its norm, real types lose less than four times that, and a tensor that has nothing to do with its source loses all.
+For a lossy type, the known encoders (this package's methods and codecs, and ggml's quantizers in gguf) encode the
+source again. If one of them reproduces most rows, each other row is damaged. If none does, an error bound decides: at R
+bits per weight a Gaussian tensor loses at least 2**-R of its norm, real types lose less than four times that, and a
+tensor unrelated to its source loses all of it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from tritgguf.converter.quant.method import method_named, methods
 Verdict = Literal["exact", "rounded", "wrong", "missing", "extra", "unreadable"]
 
 UNRELATED = 0.95  # independent tensors of one size differ by sqrt(2) of their norm
-ROUNDING = {"F16": (2.0**-11, 2.0**-25), "BF16": (2.0**-8, 0.0)}  # relative, absolute; other tools cut bf16 off
+ROUNDING = {"F16": (2.0**-11, 2.0**-25), "BF16": (2.0**-8, 0.0)}  # relative, absolute; some tools truncate to bf16
 
 
 @dataclass(frozen=True)
 class TensorCheck:
-    """One tensor's verdict and why; the errors are |stored - source| / |source| and the largest difference.
+    """One tensor's verdict and the reason.
 
-    `encoder` names what made a rounded tensor, or most rows of a wrong one, where that is known.
+    `relative_error` is |stored - source| / |source|, `max_error` the largest difference; both are None if not computed.
+    `encoder` names the encoder of a rounded tensor, or of most rows of a wrong one, if it is known.
     """
 
     name: str
@@ -54,7 +55,7 @@ class TensorCheck:
 
     @property
     def line(self) -> str:
-        """The check in one line."""
+        """The check as one line for the user."""
         error = "" if self.relative_error is None else f" (relative error {self.relative_error:.2g})"
         kind = f" ({self.type})" if self.type else ""
         return f"{self.name}{kind}: {self.reason}{error}"
@@ -72,7 +73,7 @@ class TensorCheck:
 
 @dataclass(frozen=True)
 class Pair:
-    """A stored tensor, with the factor that a `.scale` tensor multiplies it by, and what it should hold."""
+    """A stored tensor and its source; `factor` is the value of the `.scale` tensor that it is multiplied by, or 1."""
 
     spec: TensorSpec
     source: SourceTensor | None
@@ -83,11 +84,11 @@ class Pair:
         return self.stored.read(rows) * self.factor
 
     def want(self, rows: slice) -> Float32Array:
-        """Return the effective weights in the order in which the graph wants them."""
+        """Return the source's effective weights in the order that the graph needs, float32 (n_rows, n_columns)."""
         return values(self.spec, self.source, rows)
 
     def same_bytes(self) -> bool:
-        """Whether a tensor of a GGUF source was passed through; some types can't be compared otherwise."""
+        """Whether the bytes of a GGUF source were passed through; some types can be compared only this way."""
         source = self.source
         if source is None or source.ggml_type != self.stored.ggml_type or self.factor != 1:
             return False
@@ -100,7 +101,7 @@ class Pair:
 
 @dataclass
 class Differences:
-    """Squared errors and norms per row, the largest difference, and whether rounding floats explains them."""
+    """Squared errors and norms per row, the largest difference, and whether rounding to a float type explains them."""
 
     row_errors: npt.NDArray[np.float64]
     row_norms: npt.NDArray[np.float64]
@@ -118,7 +119,7 @@ class Differences:
 
 
 def check_tensor(pair: Pair) -> TensorCheck:
-    """Compare one tensor; a `wrong` one's reason says no more than how much differs."""
+    """Compare one tensor; the reason of a wrong one tells only how much differs, `diagnosis` may tell why."""
     name, kind, shape = pair.spec.name, pair.stored.dtype, pair.stored.shape
     if shape != pair.spec.shape:
         return TensorCheck(name, kind, "wrong", f"its shape is {shape}; expected {pair.spec.shape}")
@@ -157,18 +158,18 @@ def _explained(pair: Pair, found: Differences) -> tuple[Verdict, str, str]:
     codec = codecs().get(kind.lower())
     if codec is not None and _should_be_exact(pair, codec):
         if found.rounded["F16"] and kind != "F32":
-            return "rounded", "every code is the source's, its scale is rounded to fp16", "grid"
+            return "rounded", "every code is the source's, the scale is rounded to fp16", "grid"
         return "wrong", f"{share}, though {kind} can hold the source's values exactly", ""
     name, n_equal = _encoder_of(pair, codec)
     n_rows = len(found.row_errors)
     if n_equal == n_rows:
-        return "rounded", f"rounded as {name} does", name
+        return "rounded", f"quantized by {name}", name
     if n_equal > n_rows // 2:
-        return "wrong", f"{n_rows - n_equal} of {n_rows} rows aren't what {name} makes of the source", name
+        return "wrong", f"{n_rows - n_equal} of {n_rows} rows differ from the source quantized by {name}", name
     bound = type_bound(pair.stored.ggml_type)
     if found.relative > bound or (bound < 1 / 3 and _lost_rows(found, bound)):
-        return "wrong", f"{share}; {kind} alone can't lose that much", ""
-    return "rounded", f"as near as {kind} can be expected to be", ""
+        return "wrong", f"{share}; the error is too large for {kind}", ""
+    return "rounded", f"the error is in the range of {kind}", ""
 
 
 def _share(found: Differences) -> str:
@@ -188,13 +189,13 @@ def _should_be_exact(pair: Pair, codec: AnyCodec) -> bool:
 
 
 def _lost_rows(found: Differences, bound: float) -> bool:
-    """Whether a row that isn't negligible is far beyond the bound."""
+    """Whether a row of more than negligible norm has three times the relative error `bound`."""
     matters = found.row_norms > 1e-4 * found.row_norms.mean()
     return bool((found.row_errors > (3 * bound) ** 2 * found.row_norms)[matters].any())
 
 
 def type_bound(kind: GGMLQuantizationType) -> float:
-    """Return the largest relative error that a tensor of that type is believed to owe to its type.
+    """Return the largest relative error that rounding to the type explains.
 
     >>> round(type_bound(GGMLQuantizationType.Q8_0), 4)
     0.011
@@ -205,25 +206,25 @@ def type_bound(kind: GGMLQuantizationType) -> float:
 
 @dataclass(frozen=True)
 class _AsGgml(Encoder):
-    """Values rounded as ggml's own quantizers do, of which the gguf package has some."""
+    """Values quantized by ggml's own quantizers, as far as the gguf package has them."""
 
     def encode(self, source: SourceTensor | None, rows: slice) -> ByteArray:
         return quants.quantize(values(self.spec, source, rows), self.codec.ggml_type)
 
 
 def _encoders(pair: Pair, codec: AnyCodec | None) -> dict[str, Encoder]:
-    """Return what may have made the stored tensor."""
+    """Return the encoders that may have made the stored tensor, by their names in messages."""
     spec, found = pair.spec, dict[str, Encoder]()
     if codec is not None:
         names = methods() if codec.ternary else {codec.name: method_named("mse")}  # floats need no method
         found = {name: encoder_for(spec, codec, method) for name, method in names.items()}
         for levels in codec.grid_levels:
-            found[f"{codec.name} for {levels} levels"] = AsFloats(spec, KnownGridCodec(codec, levels))
+            found[f"{codec.name} for a grid of {levels} levels"] = AsFloats(spec, KnownGridCodec(codec, levels))
     return {**found, "ggml": _AsGgml(spec, AnyGgmlType(pair.stored.ggml_type))}
 
 
 def _encoder_of(pair: Pair, codec: AnyCodec | None) -> tuple[str, int]:
-    """Return the encoder that made most rows of the first chunk, and how many rows of the whole tensor it made."""
+    """Return the encoder that reproduces most rows of the first chunk, and how many rows it reproduces in all."""
     known = _encoders(pair, codec)
     first = next(pair.chunks)
     counts = {name: _n_equal(pair, first, encoder) for name, encoder in known.items()}
@@ -234,7 +235,7 @@ def _encoder_of(pair: Pair, codec: AnyCodec | None) -> tuple[str, int]:
 
 
 def _n_equal(pair: Pair, rows: slice, encoder: Encoder) -> int:
-    """Return how many rows hold the values that the encoder makes of the source."""
+    """Return how many stored rows equal the source after this encoder."""
     have = pair.have(rows)
     try:
         with np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""Is a GGUF file what its source says: every tensor, the metadata, the token ids? Also for files of other converters.
+"""Compare a GGUF file, of this or another converter, with its source: every tensor, the metadata, the token ids.
 
 The chat template's rendering and the logits need the runtime, whose logits check compares them.
 """
@@ -27,15 +27,15 @@ from tritgguf.converter.verification.tensor_check import Pair, TensorCheck, chec
 
 SCALE, WEIGHT = ".scale", ".weight"
 OUTPUT, EMBEDDING = "output.weight", "token_embd.weight"
-NO_CHECK = "; --no-check"  # the way out that a conversion has
+NO_CHECK = "; --no-check"  # starts the remedy in an error message, which applies to conversions only
 
 
 @dataclass(frozen=True)
 class Verification:
     """What `verify` found: a check per tensor, metadata that differs, and how many strings got the same token ids.
 
-    `wrong_keys` are differences that change what the model computes or says, `other_keys` those that don't;
-    `token_ids` is the first text with other ids, None where there is none.
+    `wrong_keys` are the differences that change what the model computes or says, `other_keys` the other ones.
+    `token_ids` describes the first string with different ids, None if there is none.
     """
 
     model: Model
@@ -48,7 +48,7 @@ class Verification:
 
     @property
     def problems(self) -> list[str]:
-        """One line per thing that isn't as it should be."""
+        """One line per tensor, key or string that is wrong; empty for a good file."""
         bad = [check.line for check in self.tensors if not check.good]
         return [*bad, *self.wrong_keys, *([self.token_ids] if self.token_ids else [])]
 
@@ -71,11 +71,11 @@ def verify(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Compare a GGUF file with the model that it was made from.
+    """Compare the GGUF file `out` with `model`, the folder or GGUF file that it was made from.
 
-    `token_ids`, by default the installed provider, computes the file's token ids.
-    `progress` is called with "comparing", the bytes done and the bytes in all. Raises TritggufError where one of the
-    two can't be opened; what differs is in the result.
+    `threads` is one per core by default; `progress` is called with "comparing", the bytes done and the total bytes.
+    `token_ids`, by default the installed provider, computes the file's token ids. Raises TritggufError if one of the
+    two can't be opened; differences are in the result.
     """
     file = read_gguf(Path(out))
     opened = open_model(Path(model), token_ids=token_ids)
@@ -95,17 +95,17 @@ def verify(
 
 
 def require_good(problems: Sequence[str], out: Path) -> None:
-    """Raise TensorError where there are problems, in one line that tells the first."""
+    """Raise TensorError, in one line that tells the first problem, if there are problems."""
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise TensorError(f"{out.name} isn't what the model says: {problems[0]}{more}; convert the model again")
+        raise TensorError(f"{out.name} differs from the model: {problems[0]}{more}; convert the model again")
 
 
 def _pairs(model: Model, file: GgufFile) -> tuple[list[Pair], list[TensorCheck]]:
-    """Return what can be compared, and the tensors that only one side has."""
+    """Return the tensors that both sides have, and checks for those that only one side has."""
     specs = {spec.name: spec for spec in model.specs}
     if OUTPUT in file.tensors and OUTPUT not in specs and EMBEDDING in specs:
-        # Tied embeddings that another converter wrote twice: the graph takes the second for its output.
+        # Another converter wrote tied embeddings twice: the graph uses the second copy as its output layer.
         specs[OUTPUT] = replace(specs[EMBEDDING], name=OUTPUT, role="output")
     scales = _scale_tensors(specs, file) if model.scale_tensors else {}
     pairs, unpaired = [], []
@@ -114,16 +114,16 @@ def _pairs(model: Model, file: GgufFile) -> tuple[list[Pair], list[TensorCheck]]
             source = model.tensors[spec.source] if model.tensors and spec.data is None else None
             pairs.append(Pair(spec, source, file.tensors[name], scales.get(name, 1.0)))
         else:
-            unpaired.append(TensorCheck(name, "", "missing", "the file doesn't have it"))
+            unpaired.append(TensorCheck(name, "", "missing", "the file doesn't have this tensor"))
     known = {*specs, *(name.removesuffix(WEIGHT) + SCALE for name in scales)}
     for name in (name for name in file.tensors if name not in known):
-        reason = "the graph multiplies nothing by it" if name.endswith(SCALE) else "the model has no such tensor"
+        reason = "the graph doesn't use this scale" if name.endswith(SCALE) else "the model has no such tensor"
         unpaired.append(TensorCheck(name, file.tensors[name].dtype, "extra", reason))
     return pairs, unpaired
 
 
 def _scale_tensors(specs: Mapping[str, TensorSpec], file: GgufFile) -> dict[str, float]:
-    """Return the factor of each linear layer that has a `.scale` tensor of one value beside it."""
+    """Return the factor of each linear layer that has a `.scale` tensor of one value."""
     found = {}
     for name, spec in specs.items():
         scale = file.tensors.get(name.removesuffix(WEIGHT) + SCALE)
@@ -144,16 +144,15 @@ def _check_all(pairs: Sequence[Pair], threads: int, report: Callable[[int], None
 
 
 def _one_encoder(checks: Sequence[TensorCheck]) -> list[TensorCheck]:
-    """Where one of our methods made most tensors of a type, one that none made isn't its source's."""
+    """If our methods made most tensors of a type, mark as wrong each tensor of the type that no encoder made."""
     ternary = {name.upper() for name, codec in codecs().items() if codec.ternary}
     judged = []
     for check in checks:
         made = [other.encoder for other in checks if other.type == check.type and other.verdict == "rounded"]
         ours = sum(name in methods() for name in made)
         if check.type in ternary and check.verdict == "rounded" and not check.encoder and ours > len(made) / 2:
-            reason = (
-                f"it isn't what {next(name for name in made if name)} makes of the source, as the other tensors are"
-            )
+            method = next(name for name in made if name)
+            reason = f"it isn't the source quantized by {method}, but the other tensors are"
             check = replace(check, verdict="wrong", reason=reason)
         judged.append(check)
     return judged

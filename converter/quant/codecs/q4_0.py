@@ -1,7 +1,7 @@
-"""Q4_0, its ternary part: one fp16 scale, then 32 values in 16 bytes of 4-bit codes (4.5 bits per weight).
+"""Q4_0, restricted to ternary data: one fp16 scale, then 32 values in 16 bytes of 4-bit codes (4.5 bits per weight).
 
 Byte m holds value m in its low nibble and value m+16 in its high one, as trit + 8; ternary values use 7, 8 and 9 of
-the 16 codes. The layout is that of ggml's `block_q4_0`.
+the 16 codes. The layout is ggml's `block_q4_0`.
 """
 
 import numpy as np

@@ -86,11 +86,11 @@ def test_a_scale_that_fp16_rounds_is_told(name: str, model: Folder, tmp_path: Pa
 @pytest.mark.parametrize(
     ("type_name", "method", "reason"),
     [
-        ("tq2_0", "mse", "rounded as mse does"),
-        ("tq1_0", "absmean", "rounded as absmean does"),
-        ("q2_k", "mse", "rounded as mse does"),
-        ("q8_0", "mse", "rounded as q8_0 does"),
-        ("q6_k", "mse", "rounded as q6_k does"),
+        ("tq2_0", "mse", "quantized by mse"),
+        ("tq1_0", "absmean", "quantized by absmean"),
+        ("q2_k", "mse", "quantized by mse"),
+        ("q8_0", "mse", "quantized by q8_0"),
+        ("q6_k", "mse", "quantized by q6_k"),
         ("f16", "mse", "rounded to F16"),
     ],
 )
@@ -113,7 +113,7 @@ def test_a_gguf_source(ordinary: Path, tmp_path: Path) -> None:
     found = verify(ordinary, out)
     assert found.problems == []
     assert verdicts(found)["token_embd.weight"] == "exact"
-    assert {check.reason for check in found.tensors if check.name in (Q, GATE)} == {"rounded as mse does"}
+    assert {check.reason for check in found.tensors if check.name in (Q, GATE)} == {"quantized by mse"}
 
 
 # --- damaged tensors -----------------------------------------------------------------------------------------------
@@ -131,8 +131,8 @@ def flip(row: int, place: int) -> Callable[[np.ndarray], None]:
     [
         ("llama1", "tq2_0", Q, 77, "1 of 256 rows differ, the first is row 77, though TQ2_0 can hold"),
         ("llama1", "f16", GATE, 500, "1 of 512 rows differ, the first is row 500"),
-        ("llama-gqa", "tq2_0", Q, 5, "1 of 256 rows aren't what mse makes of the source"),
-        ("llama-gqa", "q8_0", UP, 5, "1 of 512 rows aren't what q8_0 makes of the source"),
+        ("llama-gqa", "tq2_0", Q, 5, "1 of 256 rows differ from the source quantized by mse"),
+        ("llama-gqa", "q8_0", UP, 5, "1 of 512 rows differ from the source quantized by q8_0"),
         ("llama-gqa", "f16", "token_embd.weight", 319, "1 of 320 rows differ, the first is row 319"),
         ("llama-gqa", "f16", NORM, 0, "its values differ, though F32 can hold"),
         ("2b4t-scalar", "tq2_0", Q, 3, "1 of 256 rows differ, the first is row 3"),
@@ -174,9 +174,7 @@ def inverted_fp16(start: int) -> Callable[[np.ndarray], None]:
 def test_an_inverted_scale_in_the_file(model: Folder, tmp_path: Path) -> None:
     with np.errstate(divide="ignore"):
         out = patch(convert(model("llama1"), tmp_path / "out.gguf", "tq2_0").out, UP, inverted_fp16(64))
-    assert bad(verify(model("llama1"), out)) == {
-        UP: "its scale is inverted: the values are one over what they should be"
-    }
+    assert bad(verify(model("llama1"), out)) == {UP: "its scale is inverted: each value is 1 / the expected one"}
 
 
 def test_an_inverted_scale_tensor(model: Folder, tmp_path: Path) -> None:
@@ -186,7 +184,7 @@ def test_an_inverted_scale_tensor(model: Folder, tmp_path: Path) -> None:
         rows.view("<f4")[:] = 1 / rows.view("<f4")
 
     found = verify(model("2b4t-scalar"), patch(out, UP.replace("weight", "scale"), invert))
-    assert bad(found) == {UP: "its scale is inverted: the values are one over what they should be"}
+    assert bad(found) == {UP: "its scale is inverted: each value is 1 / the expected one"}
 
 
 def test_a_file_made_with_the_scale_the_wrong_way(model: Folder, tmp_path: Path) -> None:
@@ -197,7 +195,7 @@ def test_a_file_made_with_the_scale_the_wrong_way(model: Folder, tmp_path: Path)
     packed_checkpoints.write_config(wrong, config)
     found = bad(verify(model("2b4t"), convert(wrong, tmp_path / "out.gguf", "tq2_0").out))
     assert len(found) == 14
-    assert set(found.values()) == {"its scale is inverted: the values are one over what they should be"}
+    assert set(found.values()) == {"its scale is inverted: each value is 1 / the expected one"}
 
 
 def test_a_scale_twice_too_large(model: Folder, tmp_path: Path) -> None:
@@ -234,7 +232,7 @@ def test_q_in_the_checkpoint_s_row_order(name: str, type_name: str, model: Folde
         rows[:] = unpermuted(rows.copy(), 4)
 
     assert bad(verify(model(name), patch(out, Q, unpermute))) == {
-        Q: "its rows are in the checkpoint's order, not in the one that the graph needs"
+        Q: "its rows are in the checkpoint's order, but the graph needs another order"
     }
 
 
@@ -255,13 +253,13 @@ def test_tensors_missing_surplus_and_misshapen(model: Folder, ordinary: Path, tm
     found = verify(model("llama-gqa"), rewrite(ordinary, tmp_path / "out.gguf", tensors=changes))
     assert bad(found) == {
         Q: "its shape is (256, 128); expected (256, 256)",
-        UP: "the file doesn't have it",
+        UP: "the file doesn't have this tensor",
         "surplus.weight": "the model has no such tensor",
-        "token_embd.scale": "the graph multiplies nothing by it",
+        "token_embd.scale": "the graph doesn't use this scale",
     }
     assert verdicts(found)[UP] == "missing"
     assert verdicts(found)["surplus.weight"] == "extra"
-    with pytest.raises(TensorError, match=r"^out\.gguf isn't what the model says: .* \(and 3 more\)") as caught:
+    with pytest.raises(TensorError, match=r"^out\.gguf differs from the model: .* \(and 3 more\)") as caught:
         require_good(found.problems, tmp_path / "out.gguf")
     assert "\n" not in str(caught.value)
 
@@ -292,14 +290,14 @@ def foreign(path: Path, out: Path, type_name: str, seed: float = 0.0) -> Path:
 @pytest.mark.parametrize(
     ("type_name", "reason"),
     [
-        ("Q4_0", "rounded as ggml does"),
-        ("Q5_1", "rounded as ggml does"),
-        ("Q8_0", "rounded as q8_0 does"),
-        ("TQ2_0", "rounded as ggml does"),
-        ("Q3_K", "as near as Q3_K can be expected to be"),
-        ("Q4_K", "as near as Q4_K can be expected to be"),
-        ("Q6_K", "as near as Q6_K can be expected to be"),
-        ("IQ4_NL", "as near as IQ4_NL can be expected to be"),
+        ("Q4_0", "quantized by ggml"),
+        ("Q5_1", "quantized by ggml"),
+        ("Q8_0", "quantized by q8_0"),
+        ("TQ2_0", "quantized by ggml"),
+        ("Q3_K", "the error is in the range of Q3_K"),
+        ("Q4_K", "the error is in the range of Q4_K"),
+        ("Q6_K", "the error is in the range of Q6_K"),
+        ("IQ4_NL", "the error is in the range of IQ4_NL"),
     ],
 )
 def test_another_converter_s_file_passes(
@@ -310,8 +308,8 @@ def test_another_converter_s_file_passes(
     assert {check.reason for check in found.tensors if check.type == type_name} == {reason}
     told = " ".join(found.other_keys)
     assert "general.name is 'Other'" in told
-    assert "llama.attention.key_length isn't there; llama.cpp assumes 64, as it should be" in told
-    assert "llama.vocab_size isn't there; llama.cpp assumes 320" in told
+    assert "llama.attention.key_length is missing; llama.cpp's default is 64, as expected" in told
+    assert "llama.vocab_size is missing; llama.cpp's default is 320" in told
 
 
 @pytest.mark.parametrize("type_name", ["Q2_K", "Q3_K", "Q4_K", "Q6_K"])
@@ -325,9 +323,9 @@ def test_wrong_tensors_of_another_converter(type_name: str, model: Folder, ordin
     }
     found = bad(verify(model("llama-gqa"), rewrite(out, tmp_path / "out.gguf", tensors=changes)))
     assert found.keys() == changes.keys()
-    assert found[Q] == "its rows are in the checkpoint's order, not in the one that the graph needs"
+    assert found[Q] == "its rows are in the checkpoint's order, but the graph needs another order"
     assert found[GATE] == "it holds the values of model.layers.1.mlp.up_proj.weight"
-    assert f"{type_name} alone can't lose that much" in found["blk.0.attn_output.weight"]
+    assert f"the error is too large for {type_name}" in found["blk.0.attn_output.weight"]
 
 
 def test_a_tied_output_that_is_written_twice(model: Folder, tmp_path: Path) -> None:
@@ -347,7 +345,7 @@ def test_one_tensor_of_another_fine_tune_among_ours(model: Folder, tmp_path: Pat
     noise = np.random.default_rng(5).standard_normal(source.shape, dtype=np.float32) * source.std() * np.float32(0.3)
     other = convert_rows(source + noise)
     found = bad(verify(model("llama-gqa"), rewrite(out, tmp_path / "out.gguf", tensors={UP: other})))
-    assert found == {UP: "it isn't what mse makes of the source, as the other tensors are"}
+    assert found == {UP: "it isn't the source quantized by mse, but the other tensors are"}
 
 
 def convert_rows(values: np.ndarray) -> tuple[np.ndarray, GGMLQuantizationType]:
@@ -365,11 +363,11 @@ def convert_rows(values: np.ndarray) -> tuple[np.ndarray, GGMLQuantizationType]:
     [
         ("llama.rope.freq_base", 500000.0, "llama.rope.freq_base is 500000.0; expected 10000.0"),
         ("llama.attention.layer_norm_rms_epsilon", 1e-5, "epsilon is 9.99.*e-06; expected 0.05"),
-        ("llama.attention.head_count_kv", None, "head_count_kv isn't there; expected 2"),
-        ("llama.rope.scaling.factor", 2.0, r"scaling\.factor is 2\.0; the model doesn't call for it"),
+        ("llama.attention.head_count_kv", None, "head_count_kv is missing; expected 2"),
+        ("llama.rope.scaling.factor", 2.0, r"scaling\.factor is 2\.0; the model doesn't need this key"),
         ("tokenizer.ggml.eos_token_id", 7, "eos_token_id is 7; expected"),
         ("tokenizer.ggml.pre", "qwen2", "tokenizer.ggml.pre is 'qwen2'; expected 'llama-bpe'"),
-        ("tokenizer.ggml.add_bos_token", None, "add_bos_token isn't there; expected True"),
+        ("tokenizer.ggml.add_bos_token", None, "add_bos_token is missing; expected True"),
     ],
 )
 def test_a_key_that_matters(
@@ -415,7 +413,7 @@ def test_one_token_changed(model: Folder, ordinary: Path, tmp_path: Path) -> Non
     tokens[40], tokens[41] = tokens[41], tokens[40]
     found = verify(model("llama-gqa"), rewrite(ordinary, tmp_path / "out.gguf", keys={"tokenizer.ggml.tokens": tokens}))
     assert len(found.wrong_keys) == 1
-    assert f"tokenizer.ggml.tokens is {tokens[40]!r} at place 40; expected {tokens[41]!r} at place 40" in found.problems
+    assert f"tokenizer.ggml.tokens is {tokens[40]!r} at index 40; expected {tokens[41]!r} at index 40" in found.problems
     assert found.token_ids is not None
 
 

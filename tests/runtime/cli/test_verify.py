@@ -41,7 +41,7 @@ def out(model: Path, tmp_path: Path) -> Path:
 def test_a_good_file(model: Path, out: Path, monkeypatch, capsys) -> None:
     code, said, err = run_captured(monkeypatch, capsys, "verify", model, out)
     assert (code, err) == (0, "")
-    assert "14 TQ2_0: rounded as mse does, relative error up to 0." in said
+    assert "14 TQ2_0: quantized by mse, relative error up to 0." in said
     assert "5 F32: every value is the source's\n" in said
     assert "Metadata: every key that the model needs is correct." in said
     assert "Token ids: equal on 195 test strings." in said
@@ -55,16 +55,16 @@ def test_a_bad_file(model: Path, out: Path, tmp_path: Path, monkeypatch, capsys)
     bad = rewrite(patch(out, "blk.0.attn_k.weight", flip), tmp_path / "bad.gguf", keys={"llama.rope.freq_base": 5e5})
     code, said, err = run_captured(monkeypatch, capsys, "verify", model, bad)
     assert code == 1
-    assert "wrong: blk.0.attn_k.weight (TQ2_0): 1 of 128 rows aren't what mse makes of the source" in said
+    assert "wrong: blk.0.attn_k.weight (TQ2_0): 1 of 128 rows differ from the source quantized by mse" in said
     assert "metadata: llama.rope.freq_base is 500000.0; expected 10000.0" in said
-    assert err.startswith("error: bad.gguf isn't what the model says: blk.0.attn_k.weight (TQ2_0): 1 of 128 rows")
+    assert err.startswith("error: bad.gguf differs from the model: blk.0.attn_k.weight (TQ2_0): 1 of 128 rows")
     assert err.endswith("(and 1 more); convert the model again\n")
     assert err.count("\n") == 1
 
 
 def test_every_tensor(model: Path, out: Path, monkeypatch, capsys) -> None:
     _, said, _ = run_captured(monkeypatch, capsys, "verify", model, out, "--tensors")
-    assert "rounded    blk.1.ffn_up.weight (TQ2_0): rounded as mse does (relative error 0." in said
+    assert "rounded    blk.1.ffn_up.weight (TQ2_0): quantized by mse (relative error 0." in said
     assert "exact      output_norm.weight (F32): every value is the source's (relative error 0)" in said
 
 
@@ -81,7 +81,7 @@ def test_json(model: Path, out: Path, tmp_path: Path, monkeypatch, capsys) -> No
     assert code == 1
     assert found["good"] is False
     assert found["problems"] == [found["chat_template"]]
-    assert err.splitlines()[-1].startswith("error: bad.gguf isn't what the model says: tokenizer.chat_template renders")
+    assert err.splitlines()[-1].startswith("error: bad.gguf differs from the model: tokenizer.chat_template renders")
 
 
 def test_something_else_in_one_line(model: Path, tmp_path: Path, monkeypatch, capsys) -> None:
