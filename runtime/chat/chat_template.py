@@ -1,4 +1,8 @@
-"""The chat template of a model file: Jinja, rendered with the settings and functions that transformers gives it."""
+"""The chat template of a model file: Jinja, rendered as transformers does it.
+
+The settings of the environment and the functions that a template may call are those of apply_chat_template:
+https://github.com/huggingface/transformers/blob/main/src/transformers/utils/chat_template_utils.py
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,9 @@ Message = Mapping[str, str]
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}` marks text to train on; here its content passes through."""
+    """`{% generation %}…{% endgeneration %}` marks the text to train on; rendering keeps its content only."""
 
-    tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it without ClassVar)
 
     def parse(self, parser: Parser) -> Node:
         line = next(parser.stream).lineno
@@ -34,7 +38,7 @@ class _GenerationBlock(Extension):
 
 
 class ChatTemplate:
-    """A compiled template; the texts of BOS and EOS, and the time by `clock`, are what it may insert."""
+    """A compiled template, which may insert the texts of BOS and EOS and the time that `clock` returns."""
 
     def __init__(
         self, source: str, *, bos: str = "", eos: str = "", clock: Callable[[], datetime] = datetime.now
@@ -59,11 +63,11 @@ class ChatTemplate:
         fold_system: bool = True,
         think: bool | None = None,
     ) -> str:
-        """The conversation as one text, ending where the assistant's answer begins.
+        """Return the conversation as one text that ends where the assistant's answer begins.
 
-        With `fold_system`, a system message at the start that the template refuses, or silently leaves out, is put
-        before the first user message. `think` None leaves it to the template whether the model thinks. EngineError if
-        the template refuses the conversation anyway.
+        Some templates refuse a system message, or leave it out. With `fold_system`, its text is then put before the
+        first user message. `think` sets the template's enable_thinking; None leaves that to the template's default.
+        EngineError if the template fails.
         """
         folded = _fold_system(messages) if fold_system else None
         if folded is None:
@@ -85,12 +89,12 @@ class ChatTemplate:
                 **self._tokens,
                 **thinking,
             )
-        except Exception as error:  # the template is a program from the file: it can fail in any way
+        except Exception as error:  # the template is a program from the file: it can raise anything
             raise EngineError(f"the file's chat template refuses the conversation ({_line(error)})") from error
 
 
 def special_text(metadata: Metadata, id_key: str) -> str:
-    """The text of the token whose id stands under a key of a GGUF file, such as BOS; "" where there is none."""
+    """Return the text of the token whose id is under `id_key` in a GGUF file, such as BOS; "" if there is none."""
     token_id, tokens = metadata.get(id_key), metadata.get(Keys.Tokenizer.LIST)
     if token_id is None or tokens is None or not isinstance(token_id.data, int) or not isinstance(tokens.data, list):
         return ""
@@ -98,7 +102,7 @@ def special_text(metadata: Metadata, id_key: str) -> str:
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message] | None:
-    """The messages with the system text before the first user text; None where that isn't possible."""
+    """Return the messages with the system text in the first user text; None if they don't start with these two."""
     if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
         return None
     first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}

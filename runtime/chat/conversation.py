@@ -1,4 +1,4 @@
-"""A conversation with a model: history, room in the context, interrupted answers."""
+"""A conversation with a model: keeps the history, drops old turns when the context is full, allows interrupts."""
 
 from __future__ import annotations
 
@@ -14,39 +14,43 @@ if TYPE_CHECKING:
     from tritgguf.runtime.chat.session import Session
     from tritgguf.runtime.engine.sampling import Settings
 
-# Old turns make room for an answer of this many tokens, or a quarter of the context if that is less.
+# Old turns are dropped until an answer of this many tokens fits, or of a quarter of the context if that is less.
 ANSWER_TOKENS = 512
-# A message that leaves less room than this, with no other turns in the context, is refused.
+# A message is refused if it leaves fewer tokens than this for the answer, even without any other turns.
 MIN_ANSWER_TOKENS = 32
 
 
 class Answer(Iterator[str]):
-    """The pieces of one answer; `dropped_turns` old turns had to go, `finish` says why the answer ended."""
+    """Yields the pieces of one answer; `dropped_turns` is how many old turns were dropped to make room for it."""
 
     def __init__(self, generation: Generation, pieces: Generator[str, None, None], dropped_turns: int) -> None:
         self.dropped_turns = dropped_turns
         self._generation = generation
         self._pieces = pieces
-        next(self._pieces)  # up to the first piece, so that close() reaches what follows
+        next(self._pieces)  # runs it to its first yield: close() would skip the `finally` of a generator that never ran
 
     def __next__(self) -> str:
         return next(self._pieces)
 
     @property
     def finish(self) -> Finish:
+        """Why the answer ended; "interrupted" until then."""
         return self._generation.finish
 
     def close(self) -> None:
-        """Stop the answer; what was said so far stays in the history."""
+        """Stop the answer; the history keeps the text that was generated before."""
         self._generation.close()
         self._pieces.close()
 
 
 class Conversation:
-    """Turns of a chat on one session; for a model without a chat template each text is completed by itself."""
+    """A chat on one session, with its history.
+
+    A model without a chat template continues each text by itself, without a history.
+    """
 
     def __init__(self, session: Session, *, system: str | None = None, **settings: Unpack[Settings]) -> None:
-        """`settings` go to Session.generate for each answer."""
+        """`system` is the system message; `settings` are passed to Session.generate for each answer."""
         self.session = session
         self.system = system
         self.settings = settings
@@ -54,12 +58,15 @@ class Conversation:
         self._answer: Answer | None = None
 
     def reset(self) -> None:
-        """Forget all turns; the system message stays."""
+        """Remove all turns; keep the system message."""
         self._close_answer()
         self.turns.clear()
 
     def ask(self, text: str) -> Answer:
-        """The answer to `text`; EngineError if the message alone doesn't fit the context."""
+        """Start the answer to `text`, and stop an earlier answer that is unfinished.
+
+        The oldest turns are dropped if the context has no room. EngineError if the message alone doesn't fit.
+        """
         self._close_answer()
         if not self.session.has_chat_template:
             generation = self.session.generate(text, **self.settings)
@@ -82,7 +89,7 @@ class Conversation:
         return [*system, *turns, question]
 
     def _messages_to_drop(self, question: dict[str, str]) -> int:
-        """How many of the oldest messages, in pairs of question and answer, must go to make room for an answer."""
+        """Return how many of the oldest messages to drop for an answer to fit, in pairs of question and answer."""
         n_ctx = self.session.n_ctx
         room = min(self.settings.get("max_tokens") or ANSWER_TOKENS, n_ctx // 4)
         for n_messages in range(0, len(self.turns) + 1, 2):
@@ -92,8 +99,8 @@ class Conversation:
         if n_tokens + min(room, MIN_ANSWER_TOKENS) <= n_ctx:
             return len(self.turns)
         raise EngineError(
-            f"the message has {n_tokens} tokens with the template and system text, too many for a context of {n_ctx}: "
-            "shorten it or ask for a larger context"
+            f"the message has {n_tokens} tokens with the template and the system message, "
+            f"too many for a context of {n_ctx}: shorten it or use a larger context"
         )
 
     def _complete(self, generation: Generation) -> Generator[str, None, None]:
@@ -108,6 +115,6 @@ class Conversation:
                 said.append(piece)
                 yield piece
         finally:
-            # A question that was interrupted before the first word counts as not asked: templates want turns in pairs.
+            # A question without any answer isn't kept, because templates expect questions and answers in pairs.
             if said or generation.finish != "interrupted":
                 self.turns += [question, {"role": "assistant", "content": "".join(said)}]

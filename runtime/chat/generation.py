@@ -1,4 +1,4 @@
-"""One generation: evaluate, choose a token, give out its text."""
+"""One generation: evaluate the tokens, sample the next one, yield its text."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Finish = Literal["end", "stop", "max_tokens", "context", "interrupted"]
 
 @dataclass(frozen=True)
 class Stats:
-    """What one generation cost; the cached part of the prompt wasn't evaluated again."""
+    """Token counts and times of one generation; `n_cached` tokens of the prompt were in the KV cache already."""
 
     n_prompt: int = 0
     n_cached: int = 0
     prompt_seconds: float = 0.0
     n_generated: int = 0
-    n_evaluated: int = 0  # generated tokens that were evaluated too: all but the last one
+    n_evaluated: int = 0  # generated tokens that were fed back to the model: all but the last one
     generation_seconds: float = 0.0
 
     @property
@@ -38,12 +38,15 @@ class Stats:
 
 
 class Generation(Iterator[str]):
-    """Pieces of text as they are generated; `finish` says why it ended, `stats` what it cost so far."""
+    """Yields pieces of text as they are generated.
+
+    `finish` is the reason for the end; it is "interrupted" until the generation has ended. `stats` counts up to now.
+    """
 
     def __init__(
         self, evaluator: Evaluator, prompt: list[int], sampling: Sampling, limit: int | None, stream: TextStream
     ) -> None:
-        self.finish: Finish = "interrupted"  # until one of the other reasons applies
+        self.finish: Finish = "interrupted"
         self.stats = Stats(n_prompt=len(prompt))
         self._stream = stream
         self._pieces = self._run(evaluator, prompt, sampling, limit)
@@ -52,11 +55,11 @@ class Generation(Iterator[str]):
         return next(self._pieces)
 
     def drop_first_space(self) -> None:
-        """Leave out a space at the very start: SentencePiece puts one before every first word."""
+        """Leave out a space at the start of the text: SentencePiece puts one before the first word."""
         self._stream.drop_first_space = True
 
     def close(self) -> None:
-        """Stop generating."""
+        """Stop generating; a second call does nothing."""
         self._pieces.close()
 
     def _run(
@@ -66,7 +69,7 @@ class Generation(Iterator[str]):
         sampler = Sampler(vocab, sampling)
         try:
             for token in tokens[-PENALTY_TOKENS:]:
-                if not vocab.is_control(token):  # a penalty on the end of turn would never let an answer end
+                if not vocab.is_control(token):  # a penalty on the end of turn would keep answers from ending
                     sampler.accept(token)
             while not stream.stopped and self._advance(evaluator, tokens, sampler, limit):
                 piece = stream.feed(vocab.piece(tokens[-1]))
@@ -80,7 +83,7 @@ class Generation(Iterator[str]):
             sampler.close()
 
     def _advance(self, evaluator: Evaluator, tokens: list[int], sampler: Sampler, limit: int | None) -> bool:
-        """Append the next token; False, with the reason in `finish`, if there is none."""
+        """Append the next token to `tokens`; return False and set `finish` if the generation has ended."""
         if self.stats.n_generated == limit or len(tokens) == evaluator.n_ctx:
             self.finish = "max_tokens" if self.stats.n_generated == limit else "context"
             return False

@@ -1,4 +1,4 @@
-"""A model file opened for use: token ids, logits, and generation that re-uses what is evaluated already."""
+"""An open model file: token ids, logits, and generation that reuses the evaluated part of the prompt."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ BATCH_TOKENS = 512
 
 
 class Session:
-    """An open model, a context manager; made by `tritgguf.runtime.open`. For use by one thread at a time."""
+    """An open model; `tritgguf.runtime.open` makes it.
+
+    It is a context manager. Only one thread at a time may use it.
+    """
 
     def __init__(self, evaluator: Evaluator, seed: int | None) -> None:
         self._evaluator = evaluator
@@ -49,22 +52,24 @@ class Session:
 
     @property
     def n_vocab(self) -> int:
+        """Number of tokens in the vocabulary."""
         return self.model.vocab.n_tokens
 
     @property
     def has_chat_template(self) -> bool:
-        """False for base models: they complete text."""
+        """Whether the file has a chat template; a base model, which only continues text, has none."""
         return self.model.chat_template is not None
 
     @property
     def stats(self) -> Stats:
-        """Cost of the last generation, so far."""
+        """Token counts and times of the last generation, up to now."""
         return self._generation.stats if self._generation else Stats()
 
     def tokenize(self, text: str, *, special: bool = True, bos: bool | None = None) -> list[int]:
-        """Token ids of `text`; `special` parses special tokens' texts, `bos` None follows the file's own rule.
+        """Return the token ids of `text`.
 
-        BOS stands at the start at most once, also where the text begins with it.
+        With `special`, the text of a special token becomes that token. `bos` says whether to put BOS first; None leaves
+        that to the file. BOS is never put before another BOS. EngineError if `bos` is True and there is no BOS.
         """
         vocab = self.model.vocab
         ids = vocab.tokenize(text, special=special)
@@ -74,7 +79,7 @@ class Session:
         return [vocab.bos, *ids] if wanted and vocab.bos is not None and ids[:1] != [vocab.bos] else ids
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        """The text of `tokens`; control tokens appear only if `special`, broken UTF-8 becomes U+FFFD."""
+        """Return the text of `tokens`; control tokens are left out unless `special`, invalid UTF-8 becomes U+FFFD."""
         return self.model.vocab.detokenize(tokens, special=special).decode("utf-8", "replace")
 
     def generate(
@@ -90,10 +95,11 @@ class Session:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
     ) -> Generation:
-        """Continue `prompt` (text, or token ids taken as they are) until the model, the context or `max_tokens` ends.
+        """Continue `prompt`, a text or token ids, which are used unchanged; returns an iterator over pieces of text.
 
-        The pieces come as they are generated; stop strings and end-of-generation tokens don't appear. `seed` None is
-        the session's seed. EngineError for settings out of range, an empty prompt or one that fills the context.
+        The generation ends when the model ends it, at a stop string, after `max_tokens` tokens, or when the context is
+        full. Stop strings and end-of-generation tokens are left out of the text. With `seed` None the session's seed
+        applies. EngineError if a setting is out of range, or the prompt is empty or fills the context.
         """
         seed = self.seed if seed is None else seed
         sampling = Sampling(temperature, top_p, top_k, min_p, repeat_penalty, seed)
@@ -115,14 +121,17 @@ class Session:
         return self._generation
 
     def chat(self, messages: Sequence[Message], **settings: Unpack[Settings]) -> Generation:
-        """The assistant's answer to `messages` ({"role", "content"}), by the file's template."""
+        """Generate the assistant's answer to `messages`, each {"role": ..., "content": ...}, by the chat template.
+
+        `settings` are those of generate(). EngineError as there, and if the file has no template or it fails.
+        """
         generation = self.generate(self.chat_tokens(messages), **settings)
         if self.model.vocab.is_sentencepiece:
             generation.drop_first_space()
         return generation
 
     def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the conversation as the template renders it, ready for the assistant's answer."""
+        """Return the token ids of the rendered conversation, up to where the assistant's answer begins."""
         return self.tokenize(self.template.render(messages))
 
     @property
@@ -132,22 +141,25 @@ class Session:
             source, vocab = self.model.chat_template, self.model.vocab
             if source is None:
                 raise EngineError(
-                    f"{self.model.path}: no chat template in the file: it is a base model, use generate()"
+                    f"{self.model.path}: no chat template in the file: it is a base model; use generate()"
                 )
             bos, eos = ("" if token is None else vocab.text(token) for token in (vocab.bos, vocab.eos))
             self._template = ChatTemplate(source, bos=bos, eos=eos)
         return self._template
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Logits after each of `tokens` (ids, taken as they are), float32 (n_tokens, n_vocab).
+        """Return the logits after each of `tokens` (ids, used unchanged), float32 of shape (n_tokens, n_vocab).
 
-        They are for measuring, so attention is in float32, in a context of its own: generations, which take llama.cpp's
-        faster half-precision attention, may differ by up to 3e-3 of the logits' norm, and keep their prompt cache.
+        They are for measurements, so attention runs in float32. Generations use llama.cpp's faster half-precision
+        attention; their logits may differ by up to 3e-3 of the norm. This uses a separate context, so generations keep
+        their KV cache. EngineError if an id isn't in the vocabulary or the tokens don't fit the context.
         """
         ids = [int(token) for token in tokens]
         self.model.vocab.check(ids)
         if len(ids) > self.n_ctx:
-            raise EngineError(f"{len(ids)} tokens don't fit the context of {self.n_ctx}: open it with a larger one")
+            raise EngineError(
+                f"{len(ids)} tokens don't fit the context of {self.n_ctx}: open the model with a larger one"
+            )
         result = np.empty((len(ids), self.n_vocab), np.float32)
         if not ids:
             return result
@@ -192,10 +204,11 @@ def open(
 ) -> Session:
     """Load the GGUF file at `path` for generation.
 
-    `n_ctx` is by default 4096 or the trained context if that is smaller; a larger one than trained is refused, as
-    answers beyond it would be wrong. `n_threads` is by default the physical cores this process may use. `n_gpu_layers`
-    is by default all of them if llama.cpp was built for an accelerator, else 0; BitNet 2B-4T runs on the CPU only.
-    `seed` is for generations that give none. EngineError if the file can't be loaded or a number is out of range.
+    `n_ctx` is the context size in tokens: by default 4096, or the trained context if that is smaller. It can't exceed
+    the trained context, because the model's output beyond that is wrong. `n_threads` is by default the number of
+    physical cores that this process may use. `n_gpu_layers` is by default all layers if llama.cpp was built for an
+    accelerator, else 0; BitNet 2B-4T runs on the CPU only. `seed` applies to generations that are given none.
+    EngineError if the file can't be loaded or a number is out of range.
     """
     Sampling(seed=seed)
     if n_threads is not None and not 1 <= n_threads <= 512:
@@ -210,11 +223,11 @@ def open(
         raise
 
 
-def _context_tokens(model: Model, asked: int | None) -> int:
-    if asked is None:
+def _context_tokens(model: Model, n_ctx: int | None) -> int:
+    if n_ctx is None:
         return min(model.n_ctx_train, DEFAULT_N_CTX)
-    if not 2 <= asked <= model.n_ctx_train:
+    if not 2 <= n_ctx <= model.n_ctx_train:
         raise EngineError(
-            f"{model.path}: a context of {asked} was asked for, the model is good for 2 to {model.n_ctx_train}"
+            f"{model.path}: a context of {n_ctx} tokens was requested, the model allows 2 to {model.n_ctx_train}"
         )
-    return asked
+    return n_ctx

@@ -1,4 +1,4 @@
-"""Bytes of tokens, as they come, to text that may be shown."""
+"""From the bytes of tokens to text, as the tokens are generated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Sequence
 
 
 class TextStream:
-    """Turns token bytes into text: holds back unfinished UTF-8 characters and what may become a stop string."""
+    """Decodes token bytes to text, and ends the text at a stop string.
+
+    It holds back an incomplete UTF-8 character, and text that may be the beginning of a stop string. With
+    `drop_first_space`, a space at the start of the text is left out.
+    """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         self.stopped = False
@@ -17,7 +21,7 @@ class TextStream:
         self._held = ""
 
     def feed(self, data: bytes) -> str:
-        """The text that is certain now; after a stop string was found, `stopped` is set and nothing more comes."""
+        """Return the text that can be shown now; at a stop string, set `stopped` and return "" from then on."""
         if self.stopped:
             return ""
         text = self._held + self._decoder.decode(data)
@@ -29,16 +33,16 @@ class TextStream:
             self.stopped, self._held = True, ""
             return text[: min(found)]
         n_held = max((_overlap(text, stop) for stop in self._stop), default=0)
-        certain = len(text) - n_held
-        self._held = text[certain:]
-        return text[:certain]
+        n_shown = len(text) - n_held
+        self._held = text[n_shown:]
+        return text[:n_shown]
 
     def end(self) -> str:
-        """What was held back as a possible stop string; an unfinished character is dropped."""
+        """Return the text that was held back as a possible stop string; drop an incomplete character."""
         text, self._held = self._held, ""
         return text
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest proper beginning of `stop` that `text` ends with."""
+    """Return the length of the longest proper prefix of `stop` that `text` ends with."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

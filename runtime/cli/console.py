@@ -11,11 +11,11 @@ from tritgguf.converter.errors import TritggufError
 from tritgguf.runtime.chat.conversation import Answer, Conversation
 
 PROMPT = "> "
-COMMANDS = {  # name: what follows it, meaning
+COMMANDS = {  # name: (argument, meaning)
     "/system": ("TEXT", "set the system message; without TEXT, show it"),
-    "/reset": ("", "forget the conversation, keep the system message"),
+    "/reset": ("", "clear the conversation, keep the system message"),
     "/help": ("", "show this help"),
-    "/exit": ("", "leave (also Ctrl-D)"),
+    "/exit": ("", "end the conversation (also Ctrl-D)"),
 }
 
 
@@ -29,7 +29,7 @@ class Reader(Protocol):
 
 
 class Console:
-    """Reads questions and commands, streams answers."""
+    """Reads messages and commands from the terminal and prints the answers as they are generated."""
 
     def __init__(self, conversation: Conversation, *, show_stats: bool) -> None:
         self._conversation = conversation
@@ -38,7 +38,7 @@ class Console:
         self._totals = [0, 0.0, 0, 0.0]  # prompt tokens and seconds, generated tokens and seconds
 
     def answer(self, texts: Sequence[str]) -> None:
-        """Answer the texts in turn, each shown first where there are several; Ctrl-C raises KeyboardInterrupt."""
+        """Answer the texts one after the other, printing each of several first; Ctrl-C raises KeyboardInterrupt."""
         try:
             for text in texts:
                 if len(texts) > 1:
@@ -48,7 +48,7 @@ class Console:
             self._print_stats()
 
     def converse(self) -> None:
-        """Question and answer until /exit or Ctrl-D; an error in one turn doesn't end the conversation."""
+        """Read and answer messages until /exit or Ctrl-D; an error in one turn is printed and doesn't end it."""
         self._introduce()
         reader = _reader()
         while (text := _read(reader)) is not None:
@@ -62,7 +62,7 @@ class Console:
     def _introduce(self) -> None:
         _note(f"{self._session.model.description}, context {self._session.n_ctx} tokens; /help lists the commands")
         if not self._session.has_chat_template:
-            _note("This file has no chat template (a base model): it continues each text you type, without a history.")
+            _note("This is a base model (it has no chat template): it continues each text you type, without a history.")
             if self._conversation.system:
                 _note("The system message has no effect.")
 
@@ -77,8 +77,8 @@ class Console:
 
     def _stream(self, answer: Answer) -> None:
         if answer.dropped_turns:
-            turns = "turn" if answer.dropped_turns == 1 else "turns"
-            _note(f"(the context is full: the {answer.dropped_turns} oldest {turns} dropped)")
+            turns = "turn" if answer.dropped_turns == 1 else f"{answer.dropped_turns} turns"
+            _note(f"(the context is full: dropped the oldest {turns})")
         try:
             for piece in answer:
                 sys.stdout.write(piece)
@@ -99,7 +99,7 @@ class Console:
             _note(_help(reader))
         elif name == "/reset":
             self._conversation.reset()
-            _note("(conversation forgotten)")
+            _note("(conversation cleared)")
         elif name == "/system":
             self._set_system("".join(arguments))
         elif name != "/exit":
@@ -113,7 +113,7 @@ class Console:
             _note(self._conversation.system or "(no system message)")
         else:
             self._conversation.system = text
-            _note("(system message set; /reset forgets what was said before)")
+            _note("(system message set; /reset clears the earlier turns)")
 
     def _count(self) -> None:
         stats = self._session.stats
@@ -133,7 +133,10 @@ class Console:
 
 
 class PlainReader:
-    """Reads a line per message, where prompt_toolkit can't draw: a dumb terminal, or output that isn't a terminal."""
+    """Reads one line per message, where prompt_toolkit can't draw.
+
+    That is a dumb terminal, or standard output that isn't a terminal. input() echoes and edits the line there.
+    """
 
     help = "Enter sends the message."
 
@@ -146,7 +149,7 @@ class PlainReader:
         try:
             return input(PROMPT)
         except (EOFError, KeyboardInterrupt):
-            _note("")  # the cursor is behind the prompt
+            _note("")  # the cursor is still on the line of the prompt
             raise
 
 
@@ -177,7 +180,10 @@ def _read(reader: Reader) -> str | None:
 
 
 def _is_command(text: str) -> bool:
-    """Whether the text is a /command, perhaps an unknown one; several lines are one only if its name is known."""
+    """Whether the text is a /command, known or not.
+
+    Several lines are a command only if the name is known: pasted code may start with a slash.
+    """
     return text.startswith("/") and ("\n" not in text or text.split(maxsplit=1)[0] in COMMANDS)
 
 

@@ -71,7 +71,7 @@ class CommandCompleter(Completer):
 
 
 class PrivateHistory(FileHistory):
-    """A history file; a message that can't be written to it, as on a full disk, is remembered in this run only."""
+    """A history file; a message that can't be written, for instance on a full disk, is kept for this run only."""
 
     def store_string(self, string: str) -> None:
         with contextlib.suppress(OSError):
@@ -91,7 +91,10 @@ def history_path() -> Path | None:
 
 
 def open_history(path: Path | None) -> History:
-    """The history in the file at `path`, which only its owner may read; of this run only where that isn't possible."""
+    """Open the history file at `path`; if there is none or it can't be used, keep the history for this run only.
+
+    A new file gets mode 0600, because messages can be private.
+    """
     if path is None:
         return InMemoryHistory()
     try:

@@ -1,4 +1,4 @@
-"""A model with one context, which evaluates a token sequence without repeating the prefix that it evaluated before."""
+"""Evaluates token sequences on one model and context, and reuses the prefix that the KV cache holds already."""
 
 from __future__ import annotations
 

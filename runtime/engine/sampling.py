@@ -1,4 +1,4 @@
-"""How the next token is chosen."""
+"""Settings for sampling the next token."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TypedDict
 
 from tritgguf.converter.errors import EngineError
 
-PENALTY_TOKENS = 64
-MAX_SEED = 2**32 - 2  # 2**32 - 1 means "random" to llama.cpp
+PENALTY_TOKENS = 64  # the repeat penalty applies to this many tokens before the next one
+MAX_SEED = 2**32 - 2  # 2**32 - 1 is LLAMA_DEFAULT_SEED, which means "random" to llama.cpp
 
 
 class Settings(TypedDict, total=False):
-    """What a generation can be told: the fields of Sampling, and where to end."""
+    """Settings of a generation, for `**settings`: the fields of Sampling, and when to end."""
 
     max_tokens: int | None
     temperature: float
@@ -28,10 +28,11 @@ class Settings(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling settings, checked on creation; the defaults are llama.cpp's, except for a lower temperature.
+    """Sampling settings; EngineError if one is out of range. The defaults are llama.cpp's, except for the temperature.
 
-    `temperature` 0 always takes the likeliest token. `top_k` 0, `top_p` 1, `min_p` 0 and `repeat_penalty` 1 are off.
-    The penalty looks at the last 64 tokens, prompt included. The same `seed` gives the same text; None draws one.
+    `temperature` 0 always takes the most probable token. `top_k` 0, `top_p` 1, `min_p` 0 and `repeat_penalty` 1 turn a
+    filter off. The penalty applies to the last 64 tokens, including the prompt's. The same `seed` gives the same text;
+    None means a random seed.
     """
 
     temperature: float = 0.7

@@ -222,7 +222,7 @@ def test_the_context_is_the_trained_one_at_most(random_model, make_model, tmp_pa
     with tritgguf.runtime.open(make_model(tmp_path / "long.gguf", n_ctx_train=100_000)) as session:
         assert session.n_ctx == 4096
     for n_ctx in (513, 1, 0, -1):
-        with pytest.raises(EngineError, match=f"a context of {n_ctx} was asked for, the model is good for 2 to 512"):
+        with pytest.raises(EngineError, match=f"a context of {n_ctx} tokens was requested, the model allows 2 to 512"):
             tritgguf.runtime.open(random_model, n_ctx=n_ctx)
 
 

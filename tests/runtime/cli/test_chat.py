@@ -109,7 +109,7 @@ def test_stats_go_to_standard_error(yes):
         (["{yes}", "--temperature", "-1"], "Hi", "temperature is -1.0, expected 0.0 to 100.0"),
         (["{yes}", "--top-p", "2"], "Hi", "top_p is 2.0"),
         (["{yes}", "--seed", "-5"], "Hi", "seed is -5"),
-        (["{yes}", "--ctx", "1000000"], "Hi", "a context of 1000000 was asked for, the model is good for 2 to 512"),
+        (["{yes}", "--ctx", "1000000"], "Hi", "a context of 1000000 tokens was requested, the model allows 2 to 512"),
         (["{yes}", "--threads", "0"], "Hi", "threads is 0, expected 1 to 512"),
         (["{yes}"], "", "nothing to answer"),
         (["{yes}", "--prompt", "x" * 600], "", "too many for a context of 512"),
@@ -208,7 +208,7 @@ def test_a_conversation_on_a_terminal(yes):
             "/help": "/system TEXT",
             "/system": "(no system message)",
             "/system Be brief.": "(system message set",
-            "/reset": "(conversation forgotten)",
+            "/reset": "(conversation cleared)",
             "/nonsense": "unknown command /nonsense; /help lists the commands",
         }.items():
             terminal.type(f"{command}\n")
@@ -265,7 +265,7 @@ def test_dropped_turns_and_errors_are_told_and_the_conversation_goes_on(yes):
         terminal.expect("> ")
         for text, reply in (
             ("A question of some length, number one?", "Yes. 🙂"),
-            ("A question of some length, number two?", "(the context is full: the 1 oldest turn dropped)"),
+            ("A question of some length, number two?", "(the context is full: dropped the oldest turn)"),
             ("x" * 200, "error: the message has"),
             ("And this?", "Yes. 🙂"),
         ):
