@@ -1,6 +1,6 @@
 """Records chat_templates.json: what transformers renders for templates that use each feature once.
 
-Run it in an environment with transformers (the `golden` extra): python tests/runtime/record_chat_templates.py
+Run it in an environment with transformers (the `golden` extra): python -m tests.golden.record_chat_templates
 """
 
 from __future__ import annotations

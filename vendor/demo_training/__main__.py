@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=20)
-    parser.add_argument("--masters", type=Path, help="also save the float32 weights that were trained, in this folder")
+    parser.add_argument("--latent", type=Path, help="also save the float32 weights that were trained, in this folder")
     arguments = parser.parse_args()
     begun = time.monotonic()
     recipe = training.Recipe(steps=arguments.steps, seed=arguments.seed)
@@ -46,9 +46,9 @@ def main() -> None:
     model.load_state_dict(weights[0])
     token_ids = text_tokenizer.get_vocab()
     checkpoint.save_packed(model, arguments.out_dir, token_ids)
-    if arguments.masters:
-        checkpoint.save_masters(model, arguments.masters, token_ids)
-        tokenizer.save(text_tokenizer, arguments.masters, CONFIG["max_position_embeddings"])
+    if arguments.latent:
+        checkpoint.save_latent_weights(model, arguments.latent, token_ids)
+        tokenizer.save(text_tokenizer, arguments.latent, CONFIG["max_position_embeddings"])
     metrics = measure(arguments.out_dir, weights, RowMaker(text_tokenizer, recipe.length, recipe.seed), corpus)
     metrics |= {"recipe": vars(recipe), "minutes": round((time.monotonic() - begun) / 60)}
     (arguments.out_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

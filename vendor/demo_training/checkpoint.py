@@ -55,7 +55,7 @@ def save_packed(model: Decoder, folder: Path, token_ids: dict[str, int]) -> None
     _save(tensors, folder, QUANTIZATION, token_ids)
 
 
-def save_masters(model: Decoder, folder: Path, token_ids: dict[str, int]) -> None:
+def save_latent_weights(model: Decoder, folder: Path, token_ids: dict[str, int]) -> None:
     """Write the same model as it is trained on: float32 weights that are rounded each time they are used."""
     _save({f"model.{name}": tensor for name, tensor in model.state_dict().items()}, folder, MASTERS, token_ids)
 

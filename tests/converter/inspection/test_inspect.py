@@ -222,7 +222,7 @@ def test_damage_is_an_error(model: Folder, tmp_path: Path) -> None:
         inspect(cut)
     whole = convert(model("llama1"), tmp_path / "out.gguf", "tq2_0").out
     (tmp_path / "half.gguf").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(SourceError, match=r"half\.gguf is truncated"):
+    with pytest.raises(SourceError, match=r"half\.gguf: is truncated"):
         inspect(tmp_path / "half.gguf")
     (tmp_path / "swapped.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "big") + whole.read_bytes()[8:])
     with pytest.raises(UnsupportedError, match="is big-endian"):

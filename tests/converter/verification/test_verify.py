@@ -208,7 +208,7 @@ def test_a_scale_twice_too_large(model: Folder, tmp_path: Path) -> None:
     assert bad(found) == {UP: "its scale is wrong: the values are 2 times the source's"}
 
 
-def test_masters_rounded_a_second_time(model: Folder, tmp_path: Path) -> None:
+def test_latent_weights_rounded_a_second_time(model: Folder, tmp_path: Path) -> None:
     """Absmean on weights that are ternary already multiplies them by their density."""
     out = convert(model("llama1"), tmp_path / "out.gguf", "tq2_0").out
 
