@@ -28,7 +28,7 @@ from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
 from tritgguf.converter.gguf_io import parts
 from tritgguf.converter.gguf_io.header_reader import MAGIC, HeaderReader, TensorDescription, map_file
 from tritgguf.converter.gguf_io.metadata import Metadata
-from tritgguf.converter.quant.codec import TernaryCodec, codec_named
+from tritgguf.converter.quant.codec import ternary_codec
 
 DEFAULT_ALIGNMENT = 32
 TERNARY = ("TQ1_0", "TQ2_0", "Q2_0")  # this package decodes these types faster than gguf's does
@@ -94,10 +94,8 @@ class GgufTensor(SourceTensor):
 
     def _coded(self, stored: ByteArray) -> CodedRows | None:
         """Return rows of a ternary type as codes and scales; None where a code is invalid or a scale isn't finite."""
-        codec = codec_named(self.dtype.lower())
-        assert isinstance(codec, TernaryCodec)
         try:
-            coded = codec.unpack(stored)
+            coded = ternary_codec(self.dtype.lower()).unpack(stored)
         except TensorError:
             return None
         return coded if np.isfinite(coded.scales).all() else None

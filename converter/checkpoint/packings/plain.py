@@ -13,7 +13,7 @@ from tritgguf.converter.checkpoint.safetensors_layout import Entry
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.tensors import CodedRows, Float32Array, SourceTensor
 from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
-from tritgguf.converter.quant.codec import FloatCodec, codec_named
+from tritgguf.converter.quant.codec import FloatCodec, float_codec
 from tritgguf.converter.quant.grids import find_grid
 
 
@@ -48,9 +48,7 @@ class FloatPacker(Packer):
 
     @property
     def codec(self) -> FloatCodec:
-        codec = codec_named(FLOAT_DTYPES[self.dtype].codec)
-        assert isinstance(codec, FloatCodec)
-        return codec
+        return float_codec(FLOAT_DTYPES[self.dtype].codec)
 
     def entries(self, name: str, shape: tuple[int, ...]) -> tuple[Entry, ...]:
         return (Entry(name, self.dtype, shape),)
