@@ -200,7 +200,10 @@ def test_the_file_runs_and_verify_knows_what_made_it(key: str, name: str, folder
     checks = verify(source, made.out).tensors
     assert not [check.line for check in checks if not check.good]
     encoders = {check.encoder for check in checks if check.type == name.upper()}
-    assert encoders <= {f"{name} for a grid of {3 ** int(key[1])} levels", name}  # some tensors come out the same both ways
+    assert encoders <= {
+        f"{name} for a grid of {3 ** int(key[1])} levels",
+        name,
+    }  # some tensors come out the same both ways
     ids = checkpoints.token_ids("llama-gqa")[:64]
     tensors = open_checkpoint(source, linear=()).tensors
     weights = {key: tensor.read(slice(None)).reshape(tensor.shape) for key, tensor in tensors.items()}
