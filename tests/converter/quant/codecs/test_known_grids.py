@@ -200,7 +200,10 @@ def test_the_file_runs_and_verify_knows_what_made_it(key: str, name: str, folder
     checks = verify(source, made.out).tensors
     assert not [check.line for check in checks if not check.good]
     encoders = {check.encoder for check in checks if check.type == name.upper()}
-    assert encoders <= {f"{name} for {3 ** int(key[1])} levels", name}  # some tensors come out the same both ways
+    assert encoders <= {
+        f"{name} for a grid of {3 ** int(key[1])} levels",
+        name,
+    }  # some tensors come out the same both ways
     ids = checkpoints.token_ids("llama-gqa")[:64]
     tensors = open_checkpoint(source, linear=()).tensors
     weights = {key: tensor.read(slice(None)).reshape(tensor.shape) for key, tensor in tensors.items()}
@@ -223,7 +226,7 @@ def test_group_16_is_refused_in_types_with_one_scale_per_block(folders) -> None:
 
 
 def test_bits_that_nothing_fits(folders, tmp_path: Path) -> None:
-    with pytest.raises(TensorError, match="at most 2 bits per weight for cpu; give more with --max-bits"):
+    with pytest.raises(TensorError, match="at most 2 bits per weight for cpu; raise --max-bits"):
         plan(folders["d1True"], max_bits=2)
     assert "f16" in {tensor.codec.name for tensor in plan(folders["d1True"], max_bits=2, fallback="f16").tensors}
     with pytest.raises(UnsupportedError, match="--max-bits"):
