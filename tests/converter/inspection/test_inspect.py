@@ -225,7 +225,7 @@ def test_damage_is_an_error(model: Folder, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"half\.gguf: is truncated"):
         inspect(tmp_path / "half.gguf")
     (tmp_path / "swapped.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "big") + whole.read_bytes()[8:])
-    with pytest.raises(UnsupportedError, match="is big-endian"):
+    with pytest.raises(UnsupportedError, match="is a big-endian GGUF file"):
         inspect(tmp_path / "swapped.gguf")
 
 
