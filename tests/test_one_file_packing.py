@@ -130,7 +130,7 @@ def test_a_file_adds_a_packing(tmp_path: Path, monkeypatch, capsys) -> None:
     with plugins.file_in(PACKAGE, tmp_path / "plugin" / "nibbles.py"):
         for packed in (True, False):
             model = folder_of(tmp_path / str(packed) / "model", packed)
-            assert open_checkpoint(model).packing == ("nibbles" if packed else "plain floats")
+            assert open_checkpoint(model, linear=()).packing == ("nibbles" if packed else "plain floats")
             files.append(tmp_path / f"{packed}.gguf")
             arguments = ("convert", model, files[-1], "--type", "tq2_0", "--no-check")
             code, _, errors = run_captured(monkeypatch, capsys, *arguments)
@@ -154,9 +154,9 @@ def test_entry_points_add_a_packing_and_a_scheme_written_in_it(tmp_path: Path, m
         with safe_open(out / "model.safetensors", "numpy") as file:
             stored = file.get_tensor(KEY)
         np.testing.assert_array_equal(stored, (signs[:, 0::2] + 1 + 16 * (signs[:, 1::2] + 1)).astype(np.uint8))
-        read = open_checkpoint(out)
+        read = open_checkpoint(out, linear=())
         assert read.packing == "nibbles"
         assert read.tensors is not None
         np.testing.assert_array_equal(read.tensors[KEY].read(slice(None)), signs * np.float32(0.5))
     with pytest.raises(Exception, match="nibbles"):
-        open_checkpoint(out)
+        open_checkpoint(out, linear=())

@@ -100,7 +100,7 @@ def test_missing_exchanged_and_renamed_parts(parts: list[Path], tmp_path: Path) 
     with pytest.raises(SourceError, match=r"other.gguf is one of \d parts of a model; expected a name like"):
         read_gguf(tmp_path / "other.gguf")
     shutil.copy(parts[2], copies[1])
-    with pytest.raises(SourceError, match=r"says that it is part 2 of \d, expected 1 of"):
+    with pytest.raises(SourceError, match=r"claims to be part 2 of \d, expected 1 of"):
         read_gguf(copies[0])
 
 

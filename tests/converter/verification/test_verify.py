@@ -435,7 +435,7 @@ def test_a_folder_without_weights(model: Folder, ordinary: Path, tmp_path: Path)
 def test_a_truncated_file(model: Folder, ordinary: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(ordinary.read_bytes()[:-1000])
-    with pytest.raises(SourceError, match=r"cut\.gguf is truncated"):
+    with pytest.raises(SourceError, match=r"cut\.gguf: is truncated"):
         verify(model("llama-gqa"), cut)
 
 

@@ -25,6 +25,7 @@ from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.chat.session import Session
 from tritgguf.runtime.engine import backend, relu2
 from tritgguf.runtime.engine.backend import Context, Model
+from tritgguf.runtime.engine.evaluator import Evaluator
 from tritgguf.runtime.engine.token_ids import token_ids
 
 GOLDEN = paths.GOLDEN / "bitnet.npz"
@@ -74,7 +75,7 @@ def f32_session(path: Path) -> Iterator[Session]:
     """
     model = Model(path)
     context = Context(model, n_ctx=512, n_threads=1, n_batch=512, f32_attention=True)
-    with Session(model, context, 512, None) as session:
+    with Session(Evaluator(model, context, 512), None) as session:
         yield session
 
 
