@@ -38,10 +38,11 @@ class Terminal:
         self.seen = ""
 
     def expect(self, text: str, timeout: float = 60) -> str:
-        """Wait until `text` comes; returns everything up to it and forgets that."""
+        """Wait for `text`; return everything up to it and forget that. Raise TimeoutError if the program hangs."""
         deadline = time.monotonic() + timeout
         while text not in self.seen:
-            assert time.monotonic() < deadline, f"waited for {text!r}, saw {self.seen!r}"
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited for {text!r}, saw {self.seen!r}")
             with contextlib.suppress(BlockingIOError, OSError):  # OSError: the program has ended
                 self.seen += os.read(self.master, 65536).decode("utf-8", "ignore")
             time.sleep(0.01)

@@ -171,7 +171,6 @@ AnyCodec: TypeAlias = FloatCodec | TernaryCodec  # told apart by `ternary`
 
 def codecs() -> dict[str, AnyCodec]:
     """Return every codec by its name."""
-    """Return every codec by its name."""
     return cast("dict[str, AnyCodec]", by_name("tritgguf.converter.quant.codecs", "CODEC", Codec))
 
 

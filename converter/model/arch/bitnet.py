@@ -20,21 +20,22 @@ from tritgguf.converter.model.decoder import (
 )
 
 
-def tensors(config: DecoderConfig) -> list[TensorSpec]:
-    """Return the tensors of the file, in order."""
+def tensors(
+    config: DecoderConfig, attention_sub_norm: str = "inner_attn_ln", feed_forward_sub_norm: str = "ffn_layernorm"
+) -> list[TensorSpec]:
+    """Return the tensors of the file, in order; checkpoints differ in what they call the norms before o and down."""
+
+    def layer(config: DecoderConfig, number: int) -> list[TensorSpec]:
+        return [
+            attention_norm(config, number),
+            *attention(config, number),
+            norm(number, f"self_attn.{attention_sub_norm}", MODEL_TENSOR.ATTN_SUB_NORM, config.query_size),
+            feed_forward_norm(config, number),
+            *feed_forward(config, number),
+            norm(number, f"mlp.{feed_forward_sub_norm}", MODEL_TENSOR.FFN_SUB_NORM, config.intermediate_size),
+        ]
+
     return [embedding(config), *layers(config, layer), *output(config)]
-
-
-def layer(config: DecoderConfig, number: int) -> list[TensorSpec]:
-    """Return the tensors of one layer."""
-    return [
-        attention_norm(config, number),
-        *attention(config, number),
-        norm(number, "self_attn.inner_attn_ln", MODEL_TENSOR.ATTN_SUB_NORM, config.query_size),
-        feed_forward_norm(config, number),
-        *feed_forward(config, number),
-        norm(number, "mlp.ffn_layernorm", MODEL_TENSOR.FFN_SUB_NORM, config.intermediate_size),
-    ]
 
 
 ARCHITECTURE = Architecture(

@@ -6,40 +6,13 @@ runtime loads it as bitnet and replaces the activation.
 
 from __future__ import annotations
 
-from gguf import MODEL_ARCH, MODEL_TENSOR
+from functools import partial
 
-from tritgguf.converter.model.architecture import Architecture, TensorSpec
-from tritgguf.converter.model.config import DecoderConfig
-from tritgguf.converter.model.decoder import (
-    attention,
-    attention_norm,
-    embedding,
-    feed_forward,
-    feed_forward_norm,
-    layers,
-    norm,
-    output,
-    require_heads_of_hidden_size,
-    require_tied_output,
-)
+from gguf import MODEL_ARCH
 
-
-def tensors(config: DecoderConfig) -> list[TensorSpec]:
-    """Return the tensors of the file, in order."""
-    return [embedding(config), *layers(config, layer), *output(config)]
-
-
-def layer(config: DecoderConfig, number: int) -> list[TensorSpec]:
-    """Return the tensors of one layer."""
-    return [
-        attention_norm(config, number),
-        *attention(config, number),
-        norm(number, "self_attn.attn_sub_norm", MODEL_TENSOR.ATTN_SUB_NORM, config.query_size),
-        feed_forward_norm(config, number),
-        *feed_forward(config, number),
-        norm(number, "mlp.ffn_sub_norm", MODEL_TENSOR.FFN_SUB_NORM, config.intermediate_size),
-    ]
-
+from tritgguf.converter.model.arch import bitnet
+from tritgguf.converter.model.architecture import Architecture
+from tritgguf.converter.model.decoder import require_heads_of_hidden_size, require_tied_output
 
 BITNET_CONFIG = {
     "num_key_value_heads": 5,
@@ -51,7 +24,7 @@ BITNET_CONFIG = {
 ARCHITECTURE = Architecture(
     graph=MODEL_ARCH.BITNET,
     classes={"BitNetForCausalLM": BITNET_CONFIG},
-    tensors=tensors,
+    tensors=partial(bitnet.tensors, attention_sub_norm="attn_sub_norm", feed_forward_sub_norm="ffn_sub_norm"),
     requires=(require_heads_of_hidden_size, require_tied_output),
     activations=("relu2",),
     honours_scales=True,
