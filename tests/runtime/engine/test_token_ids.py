@@ -26,7 +26,7 @@ def asked(path, texts):
 @pytest.fixture(scope="module")
 def expected(random_model):
     llama = Llama(str(random_model), vocab_only=True, verbose=False)
-    ids = [llama.tokenize(text.encode(), add_bos=False, special=True) for text in TEXTS]
+    ids = [llama.tokenize(text.encode(), add_bos=True, special=True) for text in TEXTS]
     llama.close()
     return ids
 
