@@ -1,8 +1,12 @@
-"""Keys about a model that don't change what it computes: its licence, and the sampling that its authors recommend."""
+"""Keys about a model that don't change what it computes: its name, its licence, the sampling its authors recommend."""
 
 from __future__ import annotations
 
+import codecs
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gguf import GGUFValueType, Keys
 from gguf import Metadata as GgufMetadata
@@ -35,13 +39,35 @@ def card_metadata(folder: Path) -> tuple[Metadata, list[str]]:
     return licence | _sampling(folder), notes
 
 
+def model_name(folder: Path) -> str:
+    """Return the folder's name, or the repository's for a snapshot in Hugging Face's cache, whose name is a commit.
+
+    The cache has the files of org/name in models--org--name/snapshots/COMMIT
+    (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
+    """
+    folder = folder.resolve()
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.split("--")[-1]
+    return folder.name
+
+
 def _licence(folder: Path) -> tuple[Metadata, list[str]]:
     try:
-        card = GgufMetadata.load_model_card(folder)
+        card = _model_card(folder)
     except Exception as error:  # PyYAML raises YAMLError, and ValueError for a date that doesn't exist, among others
         reason = f"{' '.join(str(error).split()):.120}"
         return {}, [f"README.md: the front matter can't be read, so the file has no licence key ({reason})"]
     return {key: string(text) for name, key in _LICENSE.items() if (text := _text(card.get(name)))}, []
+
+
+def _model_card(folder: Path) -> Mapping[str, Any]:
+    readme = folder / "README.md"
+    if not readme.is_file() or not (data := readme.read_bytes()).startswith(codecs.BOM_UTF8):
+        return GgufMetadata.load_model_card(folder)
+    with tempfile.TemporaryDirectory(prefix="tritgguf-") as copy:  # gguf finds no front matter behind the mark
+        (Path(copy) / readme.name).write_bytes(data.removeprefix(codecs.BOM_UTF8))
+        return GgufMetadata.load_model_card(Path(copy))
 
 
 def _text(value: object) -> str | None:
