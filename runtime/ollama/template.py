@@ -55,10 +55,11 @@ def chat_template_facts(file: GgufFile) -> ChatTemplateFacts:
         return ChatTemplateFacts(found.template, found.family, stops, None, (*notes, *_trim_notes(renderer)))
     own = _checked_guard(jinja, texts, renderer)
     near = f"nearest is {found.family}, {found.n_alike} of {found.n_samples} conversations alike"
+    guard = " after a comment that stops Ollama from replacing it" if own != jinja else ""
     note = (
         f"no known Go template renders the same as the file's chat template ({_dated(jinja, texts) or near}): "
-        "Ollama 0.30 and newer will render the file's own, with a comment that stops Ollama from replacing it; for "
-        "older versions, write a TEMPLATE into the Modelfile"
+        f"Ollama 0.30 and newer will render the file's own{guard}; for older versions, write a TEMPLATE into the "
+        "Modelfile"
     )
     return ChatTemplateFacts(None, "the file's own jinja", texts.endings(turn_end), own, (note, *notes))
 

@@ -26,7 +26,7 @@ def _no_ollama_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whatever runs on this machine, the tests don't talk to it."""
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("tritgguf.runtime.ollama.api.DEFAULT_PORT", free_port())
+    monkeypatch.setattr("tritgguf.runtime.ollama.address.DEFAULT_PORT", free_port())
 
 
 @pytest.fixture(scope="module")

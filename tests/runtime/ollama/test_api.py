@@ -10,7 +10,9 @@ from gguf import GGMLQuantizationType, GGUFWriter
 
 from tests.ollama_server import ollama_server
 from tritgguf.converter.errors import OllamaError
-from tritgguf.runtime.ollama.api import Address, NotRunningError, Ollama, digest_of
+from tritgguf.runtime.ollama.address import Address
+from tritgguf.runtime.ollama.api import Ollama, digest_of
+from tritgguf.runtime.ollama.connection import NotRunningError
 
 
 @pytest.mark.parametrize(
