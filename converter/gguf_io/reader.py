@@ -169,9 +169,7 @@ def _joined(files: Sequence[GgufFile]) -> GgufFile:
     if len(tensors) != expected:
         raise SourceError(f"{path.name} and its other parts hold {len(tensors)} tensors, expected {expected}")
     metadata = {key: value for key, value in files[0].metadata.items() if key not in parts.KEYS}
-    return GgufFile(
-        path, metadata, tensors, sum(part.file_bytes for part in files), tuple(part.path for part in files)
-    )
+    return GgufFile(path, metadata, tensors, sum(part.file_bytes for part in files), tuple(part.path for part in files))
 
 
 def _read_file(path: Path) -> GgufFile:

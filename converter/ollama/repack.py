@@ -20,9 +20,9 @@ from tritgguf.converter.planning.make_plan import make_plan
 from tritgguf.converter.planning.request import AUTO, Request
 from tritgguf.converter.tokenizer import TokenIdsProvider, installed_provider
 
-# If a file's jinja is within an edit distance of 100 of one of the 37 that Ollama knows, Ollama uses its own Go template
-# instead. Those have hardly any "~", so 160 of them put any template further away than that. The distance is at least
-# the difference of the lengths: 36 of them have at most 1842 characters, one has 4614
+# If a file's jinja is within an edit distance of 100 of one of the 37 that Ollama knows, Ollama uses its own Go
+# template instead. Those have hardly any "~", so 160 of them put any template further away than that. The distance is
+# at least the difference of the lengths: 36 of them have at most 1842 characters, one has 4614
 # (https://github.com/ollama/ollama/blob/main/template/index.json).
 _GUESSED_BELOW = 100
 _LONGEST, _LONG = 1842, 4614

@@ -15,6 +15,7 @@ from tritgguf.converter.errors import OllamaError
 HOST_VARIABLE = "OLLAMA_HOST"
 DEFAULT_PORT = 11434
 _PORTS = {"http": 80, "https": 443}
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _HOST_NAME = re.compile(r"[\w.-]*")
 _SAFE_IN_PATH = "/%!$&'()*+,;=:@~"
 
@@ -37,7 +38,8 @@ class Address:
             scheme, rest = "http", cleaned
         self.scheme = scheme.lower()
         if self.scheme not in _PORTS:
-            raise OllamaError(f"{variable} has an unknown scheme; expected http:// or https:// before the host")
+            found = f"begins with {scheme}://" if _SCHEME.fullmatch(scheme) else "has an unknown scheme"
+            raise OllamaError(f"{variable} {found}; expected http:// or https:// before the host")
         place, _, path = rest.partition("/")
         login, _, place = place.rpartition("@")
         if "@" in path:

@@ -63,7 +63,9 @@ class Ollama:
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(n_bytes)}
         with path.open("rb") as file:
             sent = _Counting(file, counted(progress, "sending", n_bytes))
-            with self.route.answer("POST", f"/api/blobs/{quote(digest)}", sent, headers, seconds=WORK_SECONDS) as answer:
+            with self.route.answer(
+                "POST", f"/api/blobs/{quote(digest)}", sent, headers, seconds=WORK_SECONDS
+            ) as answer:
                 self._require_ok(answer, path.name)
 
     def create(self, request: Mapping[str, Any], progress: Progress | None = None) -> None:
