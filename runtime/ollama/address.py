@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import re
-from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 from urllib.parse import quote, unquote
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies_environment
 
 from tritgguf.converter.errors import OllamaError
 
@@ -117,9 +116,7 @@ def proxy_for(address: Address) -> Address | None:
     """
     proxies = getproxies_environment()
     text = proxies.get(address.scheme, "")
-    if not text or address.is_loopback or proxy_bypass_environment(f"{address.host}:{address.port}", proxies):
-        return None
-    if _in_network(address.host, proxies.get("no", "").split(",")):
+    if not text or address.is_loopback or _is_excepted(address, proxies.get("no", "")):
         return None
     variable = f"{address.scheme.upper()}_PROXY"
     scheme, separator, _ = text.strip().partition("://")
@@ -131,13 +128,16 @@ def proxy_for(address: Address) -> Address | None:
     return Address(text, variable, default_port=80)
 
 
-def _in_network(host: str, names: Iterable[str]) -> bool:
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    for name in names:
+def _is_excepted(address: Address, no_proxy: str) -> bool:
+    """Whether NO_PROXY names the address: by *, its host or a domain of it, both maybe with a port, or its network."""
+    for item in no_proxy.lower().split(","):
+        name = item.strip()
         with contextlib.suppress(ValueError):
-            if address in ip_network(name.strip(), strict=False):
+            if ip_address(address.host) in ip_network(name, strict=False):
                 return True
+        host, port = _split(name)
+        domain = host.lstrip("*.")
+        ends = domain and f".{address.host.lower()}".endswith(f".{domain}")
+        if name == "*" or (ends and port in ("", str(address.port))):
+            return True
     return False

@@ -11,7 +11,7 @@ from gguf import Keys, TokenType
 
 from tritgguf.converter.errors import EngineError
 from tritgguf.converter.gguf_io.reader import GgufFile
-from tritgguf.converter.ollama.repack import guarded
+from tritgguf.converter.ollama.repack import GUARD, guarded
 from tritgguf.converter.ollama.samples import PADDED, SAMPLES, Message
 from tritgguf.converter.ollama.translate import Translation, translate
 from tritgguf.converter.tokenizer.special_ids import ALWAYS_ENDS_GENERATION
@@ -55,7 +55,7 @@ def chat_template_facts(file: GgufFile) -> ChatTemplateFacts:
         return ChatTemplateFacts(found.template, found.family, stops, None, (*notes, *_trim_notes(renderer)))
     own = _checked_guard(jinja, texts, renderer)
     near = f"nearest is {found.family}, {found.n_alike} of {found.n_samples} conversations alike"
-    guard = " after a comment that stops Ollama from replacing it" if own != jinja else ""
+    guard = " after a comment that stops Ollama from replacing it" if own.startswith(GUARD) else ""
     note = (
         f"no known Go template renders the same as the file's chat template ({_dated(jinja, texts) or near}): "
         f"Ollama 0.30 and newer will render the file's own{guard}; for older versions, write a TEMPLATE into the "

@@ -113,6 +113,8 @@ def test_ollama_host_is_read_when_a_client_is_made(monkeypatch: pytest.MonkeyPat
         ("http://11.1.2.3", {"HTTP_PROXY": "http://proxy", "NO_PROXY": "10.0.0.0/8"}, "http://proxy:80"),
         ("http://[fd00::5]", {"HTTP_PROXY": "http://proxy", "NO_PROXY": "fd00::5"}, None),
         ("http://example.org", {"HTTP_PROXY": "http://proxy", "NO_PROXY": "*"}, None),
+        ("http://A.Example.ORG", {"HTTP_PROXY": "http://proxy", "NO_PROXY": "*.example.org"}, None),
+        ("http://badexample.org", {"HTTP_PROXY": "http://proxy", "NO_PROXY": "example.org,,"}, "http://proxy:80"),
     ],
 )
 def test_which_proxy(host: str, variables: dict[str, str], proxy: str | None, environment) -> None:
