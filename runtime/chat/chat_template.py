@@ -105,7 +105,8 @@ def _fold_system(messages: Sequence[Message]) -> list[Message] | None:
     """Return the messages with the system text in the first user text; None if they don't start with these two."""
     if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
         return None
-    first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    # One line end, as llama.cpp joins them (common/chat.cpp, system_message_not_supported), and with it Ollama.
+    first = {"role": "user", "content": f"{messages[0]['content']}\n{messages[1]['content']}"}
     return [first, *messages[2:]]
 
 

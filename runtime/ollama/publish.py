@@ -21,7 +21,7 @@ from tritgguf.converter.ollama.modelfile import (
     sampling_parameters,
 )
 from tritgguf.converter.ollama.repack import refused, repack, repack_plan
-from tritgguf.converter.ollama.versions import CREATE_API, Verdict, parsed, verdict_for, verdicts
+from tritgguf.converter.ollama.versions import CREATE_API, Verdict, parsed, verdict_for, verdicts, verdicts_on
 from tritgguf.converter.planning.file_plan import FilePlan
 from tritgguf.runtime.engine.token_ids_process import token_ids_process
 from tritgguf.runtime.ollama.api import HOST_VARIABLE, NotRunningError, Ollama, digest_of
@@ -46,6 +46,13 @@ class Package:
     def modelfile_path(self) -> Path:
         """Where the Modelfile goes: beside the source, with its name."""
         return self.source.path.with_suffix(".Modelfile")
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The names of the tensors that Ollama gets, with their types."""
+        if self.plan is None:
+            return {name: tensor.dtype for name, tensor in self.source.tensors.items()}
+        return {tensor.spec.name: tensor.codec.ggml_type.name for tensor in self.plan.tensors}
 
     @property
     def is_repacked_already(self) -> bool:
@@ -109,8 +116,9 @@ def require_creatable(package: Package, client: Ollama, version: str, name: str,
         raise OllamaError(
             f"Ollama {version} at {client.address} is too old to receive a file; update it to {wanted} or newer"
         )
-    if package.plan is None and (verdict := verdict_for(package.source, version)).loads is False:
-        raise OllamaError(f"Ollama {version} won't load {package.file.name}: it {'; '.join(verdict.reasons)}")
+    verdict = verdict_for(verdicts_on(package.source.architecture or "", package.types), version)
+    if verdict.loads is False:
+        raise OllamaError(f"Ollama {version} won't load {package.file.name}: it {'; '.join(verdict.reasons)}; update it")
     if not force and client.has_model(name):
         raise OllamaError(f"Ollama has a model {name} already; add --force to replace it, or choose another name")
 
