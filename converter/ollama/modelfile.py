@@ -73,8 +73,11 @@ def _stop(text: str) -> str:
 
 
 def sampling_parameters(file: GgufFile) -> dict[str, Parameter]:
-    """Return the file's sampling settings as Ollama's parameters."""
-    found: dict[str, Parameter] = {}
+    """Return the file's sampling settings as Ollama's parameters.
+
+    Where the checkpoint gives no repeat_penalty, it is 1, none: Ollama's own default was 1.1 until 0.32.10.
+    """
+    found: dict[str, Parameter] = {"repeat_penalty": 1}
     for key, name in SAMPLING.items():
         value = file.value(key)
         if isinstance(value, int | float) and not isinstance(value, bool):

@@ -82,9 +82,7 @@ def translate(render: Render, *, bos: str, eos: str, add_bos: bool) -> Translati
             filling = _fitting(family, wanted[0], eos, beginning)
             n_alike = sum(text == want for text, want in zip(filling.texts(family), wanted, strict=True))
             if n_alike == len(SAMPLES):
-                return Translation(
-                    family.name, filling.template(family), family.stops, filling.empty_system(family)
-                )
+                return Translation(family.name, filling.template(family), family.stops, filling.empty_system(family))
             scores.append((n_alike, family.name))
     n_alike, name = max(scores, key=lambda score: score[0])
     return NearMiss(name, n_alike, len(SAMPLES))

@@ -38,10 +38,19 @@ class _GenerationBlock(Extension):
 
 
 class ChatTemplate:
-    """A compiled template, which may insert the texts of BOS and EOS and the time that `clock` returns."""
+    """A compiled template, which may insert the texts of BOS and EOS and the time that `clock` returns.
+
+    `variables` are more that it may insert.
+    """
 
     def __init__(
-        self, source: str, *, bos: str = "", eos: str = "", clock: Callable[[], datetime] = datetime.now
+        self,
+        source: str,
+        *,
+        bos: str = "",
+        eos: str = "",
+        clock: Callable[[], datetime] = datetime.now,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
@@ -49,7 +58,7 @@ class ChatTemplate:
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda pattern: clock().strftime(pattern)
-        self._tokens = {"bos_token": bos, "eos_token": eos}
+        self._variables = {"bos_token": bos, "eos_token": eos, **(variables or {})}
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
@@ -86,7 +95,7 @@ class ChatTemplate:
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
-                **self._tokens,
+                **self._variables,
                 **thinking,
             )
         except Exception as error:  # the template is a program from the file: it can raise anything

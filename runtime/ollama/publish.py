@@ -81,7 +81,7 @@ def pack(path: Path, *, system: str = "", context: int | None = None, progress: 
     chat = chat_template_facts(file)
     reasons = [f"Ollama refuses {', '.join(types)} tensors"] if types else []
     if chat.jinja not in (None, file.value(Keys.Tokenizer.CHAT_TEMPLATE)):
-        reasons.append("its chat template needs the guard")
+        reasons.append(chat.why_jinja)
     plan = repack_plan(path, jinja=chat.jinja, progress=progress) if reasons else None
     out = path.with_name(f"{path.stem}-ollama.gguf") if reasons else path
     parameters = {"stop": chat.stops} if chat.stops else {}
@@ -118,7 +118,9 @@ def require_creatable(package: Package, client: Ollama, version: str, name: str,
         )
     verdict = verdict_for(verdicts_on(package.source.architecture or "", package.types), version)
     if verdict.loads is False:
-        raise OllamaError(f"Ollama {version} won't load {package.file.name}: it {'; '.join(verdict.reasons)}; update it")
+        raise OllamaError(
+            f"Ollama {version} won't load {package.file.name}: it {'; '.join(verdict.reasons)}; update Ollama"
+        )
     if not force and client.has_model(name):
         raise OllamaError(f"Ollama has a model {name} already; add --force to replace it, or choose another name")
 
