@@ -138,3 +138,9 @@ def test_the_table_in_the_docs_says_what_the_code_does() -> None:
     assert f"| | {' | '.join(era.name for era in ERAS)} |" in text
     for name, row in TYPES.items():
         assert f"| {name} | {' | '.join(words[taken] for taken in row)} |" in text
+    for name, row in (
+        ("scales in tensors of their own, `bitnet`", "bitnet"),
+        ("the same, `llama` and `qwen3`", "llama"),
+    ):
+        assert f"| {name} | {' | '.join(words[taken] for taken in SCALES[row])} |" in text
+    assert SCALES["llama"] == SCALES["qwen3"]

@@ -12,7 +12,7 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 
 from tests import checkpoints
-from tests.chat_templates import CASES
+from tests.chat_templates import CASES, FIXED_DATE
 from tests.command_line import run_captured
 from tests.gguf_edit import rewrite
 from tests.ollama_server import State, ollama_server
@@ -345,17 +345,14 @@ def test_a_jinja_that_offers_more_is_rendered_instead_of_the_template(exact: Pat
 
 
 def test_a_jinja_that_would_get_today_s_date_is_replaced(exact: Path, monkeypatch, capsys) -> None:
-    fixed = "{% if date_string is not defined %}{% set date_string = '26 Jul 2024' %}{% endif %}"
-    llama = CASES["llama3.1"].jinja.replace("'Today Date: 26 Jul 2024", "'Today Date: ' + date_string + '")
-    jinja = fixed + llama + "{% if tools %}{% endif %}"
-    file = _with_jinja(exact, "dated.gguf", jinja)
+    file = _with_jinja(exact, "dated.gguf", FIXED_DATE)
     code, out, err = run_captured(monkeypatch, capsys, "ollama", file, "dated")
     assert code == 0
     assert "would write today's date where the chat template has a fixed one" in err
     assert "(Ollama would put today's date into its chat template)" in out
     repacked = file.with_name("dated-ollama.gguf")
     own = GGUFReader(repacked).fields["tokenizer.chat_template"].contents()
-    assert own == UNSET + jinja
+    assert own == UNSET + FIXED_DATE
     assert "TEMPLATE" in file.with_suffix(".Modelfile").read_text()
     code, out, err = run_captured(monkeypatch, capsys, "ollama", repacked, "dated", "--dry-run")
     assert "today's date" not in out + err, "it is replaced already"

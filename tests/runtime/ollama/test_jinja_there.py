@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 
 import pytest
 
 from tests.chat_templates import CASES
+from tests.golden.record_llama_cpp_jinja import BOS, CONVERSATIONS, DATES, EOS, GOLDEN, TEMPLATES
 from tritgguf.runtime.chat.chat_template import ChatTemplate
-from tritgguf.runtime.ollama.jinja_there import UNSET, as_meant
+from tritgguf.runtime.ollama.jinja_there import UNSET, as_meant, render
 
+RECORDED = json.loads(GOLDEN.read_text(encoding="utf-8"))
 FIXED = "{% if date_string is not defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}"
 TODAY = "{% set date_string = strftime_now('%d %b %Y') %}{{ date_string }}"
 ASKED = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_llama_cpp_renders_the_same(name: str) -> None:
+    """Recorded from llama.cpp's own jinja. Some of these templates have no system role, some system texts are empty."""
+    renderer = ChatTemplate(TEMPLATES[name], bos=BOS, eos=EOS, variables=DATES)
+    texts = [render(renderer, sample.messages, sample.think is not False) for sample in CONVERSATIONS]
+    assert texts == RECORDED[name]
+
+
+def test_llama_cpp_leaves_a_fixed_date_alone_where_the_variables_are_unset() -> None:
+    kept, lost = (RECORDED[f"llama3.1 with a fixed date{more}"] for more in (" that is kept", ""))
+    assert all("Today Date: 26 Jul 2024\n" in text for text in kept)
+    assert all("Today Date: 02 Jan 2030\n" in text for text in lost)
+    assert kept == RECORDED["llama3.1"]
 
 
 @pytest.mark.parametrize("form", ["%d %b %Y", "%b %d %Y"])
