@@ -30,7 +30,7 @@ class Era:
 _GUESSES = "the Modelfile's TEMPLATE; without one, a guess from the file's jinja, or none at all"
 _RENDERS = (
     "the file's jinja if that offers more (tools, thinking) than the Modelfile's TEMPLATE, else the TEMPLATE; "
-    "without one, a guess from the file's jinja, or the jinja itself"
+    "without a TEMPLATE, a guess from the file's jinja, or the jinja itself"
 )
 ERAS = (
     Era("before 0.7.1", (0, 0, 0), _GUESSES),

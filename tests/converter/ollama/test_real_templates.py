@@ -13,6 +13,7 @@ from tests.fetch import pypi_files
 from tests.golden.go_template_cases import TALK, TRIMMED_TALK
 from tests.ollama_prompt import ollama_prompt
 from tritgguf.converter.ollama.families import EOS, FAMILIES
+from tritgguf.converter.ollama.samples import EMPTY_SYSTEM
 from tritgguf.converter.ollama.selection import more_in_jinja
 from tritgguf.converter.ollama.translate import Filling, NearMiss, Translation
 from tritgguf.runtime.ollama.jinja_there import UNSET, as_meant
@@ -59,12 +60,14 @@ def files() -> dict[str, str]:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_family_of_a_real_template(name: str, files: dict[str, str]) -> None:
     family, _ = TEMPLATES[name]
-    choice = found(Case("", files[name], bos="<s>", eos="</s>", add_bos=True))
+    case = Case("", files[name], bos="<s>", eos="</s>", add_bos=True)
+    choice = found(case)
     if family is None:
         assert isinstance(choice, NearMiss)
     else:
         assert isinstance(choice, Translation), choice
         assert choice.family == family
+        assert choice.empty_system == rendered(case, EMPTY_SYSTEM.messages).removeprefix(case.bos)
 
 
 def test_ollama_renders_the_jinja_of_those_that_it_was_seen_to(files: dict[str, str]) -> None:
