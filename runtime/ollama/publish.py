@@ -18,7 +18,7 @@ from tritgguf.converter.ollama.modelfile import (
     Modelfile,
     context_parameter,
     license_text,
-    sampling_parameters,
+    ollama_parameters,
 )
 from tritgguf.converter.ollama.repack import refused, repack, repack_plan
 from tritgguf.converter.ollama.versions import CREATE_API, Verdict, parsed, verdict_for, verdicts, verdicts_on
@@ -88,7 +88,7 @@ def pack(path: Path, *, system: str = "", context: int | None = None, progress: 
     modelfile = Modelfile(
         source=out.name,
         template=chat.template,
-        parameters={**parameters, "num_ctx": context_parameter(file, context), **sampling_parameters(file)},
+        parameters={**parameters, "num_ctx": context_parameter(file, context), **ollama_parameters(file)},
         system=system,
         license=license_text(file),
     )
