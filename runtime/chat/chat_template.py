@@ -42,11 +42,17 @@ class _GenerationBlock(Extension):
 class ChatTemplate:
     """A compiled template, which may insert the texts of BOS and EOS and the time that `clock` returns.
 
-    `knows_thinking` tells whether it reads enable_thinking.
+    `variables` are more that it may insert. `knows_thinking` tells whether it reads enable_thinking.
     """
 
     def __init__(
-        self, source: str, *, bos: str = "", eos: str = "", clock: Callable[[], datetime] = datetime.now
+        self,
+        source: str,
+        *,
+        bos: str = "",
+        eos: str = "",
+        clock: Callable[[], datetime] = datetime.now,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
@@ -54,7 +60,7 @@ class ChatTemplate:
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda pattern: clock().strftime(pattern)
-        self._tokens = {"bos_token": bos, "eos_token": eos}
+        self._variables = {"bos_token": bos, "eos_token": eos, **(variables or {})}
         try:
             self._template = environment.from_string(source)
             self.knows_thinking = _THINKING in meta.find_undeclared_variables(environment.parse(source))
@@ -92,7 +98,7 @@ class ChatTemplate:
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
-                **self._tokens,
+                **self._variables,
                 **thinking,
             )
         except Exception as error:  # the template is a program from the file: it can raise anything
@@ -111,7 +117,8 @@ def _fold_system(messages: Sequence[Message]) -> list[Message] | None:
     """Return the messages with the system text in the first user text; None if they don't start with these two."""
     if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
         return None
-    first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    # One line end, as llama.cpp joins them (common/chat.cpp, system_message_not_supported), and with it Ollama.
+    first = {"role": "user", "content": f"{messages[0]['content']}\n{messages[1]['content']}"}
     return [first, *messages[2:]]
 
 
