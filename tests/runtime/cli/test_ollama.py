@@ -496,7 +496,7 @@ def test_a_jinja_that_would_get_today_s_date_is_replaced(exact: Path, monkeypatc
     own = GGUFReader(repacked).fields["tokenizer.chat_template"].contents()
     assert own == UNSET + FIXED_DATE
     assert "TEMPLATE" in file.with_suffix(".Modelfile").read_text()
-    code, out, err = run_captured(monkeypatch, capsys, "ollama", repacked, "dated", "--dry-run")
+    _, out, err = run_captured(monkeypatch, capsys, "ollama", repacked, "dated", "--dry-run")
     assert "today's date" not in out + err, "it is replaced already"
 
 
