@@ -64,8 +64,8 @@ def ollama(
     report.end()
     if not done:
         raise OllamaError(
-            f"{name} wasn't created, because there is no Ollama here; run the two commands where it is, or install it, "
-            "start `ollama serve` and try again"
+            f"{name} wasn't created: there is no Ollama here; run these commands where it is, or start `ollama serve` "
+            "and try again"
         )
 
 

@@ -161,7 +161,7 @@ def test_json_and_progress(file: Path, monkeypatch, capsys) -> None:
 
 def test_without_ollama_the_two_commands_are_printed(file: Path, monkeypatch, capsys) -> None:
     result = run_captured(monkeypatch, capsys, "ollama", file, "tiny")
-    one_line(result, "tiny wasn't created, because there is no Ollama here")
+    one_line(result, "tiny wasn't created: there is no Ollama here")
     out = result[1]
     commands = [f"  ollama create tiny -f {file.with_suffix('.Modelfile')}", "  ollama run tiny"]
     assert out.splitlines()[-3:] == ["Ollama wasn't found here. To create the model elsewhere, run:", *commands]
