@@ -91,7 +91,7 @@ def unknown_pre_tokenizer(folder: Path) -> None:
     path.write_text(json.dumps(tokenizer))
 
 
-@attack("quantization_config .gptq. that isn't known here")
+@attack("quantization_config.quant_method 'gptq' isn't known here")
 def unknown_quantization(folder: Path) -> None:
     edit_config(folder, quantization_config={"quant_method": "gptq"})
 
@@ -101,7 +101,7 @@ def unknown_rope(folder: Path) -> None:
     edit_config(folder, rope_scaling={"rope_type": "dynamic", "factor": 2.0})
 
 
-@attack("linear rope scaling needs the number factor")
+@attack("rope_scaling.factor must be a positive number from 1e-30 to 1e.30, found None")
 def rope_without_factor(folder: Path) -> None:
     edit_config(folder, rope_scaling={"rope_type": "linear"})
 
