@@ -16,7 +16,7 @@ from tritgguf.converter.planning.encoders import AsFloats, Constant, Encoder, On
 from tritgguf.converter.planning.file_plan import TensorPlan
 from tritgguf.converter.planning.grid_types import by_known_grid, least_error
 from tritgguf.converter.planning.request import Request
-from tritgguf.converter.planning.targets import refuses, ternary_types
+from tritgguf.converter.planning.targets import float_types, refuses, ternary_types
 from tritgguf.converter.quant.codec import (
     AnyCodec,
     AnyGgmlType,
@@ -175,12 +175,15 @@ def _smallest_exact(spec: TensorSpec, source: SourceTensor | None, request: Requ
     if source is None:
         raise UnsupportedError("no weights here, so no exact type can be chosen: add --type, such as --type tq2_0")
     grid = find_grid(source)
+    kept = _passthrough(spec, source, request)
     for name in ternary_types(request.target) if grid is not None else ():
         codec = ternary_codec(name)
         if grid is not None and grid.fits(codec.block):
-            return _exact_ternary(spec, codec, grid)
+            plan = _exact_ternary(spec, codec, grid)
+            if kept is not None and _beats(kept, plan, request.target):
+                return TensorPlan(kept, f"{grid.description(source.shape)}: smallest as it is, passthrough", exact=True)
+            return plan
     what = "not on a grid" if grid is None else f"{grid.description(source.shape)}, which no ternary type here stores"
-    kept = _passthrough(spec, source, request)
     if kept is not None:
         return TensorPlan(kept, f"{what}: passthrough", exact=True)
     if request.max_bits is not None:
@@ -193,6 +196,19 @@ def _smallest_exact(spec: TensorSpec, source: SourceTensor | None, request: Requ
                 f"weight for {request.target}; raise --max-bits, or add --fallback f16"
             )
     return _smallest_float(spec, source, what)
+
+
+def _beats(kept: Encoder, plan: TensorPlan, target: str) -> bool:
+    """Whether a GGUF tensor's own type is smaller than the planned one, or as small and, unlike that, exact.
+
+    A type that is known to run slowly on the target isn't chosen, as it isn't for other tensors.
+    """
+    own, planned = kept.codec, plan.codec
+    if own.name in codecs() and own.name not in (*ternary_types(target), *float_types(target)):
+        return False
+    if own.bits_per_weight == planned.bits_per_weight:
+        return not plan.exact
+    return own.bits_per_weight < planned.bits_per_weight
 
 
 def _smallest_float(spec: TensorSpec, source: SourceTensor, what: str) -> TensorPlan:
