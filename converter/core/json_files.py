@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tritgguf.converter.core.settings import shown_key
 from tritgguf.converter.errors import TritggufError
 
 MOST_LEVELS = 64  # of nesting: what reads, prints or writes the values later recurses into them
@@ -44,7 +45,9 @@ def read_object(path: Path, error: type[TritggufError]) -> dict[str, Any]:
     parsed = parse_object(read_text(path, error), path.name, error)
     for key, value in parsed.items():
         if _levels(value) > MOST_LEVELS:
-            raise error(f"{path.name}: {key!r:.80} is nested more than {MOST_LEVELS} levels deep; fetch the file again")
+            raise error(
+                f"{path.name}: {shown_key(key)} is nested more than {MOST_LEVELS} levels deep; fetch the file again"
+            )
     return parsed
 
 

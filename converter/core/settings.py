@@ -26,6 +26,11 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
+def shown_key(key: str) -> str:
+    """Return a key for a message: as it is, or quoted and shortened where it is no usual name."""
+    return key if key.isprintable() and len(key) <= _SHORT.maxstring else shown(key)
+
+
 class Settings(Mapping[str, Any]):
     """The keys of a JSON object in the file named `file`; `inside` names the object that they are in, if any."""
 
@@ -48,6 +53,7 @@ class Settings(Mapping[str, Any]):
 
     def name(self, key: str) -> str:
         """Return what messages call a key, such as "config.json: quantization_config.digits"."""
+        key = shown_key(key)
         return f"{self.file}: {self.inside}.{key}" if self.inside else f"{self.file}: {key}"
 
     def wrong(self, key: str, expected: str, found: object = None) -> SourceError:

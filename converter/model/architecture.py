@@ -115,7 +115,9 @@ def architecture_for(raw: dict[str, Any] | ConfigJson) -> Architecture:
         return known[named[0]]
     if named[0].endswith("Model") and not named[0].endswith("LMHeadModel"):
         raise UnsupportedError(
-            f"config.json: {named[0]} is a model without an output layer, such as one for text embeddings; only "
+            f"config.json: {named[0]:.80} is a model without an output layer, such as one for text embeddings; only "
             "models that generate text can be converted"
         )
-    raise UnsupportedError(f"config.json: architecture {named[0]} isn't known; known are {', '.join(sorted(known))}")
+    raise UnsupportedError(
+        f"config.json: architecture {named[0]:.80} isn't known; known are {', '.join(sorted(known))}"
+    )

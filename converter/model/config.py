@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritgguf.converter.checkpoint.config_json import FILE, ConfigJson
-from tritgguf.converter.core.settings import Settings, shown
+from tritgguf.converter.core.settings import Settings, shown, shown_key
 from tritgguf.converter.errors import SourceError, UnsupportedError
 
 # Far above any model's: a damaged value must not make the program list or pad millions of things.
@@ -133,8 +133,9 @@ def _require_plain_decoder(config: DecoderConfig, activations: tuple[str, ...]) 
         )
     activation = config.raw.get("hidden_act", activations[0])
     if activation not in activations:
-        named = activation if isinstance(activation, str) and activation.isidentifier() else shown(activation)
-        raise UnsupportedError(f"config.json: hidden_act is {named}, but the graph computes {activations[0]}")
+        raise UnsupportedError(
+            f"config.json: hidden_act is {shown(activation)}, but the graph computes {activations[0]}"
+        )
     keys = config.rope.options if config.rope.options.has("partial_rotary_factor") else config.raw
     if (partial := keys.number("partial_rotary_factor", 1.0)) != 1:
         raise UnsupportedError(
@@ -159,7 +160,7 @@ def _hadamard_key(config: Mapping[str, Any]) -> str | None:
     """Return the first key, at any depth, that has "hadamard" in its name and isn't false or null."""
     for key, value in config.items():
         if "hadamard" in key.lower() and value not in (False, None):
-            return key
+            return shown_key(key)
         if isinstance(value, dict) and (found := _hadamard_key(value)):
-            return f"{key}.{found}"
+            return f"{shown_key(key)}.{found}"
     return None

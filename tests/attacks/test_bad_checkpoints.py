@@ -106,7 +106,7 @@ def rope_without_factor(folder: Path) -> None:
     edit_config(folder, rope_scaling={"rope_type": "linear"})
 
 
-@attack("hidden_act is gelu, but the graph computes silu")
+@attack("hidden_act is .gelu., but the graph computes silu")
 def other_activation(folder: Path) -> None:
     edit_config(folder, hidden_act="gelu")
 
