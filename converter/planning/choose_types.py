@@ -175,15 +175,13 @@ def _smallest_exact(spec: TensorSpec, source: SourceTensor | None, request: Requ
     if source is None:
         raise UnsupportedError("no weights here, so no exact type can be chosen: add --type, such as --type tq2_0")
     grid = find_grid(source)
-    kept = _passthrough(spec, source, request)
-    for name in ternary_types(request.target) if grid is not None else ():
-        codec = ternary_codec(name)
-        if grid is not None and grid.fits(codec.block):
-            plan = _exact_ternary(spec, codec, grid)
-            if kept is not None and _beats(kept, plan, request.target):
-                return TensorPlan(kept, f"{grid.description(source.shape)}: smallest as it is, passthrough", exact=True)
-            return plan
-    what = "not on a grid" if grid is None else f"{grid.description(source.shape)}, which no ternary type here stores"
+    kept, ternary = _passthrough(spec, source, request), _smallest_ternary(spec, grid, request.target)
+    if ternary is not None and (kept is None or not _beats(kept, ternary, request.target)):
+        return ternary
+    what = "not on a grid"
+    if grid is not None:
+        why = "which no ternary type here stores" if ternary is None else "which no type here stores in fewer bits"
+        what = f"{grid.description(source.shape)}, {why}"
     if kept is not None:
         return TensorPlan(kept, f"{what}: passthrough", exact=True)
     if request.max_bits is not None:
@@ -196,6 +194,13 @@ def _smallest_exact(spec: TensorSpec, source: SourceTensor | None, request: Requ
                 f"weight for {request.target}; raise --max-bits, or add --fallback f16"
             )
     return _smallest_float(spec, source, what)
+
+
+def _smallest_ternary(spec: TensorSpec, grid: Grid | None, target: str) -> TensorPlan | None:
+    if grid is None:
+        return None
+    fitting = (codec for name in ternary_types(target) if grid.fits((codec := ternary_codec(name)).block))
+    return next((_exact_ternary(spec, codec, grid) for codec in fitting), None)
 
 
 def _beats(kept: Encoder, plan: TensorPlan, target: str) -> bool:
