@@ -12,7 +12,7 @@ from tritgguf.converter.errors import SourceError, UnsupportedError
 
 # Far above any model's: a damaged value must not make the program list or pad millions of things.
 MOST_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
-MOST_IN_A_ROW = 1 << 22  # tokens, or values of a row: the largest vocabularies have a quarter of it
+MOST_IN_A_ROW = 1 << 21  # tokens, or values of a row: the largest vocabularies have half of it
 SCALING, PARAMETERS = "rope_scaling", "rope_parameters"  # of transformers 4, of transformers 5
 ORIGINAL_LENGTH = "original_max_position_embeddings"
 
