@@ -12,6 +12,7 @@ from datetime import datetime
 
 import jinja2
 from gguf import Keys
+from jinja2 import meta
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
@@ -21,6 +22,7 @@ from tritgguf.converter.errors import EngineError
 from tritgguf.converter.gguf_io.metadata import Metadata
 
 Message = Mapping[str, str]
+_THINKING = "enable_thinking"  # the name that Qwen3 began and most templates of reasoning models read
 
 
 class _GenerationBlock(Extension):
@@ -38,7 +40,10 @@ class _GenerationBlock(Extension):
 
 
 class ChatTemplate:
-    """A compiled template, which may insert the texts of BOS and EOS and the time that `clock` returns."""
+    """A compiled template, which may insert the texts of BOS and EOS and the time that `clock` returns.
+
+    `knows_thinking` tells whether it reads enable_thinking.
+    """
 
     def __init__(
         self, source: str, *, bos: str = "", eos: str = "", clock: Callable[[], datetime] = datetime.now
@@ -52,6 +57,7 @@ class ChatTemplate:
         self._tokens = {"bos_token": bos, "eos_token": eos}
         try:
             self._template = environment.from_string(source)
+            self.knows_thinking = _THINKING in meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise EngineError(f"the file's chat template isn't valid Jinja ({_line(error)})") from error
 
@@ -79,7 +85,7 @@ class ChatTemplate:
         return text if messages[0]["content"].strip() in text else self._render(folded, add_generation_prompt, think)
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, think: bool | None) -> str:
-        thinking = {} if think is None else {"enable_thinking": think}
+        thinking = {} if think is None else {_THINKING: think}
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
