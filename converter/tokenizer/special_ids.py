@@ -67,8 +67,8 @@ class SpecialIds:
         for token_id in entries:
             if type(token_id) is not int or token_id >= self.vocabulary.n_vocab:
                 raise TokenizerError(
-                    f"{name}_token_id in the model's configs is {shown(token_id)}; expected an id below the vocab_size of "
-                    f"{self.vocabulary.n_vocab}; correct config.json or generation_config.json"
+                    f"{name}_token_id in the model's configs is {shown(token_id)}; expected an id below the "
+                    f"vocab_size of {self.vocabulary.n_vocab}; correct config.json or generation_config.json"
                 )
         return [token_id for token_id in entries if token_id >= 0]
 
