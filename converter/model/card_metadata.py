@@ -12,6 +12,7 @@ from gguf import GGUFValueType, Keys
 from gguf import Metadata as GgufMetadata
 
 from tritgguf.converter.core.json_files import read_object_if_present
+from tritgguf.converter.core.settings import LARGEST, SMALLEST, Settings
 from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_io.metadata import Metadata, Value, float32, string
 
@@ -20,12 +21,12 @@ _LICENSE = {
     "license_name": Keys.General.LICENSE_NAME,
     "license_link": Keys.General.LICENSE_LINK,
 }
-# Keys of generation_config.json, and the keys that llama.cpp's programs read them from.
+# Keys of generation_config.json with their ranges, and the keys that llama.cpp's programs read them from.
 _SAMPLING = {
-    "temperature": Keys.General.SAMPLING_TEMP,
-    "top_p": Keys.General.SAMPLING_TOP_P,
-    "min_p": Keys.General.SAMPLING_MIN_P,
-    "repetition_penalty": Keys.General.SAMPLING_PENALTY_REPEAT,
+    "temperature": (Keys.General.SAMPLING_TEMP, 0, LARGEST),
+    "top_p": (Keys.General.SAMPLING_TOP_P, 0, 1),
+    "min_p": (Keys.General.SAMPLING_MIN_P, 0, 1),
+    "repetition_penalty": (Keys.General.SAMPLING_PENALTY_REPEAT, SMALLEST, LARGEST),
 }
 
 
@@ -33,7 +34,7 @@ def card_metadata(folder: Path) -> tuple[Metadata, list[str]]:
     """Return the keys of README.md's licence and generation_config.json's sampling, and notes for the user.
 
     A missing file gives no keys. Front matter that can't be read gives a note and no licence. A damaged
-    generation_config.json raises SourceError.
+    generation_config.json, or a wrong number in it, raises SourceError.
     """
     licence, notes = _licence(folder)
     return licence | _sampling(folder), notes
@@ -78,12 +79,14 @@ def _text(value: object) -> str | None:
 
 
 def _sampling(folder: Path) -> Metadata:
-    generation = read_object_if_present(folder / "generation_config.json", SourceError)
-    keys: Metadata = {}
-    for name, key in _SAMPLING.items():
-        value = generation.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            keys[key] = float32(value)
-    if type(top_k := generation.get("top_k")) is int:
-        keys[Keys.General.SAMPLING_TOP_K] = Value(top_k, GGUFValueType.INT32)
+    path = folder / "generation_config.json"
+    generation = Settings(path.name, read_object_if_present(path, SourceError))
+    keys: Metadata = {
+        key: float32(generation.number(name, least=least, most=most))
+        for name, (key, least, most) in _SAMPLING.items()
+        if generation.has(name)
+    }
+    if generation.has("top_k"):
+        # Some files say -1 for no limit, as llama.cpp does.
+        keys[Keys.General.SAMPLING_TOP_K] = Value(generation.integer("top_k", least=-1), GGUFValueType.INT32)
     return keys

@@ -7,6 +7,7 @@ from typing import Any
 
 from gguf import Keys
 
+from tritgguf.converter.core.settings import shown
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import Metadata, boolean, uint32
 from tritgguf.converter.tokenizer.files import SideFiles, token_text
@@ -76,8 +77,8 @@ class SpecialIds:
         for token_id in entries:
             if type(token_id) is not int or token_id >= self.vocabulary.n_vocab:
                 raise TokenizerError(
-                    f"{name}_token_id in the model's configs is {token_id!r}; expected an id below the vocab_size of "
-                    f"{self.vocabulary.n_vocab}; correct config.json or generation_config.json"
+                    f"{name}_token_id in the model's configs is {shown(token_id)}; expected an id below the "
+                    f"vocab_size of {self.vocabulary.n_vocab}; correct config.json or generation_config.json"
                 )
         return [token_id for token_id in entries if token_id >= 0]
 
