@@ -147,7 +147,7 @@ def write_model(
         planned(file_plan)
     paths = part_paths(target, len(file_plan.parts))
     require_writable(target, paths, force)
-    with whole_files(paths, file_plan.parts) as files, ThreadPoolExecutor(1) as checker:
+    with whole_files(paths, file_plan.parts, force=force) as files, ThreadPoolExecutor(1) as checker:
         checked = None
         if check and opened.tokenizer is not None:
             checked = checker.submit(check_token_ids, opened.tokenizer, files[0].path, check)

@@ -1,5 +1,5 @@
 """Advice to the operating system: prefetch or evict parts of mapped files, reserve disk space, start writing to disk,
-trim free memory.
+exchange names, trim free memory.
 
 The system reads a mapped file in small pieces, on the first access to each page, and counts every such page as this
 process's memory. `prefetch` makes it read a part in large pieces in the background. `read_now` maps a part in one call,
@@ -9,7 +9,9 @@ in a third of the time of page faults. `evict` leaves the pages in the system's 
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
+import os
 import sys
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -22,8 +24,9 @@ ByteArray = npt.NDArray[np.uint8]
 # https://man7.org/linux/man-pages/man2/madvise.2.html
 _ADVICE = {"prefetch": 3, "read_now": 22, "evict": 4}
 _SYNC_FILE_RANGE_WRITE = 2  # https://man7.org/linux/man-pages/man2/sync_file_range.2.html
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # https://man7.org/linux/man-pages/man2/rename.2.html
 # Called through ctypes, since the mmap module's madvise holds the GIL while it waits for the disk.
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 def mapped(path: Path) -> ByteArray:
@@ -51,9 +54,19 @@ def advise(part: ByteArray, advice: Literal["prefetch", "read_now", "evict"]) ->
 
 
 def reserve(file: BinaryIO, n_bytes: int) -> None:
-    """Set a new file's size, and allocate its disk space where possible: writing then takes a third less time."""
-    if _LIBC is None or _LIBC.fallocate(file.fileno(), 0, ctypes.c_int64(0), ctypes.c_int64(n_bytes)) != 0:
-        file.truncate(n_bytes)
+    """Set a new file's size, and allocate its disk space where possible: writing then takes a third less time.
+
+    Raise OSError if the disk is full, or the file may not be that large.
+    """
+    while _LIBC is not None:
+        if _LIBC.fallocate(file.fileno(), 0, ctypes.c_int64(0), ctypes.c_int64(n_bytes)) == 0:
+            return
+        number = ctypes.get_errno()
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(number, os.strerror(number))
+        if number != errno.EINTR:  # a signal, whose handler runs before the next call
+            break
+    file.truncate(n_bytes)
 
 
 def start_writeback(file: BinaryIO, offset: int, n_bytes: int) -> None:
@@ -61,6 +74,14 @@ def start_writeback(file: BinaryIO, offset: int, n_bytes: int) -> None:
     if _LIBC is not None and hasattr(_LIBC, "sync_file_range"):
         start, size = ctypes.c_int64(offset), ctypes.c_int64(n_bytes)
         _LIBC.sync_file_range(file.fileno(), start, size, ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Exchange the names of two files or folders in one step; return False where the system can't."""
+    if _LIBC is None or not hasattr(_LIBC, "renameat2"):
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    return bool(_LIBC.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_RENAME_EXCHANGE)) == 0)
 
 
 def trim_memory() -> None:
