@@ -19,6 +19,8 @@ from typing import BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
+from tritgguf.converter.errors import SourceError
+
 ByteArray = npt.NDArray[np.uint8]
 # MADV_WILLNEED, MADV_POPULATE_READ (before Linux 5.14 an error without effect), MADV_DONTNEED:
 # https://man7.org/linux/man-pages/man2/madvise.2.html
@@ -29,24 +31,62 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # https://man7.org/linux/man-pages/man2/r
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
+class MappedFile(mmap.mmap):
+    """A mapped file that knows what it was when it was mapped."""
+
+    path: Path
+    before: os.stat_result
+
+
+def map_file(path: Path) -> MappedFile:
+    """Map a file that isn't empty, for reading; raise OSError if that fails."""
+    with path.open("rb") as file:
+        whole = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
+        whole.path, whole.before = path.absolute(), os.fstat(file.fileno())
+        return whole
+
+
 def mapped(path: Path) -> ByteArray:
     """Map a file and return its bytes, read-only uint8 (n_bytes,); raise OSError if that fails."""
-    with path.open("rb") as file:
-        if path.stat().st_size == 0:
-            return np.empty(0, np.uint8)
-        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if hasattr(mmap, "MADV_SEQUENTIAL"):  # so that the system doesn't expect evicted pages to be read again
-            whole.madvise(mmap.MADV_SEQUENTIAL)
-        return np.frombuffer(whole, np.uint8)
+    if path.stat().st_size == 0:
+        return np.empty(0, np.uint8)
+    whole = map_file(path)
+    if hasattr(mmap, "MADV_SEQUENTIAL"):  # so that the system doesn't expect evicted pages to be read again
+        whole.madvise(mmap.MADV_SEQUENTIAL)
+    return np.frombuffer(whole, np.uint8)
+
+
+def require_unchanged(part: ByteArray) -> None:
+    """Raise SourceError if the mapped file that `part` belongs to was written to since; other arrays are fine.
+
+    The system ends a process that reads where a file was cut off (SIGBUS), and passes other changes on silently.
+    """
+    mapping = _mapping(part)
+    if not isinstance(mapping, MappedFile):
+        return
+    try:
+        now = mapping.path.stat()
+    except OSError:  # removed or renamed: what is mapped stays
+        return
+    before = mapping.before
+    same_file = (now.st_dev, now.st_ino) == (before.st_dev, before.st_ino)
+    if same_file and (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        what = f"from {before.st_size:,} to {now.st_size:,} bytes, " if now.st_size != before.st_size else ""
+        raise SourceError(
+            f"{mapping.path} changed {what}while it was read; run the command again when no other program writes to it"
+        )
+
+
+def _mapping(part: ByteArray) -> object:
+    whole = part
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    return whole.base.obj if isinstance(whole.base, memoryview) else None
 
 
 def advise(part: ByteArray, advice: Literal["prefetch", "read_now", "evict"]) -> None:
     """Advise the system on a contiguous part of a mapped file; no effect on other arrays, or where not on Linux."""
-    whole = part
-    while isinstance(whole.base, np.ndarray):
-        whole = whole.base
-    mapping = whole.base.obj if isinstance(whole.base, memoryview) else None
-    if _LIBC is None or not isinstance(mapping, mmap.mmap) or part.size == 0:
+    if _LIBC is None or part.size == 0 or not isinstance(_mapping(part), mmap.mmap):
         return
     start = part.ctypes.data
     page = start // mmap.PAGESIZE * mmap.PAGESIZE
