@@ -1,8 +1,8 @@
 """A file that gets its name when it is complete, and what tells its temporary name from a file of the user.
 
-On Linux it has no name before (O_TMPFILE): whatever ends the process, the system frees it. Where that doesn't work (NFS,
-exFAT, other systems), and for the moment in which it replaces another file, it has a random temporary name. A lock on
-it lasts as long as its process, so the next run can remove what a killed one left.
+On Linux it has no name before (O_TMPFILE): whatever ends the process, the system frees it. Where that doesn't work
+(NFS, exFAT, other systems), and for the moment in which it replaces another file, it has a random temporary name. A
+lock on it lasts as long as its process, so the next run can remove what a killed one left.
 """
 
 from __future__ import annotations
@@ -85,9 +85,7 @@ def leftovers(target: Path) -> list[Path]:
         return [
             target.with_name(entry.name)
             for entry in entries
-            if entry.name.startswith(target.name)
-            and _TEMPORARY.fullmatch(entry.name, start)
-            and not entry.is_symlink()
+            if entry.name.startswith(target.name) and _TEMPORARY.fullmatch(entry.name, start) and not entry.is_symlink()
         ]
     return []
 

@@ -52,9 +52,7 @@ class Content(Protocol):
 
 
 @contextlib.contextmanager
-def whole_files(
-    paths: Sequence[Path], contents: Sequence[Content], *, force: bool = False
-) -> Iterator[list[OpenPart]]:
+def whole_files(paths: Sequence[Path], contents: Sequence[Content], *, force: bool = False) -> Iterator[list[OpenPart]]:
     """Open new files of the final sizes, with their headers; name all after the block, or remove all on errors.
 
     Removes what killed processes left of the same files. Raises OutputError if the disk has too little space, a file

@@ -1,4 +1,4 @@
-"""Standard output that is full, closed, or of another encoding than UTF-8: no traceback, and an exit code that tells."""
+"""Standard output that is full, closed or not UTF-8: no traceback, and an exit code that tells."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import contextlib
 import io
 import os
 import sys
-from typing import Any
+
+from typing_extensions import Buffer
 
 from tritgguf.converter.errors import OutputError
 
@@ -14,7 +15,7 @@ from tritgguf.converter.errors import OutputError
 class _Output(io.FileIO):
     """Standard output whose errors can be told from those of other files; a closed pipe stays a BrokenPipeError."""
 
-    def write(self, data: Any) -> int:
+    def write(self, data: Buffer) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
