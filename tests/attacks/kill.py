@@ -36,6 +36,7 @@ HANG = 120  # seconds
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL")
 COMMANDS = ("convert", "quantize", "ollama")
 NOTHING, SOME, WHOLE, PARTIAL = "nothing", "whole files of the result", "the whole result", "temporary files"
+NO_DISK = "the disk can't be mounted"
 
 
 @dataclass
@@ -202,7 +203,7 @@ def stop(stage: Scene, number: signal.Signals, delay: float) -> tuple[int, str]:
 def fill(stage: Scene, disk_bytes: int, delay: float | None) -> tuple[int, str]:
     """Run the command on a disk of that size, which something else fills after `delay` seconds; return as `stop` does.
 
-    Raises OSError where a process can't mount a disk of its own.
+    The result is NO_DISK where a process can't mount a disk of its own.
     """
     stage.clear()
     report = stage.place / "report"
@@ -224,7 +225,7 @@ def fill(stage: Scene, disk_bytes: int, delay: float | None) -> tuple[int, str]:
         report.write_text(stage.left_over())
 
     code = wait(stage.start(prepare, look))
-    return code, report.read_text() if report.exists() else "the disk can't be mounted"
+    return code, report.read_text() if report.exists() else NO_DISK
 
 
 def mount(folder: Path, disk_bytes: int) -> None:
@@ -296,7 +297,7 @@ def faults(rows: list[Row]) -> list[str]:
     """Return what is left over in `rows` that should not be."""
     found = []
     for command, way, by, _, left, _ in rows:
-        allowed = {NOTHING, WHOLE, SOME} | ({PARTIAL} if by == "SIGKILL" else set())
+        allowed = {NOTHING, WHOLE, SOME, NO_DISK} | ({PARTIAL} if by == "SIGKILL" else set())
         if by == "the run after SIGKILL":
             allowed = {WHOLE}
         found += [f"{command}, {way}, {by}: {what}" for what in left if what not in allowed]
@@ -324,7 +325,7 @@ def main() -> int:
                 place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritgguf-kill-")))
                 stage = stack.enter_context(scene(command, place, options.vocabulary, way == "named"))
                 print(f"{command}, {way}: {stage.seconds:.2f} s undisturbed", file=sys.stderr, flush=True)
-                rows += kill_rows(stage, options.points, chance)
+                rows += kill_rows(stage, options.points, chance) if options.points else []
                 rows += disk_rows(stage, options.disks, chance) if options.disks else []
     print(table(rows))
     print(f"\nSeed {options.seed}, {time.monotonic() - begun:.0f} s.")
