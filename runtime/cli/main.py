@@ -83,6 +83,8 @@ def main() -> None:
         except SystemExit:
             standard_streams.flush()
             raise
+    except KeyboardInterrupt:  # before or after the command itself
+        sys.exit(INTERRUPTED)
     except TritggufError as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import faulthandler
 import hashlib
 import importlib
 import os
@@ -32,7 +33,7 @@ from tests.attacks.test_bad_targets import enlarge_vocabulary
 from tests.checkpoints import build
 from tritgguf.runtime.cli.main import main as tritgguf
 
-HANG = 120  # seconds
+HANG = 60  # seconds
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL")
 COMMANDS = ("convert", "quantize", "ollama")
 NOTHING, SOME, WHOLE, PARTIAL = "nothing", "whole files of the result", "the whole result", "temporary files"
@@ -68,6 +69,11 @@ class Scene:
         """Where the run's temporary files go."""
         return self.place / "tmp"
 
+    @property
+    def log(self) -> Path:
+        """What the run prints."""
+        return self.place.parent / "log"
+
     def arguments(self, force: bool) -> list[str]:
         """Return the command line."""
         again = ["--force"] if force else []
@@ -88,12 +94,14 @@ class Scene:
         code = 1
         try:
             os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
             os.environ["TMPDIR"] = tempfile.tempdir = str(self.temporary)
             if self.named:
                 vars(os).pop("O_TMPFILE", None)
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 1)
-            os.dup2(nowhere, 2)
+            log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            faulthandler.dump_traceback_later(HANG - 10)
             if prepare:
                 prepare()
             sys.argv = ["tritgguf", *self.arguments(force)]
@@ -135,18 +143,18 @@ def wait(process: int) -> int:
     deadline = time.monotonic() + HANG
     code: int | None = None
     while time.monotonic() < deadline:
-        if code is None:
-            ended, status = os.waitpid(process, os.WNOHANG)
-            if ended:
-                code = os.waitstatus_to_exitcode(status)
-        else:
-            try:
-                os.killpg(process, 0)
-            except (ProcessLookupError, PermissionError):
-                return 128 - code if code < 0 else code
-        time.sleep(0.002)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process, signal.SIGKILL)
+        try:
+            ended, status = os.waitpid(process if code is None else -process, os.WNOHANG)
+        except ChildProcessError:
+            assert code is not None
+            return 128 - code if code < 0 else code
+        if ended == process:
+            code = os.waitstatus_to_exitcode(status)
+        elif not ended:
+            time.sleep(0.002)
+    if code is not None:
+        raise TimeoutError(f"a process that a run started didn't end within {HANG} s")
+    os.kill(process, signal.SIGKILL)
     raise TimeoutError(f"a run took more than {HANG} s")
 
 
@@ -316,6 +324,8 @@ def main() -> int:
     options = parser.parse_args()
     for module in ("tritgguf.converter.conversion.pipeline", "tritgguf.runtime.ollama.publish"):
         importlib.import_module(module)
+    # Children of a killed run become this process's, which can then wait for them: prctl(2).
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
     rows: list[Row] = []
     begun = time.monotonic()
     for command in options.commands:
@@ -325,8 +335,12 @@ def main() -> int:
                 place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritgguf-kill-")))
                 stage = stack.enter_context(scene(command, place, options.vocabulary, way == "named"))
                 print(f"{command}, {way}: {stage.seconds:.2f} s undisturbed", file=sys.stderr, flush=True)
-                rows += kill_rows(stage, options.points, chance) if options.points else []
-                rows += disk_rows(stage, options.disks, chance) if options.disks else []
+                try:
+                    rows += kill_rows(stage, options.points, chance) if options.points else []
+                    rows += disk_rows(stage, options.disks, chance) if options.disks else []
+                except TimeoutError:
+                    print(stage.log.read_text(), file=sys.stderr)
+                    raise
     print(table(rows))
     print(f"\nSeed {options.seed}, {time.monotonic() - begun:.0f} s.")
     wrong = faults(rows)
