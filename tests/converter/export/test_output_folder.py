@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from tests import checkpoints
 from tests.attacks.damage import edit_config
 from tritgguf.converter import OutputError, quantize
 from tritgguf.converter.core.new_file import temporary_name
+from tritgguf.converter.export import output_folder
 from tritgguf.converter.export.output_folder import STATE, whole_folder
 
 
@@ -62,8 +65,25 @@ def test_a_folder_that_another_run_resumes_is_left_to_it(tmp_path: Path) -> None
     assert out.is_dir()
 
 
-def test_a_failed_exchange_restores_the_old_folder(model, tmp_path: Path) -> None:
-    """The new folder vanishes before it can be renamed: the old one has been moved aside by then."""
+def test_a_second_renaming_that_fails_restores_the_old_folder(model, tmp_path: Path, monkeypatch) -> None:
+    """Where a system can't exchange two folders, and the disk fails after the old one is moved aside."""
+    out = quantize(model("llama-gqa"), tmp_path / "out", "bitnet", threads=1).out
+    before, rename = contents(out), os.rename
+
+    def failing(source: object, target: object) -> None:
+        if str(target) == str(out) and str(source).endswith(".part"):
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(output_folder, "exchange", lambda *_: False, raising=False)
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OutputError, match="can't be written: Input/output error"):
+        quantize(model("llama-gqa"), out, "bitnet", force=True, threads=1)
+    assert contents(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_new_folder_that_vanishes_leaves_the_old_one(model, tmp_path: Path) -> None:
     out = quantize(model("llama-gqa"), tmp_path / "out", "bitnet", threads=1).out
     before = contents(out)
     with pytest.raises(OutputError, match="can't be written"), whole_folder(out, {}, resume=False, force=True) as new:
