@@ -14,7 +14,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tritgguf.converter.errors import EngineError, TokenizerError, TritggufError
@@ -26,14 +27,26 @@ from tritgguf.runtime.engine.gguf_header import read_header, vocabulary_only
 def token_ids(path: str | os.PathLike[str], texts: Sequence[str]) -> list[list[int]]:
     """Return the ids of each text as a prompt by the GGUF file's tokenizer; EngineError if that can't be loaded."""
     header = read_header(Path(path))
-    with tempfile.TemporaryDirectory(prefix="tritgguf-") as folder:
-        copy = Path(folder) / "vocabulary.gguf"
-        copy.write_bytes(vocabulary_only(Path(path), header))
+    with _readable(vocabulary_only(Path(path), header)) as copy:
         try:
             with Model(copy, vocab_only=True, header=header) as model:
                 return [model.vocab.tokenize(text, special=True, add_special=True) for text in texts]
         except EngineError as error:
             raise EngineError(str(error).replace(str(copy), str(path))) from error
+
+
+@contextmanager
+def _readable(content: bytes) -> Iterator[Path]:
+    """Yield a path of a file with that content: on Linux in memory, since a killed process leaves other files."""
+    if hasattr(os, "memfd_create"):
+        with os.fdopen(os.memfd_create("vocabulary.gguf"), "wb", buffering=0) as file:
+            file.write(content)
+            yield Path(f"/proc/self/fd/{file.fileno()}")
+        return
+    with tempfile.TemporaryDirectory(prefix="tritgguf-") as folder:
+        copy = Path(folder) / "vocabulary.gguf"
+        copy.write_bytes(content)
+        yield copy
 
 
 def main() -> int:

@@ -407,3 +407,13 @@ def test_a_file_given_as_the_model(name, content, expected, tmp_path, monkeypatc
 def test_a_model_that_is_not_there(tmp_path, monkeypatch, capsys) -> None:
     assert run(monkeypatch, "convert", tmp_path / "nowhere", tmp_path / "out.gguf") == 1
     assert_one_error_line(capsys, "nowhere doesn't exist")
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("command", ["convert", "quantize"])
+def test_an_adapter_beside_a_full_model_is_not_ignored(name, command, tmp_path, monkeypatch, capsys) -> None:
+    model = build("llama-gqa", tmp_path / "model")
+    (model / name).write_text("{}")
+    options = ["--scheme", "bitnet"] if command == "quantize" else []
+    assert run(monkeypatch, command, model, tmp_path / "out", *options) == 1
+    assert_one_error_line(capsys, rf"holds an adapter \({name}\), which isn't read: merge it")
