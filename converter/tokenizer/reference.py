@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -46,7 +47,9 @@ class Reference:
 
     @cached_property
     def _tokenizer(self) -> tokenizers.Tokenizer:
-        tokenizer = load_library(read_bytes(self.folder / TOKENIZER_JSON).removeprefix(codecs.BOM_UTF8))
+        stored = read_bytes(self.folder / TOKENIZER_JSON).removeprefix(codecs.BOM_UTF8)
+        with refusals():
+            tokenizer = tokenizers.Tokenizer.from_buffer(stored)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         for token in self.own or ():
@@ -61,10 +64,11 @@ class Reference:
         return tokenizer
 
 
-def load_library(stored: bytes) -> tokenizers.Tokenizer:
-    """Load the bytes of a tokenizer.json; raise TokenizerError where the tokenizers library refuses them."""
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Raise TokenizerError where the tokenizers library refuses the tokenizer.json that it is given."""
     try:
-        return tokenizers.Tokenizer.from_buffer(stored)
+        yield
     except BaseException as error:  # the library raises Exception itself, and PanicException, a BaseException
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise

@@ -210,6 +210,11 @@ def test_a_wrong_key_fails_the_check(post_processor: str, key: str, structure: d
         (template([], []) | {"single": [{"Sequence": {"id": "A", "type_id": 0}}] * 2}, "holds the text 2 times"),
         (template([TURN_END], [], {TURN_END: 2999}), "puts id 2999 before a text, which is no token's"),
         ({"type": "TemplateProcessing"}, "refused by the tokenizers library"),
+        (template([END], []) | {"special_tokens": {}}, "refused by the tokenizers library"),
+        (
+            template([END], []) | {"single": [{"SpecialToken": {"id": "A", "type_id": 0}}]},
+            "refused by the tokenizers library",
+        ),
         ("RobertaProcessing", "refused by the tokenizers library"),
     ],
 )
