@@ -28,11 +28,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.attacks import fuzz_targets, fuzz_traps
-from tritgguf.converter.errors import TritggufError
+from tritgguf.converter.errors import MAX_MESSAGE, TritggufError
 
 CPU_SECONDS = 10.0
 MEMORY_BYTES = 1 << 30
-MAX_MESSAGE = 2000
 BATCH = 20_000
 ALL = {**fuzz_targets.TARGETS, **fuzz_traps.TRAPS}
 _MEMORY_DISK = Path("/dev/shm")  # writing an input takes longer than reading it, so not to a disk
@@ -66,7 +65,8 @@ def try_input(target: fuzz_targets.Target, seed: int, number: int) -> str | None
     except TritggufError as error:
         message = str(error)
         if len(message.splitlines()) != 1 or len(message) > MAX_MESSAGE:
-            raise AssertionError(f"a message of {len(message)} characters, {message.count(chr(10))} line ends") from error
+            lines = len(message.splitlines())
+            raise AssertionError(f"{len(message)} characters in {lines} lines: {message!r:.90}") from error
         return message
     return None
 
@@ -104,7 +104,7 @@ def _place(error: BaseException) -> str:
     cause = error.__cause__ if isinstance(error, AssertionError) and error.__cause__ else error
     frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if "site-packages" not in frame.filename]
     frame = frames[-1]
-    return f"{type(error).__name__} at {'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno}: {str(error):.90}"
+    return f"{type(error).__name__} at {'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno}: {error!s:.150}"
 
 
 def _kind(message: str | None) -> str:

@@ -130,7 +130,7 @@ class ConfigJson(Target):
         names += [(packed_checkpoints.build, name) for name in PACKINGS]
         for build, name in names:
             model = build(name, folder / name)
-            for weights in model.glob("*.safetensors"):
+            for weights in sorted(model.glob("*.safetensors")):
                 keep_header(weights)
             bare = folder / f"{name} without weights"
             shutil.copytree(model, bare, ignore=shutil.ignore_patterns("*.safetensors*"))
@@ -156,10 +156,10 @@ class Tokenizer(Target):
         self.files: list[tuple[Path, bytes]] = []
         for recipe in ("llama-gqa", "qwen2", "llama-tied"):
             model = checkpoints.build(recipe, folder / recipe)
-            for file in model.glob("*.json"):
+            for file in sorted(model.glob("*.json")):
                 if file.name not in ("config.json", safetensors_reader.INDEX):
                     self.files.append((file, file.read_bytes()))
-            for weights in model.glob("*.safetensors"):
+            for weights in sorted(model.glob("*.safetensors")):
                 weights.unlink()
         pieces = folder / "sentencepiece"
         pieces.mkdir()

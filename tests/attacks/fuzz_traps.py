@@ -28,7 +28,9 @@ class TwoLines(_Trap):
     name = "trap-two-lines"
 
     def read(self, rng: random.Random) -> None:
-        raise SourceError("one line\nand another")
+        error = SourceError("one line")
+        error.args = ("one line\nand another",)  # an error makes one line of what it is given
+        raise error
 
 
 class Memory(_Trap):
