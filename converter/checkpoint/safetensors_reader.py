@@ -111,7 +111,11 @@ def _shard_path(folder: Path, name: str) -> Path:
             f"{INDEX} names the shard {name!r}, which lies outside the folder; expected a plain file name"
         )
     path = folder / name
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or that no file can have
+        found = False
+    if not found:
         raise SourceError(f"{INDEX} names the shard {name}, which isn't in the folder: fetch the missing file")
     return path
 

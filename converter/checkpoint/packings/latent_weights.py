@@ -57,6 +57,11 @@ def ternarized(tensor: SourceTensor) -> LatentTensor:
     return LatentTensor(tensor.name, PACKING.name, tensor.shape, tensor.shape[-1], tensor)
 
 
+# A pattern that repeats a group, or has many repetitions, can take exponential time to match.
+MAX_PATTERN = 200
+_REPEATED_GROUP, _REPETITION = re.compile(r"\)[*+?{]"), re.compile(r"[*+{]")
+
+
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
     """Whether config.json says online quantization, or there is no quantization_config and the class is 1bitLLM's."""
     if any(tensor.dtype == "U8" for tensor in stored.values()):
@@ -82,6 +87,12 @@ def _kept(name: str, patterns: Sequence[str]) -> bool:
     A pattern is the end of the module's name, or a regular expression for its start that ends before a dot.
     """
     module = name.removesuffix(".weight")
+    for pattern in patterns:
+        if len(pattern) > MAX_PATTERN or _REPEATED_GROUP.search(pattern) or len(_REPETITION.findall(pattern)) > 3:
+            raise SourceError(
+                f"config.json: modules_to_not_convert holds the pattern {pattern!r:.80}, whose search can take for "
+                "ever; expected the name of a module, or a pattern with few repetitions"
+            )
     try:
         return any(module.endswith(p) or re.match(rf"(?:{p})(?:(?<=\.)|(?=\.|$))", module) for p in patterns)
     except re.error as error:

@@ -103,6 +103,15 @@ LATENT = [
         SourceError,
         ("modules_to_not_convert", "pattern"),
     ),
+    *(  # searching for these takes exponential time
+        Broken(
+            "llama-online",
+            bitnet(quantization_mode="online", modules_to_not_convert=[pattern]),
+            SourceError,
+            ("modules_to_not_convert", "for ever"),
+        )
+        for pattern in (r"(\w+)+!", r"(?:\w*){99}!", r".*.*.*.*.*!", "a" * 999)
+    ),
     Broken("1bitllm", with_first_float(DOWN, float("nan")), TensorError, (DOWN, "NaN")),
 ]
 BASE3 = [
