@@ -1,40 +1,19 @@
-"""The chat template of a model file: Jinja, rendered as transformers does it.
-
-The settings of the environment and the functions that a template may call are those of apply_chat_template:
-https://github.com/huggingface/transformers/blob/main/src/transformers/utils/chat_template_utils.py
-"""
+"""The chat template of a model file: Jinja, rendered as transformers does it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 import jinja2
 from gguf import Keys
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import CallBlock, Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tritgguf.converter.errors import EngineError
 from tritgguf.converter.gguf_io.metadata import Metadata
+from tritgguf.converter.tokenizer.template_budget import budget_for, characters
+from tritgguf.converter.tokenizer.template_sandbox import template_environment
 
 Message = Mapping[str, str]
-
-
-class _GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}` marks the text to train on; rendering keeps its content only."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it without ClassVar)
-
-    def parse(self, parser: Parser) -> Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
-
-    def _content(self, caller: Callable[[], str]) -> str:
-        return caller()
 
 
 class ChatTemplate:
@@ -43,15 +22,9 @@ class ChatTemplate:
     def __init__(
         self, source: str, *, bos: str = "", eos: str = "", clock: Callable[[], datetime] = datetime.now
     ) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda pattern: clock().strftime(pattern)
         self._tokens = {"bos_token": bos, "eos_token": eos}
         try:
-            self._template = environment.from_string(source)
+            self._template = template_environment(clock).from_string(source)
         except jinja2.TemplateError as error:
             raise EngineError(f"the file's chat template isn't valid Jinja ({_line(error)})") from error
 
@@ -80,15 +53,17 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, think: bool | None) -> str:
         thinking = {} if think is None else {"enable_thinking": think}
+        given = [dict(message) for message in messages]
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._tokens,
-                **thinking,
-            )
+            with budget_for(characters(given)):
+                return self._template.render(
+                    messages=given,
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    **self._tokens,
+                    **thinking,
+                )
         except Exception as error:  # the template is a program from the file: it can raise anything
             raise EngineError(f"the file's chat template refuses the conversation ({_line(error)})") from error
 
@@ -110,19 +85,4 @@ def _fold_system(messages: Sequence[Message]) -> list[Message] | None:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Jinja's own filter escapes HTML characters, which would change the prompt."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
+    return f"{' '.join(str(error).split()) or type(error).__name__:.300}"
