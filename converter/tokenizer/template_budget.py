@@ -7,18 +7,19 @@ makes. The count is the same on every machine and in every thread.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 from jinja2 import TemplateError
 from jinja2.utils import Namespace
 
-# A long template of today spends 200 for a message. Ten million take two seconds and some hundred megabytes at most.
-BASE_UNITS = 10_000_000
-UNITS_PER_CHARACTER = 20  # of the conversation: documents are long
+BASE_UNITS = 2_000_000
+UNITS_PER_CHARACTER = 20  # of the conversation; llama.cpp's collection of templates spends up to 6
+UNITS_PER_PAIR = 100  # of messages: some templates look through all of them for each, Gemma 4 for 18 units
 CHARACTERS_PER_UNIT = 16
 UNITS_PER_ITEM = 2
+UNITS_PER_CALL = 5
 MAX_BITS = 10_000  # of a number
 _ITEM = CHARACTERS_PER_UNIT  # quotes, a comma, a space; and what looking at an item costs
 MAX_SOURCE = 500_000  # characters of a template; the longest published ones have 60,000
@@ -31,8 +32,8 @@ class TooMuchWorkError(TemplateError):
 class Budget:
     """The units that are left for one rendering."""
 
-    def __init__(self, characters: int) -> None:
-        self.left = BASE_UNITS + UNITS_PER_CHARACTER * characters
+    def __init__(self, messages: Sequence[object]) -> None:
+        self.left = BASE_UNITS + UNITS_PER_CHARACTER * _characters(messages) + UNITS_PER_PAIR * len(messages) ** 2
 
     def spend(self, units: int) -> None:
         """Take `units`; raise TooMuchWorkError where fewer are left."""
@@ -83,9 +84,9 @@ _current: ContextVar[Budget] = ContextVar("budget")
 
 
 @contextmanager
-def budget_for(characters: int) -> Iterator[None]:
-    """Within the block, templates may spend what a conversation of so many characters needs."""
-    token = _current.set(Budget(characters))
+def budget_for(messages: Sequence[object]) -> Iterator[None]:
+    """Within the block, a template may spend what these messages need."""
+    token = _current.set(Budget(messages))
     try:
         yield
     finally:
@@ -97,13 +98,12 @@ def budget() -> Budget:
     return _current.get()
 
 
-def characters(value: object) -> int:
+def _characters(value: object) -> int:
     """Return how many characters the texts in JSON-like data have together."""
     if isinstance(value, str):
         return len(value)
-    if isinstance(value, Mapping):
-        return sum(len(str(key)) + characters(item) for key, item in value.items())
-    return sum(map(characters, value)) if isinstance(value, (list, tuple)) else 8
+    parts = value.values() if isinstance(value, Mapping) else value
+    return sum(map(_characters, parts)) if isinstance(parts, Iterable) else 1
 
 
 def require_small(bits: float) -> None:

@@ -55,14 +55,14 @@ def end_of_turn(template: str, special_texts: Sequence[str], variables: Mapping[
     """
     from jinja2 import TemplateError  # not at the top: it takes long to import
 
-    from tritgguf.converter.tokenizer.template_budget import budget_for, characters
+    from tritgguf.converter.tokenizer.template_budget import budget_for
     from tritgguf.converter.tokenizer.template_sandbox import template_environment
 
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
     given = {name: text for name, text in variables.items() if text is not None}
     try:
         renderer = template_environment().from_string(template)
-        with budget_for(characters(messages)):
+        with budget_for(messages):
             rendered = renderer.render(messages=messages, add_generation_prompt=False, **given)
     except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError):
         return None

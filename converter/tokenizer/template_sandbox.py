@@ -25,6 +25,7 @@ from jinja2.visitor import NodeTransformer
 from tritgguf.converter.tokenizer.template_budget import (
     CHARACTERS_PER_UNIT,
     MAX_SOURCE,
+    UNITS_PER_CALL,
     TooMuchWorkError,
     budget,
     formatted_length,
@@ -40,10 +41,11 @@ _REFUSED_METHODS = frozenset({"striptags", "unescape"})
 # Functions and filters whose result can be much larger than what they are given, with a bound for its length.
 _GROWS: dict[str, Callable[[Any, Sequence[Any]], int]] = {
     **dict.fromkeys(("batch", "center", "expandtabs", "indent", "ljust", "rjust", "round"), product_length),
-    **dict.fromkeys(("slice", "sum", "to_bytes", "translate", "xmlattr", "zfill"), product_length),
+    **dict.fromkeys(("slice", "to_bytes", "translate", "xmlattr", "zfill"), product_length),
     **dict.fromkeys(("format", "format_map"), formatted_length),
     "join": lambda separator, arguments: joined_length(separator, arguments[0] if arguments else ()),
     "replace": replaced_length,
+    "sum": lambda *_: 0,
     "strftime_now": lambda _, arguments: 256 * sum(len(str(argument)) for argument in arguments),
 }
 # These look at a list's items but don't write them out.
@@ -136,6 +138,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return _kept(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, N805
+        budget().spend(UNITS_PER_CALL)
         given = [argument for name, argument in kwargs.items() if not name.startswith("_")]
         _look_at_all((*args, *given))
         name = getattr(__obj, "__name__", "")
@@ -311,8 +314,8 @@ def _paid_test(function: Callable[..., Any]) -> Callable[..., Any]:
 def _filter_length(name: str, value: Any, arguments: Sequence[Any]) -> int:  # noqa: ANN401
     if name == "join":  # the list comes before the separator
         return joined_length(arguments[0] if arguments else "", value)
-    if name == "sum":  # of numbers, unless it begins with something else
-        return len(arguments) and product_length(value, arguments)
+    if name == "sum" and not all(isinstance(argument, (int, float, str)) for argument in arguments):
+        return product_length(value, (value,))  # of lists, each of which is copied for the next one
     return _GROWS[name](value, arguments)
 
 

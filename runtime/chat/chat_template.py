@@ -10,7 +10,7 @@ from gguf import Keys
 
 from tritgguf.converter.errors import EngineError
 from tritgguf.converter.gguf_io.metadata import Metadata
-from tritgguf.converter.tokenizer.template_budget import budget_for, characters
+from tritgguf.converter.tokenizer.template_budget import budget_for
 from tritgguf.converter.tokenizer.template_sandbox import template_environment
 
 Message = Mapping[str, str]
@@ -55,7 +55,7 @@ class ChatTemplate:
         thinking = {} if think is None else {"enable_thinking": think}
         given = [dict(message) for message in messages]
         try:
-            with budget_for(characters(given)):
+            with budget_for(given):
                 return self._template.render(
                     messages=given,
                     tools=None,

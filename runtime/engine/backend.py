@@ -152,6 +152,16 @@ class Vocab:
     def is_control(self, token: int) -> bool:
         return bool(native.llama_vocab_is_control(self._handle, token))
 
+    def needs_special(self, token: int) -> bool:
+        """Return whether only `special` makes this token of its text; a user-defined token is made of it always."""
+        attributes = native.llama_vocab_get_attr(self._handle, token)
+        return bool(attributes & (native.LLAMA_TOKEN_ATTR_CONTROL | native.LLAMA_TOKEN_ATTR_UNKNOWN))
+
+    def trims(self, token: int) -> tuple[bool, bool]:
+        """Return whether the token swallows the spaces before it, and those after it."""
+        attributes = native.llama_vocab_get_attr(self._handle, token)
+        return bool(attributes & native.LLAMA_TOKEN_ATTR_LSTRIP), bool(attributes & native.LLAMA_TOKEN_ATTR_RSTRIP)
+
     def check(self, tokens: Sequence[int]) -> None:
         """Raise EngineError if an id isn't in the vocabulary: the native library would read beyond its tables."""
         for position, token in enumerate(tokens):
