@@ -347,4 +347,3 @@ def _strftime_now(clock: Callable[[], datetime]) -> Callable[[str], str]:
         return clock().strftime(pattern)
 
     return strftime_now
-

@@ -80,9 +80,7 @@ def _without_names(content: str, names: set[str], stand_ins: Mapping[int, int]) 
     return content
 
 
-def _parts(
-    vocab: Vocabulary, text: str, controls: Sequence[int], stand_ins: Mapping[int, int]
-) -> Iterator[list[int]]:
+def _parts(vocab: Vocabulary, text: str, controls: Sequence[int], stand_ins: Mapping[int, int]) -> Iterator[list[int]]:
     """Yield the ids of `text` part by part: what lies between two control tokens is text if it has a stand-in.
 
     Neighbours of a control token don't change each other's ids, so the parts may be tokenized one by one.
