@@ -12,7 +12,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias, cast
 
 from jinja2 import Template, TemplateError, nodes, pass_context
 from jinja2.ext import Extension, loopcontrols
@@ -53,6 +53,7 @@ _READS_LISTS = frozenset(
     {"count", "d", "default", "first", "items", "last", "length", "list", "map", "random", "reject", "rejectattr"}
     | {"reverse", "select", "selectattr"}
 )
+Function: TypeAlias = Callable[..., Any]
 # Names of filters that no template can write.
 _STEP, _KEEP, _ITERATE, _CONCAT, _COMPARE = "$step", "$keep", "$iterate", "$concat", "$compare"
 
@@ -101,7 +102,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             self.globals.pop(name, None)
         self.filters = {name: _paid(name, function) for name, function in self.filters.items()}
         self.filters |= {_STEP: _step, _KEEP: _keep, _ITERATE: _iterate, _CONCAT: _concat, _COMPARE: _compared}
-        self.tests = {name: _paid_test(function) for name, function in self.tests.items()}
+        self.tests = {name: _paid_test(cast("Function", function)) for name, function in self.tests.items()}
 
     def from_string(self, source: Any, *arguments: Any, **options: Any) -> Template:  # noqa: ANN401 (as in jinja2)
         """Compile; TemplateError for whatever is wrong with the template."""
@@ -155,7 +156,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 class _Payments(NodeTransformer):
     """Adds to a parsed template what pays for loops, calls of macros, lists and joined texts."""
 
-    def _paying(self, node: Any) -> Node:  # noqa: ANN401 (nodes that have a body)
+    def _paying(self, node: Any) -> Any:  # noqa: ANN401 (nodes that have a body)
         self.generic_visit(node)
         n_nodes = sum(1 for child in node.body for _ in child.find_all(Node))
         n_characters = sum(len(text.data) for text in node.find_all(nodes.TemplateData))
@@ -167,10 +168,10 @@ class _Payments(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> Node:  # noqa: N802
         self._paying(node)
-        node.iter = _filter(_ITERATE, node.iter)
+        node.iter = _filter(_ITERATE, cast("nodes.Expr", node.iter))
         return node
 
-    def visit_List(self, node: Any) -> Node:  # noqa: ANN401, N802
+    def visit_List(self, node: Any) -> Any:  # noqa: ANN401, N802
         self.generic_visit(node)
         return node if getattr(node, "ctx", "load") != "load" else _filter(_KEEP, node)
 
@@ -182,9 +183,10 @@ class _Payments(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> Node:  # noqa: N802
         self.generic_visit(node)
-        for compared in (node, *node.ops):
-            if not isinstance(compared.expr, nodes.Const):
-                compared.expr = _filter(_COMPARE, compared.expr)
+        compared: list[nodes.Compare | nodes.Operand] = [node, *node.ops]
+        for place in compared:
+            if not isinstance(place.expr, nodes.Const):
+                place.expr = _filter(_COMPARE, place.expr)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> Node:  # noqa: N802
@@ -200,7 +202,9 @@ class _Payments(NodeTransformer):
 
 def _filter(name: str, value: nodes.Expr, *, first: bool = False) -> nodes.Filter:
     arguments: list[nodes.Expr] = [nodes.Const(True)] if first else []
-    return nodes.Filter(value, name, arguments, [], None, None).set_lineno(value.lineno)
+    filtered = nodes.Filter(value, name, arguments, [], None, None)
+    filtered.set_lineno(value.lineno)
+    return filtered
 
 
 @pass_context
@@ -278,7 +282,7 @@ def _foresee_product(operator: str, left: Any, right: Any) -> None:  # noqa: ANN
             budget().spend(max(0, count) * (1 + len(sequence)))
 
 
-def _paid(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _paid(name: str, function: Function) -> Callable[..., Any]:
     """Return the filter with payments for what it reads and what it makes."""
     kind = getattr(getattr(function, "jinja_pass_arg", None), "name", "")
 
@@ -297,7 +301,7 @@ def _paid(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _paid_test(function: Callable[..., Any]) -> Callable[..., Any]:
+def _paid_test(function: Function) -> Callable[..., Any]:
     """Return the test with payments for what it reads."""
     kind = getattr(getattr(function, "jinja_pass_arg", None), "name", "")
 

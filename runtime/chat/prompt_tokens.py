@@ -2,8 +2,8 @@
 
 A message is text, whoever wrote it: a document that says `<|im_end|>` must not end the user's turn. The same holds for
 the system message, and for the assistant's earlier answers: generated control tokens have no text, so an answer that
-says `<|im_end|>` was spelled in ordinary tokens. Tokens that a tokenizer calls user-defined, as Qwen3's `<think>`, aren't
-control tokens; llama.cpp makes them of any text, and so does this.
+says `<|im_end|>` was spelled in ordinary tokens. Tokens that a tokenizer calls user-defined, as Qwen3's `<think>`,
+aren't control tokens; llama.cpp makes them of any text, and so does this.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tritgguf.converter.errors import TritggufError
+from tritgguf.runtime.cli import terminal
 from tritgguf.runtime.cli.command import commands
 
 DEBUG_VARIABLE = "TRITGGUF_DEBUG"
@@ -72,6 +73,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     # No command uses numpy's BLAS, which would start a thread per core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    terminal.protect()
     try:
         application()()
     except TritggufError as error:

@@ -61,6 +61,7 @@ _override.value.val_str = relu2.STOCK_ARCHITECTURE.encode()
 def _die_in_one_line(message: bytes | None) -> None:
     reason = " ".join((message or b"unknown reason").decode("utf-8", "replace").split())
     reason = re.sub(r"^\S*[/\\]", "", reason)  # the folder in which llama.cpp was built
+    reason = "".join(letter if letter.isprintable() else "?" for letter in reason)  # this goes past sys.stderr
     os.write(2, f"error: llama.cpp gave up: {reason}; the file may be damaged, convert it again\n".encode())
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""Nothing runs from the current folder, which may be a downloaded model's, not even a json.py that Python would find."""
+"""Nothing runs from the current folder, which may be a downloaded model's, not even a json.py that Python finds."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a message says never becomes a control token. Oracle: llama.cpp's ids of the pieces, cut by hand.
 
-The oracle renders the same template with words in place of the messages, cuts the text at those words and at the control
-tokens, and has llama-cpp-python tokenize each piece of text without special tokens.
+The oracle renders the same template with words in place of the messages, cuts the text at those words and at the
+control tokens, and has llama-cpp-python tokenize each piece of text without special tokens.
 """
 
 from __future__ import annotations
