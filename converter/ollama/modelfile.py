@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from gguf import Keys
@@ -72,7 +72,11 @@ def _stop(text: str) -> str:
     return _quoted("stop", text) if '"' in text or "\n" in text else f'"{text}"'
 
 
-def sampling_parameters(file: GgufFile) -> dict[str, Parameter]:
+class _HasKeys(Protocol):
+    def value(self, key: str) -> object: ...
+
+
+def sampling_parameters(file: _HasKeys) -> dict[str, Parameter]:
     """Return the file's sampling settings as Ollama's parameters."""
     found: dict[str, Parameter] = {}
     for key, name in SAMPLING.items():

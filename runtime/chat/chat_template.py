@@ -7,6 +7,7 @@ from datetime import datetime
 
 import jinja2
 from gguf import Keys
+from jinja2 import meta
 
 from tritgguf.converter.errors import EngineError
 from tritgguf.converter.gguf_io.metadata import Metadata
@@ -14,17 +15,23 @@ from tritgguf.converter.tokenizer.template_budget import budget_for
 from tritgguf.converter.tokenizer.template_sandbox import template_environment
 
 Message = Mapping[str, str]
+_THINKING = "enable_thinking"  # the name that Qwen3 began and most templates of reasoning models read
 
 
 class ChatTemplate:
-    """A compiled template, which may insert the texts of BOS and EOS and the time that `clock` returns."""
+    """A compiled template, which may insert the texts of BOS and EOS and the time that `clock` returns.
+
+    `knows_thinking` tells whether it reads enable_thinking.
+    """
 
     def __init__(
         self, source: str, *, bos: str = "", eos: str = "", clock: Callable[[], datetime] = datetime.now
     ) -> None:
         self._tokens = {"bos_token": bos, "eos_token": eos}
         try:
-            self._template = template_environment(clock).from_string(source)
+            environment = template_environment(clock)
+            self._template = environment.from_string(source)
+            self.knows_thinking = _THINKING in meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise EngineError(f"the file's chat template isn't valid Jinja ({_line(error)})") from error
 
@@ -52,7 +59,7 @@ class ChatTemplate:
         return text if messages[0]["content"].strip() in text else self._render(folded, add_generation_prompt, think)
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, think: bool | None) -> str:
-        thinking = {} if think is None else {"enable_thinking": think}
+        thinking = {} if think is None else {_THINKING: think}
         given = [dict(message) for message in messages]
         try:
             with budget_for(given):
