@@ -20,7 +20,6 @@ from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
 from jinja2.runtime import Context, markup_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.visitor import NodeTransformer
 
 from tritgguf.converter.tokenizer.template_budget import (
     CHARACTERS_PER_UNIT,
@@ -34,6 +33,7 @@ from tritgguf.converter.tokenizer.template_budget import (
     replaced_length,
     require_small,
 )
+from tritgguf.converter.tokenizer.template_payments import COMPARE, CONCAT, ITERATE, KEEP, STEP, Payments
 
 # Their work isn't foreseeable, no chat template needs them, and llama.cpp's own Jinja knows none of them.
 _REFUSED = ("lipsum", "pprint", "striptags", "urlize", "wordwrap")
@@ -54,8 +54,6 @@ _READS_LISTS = frozenset(
     | {"reverse", "select", "selectattr"}
 )
 Function: TypeAlias = Callable[..., Any]
-# Names of filters that no template can write.
-_STEP, _KEEP, _ITERATE, _CONCAT, _COMPARE = "$step", "$keep", "$iterate", "$concat", "$compare"
 
 
 def template_environment(clock: Callable[[], datetime] = datetime.now) -> ImmutableSandboxedEnvironment:
@@ -101,7 +99,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             self.filters.pop(name, None)
             self.globals.pop(name, None)
         self.filters = {name: _paid(name, function) for name, function in self.filters.items()}
-        self.filters |= {_STEP: _step, _KEEP: _keep, _ITERATE: _iterate, _CONCAT: _concat, _COMPARE: _compared}
+        self.filters |= {STEP: _step, KEEP: _keep, ITERATE: _iterate, CONCAT: _concat, COMPARE: _compared}
         self.tests = {name: _paid_test(cast("Function", function)) for name, function in self.tests.items()}
 
     def from_string(self, source: Any, *arguments: Any, **options: Any) -> Template:  # noqa: ANN401 (as in jinja2)
@@ -116,7 +114,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise TemplateError("it is nested too deeply, or Python can't compile it") from error
 
     def _generate(self, source: nodes.Template, *arguments: Any, **options: Any) -> str:  # noqa: ANN401
-        return super()._generate(_Payments().visit(source), *arguments, **options)
+        return super()._generate(Payments().visit(source), *arguments, **options)
 
     def concat(self, pieces: Iterable[str]) -> str:
         """Join what a template, a macro or a block wrote."""
@@ -151,60 +149,6 @@ class _Environment(ImmutableSandboxedEnvironment):
                 args = tuple(_as_list(argument) for argument in args)
             _spend_length(_GROWS[name](owner, (*args, *given)))
         return _kept(super().call(__context, __obj, *args, **kwargs))
-
-
-class _Payments(NodeTransformer):
-    """Adds to a parsed template what pays for loops, calls of macros, lists and joined texts."""
-
-    def _paying(self, node: Any) -> Any:  # noqa: ANN401 (nodes that have a body)
-        self.generic_visit(node)
-        n_nodes = sum(1 for child in node.body for _ in child.find_all(Node))
-        n_characters = sum(len(text.data) for text in node.find_all(nodes.TemplateData))
-        units = nodes.Const(1 + n_nodes + n_characters // CHARACTERS_PER_UNIT)
-        node.body.insert(0, nodes.ExprStmt(_filter(_STEP, units)).set_lineno(node.lineno))
-        return node
-
-    visit_Macro = visit_CallBlock = visit_Block = _paying  # noqa: N815 (names that jinja2 looks for)
-
-    def visit_For(self, node: nodes.For) -> Node:  # noqa: N802
-        self._paying(node)
-        node.iter = _filter(_ITERATE, cast("nodes.Expr", node.iter))
-        return node
-
-    def visit_List(self, node: Any) -> Any:  # noqa: ANN401, N802
-        self.generic_visit(node)
-        return node if getattr(node, "ctx", "load") != "load" else _filter(_KEEP, node)
-
-    visit_Tuple = visit_Dict = visit_List  # noqa: N815
-
-    def visit_Getitem(self, node: nodes.Getitem) -> Node:  # noqa: N802
-        self.generic_visit(node)
-        return _filter(_KEEP, node) if isinstance(node.arg, nodes.Slice) else node
-
-    def visit_Compare(self, node: nodes.Compare) -> Node:  # noqa: N802
-        self.generic_visit(node)
-        compared: list[nodes.Compare | nodes.Operand] = [node, *node.ops]
-        for place in compared:
-            if not isinstance(place.expr, nodes.Const):
-                place.expr = _filter(_COMPARE, place.expr)
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> Node:  # noqa: N802
-        self.generic_visit(node)
-        return _filter(_CONCAT, nodes.Tuple(node.nodes, "load"))
-
-    def visit_Assign(self, node: nodes.Assign) -> Node:  # noqa: N802
-        self.generic_visit(node)
-        if any(True for _ in nodes.Tuple([node.target], "store").find_all(nodes.NSRef)):
-            node.node = _filter(_KEEP, nodes.List([node.node]), first=True)
-        return node
-
-
-def _filter(name: str, value: nodes.Expr, *, first: bool = False) -> nodes.Filter:
-    arguments: list[nodes.Expr] = [nodes.Const(True)] if first else []
-    filtered = nodes.Filter(value, name, arguments, [], None, None)
-    filtered.set_lineno(value.lineno)
-    return filtered
 
 
 @pass_context
