@@ -22,7 +22,7 @@ UNITS_PER_ITEM = 2
 UNITS_PER_CALL = 5
 MAX_BITS = 10_000  # of a number
 _ITEM = CHARACTERS_PER_UNIT  # quotes, a comma, a space; and what looking at an item costs
-MAX_SOURCE = 500_000  # characters of a template; the longest published ones have 60,000
+MAX_SOURCE = 200_000  # characters of a template: real ones have some ten thousand; compiling takes seconds
 
 
 class TooMuchWorkError(TemplateError):

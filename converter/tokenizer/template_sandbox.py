@@ -110,8 +110,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             return super().from_string(source, *arguments, **options)
         except TemplateError:
             raise
-        except (RecursionError, MemoryError, SyntaxError, ValueError) as error:  # as Python's own compiler raises them
-            raise TemplateError("it is nested too deeply, or Python can't compile it") from error
+        except Exception as error:  # of Python's own compiler, for what is nested too deeply
+            raise TemplateError(f"Python can't compile it: {error}") from error
 
     def _generate(self, source: nodes.Template, *arguments: Any, **options: Any) -> str:  # noqa: ANN401
         return super()._generate(Payments().visit(source), *arguments, **options)

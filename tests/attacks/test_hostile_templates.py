@@ -89,7 +89,7 @@ QUICK = {
     "links": MEBI + "{{ x|urlize }}",
     "nested parentheses": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "nested loops": "{% for a in [1] %}" * 50 + "{% endfor %}" * 50,
-    "long": "{{ x }}" * 100_000,
+    "long": "{{ x }}" * 30_000,
     "objects": "{{ ''.__class__.__mro__ }}",
     "environment": "{{ ('{0.__class__.__init__.__globals__}'|attr('format'))(messages.__class__).x.y }}",
 }
@@ -133,6 +133,7 @@ def test_what_a_hostile_template_does_is_refused_in_one_line(attacks: dict[str, 
     for name, line in told.items():
         assert line.startswith("error: the file's chat template"), (name, line)
         assert "\n" not in line
+        assert "MemoryError" not in line, name
         assert len(line) < 500
 
 
