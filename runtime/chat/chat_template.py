@@ -21,13 +21,19 @@ _THINKING = "enable_thinking"  # the name that Qwen3 began and most templates of
 class ChatTemplate:
     """A compiled template, which may insert the texts of BOS and EOS and the time that `clock` returns.
 
-    `knows_thinking` tells whether it reads enable_thinking.
+    `variables` are more that it may insert. `knows_thinking` tells whether it reads enable_thinking.
     """
 
     def __init__(
-        self, source: str, *, bos: str = "", eos: str = "", clock: Callable[[], datetime] = datetime.now
+        self,
+        source: str,
+        *,
+        bos: str = "",
+        eos: str = "",
+        clock: Callable[[], datetime] = datetime.now,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
-        self._tokens = {"bos_token": bos, "eos_token": eos}
+        self._variables = {"bos_token": bos, "eos_token": eos, **(variables or {})}
         try:
             environment = template_environment(clock)
             self._template = environment.from_string(source)
@@ -68,7 +74,7 @@ class ChatTemplate:
                     tools=None,
                     documents=None,
                     add_generation_prompt=add_generation_prompt,
-                    **self._tokens,
+                    **self._variables,
                     **thinking,
                 )
         except Exception as error:  # the template is a program from the file: it can raise anything
@@ -87,7 +93,8 @@ def _fold_system(messages: Sequence[Message]) -> list[Message] | None:
     """Return the messages with the system text in the first user text; None if they don't start with these two."""
     if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
         return None
-    first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    # One line end, as llama.cpp joins them (common/chat.cpp, system_message_not_supported), and with it Ollama.
+    first = {"role": "user", "content": f"{messages[0]['content']}\n{messages[1]['content']}"}
     return [first, *messages[2:]]
 
 

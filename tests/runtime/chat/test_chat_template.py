@@ -42,9 +42,9 @@ def test_renders_what_transformers_renders(case):
 def test_a_system_message_the_template_has_no_place_for_goes_before_the_first_user_message(source):
     system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}
     template = ChatTemplate(source)
-    assert template.render([system, user]) == "[user]Be brief.\n\nHi"
+    assert template.render([system, user]) == "[user]Be brief.\nHi"
     answer, more = {"role": "assistant", "content": "Yo"}, {"role": "user", "content": "Bye"}
-    assert template.render([system, user, answer, more]) == "[user]Be brief.\n\nHi[assistant]Yo[user]Bye"
+    assert template.render([system, user, answer, more]) == "[user]Be brief.\nHi[assistant]Yo[user]Bye"
 
 
 def test_a_system_message_alone_is_refused_with_the_templates_words():
