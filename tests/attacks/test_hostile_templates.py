@@ -91,7 +91,7 @@ QUICK = {
     "nested loops": "{% for a in [1] %}" * 50 + "{% endfor %}" * 50,
     "long": "{{ x }}" * 30_000,
     "objects": "{{ ''.__class__.__mro__ }}",
-    "environment": "{{ ('{0.__init__.__globals__[sys].path}'|attr('format'))(namespace) }}",  # in jinja2 before 3.1.6
+    "environment": "{{ ('{0.__init__.__globals__}'|attr('format'))(namespace) }}",  # jinja2 before 3.1.6 shows them
 }
 SLOW = {
     "loops": TIMES + TIMES + "{% endfor %}{% endfor %}",
