@@ -174,7 +174,7 @@ def write(
             token_ids=token_ids_process,
         )
     if not same:
-        write_whole(path, text)
+        write_whole(path, text, force=force)
 
 
 def _require_writable(path: Path, force: bool) -> None:
