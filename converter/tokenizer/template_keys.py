@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from gguf import Keys
 
@@ -56,28 +54,21 @@ def end_of_turn(template: str, special_texts: Sequence[str], variables: Mapping[
     such as bos_token.
     """
     from jinja2 import TemplateError  # not at the top: it takes long to import
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from tritgguf.converter.tokenizer.template_budget import budget_for
+    from tritgguf.converter.tokenizer.template_sandbox import template_environment
 
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-    environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
     given = {name: text for name, text in variables.items() if text is not None}
     try:
-        rendered = environment.from_string(template).render(messages=messages, add_generation_prompt=False, **given)
+        renderer = template_environment().from_string(template)
+        with budget_for(messages):
+            rendered = renderer.render(messages=messages, add_generation_prompt=False, **given)
     except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError):
         return None
     _, found, tail = rendered.rpartition(_ANSWER)
     places = [(tail.index(text), -len(text), text) for text in special_texts if found and text in tail]
     return min(places)[2] if places else None
-
-
-def _raise(message: str) -> NoReturn:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
 
 
 def _named(entry: object, name: str) -> dict[str, str]:

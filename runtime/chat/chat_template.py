@@ -1,42 +1,21 @@
-"""The chat template of a model file: Jinja, rendered as transformers does it.
-
-The settings of the environment and the functions that a template may call are those of apply_chat_template:
-https://github.com/huggingface/transformers/blob/main/src/transformers/utils/chat_template_utils.py
-"""
+"""The chat template of a model file: Jinja, rendered as transformers does it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 import jinja2
 from gguf import Keys
 from jinja2 import meta
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import CallBlock, Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tritgguf.converter.errors import EngineError
 from tritgguf.converter.gguf_io.metadata import Metadata
+from tritgguf.converter.tokenizer.template_budget import budget_for
+from tritgguf.converter.tokenizer.template_sandbox import template_environment
 
 Message = Mapping[str, str]
 _THINKING = "enable_thinking"  # the name that Qwen3 began and most templates of reasoning models read
-
-
-class _GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}` marks the text to train on; rendering keeps its content only."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it without ClassVar)
-
-    def parse(self, parser: Parser) -> Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
-
-    def _content(self, caller: Callable[[], str]) -> str:
-        return caller()
 
 
 class ChatTemplate:
@@ -54,14 +33,9 @@ class ChatTemplate:
         clock: Callable[[], datetime] = datetime.now,
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda pattern: clock().strftime(pattern)
         self._variables = {"bos_token": bos, "eos_token": eos, **(variables or {})}
         try:
+            environment = template_environment(clock)
             self._template = environment.from_string(source)
             self.knows_thinking = _THINKING in meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
@@ -92,15 +66,17 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, think: bool | None) -> str:
         thinking = {} if think is None else {_THINKING: think}
+        given = [dict(message) for message in messages]
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._variables,
-                **thinking,
-            )
+            with budget_for(given):
+                return self._template.render(
+                    messages=given,
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    **self._variables,
+                    **thinking,
+                )
         except Exception as error:  # the template is a program from the file: it can raise anything
             raise EngineError(f"the file's chat template refuses the conversation ({_line(error)})") from error
 
@@ -123,19 +99,4 @@ def _fold_system(messages: Sequence[Message]) -> list[Message] | None:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Jinja's own filter escapes HTML characters, which would change the prompt."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
+    return f"{' '.join(str(error).split()) or type(error).__name__:.300}"

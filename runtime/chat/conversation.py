@@ -46,7 +46,8 @@ class Answer(Iterator[str]):
 class Conversation:
     """A chat on one session, with its history.
 
-    A model without a chat template continues each text by itself, without a history.
+    A model without a chat template continues each text by itself, without a history. Whatever a message says is text:
+    the name of a control token in it, such as <|im_end|>, doesn't become that token.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Conversation:
         """
         self._close_answer()
         if not self.session.has_chat_template:
-            generation = self.session.generate(text, **self.settings)
+            generation = self.session.generate(self.session.tokenize(text, special=False), **self.settings)
             self._answer = Answer(generation, self._complete(generation), 0)
             return self._answer
         question = {"role": "user", "content": text}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.chat.chat_template import ChatTemplate, Message
 from tritgguf.runtime.chat.generation import Generation, Stats
+from tritgguf.runtime.chat.prompt_tokens import prompt_tokens
 from tritgguf.runtime.chat.text_stream import TextStream
 from tritgguf.runtime.engine.backend import MAX_OUTPUT_ROWS, Context, Model
 from tritgguf.runtime.engine.evaluator import Evaluator
@@ -72,9 +74,12 @@ class Session:
         that to the file. BOS is never put before another BOS. EngineError if `bos` is True and there is no BOS.
         """
         vocab = self.model.vocab
-        ids = vocab.tokenize(text, special=special)
         if bos and vocab.bos is None:
             raise EngineError(f"{self.model.path}: the vocabulary has no BOS token")
+        return self._with_bos(vocab.tokenize(text, special=special), bos)
+
+    def _with_bos(self, ids: list[int], bos: bool | None = None) -> list[int]:
+        vocab = self.model.vocab
         wanted = vocab.add_bos if bos is None else bos
         return [vocab.bos, *ids] if wanted and vocab.bos is not None and ids[:1] != [vocab.bos] else ids
 
@@ -134,8 +139,12 @@ class Session:
         return generation
 
     def chat_tokens(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int]:
-        """Return the token ids of the rendered conversation, up to where the assistant's answer begins."""
-        return self.tokenize(self.template.render(messages, think=think))
+        """Return the token ids of the rendered conversation, up to where the assistant's answer begins.
+
+        The texts of control tokens become those tokens where the template writes them, not where a message has them.
+        """
+        render = partial(self.template.render, think=think)
+        return self._with_bos(prompt_tokens(self.model.vocab, render, messages))
 
     @property
     def template(self) -> ChatTemplate:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from tritgguf.converter.errors import TritggufError
-from tritgguf.runtime.cli import standard_streams
+from tritgguf.runtime.cli import standard_streams, terminal
 from tritgguf.runtime.cli.command import commands
 
 DEBUG_VARIABLE = "TRITGGUF_DEBUG"
@@ -77,6 +77,7 @@ def main() -> None:
     # No command uses numpy's BLAS, which would start a thread per core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     standard_streams.prepare()
+    terminal.protect()
     try:
         try:
             application()()

@@ -20,10 +20,12 @@ def show_progress(json_output: bool) -> Iterator[ProgressCallback | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console  # imported here to keep --help fast
+    # imported here to keep --help fast
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
+    from tritgguf.runtime.cli.tables import TableConsole
+
+    console = TableConsole(stderr=True)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("left"))
     with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)

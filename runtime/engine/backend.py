@@ -60,6 +60,7 @@ _override.value.val_str = relu2.STOCK_ARCHITECTURE.encode()
 def _die_in_one_line(message: bytes | None) -> None:
     reason = " ".join((message or b"unknown reason").decode("utf-8", "replace").split())
     reason = re.sub(r"^\S*[/\\]", "", reason)  # the folder in which llama.cpp was built
+    reason = "".join(letter if letter.isprintable() else "?" for letter in reason)  # this goes past sys.stderr
     causes = "a bug in it, too little memory or a damaged file"  # only who wrote the assertion knows
     os.write(2, f"error: llama.cpp stopped itself: {reason}; the cause may be {causes}\n".encode())
     os._exit(1)
@@ -154,6 +155,16 @@ class Vocab:
 
     def is_control(self, token: int) -> bool:
         return bool(native.llama_vocab_is_control(self._handle, token))
+
+    def needs_special(self, token: int) -> bool:
+        """Return whether only `special` makes this token of its text; a user-defined token is made of it always."""
+        attributes = native.llama_vocab_get_attr(self._handle, token)
+        return bool(attributes & (native.LLAMA_TOKEN_ATTR_CONTROL | native.LLAMA_TOKEN_ATTR_UNKNOWN))
+
+    def trims(self, token: int) -> tuple[bool, bool]:
+        """Return whether the token swallows the spaces before it, and those after it."""
+        attributes = native.llama_vocab_get_attr(self._handle, token)
+        return bool(attributes & native.LLAMA_TOKEN_ATTR_LSTRIP), bool(attributes & native.LLAMA_TOKEN_ATTR_RSTRIP)
 
     def check(self, tokens: Sequence[int]) -> None:
         """Raise EngineError if an id isn't in the vocabulary: the native library would read beyond its tables."""

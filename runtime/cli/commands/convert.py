@@ -138,15 +138,16 @@ def _print_plan(plan: FilePlan, json_output: bool) -> None:
     if json_output:
         print(json.dumps(plan.as_json()))
         return
-    from rich.console import Console  # imported here to keep --help fast
-    from rich.table import Table
+    from rich.table import Table  # imported here to keep --help fast
+
+    from tritgguf.runtime.cli.tables import TableConsole
 
     table = Table("tensor", "type", "shape", "bytes", "exact", "reason", box=None, pad_edge=False)
     for tensor in plan.tensors:
         exact = {True: "yes", False: "no", None: "?"}[tensor.exact]
         shape = " x ".join(str(size) for size in tensor.spec.shape)
         table.add_row(tensor.spec.name, tensor.codec.name, shape, f"{tensor.n_bytes:,}", exact, tensor.reason)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    TableConsole(width=200).print(table)
     print(f"{len(plan.tensors)} tensors, {_summary(plan)}")
     print(f"File size: {plan.file_bytes:,} bytes ({format_size(plan.file_bytes)})")
     _print_notes(plan)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from typing import TYPE_CHECKING
 
 from tritgguf.converter.core.sizes import format_size
@@ -30,17 +29,17 @@ def inspect(
     threads: options.Threads = None,
 ) -> None:
     """Show a model's tensors, which types store them exactly, and each type's file size and platforms."""
-    from rich.console import Console  # imported here to keep --help fast
-    from rich.markup import escape
+    from rich.markup import escape  # imported here to keep --help fast
 
     from tritgguf.converter.inspection.inspection import inspect as look
+    from tritgguf.runtime.cli.tables import TableConsole
 
     with show_progress(json_output) as progress:
         found = look(model, threads=threads, progress=progress)
     if json_output:
         print(json.dumps(found.as_json()))
         return
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    console = TableConsole(width=WIDTH, highlight=False)
     console.print(escape(_headline(found)), soft_wrap=True)
     console.print()
     console.print(_tensor_table(found, every=tensors))
