@@ -15,39 +15,43 @@ WHEEL_TESTS := tests/test_*.py tests/runtime/cli tests/runtime/engine/test_token
 
 .PHONY: demo demo-model test test-real test-logits lint types wheel-test coverage golden golden-go bench clean
 
-$(VENV)/installed: pyproject.toml vendor/llama-cpp-python.json vendor/install_runtime.py $(wildcard converter/core/native/*)
+# One stamp per backend, of which only the last one made stands: another BACKEND than the installed one installs again.
+INSTALLED := $(VENV)/installed$(if $(BACKEND),-$(BACKEND))
+
+$(INSTALLED): pyproject.toml vendor/llama-cpp-python.json vendor/install_runtime.py $(wildcard converter/core/native/*)
 	$(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/installed*
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) vendor/install_runtime.py $(if $(BACKEND),--backend $(BACKEND))
 	$(PY) -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-demo: $(VENV)/installed  ## convert the ternary model in vendor/demo-model exactly, check the file, chat two turns
+demo: $(INSTALLED)  ## convert the ternary model in vendor/demo-model exactly, check the file, chat two turns
 	mkdir -p $(MODELS)
 	$(PY) -m tritgguf convert vendor/demo-model $(MODELS)/demo.gguf --type tq2_0 --force
 	$(PY) -m tritgguf verify vendor/demo-model $(MODELS)/demo.gguf
 	$(PY) -m tritgguf chat $(MODELS)/demo.gguf --temperature 0 --stats \
-		--prompt "Who are you?" --prompt "How are you today?" < /dev/null
+		--prompt "Who are you?" --prompt "How are you today?"
 	@echo "Go on talking with it: $(VENV)/bin/tritgguf chat"
 
-demo-model: $(VENV)/installed  ## train the demo model again: about 90 minutes on 2 cores; needs torch
+demo-model: $(INSTALLED)  ## train the demo model again: about 90 minutes on 2 cores; needs torch
 	$(PY) -m pip install --quiet --editable ".[demo-training]"
 	$(PY) -m vendor.demo_training vendor/demo-model
 	$(PY) -m tests.golden.record_demo_model
 
-test: $(VENV)/installed  ## every test but those of real models
+test: $(INSTALLED)  ## every test but those of real models
 	$(PY) $(PYTEST) -m "not real_model" $(PYTEST_ARGS)
 
-test-real: $(VENV)/installed  ## real models end to end: fetches 1.2 GB, needs 12 GB of disk
+test-real: $(INSTALLED)  ## real models end to end: fetches 1.2 GB, needs 12 GB of disk
 	$(PY) -m pytest -m real_model $(PYTEST_ARGS)
 
-test-logits: $(VENV)/installed  ## `verify --logits` against transformers, in an environment with torch of its own
+test-logits: $(INSTALLED)  ## `verify --logits` against transformers, in an environment with torch of its own
 	$(PYTHON) -m venv build/test-logits
 	build/test-logits/bin/python vendor/install_runtime.py $(if $(BACKEND),--backend $(BACKEND))
 	build/test-logits/bin/python -m pip install --quiet --editable ".[dev,golden]"
 	build/test-logits/bin/python -m pytest tests/runtime/cli/test_verify.py $(PYTEST_ARGS)
 
-coverage: $(VENV)/installed  ## which lines the tests run, child processes included: build/coverage/index.html
+coverage: $(INSTALLED)  ## which lines the tests run, child processes included: build/coverage/index.html
 	mkdir -p build/coverage
 	$(VENV)/bin/coverage erase
 	$(VENV)/bin/coverage run $(PYTEST) -m "not real_model" $(PYTEST_ARGS)
@@ -55,21 +59,21 @@ coverage: $(VENV)/installed  ## which lines the tests run, child processes inclu
 	$(VENV)/bin/coverage html --quiet
 	$(VENV)/bin/coverage report
 
-lint: $(VENV)/installed
+lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	rm -rf build/imports && mkdir -p build/imports/tritgguf
 	cp -r converter runtime runtime/tritgguf/*.py build/imports/tritgguf && rm -r build/imports/tritgguf/runtime/tritgguf
 	PYTHONPATH=build/imports $(VENV)/bin/lint-imports --no-cache
 
-types: $(VENV)/installed
+types: $(INSTALLED)
 	mkdir -p build/types/tritgguf
 	ln -sf ../../../runtime/tritgguf/__init__.py ../../../runtime/tritgguf/__main__.py build/types/tritgguf/
 	ln -sfn ../../../converter build/types/tritgguf/converter
 	ln -sfn ../../../runtime build/types/tritgguf/runtime
 	$(VENV)/bin/mypy -p tritgguf
 
-wheel-test: $(VENV)/installed  ## what a wheel could lack, tested on the built one in an environment of its own
+wheel-test: $(INSTALLED)  ## what a wheel could lack, tested on the built one in an environment of its own
 	rm -rf build/wheel-test build/lib* build/bdist* dist
 	$(PY) -m build --wheel --outdir dist
 	$(PYTHON) -m venv build/wheel-test
@@ -77,17 +81,17 @@ wheel-test: $(VENV)/installed  ## what a wheel could lack, tested on the built o
 	build/wheel-test/bin/python -m pip install --quiet "$$(echo dist/*.whl)[dev]"
 	build/wheel-test/bin/python $(PYTEST) -m "not real_model" $(WHEEL_TESTS) $(PYTEST_ARGS)
 
-golden: $(VENV)/installed  ## record the goldens again; needs torch and transformers
+golden: $(INSTALLED)  ## record the goldens again; needs torch and transformers
 	$(PY) -m pip install --quiet --editable ".[golden]"
 	$(PY) -m tests.golden.record
 	$(PY) -m tests.golden.record_bitnet
 	$(PY) -m tests.golden.record_packing
 	$(PY) -m tests.golden.record_exports
 
-golden-go: $(VENV)/installed  ## record what Go renders of the templates for Ollama; needs go (1.18 or newer) on the PATH
+golden-go: $(INSTALLED)  ## record what Go renders of the templates for Ollama; needs go (1.18 or newer) on the PATH
 	$(PY) -m tests.golden.record_go_templates
 
-bench: $(VENV)/installed  ## conversion times against llama.cpp's ways and cp; needs torch, 25 GB of disk, nothing else running
+bench: $(INSTALLED)  ## conversion times against llama.cpp's ways and cp; needs torch, 25 GB of disk, nothing else running
 	$(PY) -m pip install --quiet --editable ".[bench,golden]"
 	$(PY) -m tests.bench.conversion $(MODELS)/bench
 	$(PY) -m tests.bench.stages $(MODELS)/bench/floats $(MODELS)/bench/out.gguf

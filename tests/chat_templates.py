@@ -224,3 +224,9 @@ CASES = {
         eos=_EOT,
     ),
 }
+# As in Llama 3.1's own: a date for where it is given none, and tools.
+FIXED_DATE = (
+    "{% if date_string is not defined %}{% set date_string = '26 Jul 2024' %}{% endif %}"
+    + CASES["llama3.1"].jinja.replace("'Today Date: 26 Jul 2024", "'Today Date: ' + date_string + '")
+    + "{% if tools %}{% endif %}"
+)

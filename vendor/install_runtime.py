@@ -9,10 +9,12 @@ Only the standard library is used: this runs before anything is installed.
 from __future__ import annotations
 
 import argparse
+import collections
 import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,10 @@ from pathlib import Path
 
 PIN = Path(__file__).with_name("llama-cpp-python.json")
 DEFAULT_BACKEND = "metal" if (platform.system(), platform.machine()) == ("Darwin", "arm64") else "cpu"
+
+STEP = re.compile(r"\s*\[\s*(?:(\d+)/(\d+)|(\d+)%)\]")
+STEP_PERCENT = 5  # how often the build tells how far it is
+LAST_LINES = 30  # of its output, after a failure
 
 
 def cmake_flags(pin: dict, backend: str, machine: str) -> list[str]:
@@ -48,7 +54,7 @@ def compiler_identity() -> str:
 
 
 def cached_wheel(pin: dict, flags: list[str]) -> Path:
-    """Return the wheel for these flags on this machine, building it on first use (about 8 minutes on 2 cores)."""
+    """Return the wheel for these flags on this machine, building it on first use (3 to 8 minutes on 2 cores)."""
     identity = json.dumps([pin, flags, cpu_identity(), compiler_identity()])
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -70,11 +76,41 @@ def build_wheel(pin: dict, flags: list[str], folder: Path) -> None:
         requirement = Path(scratch) / "pin.txt"
         requirement.write_text(f"llama-cpp-python=={pin['version']} --hash=sha256:{pin['sdist_sha256']}\n")
         wheels = Path(scratch) / "wheels"
-        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-cache-dir", "--no-deps"]
+        command = [sys.executable, "-m", "pip", "wheel", "--verbose", "--no-cache-dir", "--no-deps"]
         command += ["--no-binary", "llama-cpp-python", "--require-hashes", "-r", str(requirement)]
-        subprocess.run([*command, "--wheel-dir", str(wheels)], env=environment, check=True)
+        run_with_progress([*command, "--wheel-dir", str(wheels)], environment)
         if not folder.exists():
             wheels.rename(folder)
+
+
+def run_with_progress(command: list[str], environment: dict[str, str]) -> None:
+    """Run a build; print the share of files compiled, and after a failure the last lines of its output."""
+    shown, last = -1, collections.deque(maxlen=LAST_LINES)
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with subprocess.Popen(command, env=environment, **pipe) as build:
+        for line in build.stdout:
+            last.append(line)
+            percent = percent_done(line)
+            if percent is not None and percent >= shown + STEP_PERCENT:
+                shown = percent
+                print(f"  {percent:3} % compiled", flush=True)
+    if build.returncode != 0:
+        sys.exit(f"{''.join(last)}error: building llama-cpp-python failed (exit code {build.returncode}); see above")
+
+
+def percent_done(line: str) -> int | None:
+    """Return what a line of ninja's ("[12/187] Building") or make's ("[ 12%] Building") tells; None for other lines."""
+    if not (found := STEP.match(line)):
+        return None
+    done, total, percent = found.groups()
+    return int(percent) if percent else 100 * int(done) // int(total)
+
+
+def install(wheel: Path) -> None:
+    """Install the wheel, also over one of the same version, which another backend's is; then what it needs."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "--force-reinstall", "--no-deps", str(wheel)], check=True)
+    subprocess.run([*pip, str(wheel)], check=True)
 
 
 def main() -> None:
@@ -87,8 +123,7 @@ def main() -> None:
     if arguments.dry_run:
         print("\n".join(flags))
         return
-    wheel = cached_wheel(pin, flags)
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", str(wheel)], check=True)
+    install(cached_wheel(pin, flags))
 
 
 if __name__ == "__main__":

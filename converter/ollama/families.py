@@ -24,10 +24,12 @@ class Family:
 _LAST_USER = (
     '{{ $last := -1 }}{{ range $i, $_ := .Messages }}{{ if eq .Role "user" }}{{ $last = $i }}{{ end }}{{ end }}'
 )
-_SYSTEM_IN_FIRST = "{{ if and $.System $first }}{{ $.System }}\n\n{{ end }}{{ $first = false }}"
-_SYSTEM_IN_LAST = "{{ if and $.System (eq $i $last) }}{{ $.System }}\n\n{{ end }}"
+_HAS_SYSTEM = (  # unlike .System, true for an empty system message too
+    '{{ $system := false }}{{ range .Messages }}{{ if eq .Role "system" }}{{ $system = true }}{{ end }}{{ end }}'
+)
 _CHATML_STOPS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 _LLAMA3_STOPS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+_MISTRAL_STOPS = ("[INST]", "[/INST]")
 _FALCON3_STOPS = ("<|system|>", "<|user|>", "<|assistant|>")
 
 # Thoughts are kept only in an answer after the last question, as in Qwen3's own template. Ollama offers thinking to
@@ -40,11 +42,18 @@ _QWEN3_MESSAGES = (
 )
 
 
-def _mistral(before: str, opening: str, closing: str, answer: str, after: str, *, system_in_last: bool) -> str:
-    """Return [INST] turns. Versions differ in spaces, and in whether the first or last question has the system text."""
-    system = _SYSTEM_IN_LAST if system_in_last else _SYSTEM_IN_FIRST
+def _mistral(
+    before: str, opening: str, closing: str, answer: str, after: str, *, joint: str = "\n\n", in_last: bool = False
+) -> str:
+    """Return [INST] turns. Versions differ in spaces, and in whether the first or last question has the system text.
+
+    `joint` stands after the system text: one line end if the jinja has no system role, as llama.cpp joins them then.
+    """
+    here = "and $system (eq $i $last)" if in_last else "$system"
+    system = f"{{{{ if {here} }}}}{{{{ $.System }}}}{joint}{{{{ $system = false }}}}{{{{ end }}}}"
     return (
-        (_LAST_USER if system_in_last else "{{ $first := true }}")
+        _HAS_SYSTEM
+        + (_LAST_USER if in_last else "")
         + '{{ range $i, $_ := .Messages }}{{ if eq .Role "user" }}'
         + f"{before}{opening}{system}{{{{ .Content }}}}{closing}"
         + f'{{{{ else if eq .Role "assistant" }}}}{answer}{{{{ .Content }}}}{EOS}{after}{{{{ end }}}}{{{{ end }}}}'
@@ -88,11 +97,11 @@ FAMILIES = (
         "{{ .Content }}<|eot_id|>{{ end }}{{ end }}<|start_header_id|>assistant<|end_header_id|>\n\n",
         _LLAMA3_STOPS,
     ),
-    Family("mistral-0.1", _mistral("", "[INST] ", " [/INST]", "", " ", system_in_last=False), ("[INST]", "[/INST]")),
-    Family("mistral-0.2", _mistral("", "[INST] ", " [/INST]", "", "", system_in_last=False), ("[INST]", "[/INST]")),
-    Family("mistral-v1", _mistral(" ", "[INST] ", " [/INST]", " ", "", system_in_last=False), ("[INST]", "[/INST]")),
-    Family("mistral-v3", _mistral("", "[INST] ", "[/INST]", " ", "", system_in_last=True), ("[INST]", "[/INST]")),
-    Family("mistral-tekken", _mistral("", "[INST]", "[/INST]", "", "", system_in_last=True), ("[INST]", "[/INST]")),
+    Family("mistral-0.1", _mistral("", "[INST] ", " [/INST]", "", " ", joint="\n"), _MISTRAL_STOPS),
+    Family("mistral-0.2", _mistral("", "[INST] ", " [/INST]", "", "", joint="\n"), _MISTRAL_STOPS),
+    Family("mistral-v1", _mistral(" ", "[INST] ", " [/INST]", " ", ""), _MISTRAL_STOPS),
+    Family("mistral-v3", _mistral("", "[INST] ", "[/INST]", " ", "", in_last=True), _MISTRAL_STOPS),
+    Family("mistral-tekken", _mistral("", "[INST]", "[/INST]", "", "", in_last=True), _MISTRAL_STOPS),
     Family(
         "falcon3",
         "{{ range .Messages }}<|{{ .Role }}|>\n{{ .Content }}"
@@ -112,8 +121,8 @@ FAMILIES = (
     Family(
         "gemma",
         '{{ $first := true }}{{ range .Messages }}{{ if eq .Role "user" }}<start_of_turn>user\n'
-        + _SYSTEM_IN_FIRST
-        + '{{ .Content }}<end_of_turn>\n{{ else if eq .Role "assistant" }}<start_of_turn>model\n'
+        "{{ if and $.System $first }}{{ $.System }}\n{{ end }}{{ $first = false }}"
+        '{{ .Content }}<end_of_turn>\n{{ else if eq .Role "assistant" }}<start_of_turn>model\n'
         "{{ .Content }}<end_of_turn>\n{{ end }}{{ end }}<start_of_turn>model\n",
         ("<start_of_turn>", "<end_of_turn>"),
     ),

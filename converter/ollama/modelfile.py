@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from gguf import Keys
@@ -72,8 +72,20 @@ def _stop(text: str) -> str:
     return _quoted("stop", text) if '"' in text or "\n" in text else f'"{text}"'
 
 
-def sampling_parameters(file: GgufFile) -> dict[str, Parameter]:
-    """Return the file's sampling settings as Ollama's parameters."""
+class _HasKeys(Protocol):
+    def value(self, key: str) -> object: ...
+
+
+def ollama_parameters(file: _HasKeys) -> dict[str, Parameter]:
+    """Return the file's sampling settings for Ollama.
+
+    Where the checkpoint gives no repeat_penalty, it is 1, none: Ollama's own default was 1.1 until 0.32.10.
+    """
+    return {"repeat_penalty": 1, **sampling_parameters(file)}
+
+
+def sampling_parameters(file: _HasKeys) -> dict[str, Parameter]:
+    """Return the file's sampling settings under Ollama's names."""
     found: dict[str, Parameter] = {}
     for key, name in SAMPLING.items():
         value = file.value(key)

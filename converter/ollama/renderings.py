@@ -13,26 +13,36 @@ from importlib.resources import files
 from typing import Any
 
 from tritgguf.converter.ollama.families import Family
-from tritgguf.converter.ollama.samples import SAMPLES
+from tritgguf.converter.ollama.samples import EMPTY_SYSTEM, SAMPLES
 
 FILE = "renderings.json"
 
 
 def renderings(family: Family) -> list[str]:
     """Return a text per sample; raise RuntimeError if they were recorded for another template or other samples."""
+    texts: list[str] = _recordings(family)["texts"]
+    return texts
+
+
+def empty_system_rendering(family: Family) -> str:
+    """Return the text of EMPTY_SYSTEM; raises as `renderings` does."""
+    text: str = _recordings(family)["empty_system"]
+    return text
+
+
+def _recordings(family: Family) -> dict[str, Any]:
     recorded = _recorded().get(family.name)
     if recorded is None or recorded["sha256"] != digest(family):
         raise RuntimeError(
             f"{FILE} has no texts of family {family.name} as it is now: "
             "run `python -m tests.golden.record_go_templates`, which needs Go"
         )
-    texts: list[str] = recorded["texts"]
-    return texts
+    return recorded
 
 
 def digest(family: Family) -> str:
     """Return the SHA-256 of what a family's texts depend on: its template and the samples."""
-    samples = [[sample.messages, sample.think] for sample in SAMPLES]
+    samples = [[sample.messages, sample.think] for sample in (*SAMPLES, EMPTY_SYSTEM)]
     return hashlib.sha256(json.dumps([family.template, samples]).encode()).hexdigest()
 
 

@@ -45,5 +45,7 @@ _CONVERSATIONS = (
     _conversation(*_TURNS, thinking="Hm.\n\nYes."),
 )
 SAMPLES = tuple(Sample(messages, think) for messages in _CONVERSATIONS for think in (None, True, False))
+# Shows whether an empty system message is rendered, left out, or replaced by a default one.
+EMPTY_SYSTEM = Sample(_conversation(_QUESTION, system=""))
 # Shows whether a jinja template trims its messages. No Go template can: Ollama has no function for it.
 PADDED = Sample(_conversation("  spaces around \n", "\n answer  ", " more "))

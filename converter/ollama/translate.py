@@ -7,19 +7,27 @@ from dataclasses import dataclass
 
 from tritgguf.converter.ollama.families import EOS, FAMILIES, Family
 from tritgguf.converter.ollama.go_literal import go_literal
-from tritgguf.converter.ollama.renderings import renderings
+from tritgguf.converter.ollama.renderings import empty_system_rendering, renderings
 from tritgguf.converter.ollama.samples import SAMPLES, Message
 
+# As in the jinja: .System would be empty for an empty system message too, which then stood after the default one.
+_WITHOUT_SYSTEM = (
+    '{{{{ range $i, $_ := .Messages }}}}{{{{ if and (eq $i 0) (ne .Role "system") }}}}{}{{{{ end }}}}{{{{ end }}}}'
+)
 Render = Callable[[Sequence[Message], "bool | None"], str]
 
 
 @dataclass(frozen=True)
 class Translation:
-    """The family that fits, its template filled with this model's texts, and the stop texts."""
+    """The family that fits, its template filled with this model's texts, and the stop texts.
+
+    `empty_system` is what the template renders of EMPTY_SYSTEM, which the family isn't chosen by.
+    """
 
     family: str
     template: str
     stops: tuple[str, ...]
+    empty_system: str
 
 
 @dataclass(frozen=True)
@@ -37,12 +45,16 @@ class Filling:
 
     eos: str
     bos: str = ""  # before every conversation
-    default: str = ""  # before a conversation that has no system message
+    default: str = ""  # before a conversation that doesn't begin with a system message, even an empty one
 
     def template(self, family: Family) -> str:
         """Return the family's Go template with these texts in it."""
-        default = f"{{{{ if not .System }}}}{go_literal(self.default)}{{{{ end }}}}" if self.default else ""
+        default = _WITHOUT_SYSTEM.format(go_literal(self.default)) if self.default else ""
         return go_literal(self.bos) + default + family.template.replace(EOS, go_literal(self.eos))
+
+    def empty_system(self, family: Family) -> str:
+        """Return what that template renders for EMPTY_SYSTEM."""
+        return self.bos + empty_system_rendering(family).replace(EOS, self.eos)
 
     def texts(self, family: Family) -> list[str]:
         """Return what that template renders for each sample; the tests have Go render it, and compare."""
@@ -70,7 +82,7 @@ def translate(render: Render, *, bos: str, eos: str, add_bos: bool) -> Translati
             filling = _fitting(family, wanted[0], eos, beginning)
             n_alike = sum(text == want for text, want in zip(filling.texts(family), wanted, strict=True))
             if n_alike == len(SAMPLES):
-                return Translation(family.name, filling.template(family), family.stops)
+                return Translation(family.name, filling.template(family), family.stops, filling.empty_system(family))
             scores.append((n_alike, family.name))
     n_alike, name = max(scores, key=lambda score: score[0])
     return NearMiss(name, n_alike, len(SAMPLES))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tritgguf.converter.model.gguf import LINEAR
 from tritgguf.converter.planning.targets import refuses
 
 if TYPE_CHECKING:
     from tritgguf.converter.gguf_io.reader import GgufFile
 
 Version = tuple[int, int, int]
+SCALE = ".scale"
 CREATE_API: Version = (0, 5, 5)  # the first whose /api/create takes a template, and files by digest
 
 
@@ -26,7 +28,10 @@ class Era:
 
 
 _GUESSES = "the Modelfile's TEMPLATE; without one, a guess from the file's jinja, or none at all"
-_RENDERS = "the Modelfile's TEMPLATE; without one, a guess from the file's jinja, or the jinja itself"
+_RENDERS = (
+    "the file's jinja if that offers more (tools, thinking) than the Modelfile's TEMPLATE, else the TEMPLATE; "
+    "without a TEMPLATE, a guess from the file's jinja, or the jinja itself"
+)
 ERAS = (
     Era("before 0.7.1", (0, 0, 0), _GUESSES),
     Era("0.7.1 to 0.29", (0, 7, 1), _GUESSES),
@@ -52,6 +57,15 @@ ARCHITECTURES: Mapping[str, tuple[bool | None, ...]] = {
     "minicpm": (None, True, True, True),
 }
 _OTHER = (None, None, None, True)
+# The same for the graphs that multiply a layer by its `.scale` tensor. BitNet's always did. The others do so since
+# llama.cpp's pull request 20427, which came with Ollama 0.30.0 (llama.cpp b9452). Before, llama.cpp refused such a file
+# ("wrong number of tensors"), and Ollama's own engine, which ran qwen3, computed without the scales.
+SCALES: Mapping[str, tuple[bool | None, ...]] = {
+    "llama": (False, False, True, True),
+    "qwen3": (False, False, True, True),
+    "bitnet": (True, True, True, True),
+}
+_OTHER_SCALES = (False, False, None, None)
 
 
 @dataclass(frozen=True)
@@ -65,8 +79,12 @@ class Verdict:
 
 def verdicts(file: GgufFile) -> tuple[Verdict, ...]:
     """Return what each era does with a file, oldest first."""
-    types = {tensor.dtype: tensor.name for tensor in file.tensors.values()}
-    return tuple(_verdict(file.architecture or "", types, number) for number in range(len(ERAS)))
+    return verdicts_on(file.architecture or "", {name: tensor.dtype for name, tensor in file.tensors.items()})
+
+
+def verdicts_on(architecture: str, types: Mapping[str, str]) -> tuple[Verdict, ...]:
+    """Return what each era does with a file of that architecture that holds these types, by the tensors' names."""
+    return tuple(_verdict(architecture, types, number) for number in range(len(ERAS)))
 
 
 def _verdict(architecture: str, types: Mapping[str, str], number: int) -> Verdict:
@@ -74,17 +92,28 @@ def _verdict(architecture: str, types: Mapping[str, str], number: int) -> Verdic
 
     known = architecture in MODEL_ARCH_NAMES.values()
     answers = [(ARCHITECTURES.get(architecture, _OTHER)[number] if known else False, f"architecture {architecture}")]
-    for kind, name in types.items():
+    for kind, name in {kind: name for name, kind in types.items()}.items():
         answers.append((TYPES.get(kind, (True,) * len(ERAS))[number], f"{kind} tensors such as {name}"))
-    refused = tuple(f"refuses {what}" for taken, what in answers if taken is False)
-    unknown = tuple(f"not tested with {what}" for taken, what in answers if taken is None)
+    refused = [f"refuses {what}" for taken, what in answers if taken is False]
+    unknown = [f"not tested with {what}" for taken, what in answers if taken is None]
+    if scale := next(filter(is_scale, types), None):
+        multiplies = SCALES.get(architecture, _OTHER_SCALES)[number]
+        if multiplies is False:
+            refused.append(f"refuses or ignores the scales in tensors such as {scale}")
+        elif multiplies is None:
+            unknown.append(f"not tested with scales in tensors such as {scale}")
     loads = False if refused else None if unknown else True
-    return Verdict(ERAS[number], loads, refused or unknown)
+    return Verdict(ERAS[number], loads, tuple(refused or unknown))
 
 
-def verdict_for(file: GgufFile, version: str) -> Verdict:
+def is_scale(name: str) -> bool:
+    """Whether a tensor of that name holds what a linear layer's weights are to be multiplied by."""
+    return name.endswith(SCALE) and LINEAR.match(name.removesuffix(SCALE) + ".weight") is not None
+
+
+def verdict_for(found: Sequence[Verdict], version: str) -> Verdict:
     """Return the verdict of the era of a version such as "0.31.1"; builds without a number count as the newest."""
-    return next(v for v in reversed(verdicts(file)) if v.era.first <= parsed(version))
+    return next(verdict for verdict in reversed(found) if verdict.era.first <= parsed(version))
 
 
 def parsed(version: str) -> Version:

@@ -12,6 +12,7 @@ from datetime import datetime
 
 import jinja2
 from gguf import Keys
+from jinja2 import meta
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
@@ -21,6 +22,7 @@ from tritgguf.converter.errors import EngineError
 from tritgguf.converter.gguf_io.metadata import Metadata
 
 Message = Mapping[str, str]
+_THINKING = "enable_thinking"  # the name that Qwen3 began and most templates of reasoning models read
 
 
 class _GenerationBlock(Extension):
@@ -38,10 +40,19 @@ class _GenerationBlock(Extension):
 
 
 class ChatTemplate:
-    """A compiled template, which may insert the texts of BOS and EOS and the time that `clock` returns."""
+    """A compiled template, which may insert the texts of BOS and EOS and the time that `clock` returns.
+
+    `variables` are more that it may insert. `knows_thinking` tells whether it reads enable_thinking.
+    """
 
     def __init__(
-        self, source: str, *, bos: str = "", eos: str = "", clock: Callable[[], datetime] = datetime.now
+        self,
+        source: str,
+        *,
+        bos: str = "",
+        eos: str = "",
+        clock: Callable[[], datetime] = datetime.now,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
@@ -49,9 +60,10 @@ class ChatTemplate:
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda pattern: clock().strftime(pattern)
-        self._tokens = {"bos_token": bos, "eos_token": eos}
+        self._variables = {"bos_token": bos, "eos_token": eos, **(variables or {})}
         try:
             self._template = environment.from_string(source)
+            self.knows_thinking = _THINKING in meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise EngineError(f"the file's chat template isn't valid Jinja ({_line(error)})") from error
 
@@ -79,14 +91,14 @@ class ChatTemplate:
         return text if messages[0]["content"].strip() in text else self._render(folded, add_generation_prompt, think)
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool, think: bool | None) -> str:
-        thinking = {} if think is None else {"enable_thinking": think}
+        thinking = {} if think is None else {_THINKING: think}
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
-                **self._tokens,
+                **self._variables,
                 **thinking,
             )
         except Exception as error:  # the template is a program from the file: it can raise anything
@@ -105,7 +117,8 @@ def _fold_system(messages: Sequence[Message]) -> list[Message] | None:
     """Return the messages with the system text in the first user text; None if they don't start with these two."""
     if len(messages) < 2 or messages[0]["role"] != "system" or messages[1]["role"] != "user":
         return None
-    first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    # One line end, as llama.cpp joins them (common/chat.cpp, system_message_not_supported), and with it Ollama.
+    first = {"role": "user", "content": f"{messages[0]['content']}\n{messages[1]['content']}"}
     return [first, *messages[2:]]
 
 

@@ -49,10 +49,13 @@ class Conversation:
     A model without a chat template continues each text by itself, without a history.
     """
 
-    def __init__(self, session: Session, *, system: str | None = None, **settings: Unpack[Settings]) -> None:
-        """`system` is the system message; `settings` are passed to Session.generate for each answer."""
+    def __init__(
+        self, session: Session, *, system: str | None = None, think: bool | None = None, **settings: Unpack[Settings]
+    ) -> None:
+        """`system` is the system message; `think` and `settings` are passed to Session.chat for each answer."""
         self.session = session
         self.system = system
+        self.think = think
         self.settings = settings
         self.turns: list[dict[str, str]] = []  # user, assistant, user, assistant, …
         self._answer: Answer | None = None
@@ -65,7 +68,8 @@ class Conversation:
     def ask(self, text: str) -> Answer:
         """Start the answer to `text`, and stop an earlier answer that is unfinished.
 
-        The oldest turns are dropped if the context has no room. EngineError if the message alone doesn't fit.
+        If the context has no room, the older half of the turns is dropped. EngineError if the message alone doesn't
+        fit.
         """
         self._close_answer()
         if not self.session.has_chat_template:
@@ -74,7 +78,8 @@ class Conversation:
             return self._answer
         question = {"role": "user", "content": text}
         n_messages = self._messages_to_drop(question)
-        generation = self.session.chat(self._messages(self.turns[n_messages:], question), **self.settings)
+        messages = self._messages(self.turns[n_messages:], question)
+        generation = self.session.chat(messages, think=self.think, **self.settings)
         del self.turns[:n_messages]
         self._answer = Answer(generation, self._converse(generation, question), n_messages // 2)
         return self._answer
@@ -89,19 +94,29 @@ class Conversation:
         return [*system, *turns, question]
 
     def _messages_to_drop(self, question: dict[str, str]) -> int:
-        """Return how many of the oldest messages to drop for an answer to fit, in pairs of question and answer."""
+        """Return how many of the oldest messages to drop for an answer to fit, in pairs of question and answer.
+
+        Half of them, and half of the rest while that doesn't fit: the cache keeps nothing behind the first message that
+        is dropped, so dropping one turn at a time would evaluate the whole conversation again for every question.
+        """
         n_ctx = self.session.n_ctx
         room = min(self.settings.get("max_tokens") or ANSWER_TOKENS, n_ctx // 4)
-        for n_messages in range(0, len(self.turns) + 1, 2):
-            n_tokens = len(self.session.chat_tokens(self._messages(self.turns[n_messages:], question)))
-            if n_tokens + room <= n_ctx:
-                return n_messages
+        n_turns = len(self.turns) // 2
+        n_kept = n_turns
+        while (n_tokens := self._n_tokens(n_turns - n_kept, question)) + room > n_ctx:
+            if n_kept == 0:
+                break
+            n_kept //= 2
         if n_tokens + min(room, MIN_ANSWER_TOKENS) <= n_ctx:
-            return len(self.turns)
+            return 2 * (n_turns - n_kept)
         raise EngineError(
             f"the message has {n_tokens} tokens with the template and the system message, "
             f"too many for a context of {n_ctx}: shorten it or use a larger context"
         )
+
+    def _n_tokens(self, n_dropped: int, question: dict[str, str]) -> int:
+        messages = self._messages(self.turns[2 * n_dropped :], question)
+        return len(self.session.chat_tokens(messages, think=self.think))
 
     def _complete(self, generation: Generation) -> Generator[str, None, None]:
         yield ""

@@ -120,19 +120,22 @@ class Session:
         self._generation = Generation(self._evaluator, tokens, sampling, max_tokens, TextStream(stops))
         return self._generation
 
-    def chat(self, messages: Sequence[Message], **settings: Unpack[Settings]) -> Generation:
+    def chat(
+        self, messages: Sequence[Message], *, think: bool | None = None, **settings: Unpack[Settings]
+    ) -> Generation:
         """Generate the assistant's answer to `messages`, each {"role": ..., "content": ...}, by the chat template.
 
-        `settings` are those of generate(). EngineError as there, and if the file has no template or it fails.
+        `think` is the template's enable_thinking; None leaves that to the template. `settings` are those of generate().
+        EngineError as there, and if the file has no template or it fails.
         """
-        generation = self.generate(self.chat_tokens(messages), **settings)
+        generation = self.generate(self.chat_tokens(messages, think=think), **settings)
         if self.model.vocab.is_sentencepiece:
             generation.drop_first_space()
         return generation
 
-    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+    def chat_tokens(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int]:
         """Return the token ids of the rendered conversation, up to where the assistant's answer begins."""
-        return self.tokenize(self.template.render(messages))
+        return self.tokenize(self.template.render(messages, think=think))
 
     @property
     def template(self) -> ChatTemplate:
@@ -206,8 +209,8 @@ def open(
 
     `n_ctx` is the context size in tokens: by default 4096, or the trained context if that is smaller. It can't exceed
     the trained context, because the model's output beyond that is wrong. `n_threads` is by default the number of
-    physical cores that this process may use. `n_gpu_layers` is by default all layers if llama.cpp was built for an
-    accelerator, else 0; BitNet 2B-4T runs on the CPU only. `seed` applies to generations that are given none.
+    physical performance cores that this process may use. `n_gpu_layers` is by default all layers if llama.cpp was built
+    for an accelerator, else 0; BitNet 2B-4T runs on the CPU only. `seed` applies to generations that are given none.
     EngineError if the file can't be loaded or a number is out of range.
     """
     Sampling(seed=seed)

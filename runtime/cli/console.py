@@ -14,9 +14,10 @@ PROMPT = "> "
 COMMANDS = {  # name: (argument, meaning)
     "/system": ("TEXT", "set the system message; without TEXT, show it"),
     "/reset": ("", "clear the conversation, keep the system message"),
-    "/help": ("", "show this help"),
-    "/exit": ("", "end the conversation (also Ctrl-D)"),
+    "/help": ("", "show this help (also /?)"),
+    "/exit": ("", "end the conversation (also /bye, /quit or Ctrl-D)"),
 }
+ALIASES = {"/?": "/help", "/bye": "/exit", "/quit": "/exit"}
 
 
 class Reader(Protocol):
@@ -39,6 +40,7 @@ class Console:
 
     def answer(self, texts: Sequence[str]) -> None:
         """Answer the texts one after the other, printing each of several first; Ctrl-C raises KeyboardInterrupt."""
+        self._note_what_has_no_effect()
         try:
             for text in texts:
                 if len(texts) > 1:
@@ -52,8 +54,8 @@ class Console:
         self._introduce()
         reader = _reader()
         while (text := _read(reader)) is not None:
-            if _is_command(text):
-                if not self._command(text, reader):
+            if command := _command(text):
+                if not self._run(*command, reader):
                     break
             elif text:
                 self._turn(text)
@@ -63,8 +65,15 @@ class Console:
         _note(f"{self._session.model.description}, context {self._session.n_ctx} tokens; /help lists the commands")
         if not self._session.has_chat_template:
             _note("This is a base model (it has no chat template): it continues each text you type, without a history.")
-            if self._conversation.system:
-                _note("The system message has no effect.")
+        self._note_what_has_no_effect()
+
+    def _note_what_has_no_effect(self) -> None:
+        conversation, has_template = self._conversation, self._session.has_chat_template
+        if conversation.system and not has_template:
+            _note("note: the system message has no effect: this is a base model (it has no chat template)")
+        if conversation.think is not None and not (has_template and self._session.template.knows_thinking):
+            why = "its chat template doesn't read enable_thinking" if has_template else "it has no chat template"
+            _note(f"note: --think and --no-think have no effect on this file: {why}")
 
     def _turn(self, text: str) -> None:
         try:
@@ -92,18 +101,15 @@ class Console:
         elif answer.finish == "max_tokens":
             _note("(cut off: --max-tokens reached)")
 
-    def _command(self, text: str, reader: Reader) -> bool:
+    def _run(self, name: str, argument: str, reader: Reader) -> bool:
         """Run a /command; False if it ends the conversation."""
-        name, *arguments = text.split(maxsplit=1)
         if name == "/help":
             _note(_help(reader))
         elif name == "/reset":
             self._conversation.reset()
             _note("(conversation cleared)")
         elif name == "/system":
-            self._set_system("".join(arguments))
-        elif name != "/exit":
-            _note(f"unknown command {name}; /help lists the commands")
+            self._set_system(argument)
         return name != "/exit"
 
     def _set_system(self, text: str) -> None:
@@ -179,12 +185,17 @@ def _read(reader: Reader) -> str | None:
     return text.strip()
 
 
-def _is_command(text: str) -> bool:
-    """Whether the text is a /command, known or not.
+def _command(text: str) -> tuple[str, str] | None:
+    """Return the name and the argument of a /command; None for a message.
 
-    Several lines are a command only if the name is known: pasted code may start with a slash.
+    Many messages start with a slash: paths, pasted code, Qwen3's /no_think. So one with words behind a command that
+    takes none is a message too.
     """
-    return text.startswith("/") and ("\n" not in text or text.split(maxsplit=1)[0] in COMMANDS)
+    name, argument = [*text.split(maxsplit=1), "", ""][:2]
+    name = ALIASES.get(name, name)
+    if name not in COMMANDS or (argument and not COMMANDS[name][0]):
+        return None
+    return name, argument
 
 
 def _help(reader: Reader) -> str:

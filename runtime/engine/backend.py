@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.engine import relu2
 from tritgguf.runtime.engine.gguf_header import Header, check_loadable, read_header
-from tritgguf.runtime.engine.hardware import available_memory
 from tritgguf.runtime.engine.interrupt import interruptible
+from tritgguf.runtime.engine.memory import available_memory, cache_bytes, check_memory
 from tritgguf.runtime.engine.native_log import NativeLog
 from tritgguf.runtime.engine.sampling import MAX_SEED, PENALTY_TOKENS, Sampling
 
@@ -61,7 +60,8 @@ _override.value.val_str = relu2.STOCK_ARCHITECTURE.encode()
 def _die_in_one_line(message: bytes | None) -> None:
     reason = " ".join((message or b"unknown reason").decode("utf-8", "replace").split())
     reason = re.sub(r"^\S*[/\\]", "", reason)  # the folder in which llama.cpp was built
-    os.write(2, f"error: llama.cpp gave up: {reason}; the file may be damaged, convert it again\n".encode())
+    causes = "a bug in it, too little memory or a damaged file"  # only who wrote the assertion knows
+    os.write(2, f"error: llama.cpp stopped itself: {reason}; the cause may be {causes}\n".encode())
     os._exit(1)
 
 
@@ -176,7 +176,7 @@ class Model:
     ) -> None:
         self.path = Path(path)
         self.handle: Any = None
-        header = header or read_header(self.path)
+        self.header = header = header or read_header(self.path)
         check_loadable(self.path, header)
         self.needs_relu2 = header.values["general.architecture"] == relu2.ARCHITECTURE
         params = native.llama_model_default_params()
@@ -189,6 +189,8 @@ class Model:
         else:
             best = ALL_LAYERS if supports_gpu() else 0
             params.n_gpu_layers = best if n_gpu_layers is None else n_gpu_layers
+        self._n_gpu_layers: int = params.n_gpu_layers if supports_gpu() else 0
+        self._free_before = available_memory()
         _log.clear()
         with interruptible() as interrupt:
             progress = native.llama_progress_callback(lambda *_: not interrupt.requested)
@@ -208,17 +210,28 @@ class Model:
         native.llama_model_desc(self.handle, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
 
-    def check_memory(self, n_ctx: int) -> None:
-        """Raise EngineError if the KV cache for `n_ctx` tokens can't fit: the system would kill the process later."""
-        n_heads = max(1, native.llama_model_n_head(self.handle))
-        head_bytes = 2 * native.llama_model_n_embd(self.handle) // n_heads  # F16
-        n_rows = 2 * native.llama_model_n_layer(self.handle) * native.llama_model_n_head_kv(self.handle)  # keys, values
-        needed, available = n_ctx * n_rows * head_bytes, available_memory()
-        if available is not None and needed > available:
-            raise EngineError(
-                f"{self.path}: a context of {n_ctx} tokens needs {format_size(needed)} of memory, "
-                f"{format_size(available)} are free; ask for a smaller context"
-            )
+    def check_memory(self, n_ctx: int, *, value_bytes: int) -> None:
+        """Raise EngineError if the weights and a KV cache for `n_ctx` tokens can't fit into memory.
+
+        Counts what the CPU's layers take, never more: llama.cpp itself refuses what a GPU can't hold, and a model with
+        layers that have a state instead of a cache isn't judged unless the file tells which.
+        """
+        available, n_layers = available_memory(), native.llama_model_n_layer(self.handle)
+        if available is None or self._free_before is None:
+            return
+        n_cpu_layers = 0 if self._n_gpu_layers < 0 else max(0, n_layers - self._n_gpu_layers)
+        weights = native.llama_model_size(self.handle) * n_cpu_layers // n_layers
+        cache = cache_bytes(self.header, n_ctx, value_bytes=value_bytes) * n_cpu_layers // n_layers
+        if self._has_states and not self.header.kv_heads:
+            cache = 0
+        # Weights that were copied while loading are gone from `available`, mapped ones aren't; and other contexts
+        # have been set up since loading.
+        free = min(self._free_before, available + weights)
+        check_memory(self.path, n_ctx, cache=cache, weights=weights, free=free)
+
+    @property
+    def _has_states(self) -> bool:
+        return bool(native.llama_model_is_recurrent(self.handle) or native.llama_model_is_hybrid(self.handle))
 
     def close(self) -> None:
         if self.handle:
@@ -261,7 +274,7 @@ class Context:
         if model.needs_relu2:
             self.relu2 = relu2.Relu2(libggml, native.ggml_backend_sched_eval_callback)
             params.cb_eval, params.cb_eval_user_data = self.relu2.callback, self.relu2.user_data
-        model.check_memory(n_ctx)
+        model.check_memory(n_ctx, value_bytes=4 if f32_attention else 2)
         _log.clear()
         self.handle = native.llama_init_from_model(model.handle, params)
         if not self.handle:

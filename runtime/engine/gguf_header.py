@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -21,6 +21,7 @@ from tritgguf.converter.gguf_io.header_reader import MAGIC, PREAMBLE, HeaderRead
 from tritgguf.converter.gguf_io.metadata import Scalar
 
 TOKENS_KEY = Keys.Tokenizer.LIST
+_KV_HEADS = ".attention.head_count_kv"
 # Outside of these, llama.cpp fails an assertion or takes a number for a negative one.
 _SANE = {
     "block_count": (1, 512),
@@ -32,12 +33,27 @@ _SANE = {
 
 @dataclass(frozen=True)
 class Header:
-    """A file's keys: `values` without the arrays, `tokens` the vocabulary; `values_end` is the byte after the keys."""
+    """A file's keys: `values` without the arrays, `tokens` the vocabulary; `values_end` is the byte after the keys.
+
+    `kv_heads` is each layer's number of key and value heads, where the file tells it for each layer.
+    """
 
     version: int
     values: Mapping[str, Scalar]
     tokens: Sequence[bytes]
     values_end: int
+    kv_heads: Sequence[int] = ()
+
+    def value(self, key: str) -> object:
+        """Return a key's value, None if the file hasn't that key."""
+        return self.values.get(key)
+
+
+class _Arrays(Container[str]):
+    """The keys whose arrays are read."""
+
+    def __contains__(self, key: object) -> bool:
+        return key == TOKENS_KEY or (isinstance(key, str) and key.endswith(_KV_HEADS))
 
 
 def read_header(path: Path) -> Header:
@@ -49,16 +65,18 @@ def read_header(path: Path) -> Header:
     try:
         with map_file(path) as data:
             reader = HeaderReader(path, data, text="bytes")
-            metadata = reader.metadata(arrays=(TOKENS_KEY,))
+            metadata = reader.metadata(arrays=_Arrays())
             version, values_end = reader.version, reader.position
     except TritggufError as error:
         raise EngineError(str(error)) from error
+    arrays = {key: metadata.pop(key) for key, value in [*metadata.items()] if value.element is not None}
+    values = {key: cast("Scalar", value.data) for key, value in metadata.items()}
+    vocabulary, kv_heads = arrays.get(TOKENS_KEY), arrays.get(f"{values.get('general.architecture')}{_KV_HEADS}")
     tokens: Sequence[bytes] = ()
-    vocabulary = metadata.pop(TOKENS_KEY, None)
     if vocabulary is not None and vocabulary.element is GGUFValueType.STRING:
         tokens = cast("Sequence[bytes]", vocabulary.data)
-    values = {key: cast("Scalar", value.data) for key, value in metadata.items()}
-    return Header(version, values, tokens, values_end)
+    numbers = cast("Sequence[object]", kv_heads.data) if kv_heads is not None else ()
+    return Header(version, values, tokens, values_end, [number for number in numbers if isinstance(number, int)])
 
 
 def vocabulary_only(path: Path, header: Header) -> bytes:

@@ -18,10 +18,10 @@ from tritgguf.converter.ollama.modelfile import (
     Modelfile,
     context_parameter,
     license_text,
-    sampling_parameters,
+    ollama_parameters,
 )
 from tritgguf.converter.ollama.repack import refused, repack, repack_plan
-from tritgguf.converter.ollama.versions import CREATE_API, Verdict, parsed, verdict_for, verdicts
+from tritgguf.converter.ollama.versions import CREATE_API, Verdict, parsed, verdict_for, verdicts, verdicts_on
 from tritgguf.converter.planning.file_plan import FilePlan
 from tritgguf.runtime.engine.token_ids_process import token_ids_process
 from tritgguf.runtime.ollama.api import HOST_VARIABLE, NotRunningError, Ollama, digest_of
@@ -46,6 +46,13 @@ class Package:
     def modelfile_path(self) -> Path:
         """Where the Modelfile goes: beside the source, with its name."""
         return self.source.path.with_suffix(".Modelfile")
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The names of the tensors that Ollama gets, with their types."""
+        if self.plan is None:
+            return {name: tensor.dtype for name, tensor in self.source.tensors.items()}
+        return {tensor.spec.name: tensor.codec.ggml_type.name for tensor in self.plan.tensors}
 
     @property
     def is_repacked_already(self) -> bool:
@@ -74,14 +81,14 @@ def pack(path: Path, *, system: str = "", context: int | None = None, progress: 
     chat = chat_template_facts(file)
     reasons = [f"Ollama refuses {', '.join(types)} tensors"] if types else []
     if chat.jinja not in (None, file.value(Keys.Tokenizer.CHAT_TEMPLATE)):
-        reasons.append("its chat template needs the guard")
+        reasons.append(chat.why_jinja)
     plan = repack_plan(path, jinja=chat.jinja, progress=progress) if reasons else None
     out = path.with_name(f"{path.stem}-ollama.gguf") if reasons else path
     parameters = {"stop": chat.stops} if chat.stops else {}
     modelfile = Modelfile(
         source=out.name,
         template=chat.template,
-        parameters={**parameters, "num_ctx": context_parameter(file, context), **sampling_parameters(file)},
+        parameters={**parameters, "num_ctx": context_parameter(file, context), **ollama_parameters(file)},
         system=system,
         license=license_text(file),
     )
@@ -109,8 +116,11 @@ def require_creatable(package: Package, client: Ollama, version: str, name: str,
         raise OllamaError(
             f"Ollama {version} at {client.address} is too old to receive a file; update it to {wanted} or newer"
         )
-    if package.plan is None and (verdict := verdict_for(package.source, version)).loads is False:
-        raise OllamaError(f"Ollama {version} won't load {package.file.name}: it {'; '.join(verdict.reasons)}")
+    verdict = verdict_for(verdicts_on(package.source.architecture or "", package.types), version)
+    if verdict.loads is False:
+        raise OllamaError(
+            f"Ollama {version} won't load {package.file.name}: it {'; '.join(verdict.reasons)}; update Ollama"
+        )
     if not force and client.has_model(name):
         raise OllamaError(f"Ollama has a model {name} already; add --force to replace it, or choose another name")
 

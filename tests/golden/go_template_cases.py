@@ -8,7 +8,7 @@ from tests import paths
 from tests.modelfile_reader import read
 from tritgguf.converter.ollama.families import FAMILIES
 from tritgguf.converter.ollama.go_literal import go_literal
-from tritgguf.converter.ollama.samples import SAMPLES, Message, Sample
+from tritgguf.converter.ollama.samples import EMPTY_SYSTEM, SAMPLES, Message, Sample
 from tritgguf.converter.ollama.translate import Filling
 from tritgguf.runtime.ollama.publish import QUESTION
 
@@ -54,10 +54,10 @@ def modelfile_templates() -> dict[str, str]:
 def cases() -> Iterator[tuple[str, Sample]]:
     """Yield each template with each conversation that it must be rendered on."""
     for family in FAMILIES:
-        yield from ((ODD_FILLING.template(family), sample) for sample in SAMPLES)
+        yield from ((ODD_FILLING.template(family), sample) for sample in (*SAMPLES, EMPTY_SYSTEM))
         yield from ((family.template, Sample(talk)) for talk in (TALK, TRIMMED_TALK))
     for template in modelfile_templates().values():
-        yield from ((template, sample) for sample in (*OTHER, *THINKING))
+        yield from ((template, sample) for sample in (*OTHER, *THINKING, EMPTY_SYSTEM))
         yield from ((template, Sample(messages)) for messages in ASKED)
     for text in LITERALS:
         yield go_literal(text), Sample(())

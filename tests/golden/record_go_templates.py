@@ -19,7 +19,7 @@ from tests.golden.go_template_cases import cases
 from tests.ollama_prompt import GOLDEN, data_key, template_data
 from tritgguf.converter.ollama.families import FAMILIES
 from tritgguf.converter.ollama.renderings import FILE, digest
-from tritgguf.converter.ollama.samples import SAMPLES, Sample
+from tritgguf.converter.ollama.samples import EMPTY_SYSTEM, SAMPLES, Sample
 
 RENDERINGS = paths.ROOT / "converter" / "ollama" / FILE
 
@@ -92,13 +92,14 @@ def by_go(pairs: Sequence[tuple[str, Sample]]) -> list[str]:
 
 def recorded() -> dict[Path, str]:
     """Return each file with what it should hold."""
-    of_families = [(family.template, sample) for family in FAMILIES for sample in SAMPLES]
+    samples = (*SAMPLES, EMPTY_SYSTEM)
+    of_families = [(family.template, sample) for family in FAMILIES for sample in samples]
     of_tests = list(cases())
     texts = by_go([*of_families, *of_tests])
-    renderings = {
-        family.name: {"sha256": digest(family), "texts": texts[number * len(SAMPLES) :][: len(SAMPLES)]}
-        for number, family in enumerate(FAMILIES)
-    }
+    renderings = {}
+    for number, family in enumerate(FAMILIES):
+        *alike, empty_system = texts[number * len(samples) :][: len(samples)]
+        renderings[family.name] = {"sha256": digest(family), "texts": alike, "empty_system": empty_system}
     prompts: dict[str, dict[str, str]] = {}
     for (template, sample), text in zip(of_tests, texts[len(of_families) :], strict=True):
         prompts.setdefault(template, {})[data_key(template_data(sample.messages, sample.think))] = text

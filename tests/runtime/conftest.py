@@ -118,7 +118,7 @@ def write_model(
     add_bos: bool = False,
     **extra: Any,
 ) -> Path:
-    """A GGUF file at `path`; `extra` are further string keys with `__` for `.`."""
+    """A GGUF file at `path`; `extra` are further keys with `__` for `.`."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(n_ctx_train)
     writer.add_embedding_length(N_EMBD)
@@ -135,8 +135,9 @@ def write_model(
     writer.add_add_bos_token(add_bos)
     if template is not None:
         writer.add_chat_template(template)
+    adders = {int: writer.add_uint32, float: writer.add_float32}
     for key, value in extra.items():
-        writer.add_string(key.replace("__", "."), value)
+        adders.get(type(value), writer.add_string)(key.replace("__", "."), value)
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()

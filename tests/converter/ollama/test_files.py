@@ -137,6 +137,18 @@ def test_other_types_can_be_chosen(kind: str, model, tmp_path: Path) -> None:
     assert file.tensors["blk.0.attn_q.weight"].dtype == kind.upper()
 
 
+@pytest.mark.parametrize("recipe", ["falcon3", "llama-online"])
+def test_scales_in_tensors_of_their_own_can_t_be_multiplied_in(recipe: str, model, tmp_path: Path) -> None:
+    """Q2_K holds an fp16 number times 1 to 15: no such product is the scale. So the verdict on old versions is no."""
+    file = read_gguf(convert(model(recipe), tmp_path / "out.gguf", target="ollama", check=False).out)
+    scales = [values(file, name).item() for name in file.tensors if name.endswith(".scale")]
+    assert scales
+    steps = np.arange(1, 16, dtype=np.float64)
+    for scale in scales:
+        assert (np.float16(scale / steps).astype(np.float64) * steps != scale).all(), scale
+    assert [verdict.loads for verdict in verdicts(file)] == [False, False, True, True]
+
+
 def test_bitnet_2b_4t_is_refused(model, tmp_path: Path) -> None:
     folder = model("2b4t")
     with pytest.raises(UnsupportedError, match="runs in tritgguf's own runtime alone"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tritgguf.converter.ollama.modelfile import (
     Modelfile,
     context_parameter,
     license_text,
+    ollama_parameters,
     sampling_parameters,
 )
 
@@ -99,6 +101,10 @@ def test_parameters_from_a_file(file: GgufFile) -> None:
     assert sampling_parameters(file) == {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repeat_penalty": 1.05}
     assert license_text(file) == "my-licence\nother\nhttps://example.org/licence"
     assert [context_parameter(file, asked) for asked in (None, 2, 32768)] == [4096, 2, 32768]
+    unset = {key: value for key, value in file.metadata.items() if not key.startswith("general.sampling")}
+    assert sampling_parameters(replace(file, metadata=unset)) == {}
+    assert ollama_parameters(replace(file, metadata=unset)) == {"repeat_penalty": 1}
+    assert ollama_parameters(file) == sampling_parameters(file)
     for asked in (1, 32769):
         with pytest.raises(UnsupportedError, match=f"the context is {asked} tokens, but this model takes 2 to 32768"):
             context_parameter(file, asked)

@@ -13,7 +13,10 @@ from tests.fetch import pypi_files
 from tests.golden.go_template_cases import TALK, TRIMMED_TALK
 from tests.ollama_prompt import ollama_prompt
 from tritgguf.converter.ollama.families import EOS, FAMILIES
+from tritgguf.converter.ollama.samples import EMPTY_SYSTEM
+from tritgguf.converter.ollama.selection import more_in_jinja
 from tritgguf.converter.ollama.translate import Filling, NearMiss, Translation
+from tritgguf.runtime.ollama.jinja_there import UNSET, as_meant
 
 pytestmark = pytest.mark.network
 
@@ -57,12 +60,40 @@ def files() -> dict[str, str]:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_family_of_a_real_template(name: str, files: dict[str, str]) -> None:
     family, _ = TEMPLATES[name]
-    choice = found(Case("", files[name], bos="<s>", eos="</s>", add_bos=True))
+    case = Case("", files[name], bos="<s>", eos="</s>", add_bos=True)
+    choice = found(case)
     if family is None:
         assert isinstance(choice, NearMiss)
     else:
         assert isinstance(choice, Translation), choice
         assert choice.family == family
+        assert choice.empty_system == rendered(case, EMPTY_SYSTEM.messages).removeprefix(case.bos)
+
+
+def test_ollama_renders_the_jinja_of_those_that_it_was_seen_to(files: dict[str, str]) -> None:
+    """On a server of 0.33.0-rc2, `ollama show --template` printed the jinja of these, and the TEMPLATE of Gemma 2."""
+    instead = {}
+    for name in TEMPLATES:
+        choice = found(Case("", files[name], bos="<s>", eos="</s>", add_bos=True))
+        if isinstance(choice, Translation):
+            instead[name] = more_in_jinja(files[name], choice.template)
+    assert instead == {
+        "Qwen-Qwen2.5-7B-Instruct": ("tools",),
+        "Qwen-Qwen3-0.6B": ("tools", "thinking"),
+        "Qwen3-Coder": ("tools",),
+        "Qwen3.5-4B": ("tools", "thinking"),
+        "openbmb-MiniCPM5-1B": ("tools", "thinking"),
+        "google-gemma-2-2b-it": (),
+        "meta-llama-Llama-3.1-8B-Instruct": ("tools",),
+        "mistralai-Mistral-Nemo-Instruct-2407": ("tools",),
+    }
+
+
+def test_llama_3_1_alone_needs_another_jinja_there(files: dict[str, str]) -> None:
+    """Of these, it alone has a fixed date for where it is given none, and llama.cpp gives it today's."""
+    for name in TEMPLATES:
+        meant = as_meant(files[name], bos="<s>", eos="</s>")
+        assert meant == (UNSET if "Llama-3.1" in name else "") + files[name], name
 
 
 @pytest.fixture(scope="module")

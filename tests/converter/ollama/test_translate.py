@@ -13,7 +13,7 @@ from tests.golden.go_template_cases import OTHER, THINKING
 from tests.ollama_prompt import ollama_prompt
 from tritgguf.converter.ollama.families import FAMILIES
 from tritgguf.converter.ollama.modelfile import Modelfile
-from tritgguf.converter.ollama.samples import SAMPLES, Message
+from tritgguf.converter.ollama.samples import EMPTY_SYSTEM, SAMPLES, Message
 from tritgguf.converter.ollama.translate import NearMiss, Translation, translate
 from tritgguf.runtime.chat.chat_template import ChatTemplate
 
@@ -48,6 +48,17 @@ def test_the_family_is_found_and_renders_the_same(name: str) -> None:
     for sample in OTHER:
         prompt = ollama_prompt(choice.template, sample.messages, sample.think)
         assert prompt == rendered(case, sample.messages, sample.think).removeprefix(bos)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_empty_system_message_is_rendered_the_same(name: str) -> None:
+    """Among these are default system texts, which an empty message replaces, and formats without a system role."""
+    case = CASES[name]
+    choice = found(case)
+    assert isinstance(choice, Translation)
+    prompt = ollama_prompt(choice.template, EMPTY_SYSTEM.messages)
+    bos = case.bos if case.add_bos else ""
+    assert prompt == choice.empty_system == rendered(case, EMPTY_SYSTEM.messages).removeprefix(bos)
 
 
 def test_every_family_has_a_chat_template_here() -> None:

@@ -11,7 +11,18 @@ from gguf import GGMLQuantizationType
 
 from tests import paths
 from tritgguf.converter.gguf_io.reader import GgufFile, read_gguf
-from tritgguf.converter.ollama.versions import ARCHITECTURES, ERAS, TYPES, parsed, refused_types, verdict_for, verdicts
+from tritgguf.converter.model.architecture import architectures
+from tritgguf.converter.ollama.versions import (
+    ARCHITECTURES,
+    ERAS,
+    SCALES,
+    TYPES,
+    parsed,
+    refused_types,
+    verdict_for,
+    verdicts,
+    verdicts_on,
+)
 
 DOCS = paths.DOCS / "ollama.md"
 Q = GGMLQuantizationType
@@ -58,6 +69,27 @@ def test_a_verdict_names_what_is_refused(make) -> None:
 @pytest.mark.parametrize(
     ("architecture", "loads"),
     [
+        ("llama", (False, False, True, True)),
+        ("qwen3", (False, False, True, True)),
+        ("bitnet", (None, True, True, True)),
+        ("gemma3", (False, False, None, None)),
+    ],
+)
+def test_scales_in_tensors_of_their_own(architecture: str, loads: tuple[bool | None, ...]) -> None:
+    """Older versions of llama.cpp refused such a file; Ollama's own engine computed without the scales."""
+    types = {"blk.0.attn_q.weight": "Q2_K", "blk.0.attn_q.scale": "F32", "blk.0.attn_norm.weight": "F32"}
+    found = verdicts_on(architecture, types)
+    assert tuple(verdict.loads for verdict in found) == loads
+    if architecture == "llama":
+        (reason,) = found[0].reasons
+        assert reason == "refuses or ignores the scales in tensors such as blk.0.attn_q.scale"
+    without = {name: kind for name, kind in types.items() if not name.endswith(".scale")}
+    assert verdicts_on("llama", without | {"blk.0.ffn_gate_inp.scale": "F32"})[0].loads is True
+
+
+@pytest.mark.parametrize(
+    ("architecture", "loads"),
+    [
         ("llama", (True, True, True, True)),
         ("qwen3", (None, True, True, True)),
         ("gemma3", (None, None, None, True)),
@@ -85,7 +117,7 @@ def test_architectures(architecture: str, loads: tuple[bool | None, ...], make) 
     ],
 )
 def test_the_era_of_a_version(version: str, era: str, make) -> None:
-    assert verdict_for(make(Q.F32), version).era.name == era
+    assert verdict_for(verdicts(make(Q.F32)), version).era.name == era
 
 
 def test_versions_as_ollama_writes_them() -> None:
@@ -94,7 +126,8 @@ def test_versions_as_ollama_writes_them() -> None:
 
 
 def test_the_tables_fit_the_eras() -> None:
-    assert all(len(row) == len(ERAS) for row in (*TYPES.values(), *ARCHITECTURES.values()))
+    assert all(len(row) == len(ERAS) for row in (*TYPES.values(), *ARCHITECTURES.values(), *SCALES.values()))
+    assert set(SCALES) == {known.name for known in architectures() if known.honours_scales and not known.own_name}
     assert [era.first for era in ERAS] == sorted(era.first for era in ERAS)
     assert refused_types(gguf.GGMLQuantizationType.__members__) == ["Q2_0", "TQ1_0", "TQ2_0"]
 
@@ -105,3 +138,9 @@ def test_the_table_in_the_docs_says_what_the_code_does() -> None:
     assert f"| | {' | '.join(era.name for era in ERAS)} |" in text
     for name, row in TYPES.items():
         assert f"| {name} | {' | '.join(words[taken] for taken in row)} |" in text
+    for name, row in (
+        ("scales in tensors of their own, `bitnet`", "bitnet"),
+        ("the same, `llama` and `qwen3`", "llama"),
+    ):
+        assert f"| {name} | {' | '.join(words[taken] for taken in SCALES[row])} |" in text
+    assert SCALES["llama"] == SCALES["qwen3"]

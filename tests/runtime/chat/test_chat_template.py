@@ -42,9 +42,9 @@ def test_renders_what_transformers_renders(case):
 def test_a_system_message_the_template_has_no_place_for_goes_before_the_first_user_message(source):
     system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}
     template = ChatTemplate(source)
-    assert template.render([system, user]) == "[user]Be brief.\n\nHi"
+    assert template.render([system, user]) == "[user]Be brief.\nHi"
     answer, more = {"role": "assistant", "content": "Yo"}, {"role": "user", "content": "Bye"}
-    assert template.render([system, user, answer, more]) == "[user]Be brief.\n\nHi[assistant]Yo[user]Bye"
+    assert template.render([system, user, answer, more]) == "[user]Be brief.\nHi[assistant]Yo[user]Bye"
 
 
 def test_a_system_message_alone_is_refused_with_the_templates_words():
@@ -73,3 +73,24 @@ def test_a_template_that_fails_while_rendering_is_one_line(source):
     with pytest.raises(EngineError, match="chat template refuses") as caught:
         ChatTemplate(source).render([{"role": "user", "content": "Hi"}])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "known"),
+    [
+        ("{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}", True),
+        (
+            "{% if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}{{ enable_thinking }}",
+            True,
+        ),
+        ("{% set thinking = enable_thinking | default(true) %}{{ thinking }}", True),
+        ("{% macro end() %}{% if enable_thinking %}<think>{% endif %}{% endmacro %}{{ end() }}", True),
+        ("{# enable_thinking is for others #}{{ messages[0].content }}", False),
+        ("{% set enable_thinking = true %}{{ enable_thinking }}", False),
+    ],
+)
+def test_whether_a_template_reads_enable_thinking(source, known):
+    template = ChatTemplate(source)
+    assert template.knows_thinking == known
+    hi = [{"role": "user", "content": "Hi"}]
+    assert (template.render(hi, think=True) != template.render(hi, think=False)) == known

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 import tritgguf.runtime
@@ -65,6 +67,33 @@ def test_the_oldest_turns_are_dropped_when_the_context_is_full_and_the_system_me
     assert conversation.turns[-2] == turn("user", "Question number 7?")
     everything = [turn("system", "Be brief."), *conversation.turns[:-1]]
     assert session.stats.n_prompt == len(session.chat_tokens(everything))
+
+
+def test_a_full_context_drops_half_the_turns_and_the_next_turns_find_their_prefix_in_the_cache(speaking_model):
+    with tritgguf.runtime.open(speaking_model(list(b"Yes.")), n_ctx=500, n_threads=1) as session:
+        conversation = Conversation(session, temperature=0)
+        dropped, n_before = [], 0
+        for number in range(24):
+            answer = conversation.ask(f"Question number {number}?")
+            assert "".join(answer) == "Yes."
+            dropped.append(answer.dropped_turns)
+            if not answer.dropped_turns:
+                assert session.stats.n_cached == n_before, f"question {number}"
+            n_before = session.stats.n_prompt + session.stats.n_generated
+    full = [number for number, n_turns in enumerate(dropped) if n_turns]
+    assert len(full) >= 3
+    assert all(later - earlier >= 3 for earlier, later in itertools.pairwise(full)), dropped
+    assert dropped[full[0]] == (full[0] + 1) // 2
+
+
+def test_think_is_part_of_the_prompt(speaking_model):
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking %}12345{% endif %}{{ '\\n' }}"
+    with tritgguf.runtime.open(speaking_model(list(b"Yes."), template=template), n_threads=1) as session:
+        counts = {}
+        for think in (None, True, False):
+            assert say(Conversation(session, think=think, temperature=0), "Hi") == "Yes."
+            counts[think] = session.stats.n_prompt
+    assert counts == {None: 3, True: 8, False: 3}
 
 
 def test_a_message_too_long_for_the_context_is_refused_and_changes_nothing(session):

@@ -47,21 +47,73 @@ def output(child):
     return child.returncode, child.stdout.decode(), child.stderr.decode()
 
 
-@pytest.mark.parametrize(
-    ("options", "stdin"), [(["--prompt", "Hi?"], ""), ([], "Hi?\n"), (["--prompt", "Sum up:"], "text")]
-)
+@pytest.mark.parametrize(("options", "stdin"), [(["--prompt", "Hi?"], ""), ([], "Hi?\n"), (["--prompt", "-"], "Hi?")])
 def test_one_shot_prints_the_answer_alone(yes, options, stdin):
     assert output(run("chat", yes, "--temperature", 0, *options, stdin=stdin)) == (0, "Yes. 🙂\n", "")
 
 
-def test_prompt_and_piped_text_become_one_message(speaking_model):
-    # Raw completion of a model without a template: each byte is a token, and "t\n\nu" has one more than the two parts.
+@pytest.mark.skipif(os.name != "posix", reason="subprocess takes a pipe's file descriptor there")
+def test_prompt_leaves_standard_input_to_others(yes):
+    reader, writer = os.pipe()
+    os.write(writer, b"for the next command")
+    os.close(writer)
+    command = [*PROGRAM, "chat", str(yes), "--temperature", "0", "--prompt", "Hi?"]
+    child = subprocess.run(command, stdin=reader, capture_output=True, timeout=60, env=environment())
+    assert output(child) == (0, "Yes. 🙂\n", "")
+    assert os.read(reader, 100) == b"for the next command"
+    os.close(reader)
+
+
+def test_a_dash_is_the_piped_text(speaking_model):
+    # Raw completion of a model without a template: each byte is a token.
     base = speaking_model(list(b"x"), template=None)
-    counts = []
-    for prompt, stdin in (("t", ""), ("t", "u\n")):
-        child = run("chat", base, "--prompt", prompt, "--stats", "--max-tokens", 1, stdin=stdin)
-        counts.append(int(re.search(r"prompt: (\d+) tokens", child.stderr.decode())[1]))
-    assert counts == [1, len("t\n\nu")]
+    options = ("--prompt", "t", "--prompt", "-", "--stats", "--max-tokens", 1)
+    child = run("chat", base, *options, stdin="seven!\n")
+    assert child.stderr.decode().startswith("> t\n")
+    assert int(re.search(r"prompt: (\d+) tokens", child.stderr.decode())[1]) == len("t") + len("seven!")
+
+
+def test_what_has_no_effect_is_said(speaking_model, yes):
+    base = speaking_model(list(b"x"), template=None)
+    options = ("--prompt", "a", "--max-tokens", 1)
+    _, _, notes = output(run("chat", base, *options, "--system", "Be brief.", "--no-think"))
+    assert notes.splitlines()[:2] == [
+        "note: the system message has no effect: this is a base model (it has no chat template)",
+        "note: --think and --no-think have no effect on this file: it has no chat template",
+    ]
+    _, _, notes = output(run("chat", yes, *options, "--system", "Be brief.", "--think"))
+    reason = "its chat template doesn't read enable_thinking"
+    assert notes.splitlines()[0] == f"note: --think and --no-think have no effect on this file: {reason}"
+
+
+def test_no_think_reaches_the_template(speaking_model):
+    template = "{{ messages[0].content }}{% if enable_thinking is false %}12345{% endif %}{{ '\\n' }}"
+    model = speaking_model(list(b"Yes."), template=template)
+    for option, n_tokens in (("--no-think", 8), ("--think", 3)):
+        code, text, stats = output(run("chat", model, "--prompt", "Hi", "--temperature", 0, "--stats", option))
+        assert (code, text) == (0, "Yes.\n")
+        assert stats.startswith(f"prompt: {n_tokens} tokens")
+
+
+def test_the_files_sampling_applies_unless_an_option_says_otherwise(make_model, speaking_tensors, tmp_path):
+    tensors = speaking_tensors({ord("\n"): ord("a"), ord("a"): ord("b"), ord("b"): ord("a")})
+    tensors["output.weight"][ord("c"), ord("b")] = 0.5
+    model = make_model(tmp_path / "recommends.gguf", tensors, general__sampling__penalty_repeat=100.0)
+
+    def text(*options):
+        return run("chat", model, "--prompt", "Hi", "--max-tokens", 30, "--temperature", 0, *options).stdout
+
+    assert text().startswith(b"abc")
+    assert text("--repeat-penalty", 1) == b"ab" * 15 + b"\n"
+
+
+def test_a_file_that_recommends_nonsense_is_told_in_one_line(speaking_model):
+    model = speaking_model(list(b"Yes."), general__sampling__temp=-1.0)
+    code, text, error = output(run("chat", model, "--prompt", "Hi"))
+    assert (code, text) == (1, "")
+    expected = "general.sampling.temp: temperature is -1.0, expected 0.0 to 100.0; choose the value with --temperature"
+    assert error == f"error: {model}: {expected}\n"
+    assert output(run("chat", model, "--prompt", "Hi", "--temperature", 0)) == (0, "Yes.\n", "")
 
 
 def test_settings_reach_the_model(endless):
@@ -112,6 +164,8 @@ def test_stats_go_to_standard_error(yes):
         (["{yes}", "--ctx", "1000000"], "Hi", "a context of 1000000 tokens was requested, the model allows 2 to 512"),
         (["{yes}", "--threads", "0"], "Hi", "threads is 0, expected 1 to 512"),
         (["{yes}"], "", "nothing to answer"),
+        (["{yes}", "--prompt", ""], "Hi", "nothing to answer"),
+        (["{yes}", "--prompt", "-", "--prompt", "-"], "Hi", "give it once"),
         (["{yes}", "--prompt", "x" * 600], "", "too many for a context of 512"),
         (["{yes}"], b"\xff\xfe", "standard input isn't UTF-8"),
     ],
@@ -206,10 +260,11 @@ def test_a_conversation_on_a_terminal(yes):
         terminal.expect("> ")
         for command, reply in {
             "/help": "/system TEXT",
+            "/?": "/system TEXT",
             "/system": "(no system message)",
             "/system Be brief.": "(system message set",
             "/reset": "(conversation cleared)",
-            "/nonsense": "unknown command /nonsense; /help lists the commands",
+            "/no_think Hi?": "Yes. 🙂",
         }.items():
             terminal.type(f"{command}\n")
             terminal.expect(reply)
@@ -223,7 +278,7 @@ def test_a_conversation_on_a_terminal(yes):
         terminal.expect("Yes. 🙂\r\n")
         terminal.expect("> ")
         terminal.type("/exit\n")
-        terminal.expect("generation: 18 tokens")
+        terminal.expect("generation: 27 tokens")
         assert terminal.child.wait(60) == 0
 
 
@@ -235,10 +290,11 @@ def test_a_prompt_given_on_a_terminal_is_one_shot(yes):
 
 
 @posix
-def test_ctrl_d_leaves(yes):
+@pytest.mark.parametrize("keys", ["\x04", "/bye\n", "/quit\n"])
+def test_ways_to_leave(yes, keys):
     with dumb_terminal(yes) as terminal:
         terminal.expect("> ")
-        terminal.type("\x04")
+        terminal.type(keys)
         assert terminal.child.wait(60) == 0
 
 

@@ -91,19 +91,19 @@ def test_ctrl_d_within_a_message_deletes(read):
 
 
 @pytest.mark.parametrize(
-    ("text", "is_command"),
+    ("text", "command"),
     [
-        ("/help", True),
-        ("/nonsense", True),
-        ("/system Be brief.\nBe kind.", True),
-        ("/system\nBe brief.", True),
-        ("// a comment\nint main() {}", False),
-        ("one\n/help", False),
-        ("", False),
+        ("/help", ("/help", "")),
+        ("/?", ("/help", "")),
+        *((name, ("/exit", "")) for name in ("/exit", "/bye", "/quit")),
+        ("/system Be brief.\nBe kind.", ("/system", "Be brief.\nBe kind.")),
+        ("/system\nBe brief.", ("/system", "Be brief.")),
+        *((text, None) for text in ("/no_think Why?", "/usr/bin/env", "/", "// a comment\nint main() {}")),
+        *((text, None) for text in ("/help me", "/exit\nint main() {}", "one\n/help", "")),
     ],
 )
-def test_pasted_code_that_starts_with_a_slash_is_no_command(text, is_command):
-    assert console._is_command(text) == is_command
+def test_what_begins_with_a_slash_and_is_no_command_is_a_message(text, command):
+    assert console._command(text) == command
 
 
 def test_history_outlasts_the_run_and_is_private(read, tmp_path):

@@ -7,16 +7,19 @@ import json
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
-from gguf import GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader
 
 from tests import checkpoints
+from tests.chat_templates import CASES, FIXED_DATE
 from tests.command_line import run_captured
 from tests.gguf_edit import rewrite
 from tests.ollama_server import State, ollama_server
 from tritgguf.converter import convert
 from tritgguf.converter.ollama.repack import repack
 from tritgguf.runtime.chat.chat_template import ChatTemplate
+from tritgguf.runtime.ollama.jinja_there import UNSET
 
 SAYS_HI = [ord("H"), ord("i"), ord("!")]
 
@@ -322,6 +325,55 @@ def test_a_template_that_writes_the_date(exact: Path, monkeypatch, capsys) -> No
     assert "(it writes the current date)" in err
 
 
+def _with_jinja(exact: Path, name: str, jinja: str) -> Path:
+    return rewrite(exact, exact.with_name(name), keys={"tokenizer.chat_template": jinja})
+
+
+def test_a_jinja_that_offers_more_is_rendered_instead_of_the_template(exact: Path, monkeypatch, capsys) -> None:
+    tools = _with_jinja(exact, "tools.gguf", CASES["chatml"].jinja + "{% if tools %}{{ tools }}{% endif %}")
+    code, out, _ = run_captured(monkeypatch, capsys, "ollama", tools, "--check")
+    assert code == 0
+    assert "Go template equal to the file's chat template: chatml\n" in out
+    told = (
+        "Ollama 0.30 and newer render the file's own chat template instead of the TEMPLATE, because it offers tools; "
+    )
+    assert f"note: {told}OLLAMA_GO_TEMPLATE=1, set where Ollama runs, makes it take the TEMPLATE\n" in out
+    code, out, err = run_captured(monkeypatch, capsys, "ollama", tools, "tools", "--dry-run")
+    assert f"note: {told}" in err
+    assert "tools-ollama.gguf" not in out, "it renders the same, so there is nothing to repack"
+    assert 'TEMPLATE """' in out, "for 0.29 and older"
+
+
+def test_a_jinja_that_would_get_today_s_date_is_replaced(exact: Path, monkeypatch, capsys) -> None:
+    file = _with_jinja(exact, "dated.gguf", FIXED_DATE)
+    code, out, err = run_captured(monkeypatch, capsys, "ollama", file, "dated")
+    assert code == 0
+    assert "would write today's date where the chat template has a fixed one" in err
+    assert "(Ollama would put today's date into its chat template)" in out
+    repacked = file.with_name("dated-ollama.gguf")
+    own = GGUFReader(repacked).fields["tokenizer.chat_template"].contents()
+    assert own == UNSET + FIXED_DATE
+    assert "TEMPLATE" in file.with_suffix(".Modelfile").read_text()
+    code, out, err = run_captured(monkeypatch, capsys, "ollama", repacked, "dated", "--dry-run")
+    assert "today's date" not in out + err, "it is replaced already"
+
+
+def test_an_empty_system_message_that_renders_otherwise_is_noted(exact: Path, monkeypatch, capsys) -> None:
+    skips = CASES["chatml"].jinja.replace("in messages %}", "in messages if message.content %}")
+    file = _with_jinja(exact, "skips.gguf", skips)
+    _, out, _ = run_captured(monkeypatch, capsys, "ollama", file, "--check")
+    assert "note: the TEMPLATE treats an empty system message differently from the chat template" in out
+
+
+def test_a_repeat_penalty_that_no_one_asked_for_is_switched_off(exact: Path, monkeypatch, capsys) -> None:
+    """Ollama's own default was 1.1 until 0.32.10."""
+    _, out, _ = run_captured(monkeypatch, capsys, "ollama", exact, "x", "--dry-run")
+    assert "\nPARAMETER repeat_penalty 1\n" in out
+    given = rewrite(exact, exact.with_name("given.gguf"), keys={"general.sampling.penalty_repeat": 1.25})
+    _, out, _ = run_captured(monkeypatch, capsys, "ollama", given, "x", "--dry-run")
+    assert "\nPARAMETER repeat_penalty 1.25\n" in out
+
+
 def test_a_base_model(exact: Path, monkeypatch, capsys) -> None:
     base = rewrite(exact, exact.with_name("base.gguf"), keys={"tokenizer.chat_template": None})
     code, out, err = run_captured(monkeypatch, capsys, "ollama", base, "base", "--dry-run")
@@ -356,6 +408,19 @@ def test_check(file: Path, monkeypatch, capsys) -> None:
     assert err.startswith("error: tiny.gguf doesn't load in Ollama 0.31.2 and newer: it refuses TQ2_0 tensors")
     assert "`tritgguf ollama tiny.gguf NAME` repacks it if possible" in err
     assert files_in(file.parent) == {"tiny.gguf"}
+
+
+@pytest.mark.parametrize("name", ["exact.gguf", "tiny.gguf"])
+def test_scales_in_tensors_of_their_own(name: str, exact: Path, file: Path, monkeypatch, capsys) -> None:
+    """Ollama before 0.30 would answer without them, or fail; so it gets neither such a file nor its repacked copy."""
+    scale = {"blk.0.attn_q.scale": (np.array([0.3], np.float32).view(np.uint8), GGMLQuantizationType.F32)}
+    scaled = rewrite(file.with_name(name), file.with_name("scaled.gguf"), tensors=scale)
+    _, out, _ = run_captured(monkeypatch, capsys, "ollama", scaled, "--check")
+    reason = "refuses or ignores the scales in tensors such as blk.0.attn_q.scale"
+    assert f"Ollama 0.7.1 to 0.29: doesn't load it: {reason}\n" in out
+    result, server = refused(scaled, monkeypatch, capsys, version="0.24.0")
+    one_line(result, "Ollama 0.24.0 won't load scaled", reason, "update Ollama")
+    assert server.calls == ["GET /api/version"]
 
 
 def test_check_of_a_good_file(exact: Path, monkeypatch, capsys) -> None:

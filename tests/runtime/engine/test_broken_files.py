@@ -57,7 +57,8 @@ def test_a_failed_assertion_in_llama_cpp_ends_a_program_with_one_line():
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     reason = "ops.cpp:12: assertion 34"
-    expected = f"error: llama.cpp gave up: {reason}; the file may be damaged, convert it again\n"
+    causes = "a bug in it, too little memory or a damaged file"
+    expected = f"error: llama.cpp stopped itself: {reason}; the cause may be {causes}\n"
     assert (child.returncode, child.stdout, child.stderr) == (1, "", expected)
 
 
