@@ -15,9 +15,20 @@ A message names the file or tensor, what was found, what was expected, and the r
 
 from __future__ import annotations
 
+MAX_MESSAGE = 2000
+
 
 class TritggufError(Exception):
-    """Base of all errors below; `str(error)` is one line meant for the user."""
+    """Base of all errors below; `str(error)` is one line meant for the user.
+
+    Messages quote what files hold: line ends in them become spaces, and a message of more than 2,000 characters loses
+    its middle, since it begins with the place and ends with the remedy.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.splitlines())
+        half = MAX_MESSAGE // 2 - 1
+        super().__init__(line if len(line) <= MAX_MESSAGE else f"{line[:half]}…{line[-half:]}")
 
 
 class SourceError(TritggufError):

@@ -31,11 +31,15 @@ def rewrite(
     *,
     keys: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Stored | None] | None = None,
+    **split: Any,
 ) -> Path:
-    """Write the file again with other values of some keys and other tensors; None leaves one out."""
+    """Write the file again with other values of some keys and other tensors; None leaves one out.
+
+    `split` are gguf's own options for writing several files, whose names it makes of `out`.
+    """
     reader = gguf.GGUFReader(path)
     keys, tensors = dict(keys or {}), dict(tensors or {})
-    writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
+    writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents(), **split)
     for name, field in reader.fields.items():
         if name.startswith("GGUF.") or name == "general.architecture":
             continue

@@ -6,9 +6,11 @@ runtime, on the prompt that Go renders with the model's template (recorded in te
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
+import ssl
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from typing import Any
 import gguf
 
 import tritgguf.runtime
+from tests import paths
 from tests.ollama_prompt import ollama_prompt
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -35,12 +38,48 @@ PARAMETERS = {
     "repeat_penalty": float,
 }
 REFUSED_SINCE_0_31_2 = ("TQ1_0", "TQ2_0", "Q2_0")
+PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+CERTIFICATE = paths.GOLDEN / "localhost.pem"
+NOT_COPIED = (
+    "failed to validate GGUF with llama-quantize without compatibility patches: llama-quantize failed: exit status 1"
+)
 NO_SPACE = "write /root/.ollama/models/blobs/sha256-partial: no space left on device"
+
+
+def type_error(file: Path) -> str:
+    """Return the error for a tensor type that Ollama 0.31.2 and newer refuse."""
+    for tensor in gguf.GGUFReader(file).tensors:
+        if tensor.tensor_type.name in REFUSED_SINCE_0_31_2:
+            return f'unsupported tensor "{tensor.name}" size overflows'
+    return ""
+
+
+def split_error(files: list[Path]) -> str:
+    """Return the error for parts of a split file that aren't all there, or whose names don't say what they are."""
+    places = []
+    for file in files:
+        fields = gguf.GGUFReader(file).fields
+        if "split.count" not in fields:
+            return "" if len(files) == 1 else "more than one model"
+        number, count = (int(fields[key].contents()) for key in ("split.no", "split.count"))
+        match = PART.fullmatch(file.name)
+        if not match:
+            return f'split GGUF "{file.name}" must use llama.cpp split filename pattern'
+        if (int(match[2]) - 1, int(match[3])) != (number, count):
+            return f'split GGUF "{file.name}" filename does not match metadata'
+        places.append((match[1], number, count))
+    if len(files) != places[0][2]:
+        return f'split GGUF "{files[0].name}" has {len(files)} shards, expected {places[0][2]}'
+    return "" if [number for _, number, _ in places] == list(range(len(files))) else "duplicate shard index"
 
 
 @dataclass
 class State:
-    """What the server holds and the requests that it got; `fails` names a failure to act out."""
+    """What the server holds and the requests that it got; `fails` names a failure to act out.
+
+    `login` is the "user:password" that requests must have, `path` what comes before /api/, and `silent` the beginning
+    of the paths that get no answer.
+    """
 
     version: str = "0.34.1"
     fails: str = ""
@@ -49,10 +88,14 @@ class State:
     calls: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     address: str = ""
+    login: str = ""
+    path: str = ""
+    silent: str = ""
+    ends: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
-def ollama_server(**settings: Any) -> Iterator[State]:
+def ollama_server(*, https: bool = False, **settings: Any) -> Iterator[State]:
     """Serve on a free local port until the block ends."""
     state = State(**settings)
 
@@ -61,12 +104,17 @@ def ollama_server(**settings: Any) -> Iterator[State]:
 
     Handler.state = state
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if https:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     state.address = f"127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
         yield state
     finally:
+        state.ends.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -82,11 +130,29 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_one_request(self) -> None:
         try:
             super().handle_one_request()
-        except (BrokenPipeError, ConnectionResetError):
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
             self.close_connection = True
 
+    def _refused(self) -> bool:
+        """Note the request; answer it if it lacks the login, or never if the server is silent about it."""
+        self.state.calls.append(f"{self.command} {self.path}")
+        if not self.path.startswith(f"{self.state.path}/api/"):
+            self._answer(404, {"error": "404 page not found"})
+            return True
+        self.path = self.path.removeprefix(self.state.path)
+        if self.state.silent and self.path.startswith(self.state.silent):
+            self.close_connection = True
+            return self.state.ends.wait(60)
+        expected = f"Basic {base64.b64encode(self.state.login.encode()).decode()}" if self.state.login else None
+        if self.headers["Authorization"] == expected:
+            return False
+        self.close_connection = True
+        self._bytes(401, b"<html>who are you?</html>", close=True)
+        return True
+
     def do_GET(self) -> None:
-        self.state.calls.append(f"GET {self.path}")
+        if self._refused():
+            return
         if self.path != "/api/version":
             self._answer(404, {"error": "404 page not found"})
         elif self.state.fails == "another program":
@@ -95,7 +161,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, {"version": self.state.version})
 
     def do_HEAD(self) -> None:
-        self.state.calls.append(f"HEAD {self.path}")
+        if self._refused():
+            return
         digest = self.path.removeprefix("/api/blobs/").replace("%3A", ":")
         if not DIGEST.fullmatch(digest):
             self._bytes(400, b"", length="0")
@@ -103,7 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._bytes(200 if digest in self.state.blobs else 404, b"", length="0")
 
     def do_POST(self) -> None:
-        self.state.calls.append(f"POST {self.path}")
+        if self._refused():
+            return
         if self.path.startswith("/api/blobs/"):
             self._blob(self.path.removeprefix("/api/blobs/").replace("%3A", ":"))
             return
@@ -157,31 +225,36 @@ class _Handler(BaseHTTPRequestHandler):
             if digest not in self.state.blobs:
                 self._answer(400, {"error": f"blob not found for {path} (digest {digest})"})
                 return
-        self._stream(self._creating(body, next(iter(files.values()))))
+        self._stream(self._creating(body, files))
 
-    def _creating(self, body: dict[str, Any], digest: str) -> Iterator[dict[str, Any]]:
+    def _creating(self, body: dict[str, Any], files: dict[str, str]) -> Iterator[dict[str, Any]]:
         yield {"status": "parsing GGUF"}
         if self.state.fails == "disk full while creating":
             yield {"error": NO_SPACE}
             return
-        with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
-            file.write(self.state.blobs[digest])
-            file.flush()
-            for tensor in gguf.GGUFReader(file.name).tensors:
-                if tensor.tensor_type.name in REFUSED_SINCE_0_31_2:
-                    yield {"error": f'unsupported tensor "{tensor.name}" size overflows'}
-                    return
+        with tempfile.TemporaryDirectory() as folder:
+            written = self._written(files, Path(folder))
+            error = split_error(written) or next(filter(None, map(type_error, written)), "")
+        if error or self.state.fails == "copy":
+            yield {"error": error or NOT_COPIED}
+            return
         for name, value in body.get("parameters", {}).items():
             if name not in PARAMETERS:
                 yield {"error": f"unknown parameter '{name}'"}
                 return
             assert type(value) is PARAMETERS[name] or (PARAMETERS[name] is float and type(value) is int), name
-        yield {"status": f"using existing layer {digest}"}
+        yield {"status": f"using existing layer {next(iter(files.values()))}"}
         if self.state.fails == "stops":
             return
-        self.state.models[body["model"]] = {**body, "digest": digest}
+        self.state.models[body["model"]] = body
         yield {"status": "writing manifest"}
         yield {"status": "success"}
+
+    def _written(self, files: dict[str, str], folder: Path) -> list[Path]:
+        """Write the blobs of a model's files under their names, which are in order then."""
+        for name, digest in files.items():
+            (folder / name).write_bytes(self.state.blobs[digest])
+        return sorted(folder.iterdir())
 
     def _chat(self, body: dict[str, Any]) -> None:
         model = self.state.models.get(body["model"])
@@ -200,8 +273,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.state.prompts.append(prompt)
         parameters = model["parameters"]
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "blob.gguf"
-            path.write_bytes(self.state.blobs[model["digest"]])
+            path = self._written(model["files"], Path(folder))[0]
             n_ctx, stop = parameters["num_ctx"], parameters["stop"]
             with tritgguf.runtime.open(path, n_ctx=n_ctx, n_threads=1) as session:
                 options = {"max_tokens": body["options"]["num_predict"], "temperature": 0.0}

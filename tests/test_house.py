@@ -51,6 +51,19 @@ def test_the_converter_needs_no_runtime_and_nobody_needs_torch() -> None:
             assert "tritgguf.runtime" not in path.read_text(), path  # in no string either
 
 
+def test_transformers_runs_no_code_of_a_model() -> None:
+    """Without the argument, transformers asks in the terminal whether to run the Python files of a model's folder."""
+    calls = [
+        (path.name, node.func.attr, {word.arg: ast.unparse(word.value) for word in node.keywords})
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if node.func.attr in ("from_pretrained", "from_config")
+    ]
+    assert len(calls) == 3, calls
+    assert [call for call in calls if call[2].get("trust_remote_code") != "False"] == []
+
+
 def test_only_the_backend_touches_llama_cpp() -> None:
     users = {path.name for path in SOURCES if any(name.startswith("llama_cpp") for name in imports_of(path))}
     assert users <= {"backend.py", "native_log.py"}

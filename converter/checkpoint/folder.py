@@ -13,6 +13,8 @@ from tritgguf.converter.checkpoint.packing import read_packing
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import SourceError
 
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -30,11 +32,22 @@ def open_checkpoint(path: Path, linear: Container[str]) -> Checkpoint:
     Raises SourceError or UnsupportedError if it can't be read.
     """
     config = read_config_json(path)
+    _refuse_adapters(path)
     if safetensors_files.matches(path):
         packing, tensors = read_packing(config, safetensors_files.read_tensors(path), linear)
         return Checkpoint(path, config, tensors, packing)
     _refuse_other_weights(path)
     return Checkpoint(path, config, None, None)
+
+
+def _refuse_adapters(folder: Path) -> None:
+    """Raise SourceError if there is an adapter beside the model: transformers would apply it, this package doesn't."""
+    for name in ADAPTERS:
+        if (folder / name).exists():
+            raise SourceError(
+                f"{folder} holds an adapter ({name}), which isn't read: merge it into the model with peft's "
+                "merge_and_unload() and save that, or move the adapter's files away to leave it out"
+            )
 
 
 def _refuse_other_weights(folder: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES, ITEM_BYTES
 from tritgguf.converter.core.floats import checked
+from tritgguf.converter.core.json_files import read_object
 from tritgguf.converter.core.system import mapped
 from tritgguf.converter.core.tensors import ByteArray, Float32Array, Floats, RowIndices, SourceTensor, span
 from tritgguf.converter.errors import SourceError, TensorError
@@ -96,11 +97,7 @@ def read_tensors(folder: Path) -> dict[str, SafetensorsTensor]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    try:
-        index = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path.name} can't be read: {error}") from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    weight_map = read_object(path, SourceError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{path.name} has no weight_map: fetch the checkpoint again")
     if not all(isinstance(shard, str) for shard in weight_map.values()):

@@ -6,15 +6,15 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
 from typing_extensions import Unpack
 
 from tritgguf.converter.conversion.writer import write_tensors
-from tritgguf.converter.core.parallel import n_threads
+from tritgguf.converter.core.parallel import background, n_threads
 from tritgguf.converter.core.progress import Progress, counted
 from tritgguf.converter.core.whole_files import require_writable, whole_files
 from tritgguf.converter.errors import SourceError
@@ -147,19 +147,24 @@ def write_model(
         planned(file_plan)
     paths = part_paths(target, len(file_plan.parts))
     require_writable(target, paths, force)
-    with whole_files(paths, file_plan.parts) as files, ThreadPoolExecutor(1) as checker:
+    with whole_files(paths, file_plan.parts, force=force) as files, contextlib.ExitStack() as stack:
         checked = None
         if check and opened.tokenizer is not None:
-            checked = checker.submit(check_token_ids, opened.tokenizer, files[0].path, check)
+            checking = partial(check_token_ids, opened.tokenizer, files[0].path, check)
+            checked = stack.enter_context(background(checking))
         report = counted(progress, "writing", sum(tensor.n_bytes for tensor in file_plan.tensors))
+        strings_checked = 0
 
         def step(n_bytes: int) -> None:
+            nonlocal checked, strings_checked
             report(n_bytes)
-            if checked is not None and checked.done():
-                checked.result()  # raises what it found wrong, before the rest is written
+            if checked is not None and checked.done:
+                # Raises what it found wrong, before the rest is written.
+                strings_checked, checked = checked.result(), None
 
         write_tensors(files, file_plan, opened.tensors, n_threads(threads), step)
-        strings_checked = checked.result() if checked is not None else 0
+        if checked is not None:
+            strings_checked = checked.result()
     return Conversion(paths[0], file_plan, time.monotonic() - started, strings_checked)
 
 

@@ -29,11 +29,16 @@ class _Piece(NamedTuple):
 def write_tensors(
     opened: Sequence[OpenPart], plan: FilePlan, tensors: Mapping[str, SourceTensor], threads: int, progress: Step
 ) -> None:
-    """Convert and write all tensors, in parallel; `progress` is called with the bytes of each piece written."""
+    """Convert and write all tensors, in parallel; `progress` is called with the bytes of each piece written.
+
+    Raises SourceError if a source file changes meanwhile.
+    """
     pieces = _pieces(opened, plan.parts, tensors)
     with contextlib.closing(parallel(_write, pieces, threads)) as written:
         for n_bytes in written:
             progress(n_bytes)
+    for tensor in tensors.values():
+        tensor.require_unchanged()
 
 
 def _pieces(

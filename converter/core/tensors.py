@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.kernels import KINDS, Kernel
 from tritgguf.converter.core.system import ByteArray as ByteArray
-from tritgguf.converter.core.system import advise
+from tritgguf.converter.core.system import advise, require_unchanged
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 Codes: TypeAlias = npt.NDArray[np.int8]
@@ -104,14 +104,20 @@ class SourceTensor(ABC):
             advise(part, "prefetch")
 
     def read_now(self, rows: slice | RowIndices) -> None:
-        """Map the rows' pages in one call, which waits for the disk."""
+        """Map the rows' pages in one call, which waits for the disk; raise SourceError if the file has changed."""
         for part in self.on_disk(rows):
+            require_unchanged(part)
             advise(part, "read_now")
 
     def evict(self, rows: slice | RowIndices) -> None:
         """Drop the rows' pages from this process's memory."""
         for part in self.on_disk(rows):
             advise(part, "evict")
+
+    def require_unchanged(self) -> None:
+        """Raise SourceError if a file that holds the tensor was written to since it was opened."""
+        for part in self.on_disk(slice(0, 1)) if self.n_bytes else ():
+            require_unchanged(part)
 
     def fitted(self, shape: tuple[int, ...]) -> SourceTensor | None:
         """Return the tensor as one of the model's shape; None if it can't be that tensor."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written under a temporary name and renamed when they are complete."""
+"""Files that appear whole or not at all: each gets its name when all are complete."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
+from tritgguf.converter.core.new_file import NewFile, remove_leftovers
 from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.core.system import reserve
 from tritgguf.converter.errors import OutputError
@@ -34,7 +35,7 @@ def require_writable(out: Path, paths: Sequence[Path], force: bool) -> None:
 
 
 class OpenPart(NamedTuple):
-    """A file that is being written, and its temporary name."""
+    """A file that is being written, and where it can be opened until it has its name."""
 
     path: Path
     file: BinaryIO
@@ -51,43 +52,48 @@ class Content(Protocol):
 
 
 @contextlib.contextmanager
-def whole_files(paths: Sequence[Path], contents: Sequence[Content]) -> Iterator[list[OpenPart]]:
-    """Open temporary files of the final sizes, with their headers; rename all after the block, or remove all on errors.
+def whole_files(paths: Sequence[Path], contents: Sequence[Content], *, force: bool = False) -> Iterator[list[OpenPart]]:
+    """Open new files of the final sizes, with their headers; name all after the block, or remove all on errors.
 
-    Raises OutputError if the disk has too little space or a file can't be written.
+    Removes what killed processes left of the same files. Raises OutputError if the disk has too little space, a file
+    can't be written, or, unless `force`, one exists by then.
     """
-    folder = paths[0].parent
-    partial = [path.with_name(f"{path.name}.{os.getpid()}.part") for path in paths]
-    renamed: list[Path] = []
+    named: list[Path] = []
     try:
-        free, needed = shutil.disk_usage(folder).free, sum(content.file_bytes for content in contents)
-        if free < needed:
-            raise OutputError(f"{folder} has {format_size(free)} free, but {paths[0].name} needs {format_size(needed)}")
-        with contextlib.ExitStack() as files:
-            opened = [OpenPart(path, files.enter_context(path.open("xb", buffering=0))) for path in partial]
-            for part, content in zip(opened, contents, strict=True):
-                reserve(part.file, content.file_bytes)
-                write_at(part.file, memoryview(content.header), 0)
-            yield opened
-            for part in opened:
-                os.fsync(part.file.fileno())
-        # Remove the old first part before renaming, and rename the new one last: a program that finds a first part
-        # then finds all parts of the same conversion.
-        if len(paths) > 1:
-            paths[0].unlink(missing_ok=True)
-        for path, target in reversed(list(zip(partial, paths, strict=True))):
-            path.replace(target)
-            renamed.append(target)
+        for path in paths:
+            remove_leftovers(path)
+        _require_space(paths, contents)
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(contextlib.closing(NewFile(path))) for path in paths]
+            for new, content in zip(files, contents, strict=True):
+                reserve(new.file, content.file_bytes)
+                write_at(new.file, memoryview(content.header), 0)
+            yield [OpenPart(new.path, new.file) for new in files]
+            for new in files:
+                os.fsync(new.file.fileno())
+            # Remove the old first part before naming others, and name the new one last: a program that finds a first
+            # part then finds all parts of the same conversion.
+            if force and len(paths) > 1:
+                paths[0].unlink(missing_ok=True)
+            for new in reversed(files):
+                new.publish(replace=force)
+                named.append(new.target)
     except BaseException as error:
-        for path in renamed:
-            path.unlink(missing_ok=True)
+        if len(named) < len(paths):
+            for path in named:
+                path.unlink(missing_ok=True)
+        if isinstance(error, FileExistsError):
+            raise OutputError(f"another program wrote {paths[0]} meanwhile; add --force to replace it") from error
         if isinstance(error, OSError):
             raise OutputError(f"{paths[0]} can't be written: {error.strerror or error}") from error
         raise
-    finally:
-        for path in partial:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+
+
+def _require_space(paths: Sequence[Path], contents: Sequence[Content]) -> None:
+    folder = paths[0].parent
+    free, needed = shutil.disk_usage(folder).free, sum(content.file_bytes for content in contents)
+    if free < needed:
+        raise OutputError(f"{folder} has {format_size(free)} free, but {paths[0].name} needs {format_size(needed)}")
 
 
 class _Text(NamedTuple):
@@ -98,9 +104,9 @@ class _Text(NamedTuple):
         return len(self.header)
 
 
-def write_whole(path: Path, text: bytes) -> None:
-    """Write a small file, whole or not at all; raise OutputError if it can't be written."""
-    with whole_files([path], [_Text(text)]):
+def write_whole(path: Path, text: bytes, *, force: bool = False) -> None:
+    """Write a small file, whole or not at all; raise OutputError if it can't be, or, unless `force`, exists."""
+    with whole_files([path], [_Text(text)], force=force):
         pass
 
 

@@ -14,21 +14,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+import tritgguf
 from tritgguf.converter.checkpoint.safetensors_layout import Shard, index_file
 from tritgguf.converter.core.dtypes import BY_CODEC
 from tritgguf.converter.core.parallel import n_threads, parallel
 from tritgguf.converter.core.progress import Progress, Step, counted
 from tritgguf.converter.core.whole_files import whole_files, write_at
 from tritgguf.converter.errors import SourceError, UnsupportedError
+from tritgguf.converter.export.code_files import code_files
 from tritgguf.converter.export.model_card import TensorFacts, config_json, model_card
-from tritgguf.converter.export.output_folder import finished, note_finished, require_folder, whole_folder
+from tritgguf.converter.export.output_folder import COPIED, finished, note_finished, require_folder, whole_folder
 from tritgguf.converter.export.plan import SHARD_BYTES, ExportPlan, Form, TensorExport, plan_export
 from tritgguf.converter.export.scheme import scheme_named
-
-COPIED = (
-    "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "generation_config.json", "LICENSE*", "NOTICE*", "configuration_*.py", "modeling_*.py",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def quantize(
         planned(plan)
     report = counted(progress, "writing", plan.weight_bytes)
     facts: list[TensorFacts] = []
-    with whole_folder(target, _identity(plan), resume) as partial:
+    with whole_folder(target, _identity(plan), resume, force=force) as partial:
         for shard in plan.shards:
             facts += _write_shard(partial, shard, plan, n_threads(threads), report)
         _write_texts(partial, plan, facts)
@@ -117,13 +114,15 @@ def _weight_bytes(folder: Path) -> int:
 
 
 def _identity(plan: ExportPlan) -> dict[str, Any]:
-    """Return what must be equal for an interrupted run to be resumed: model, options and layout."""
+    """Return what must be equal for an interrupted run to be resumed: version, model, options and layout."""
     headers = hashlib.sha256(b"".join(shard.header for shard in plan.shards)).hexdigest()
     files = {
         path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(plan.folder.glob("*.safetensors"))
     }
     form = {"scheme": plan.form.name, "dequantized": plan.form.dequantized, "dtype": plan.form.dtype}
-    return {"model": str(plan.folder.resolve()), "files": files, "form": form, "headers": headers}
+    config = hashlib.sha256(json.dumps(plan.config, sort_keys=True).encode()).hexdigest()
+    model = {"model": str(plan.folder.resolve()), "files": files, "config": config}
+    return {"version": tritgguf.__version__, **model, "form": form, "headers": headers}
 
 
 def _write_shard(partial: Path, shard: Shard, plan: ExportPlan, threads: int, report: Step) -> list[TensorFacts]:
@@ -132,12 +131,15 @@ def _write_shard(partial: Path, shard: Shard, plan: ExportPlan, threads: int, re
         report(shard.file_bytes)
         return [TensorFacts(**fact) for fact in done]
     held = {entry.name for entry in shard.entries}
-    with whole_files([partial / shard.file_name], [shard]) as (part,):
+    with whole_files([partial / shard.file_name], [shard], force=True) as (part,):
         facts = [
             _write_tensor(part.file, shard, tensor, threads, report)
             for tensor in plan.tensors
             if tensor.entries[0].name in held
         ]
+        for tensor in plan.tensors:
+            if tensor.source is not None:
+                tensor.source.require_unchanged()
         note_finished(partial, shard.file_name, [asdict(fact) for fact in facts])
     return facts
 
@@ -149,6 +151,7 @@ def _write_tensor(file: BinaryIO, shard: Shard, tensor: TensorExport, threads: i
     coder = tensor.scheme.coder(source, tensor.grid, threads) if tensor.scheme else None
 
     def write_chunk(chunk: slice) -> tuple[int, float, float]:
+        source.require_unchanged()
         values = source.read(packer.rows(shape, chunk))
         pieces, stored = packer.encode(name, shape, chunk, values, coder)
         for entry, offset, data in pieces:
@@ -164,13 +167,13 @@ def _write_tensor(file: BinaryIO, shard: Shard, tensor: TensorExport, threads: i
 
 
 def _write_texts(partial: Path, plan: ExportPlan, facts: list[TensorFacts]) -> None:
-    """Write index, config.json and README.md, and copy the tokenizer's files."""
+    """Write index, config.json and README.md, and copy the tokenizer's files and the model's code."""
     texts = {"config.json": json.dumps(config_json(plan), indent=2) + "\n", "README.md": model_card(plan, facts)}
     if index := index_file(plan.shards):
         texts |= dict([index])
     for name, text in texts.items():
         (partial / name).write_text(text, "utf-8")
-    for pattern in COPIED:
-        for path in plan.folder.glob(pattern):
-            if path.is_file():
-                shutil.copyfile(path, partial / path.name)
+    copied = {path.name for pattern in COPIED for path in plan.folder.glob(pattern)} | code_files(plan.folder)
+    for name in sorted(copied):
+        if (plan.folder / name).is_file():
+            shutil.copyfile(plan.folder / name, partial / name)

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
+from tritgguf.converter.core import system
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import NUMBER_DTYPES, Metadata, Scalar, Value
 from tritgguf.converter.quant import ggml_types
@@ -53,7 +54,7 @@ def map_file(path: Path) -> mmap.mmap:
             start = file.read(len(MAGIC))
             if start != MAGIC:
                 raise SourceError(f"{path}: not a GGUF file (it starts with {start!r}, expected {MAGIC!r})")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return system.map_file(path)
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file") from None
     except OSError as error:

@@ -109,6 +109,12 @@ class GgufFile:
     metadata: Metadata = field(repr=False)
     tensors: Mapping[str, GgufTensor] = field(repr=False)
     file_bytes: int
+    parts: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file, or all of its parts in order."""
+        return self.parts or (self.path,)
 
     def value(self, key: str, default: object = None) -> object:
         """Return a key's value without its type, or `default`."""
@@ -163,7 +169,7 @@ def _joined(files: Sequence[GgufFile]) -> GgufFile:
     if len(tensors) != expected:
         raise SourceError(f"{path.name} and its other parts hold {len(tensors)} tensors, expected {expected}")
     metadata = {key: value for key, value in files[0].metadata.items() if key not in parts.KEYS}
-    return GgufFile(path, metadata, tensors, sum(part.file_bytes for part in files))
+    return GgufFile(path, metadata, tensors, sum(part.file_bytes for part in files), tuple(part.path for part in files))
 
 
 def _read_file(path: Path) -> GgufFile:

@@ -28,17 +28,21 @@ Parameter = int | float | tuple[str, ...]
 
 @dataclass(frozen=True)
 class Modelfile:
-    """A Modelfile's values: FROM is `source`, a file's name in its folder; None and "" leave a line out."""
+    """A Modelfile's values: FROM is `source`, a file's name in its folder; None and "" leave a line out.
+
+    `more_sources` are the names of a split file's other parts, in order.
+    """
 
     source: str
     template: str | None
     parameters: Mapping[str, Parameter]
     system: str = ""
     license: str = ""
+    more_sources: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Return the Modelfile's text; raise UnsupportedError if a value holds three double quotes."""
-        lines = [f"FROM ./{self.source}"]
+        lines = [f"FROM ./{source}" for source in self._sources()]
         if self.template is not None:
             lines.append(f"TEMPLATE {_quoted('TEMPLATE', self.template)}")
         for name, value in self.parameters.items():
@@ -47,14 +51,18 @@ class Modelfile:
         lines += [f"{name} {_quoted(name, text)}" for name, text in self._texts() if text]
         return "\n".join(lines) + "\n"
 
-    def request(self, model: str, digest: str) -> dict[str, Any]:
-        """Return the body of POST /api/create for a file that was sent as the blob `digest` ("sha256:" and hex)."""
+    def request(self, model: str, *digests: str) -> dict[str, Any]:
+        """Return the body of POST /api/create for files that were sent as the blobs `digests` ("sha256:" and hex)."""
         # The server reads the name as a path and refuses backslashes and colons, which are special on Windows.
-        body: dict[str, Any] = {"model": model, "files": {re.sub(r"[\\:]", "_", self.source): digest}}
+        names = [re.sub(r"[\\:]", "_", source) for source in self._sources()]
+        body: dict[str, Any] = {"model": model, "files": dict(zip(names, digests, strict=True))}
         if self.template is not None:
             body["template"] = self.template
         body["parameters"] = {k: list(v) if isinstance(v, tuple) else v for k, v in self.parameters.items()}
         return body | {name.lower(): text for name, text in self._texts() if text}
+
+    def _sources(self) -> tuple[str, ...]:
+        return (self.source, *self.more_sources)
 
     def _texts(self) -> tuple[tuple[str, str], ...]:
         return ("SYSTEM", self.system), ("LICENSE", self.license)

@@ -20,8 +20,12 @@ from tritgguf.converter.planning.make_plan import make_plan
 from tritgguf.converter.planning.request import AUTO, Request
 from tritgguf.converter.tokenizer import TokenIdsProvider, installed_provider
 
-# If a file's jinja is within an edit distance of 100 of one of the 30 or so that Ollama knows, Ollama uses its own Go
-# template instead. Those have hardly any "~", so 160 of them put any template further away than that.
+# If a file's jinja is within an edit distance of 100 of one of the 37 that Ollama knows, Ollama uses its own Go
+# template instead. Those have hardly any "~", so 160 of them put any template further away than that. The distance is
+# at least the difference of the lengths: 36 of them have at most 1842 characters, one has 4614
+# (https://github.com/ollama/ollama/blob/main/template/index.json).
+_GUESSED_BELOW = 100
+_LONGEST, _LONG = 1842, 4614
 _GUARD_LETTERS = "~" * 160
 GUARD = f"{{# Against guessing the template from its first letters: {_GUARD_LETTERS} #}}"
 
@@ -32,12 +36,13 @@ def refused(file: GgufFile) -> list[str]:
 
 
 def guarded(jinja: str) -> str:
-    """Return the template after a comment that stops Ollama from replacing it with one of its own.
+    """Return the template after a comment that stops Ollama from replacing it; unchanged if its length does that.
 
     The newline after the comment is not rendered (jinja's trim_blocks). It is needed because lstrip_blocks strips the
     template's first line only if that begins a line.
     """
-    return jinja if jinja.startswith(GUARD) else f"{GUARD}\n{jinja}"
+    near = len(jinja) - _LONGEST < _GUESSED_BELOW or abs(len(jinja) - _LONG) < _GUESSED_BELOW
+    return f"{GUARD}\n{jinja}" if near and not jinja.startswith(GUARD) else jinja
 
 
 def repack_plan(path: Path, *, jinja: str | None = None, progress: Progress | None = None) -> FilePlan:

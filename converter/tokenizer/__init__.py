@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tritgguf.converter.errors import TokenizerError
+from tritgguf.converter.errors import TokenizerError, TritggufError
 from tritgguf.converter.tokenizer.battery import battery
 from tritgguf.converter.tokenizer.byte_level import byte_level_tokenizer
 from tritgguf.converter.tokenizer.check import check_token_ids, passthrough_tokenizer
@@ -58,7 +58,9 @@ def read_tokenizer(folder: Path, *, n_vocab: int, config: Mapping[str, Any], loa
         return sentencepiece_tokenizer(files, n_vocab)
     try:
         tokenizer = _tokenizer_json(files, n_vocab)
-    except (AttributeError, LookupError, TypeError, ValueError):
+    except TritggufError:
+        raise
+    except Exception:  # the tokenizers library raises Exception itself
         Reference(folder).load()  # its error names what is wrong with the file
         raise
     if load:

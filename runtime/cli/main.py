@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from tritgguf.converter.errors import TritggufError
+from tritgguf.runtime.cli import standard_streams
 from tritgguf.runtime.cli.command import commands
 
 DEBUG_VARIABLE = "TRITGGUF_DEBUG"
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
-TERMINATED = 143  # the shell's code for a program ended by SIGTERM
+# Must run the same cleanup as Ctrl-C, or a half-written file is left behind where files have names from the start.
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def _print_version(wanted: bool) -> None:
@@ -66,16 +69,31 @@ def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
 def main() -> None:
     """Run the command line and exit.
 
-    Exit codes: 0 success, 1 error or closed pipe, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
+    Exit codes: 0 success, 1 error or closed pipe, 2 wrong usage, 130 Ctrl-C, 129 SIGHUP, 143 SIGTERM.
     """
-    # SIGTERM must run the same cleanup as Ctrl-C, or a half-written file is left behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    for number in STOPPING:
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(number, _stop)
     # No command uses numpy's BLAS, which would start a thread per core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    standard_streams.prepare()
     try:
-        application()()
+        try:
+            application()()
+        except SystemExit:
+            standard_streams.flush()
+            raise
+    except KeyboardInterrupt:  # before or after the command itself
+        sys.exit(INTERRUPTED)
     except TritggufError as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"error: {error}", file=sys.stderr)
+        with contextlib.suppress(TritggufError):
+            standard_streams.flush()
         sys.exit(1)
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)  # the shell's code for a program ended by a signal

@@ -1,4 +1,4 @@
-"""Handle Ctrl-C (SIGINT) and SIGTERM while native code runs."""
+"""Handle Ctrl-C (SIGINT), SIGTERM and SIGHUP while native code runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 @dataclass

@@ -148,7 +148,9 @@ def _reference_logits(torch: Any, transformers: Any, model: Model, ids: list[int
             if any(isinstance(tensor, CodedTensor) for tensor in (model.tensors or {}).values()):
                 network = _with_effective_weights(torch, transformers, model)
             else:
-                network = transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
+                network = transformers.AutoModelForCausalLM.from_pretrained(
+                    model.path, dtype=torch.float32, trust_remote_code=False
+                )
             logits: NDArray[np.float32] = network.eval()(torch.tensor([ids])).logits[0].float().numpy()
     except Exception as error:  # transformers raises errors of any class
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -158,10 +160,10 @@ def _reference_logits(torch: Any, transformers: Any, model: Model, ids: list[int
 
 def _with_effective_weights(torch: Any, transformers: Any, model: Model) -> Any:  # noqa: ANN401
     """Return the model's class with unpacked float weights, because the packed layers also round activations."""
-    config = transformers.AutoConfig.from_pretrained(model.path)
+    config = transformers.AutoConfig.from_pretrained(model.path, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    network = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    network = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     tensors = (model.tensors or {}).items()
     weights = {name: torch.from_numpy(tensor.read(slice(None)).reshape(tensor.shape)) for name, tensor in tensors}
     missing, unexpected = network.load_state_dict(weights, strict=False, assign=True)

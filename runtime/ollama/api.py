@@ -5,7 +5,6 @@ The API: https://github.com/ollama/ollama/blob/main/docs/api.md
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import json
@@ -17,57 +16,13 @@ from urllib.parse import quote
 
 from tritgguf.converter.core.progress import Progress, Step, counted
 from tritgguf.converter.errors import OllamaError
+from tritgguf.runtime.ollama.address import HOST_VARIABLE, Address
+from tritgguf.runtime.ollama.connection import WORK_SECONDS, Route
 
-HOST_VARIABLE = "OLLAMA_HOST"
-DEFAULT_PORT = 11434
-_PORTS = {"http": 80, "https": 443}
-# A server listens on these to mean all of its addresses. Not every system lets a client connect to them.
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-_CONNECT_SECONDS = 10.0
-# The server can hash, copy or load many gigabytes before it sends the next line.
-_ANSWER_SECONDS = 3600.0
 _CHUNK_BYTES = 1 << 20
 _DISK_FULL = ("no space left on device", "not enough space on the disk", "disk quota exceeded")
-
-
-class NotRunningError(OllamaError):
-    """No server answers at Ollama's address."""
-
-
-class Address:
-    """Where Ollama listens, from a text such as OLLAMA_HOST: host, host:port, :port or scheme://host:port/path.
-
-    Raises OllamaError if the scheme is neither http nor https.
-    """
-
-    def __init__(self, text: str = "") -> None:
-        cleaned = text.strip().strip("\"'").strip()
-        scheme, separator, rest = cleaned.partition("://")
-        self.scheme = scheme if separator else "http"
-        if self.scheme not in _PORTS:
-            raise OllamaError(f"{HOST_VARIABLE} is {text!r}; expected http:// or https:// before the host")
-        place, _, path = (rest if separator else cleaned).partition("/")
-        host, port = _split(place)
-        self.host = _ANY_ADDRESS.get(host, host) or "127.0.0.1"
-        default = _PORTS[self.scheme] if separator else DEFAULT_PORT
-        # Like Ollama, use the default for an invalid port.
-        self.port = int(port) if port.isdecimal() and int(port) < 65536 else default
-        self.path = f"/{path.strip('/')}" if path.strip("/") else ""
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}{self.path}"
-
-
-def _split(place: str) -> tuple[str, str]:
-    """Return host and port, "" if absent; IPv6 addresses are written [::1]:80, [::1] or ::1."""
-    if place.startswith("["):
-        host, _, port = place[1:].partition("]")
-        return host, port.removeprefix(":")
-    if place.count(":") > 1:
-        return place, ""
-    host, _, port = place.partition(":")
-    return host, port
+# Ollama 0.30 and newer copy every file with llama-quantize; what that printed is in the server's log alone.
+_COPY_FAILED = ("failed to validate gguf with llama-quantize", "llama-quantize failed")
 
 
 class Ollama:
@@ -75,19 +30,20 @@ class Ollama:
 
     def __init__(self, address: Address | None = None) -> None:
         self.address = address or Address(os.environ.get(HOST_VARIABLE, ""))
+        self.route = Route(self.address)
 
     def version(self) -> str:
         """Return the server's version; raise NotRunningError if no server answers."""
         version = self._json("GET", "/api/version").get("version")
         if not isinstance(version, str):
             raise OllamaError(
-                f"the server at {self.address} isn't Ollama: /api/version has no version; check {HOST_VARIABLE}"
+                f"the server at {self.route} isn't Ollama: /api/version has no version; check {HOST_VARIABLE}"
             )
         return version
 
     def has_model(self, name: str) -> bool:
         """Whether a model of that name exists."""
-        with self._answer("POST", "/api/show", _body({"model": name})) as answer:
+        with self.route.answer("POST", "/api/show", _body({"model": name})) as answer:
             if answer.status == http.client.NOT_FOUND:
                 return False
             self._require_ok(answer, "/api/show")
@@ -95,7 +51,7 @@ class Ollama:
 
     def has_blob(self, digest: str) -> bool:
         """Whether the server has the file with that digest, "sha256:…"."""
-        with self._answer("HEAD", f"/api/blobs/{quote(digest)}") as answer:
+        with self.route.answer("HEAD", f"/api/blobs/{quote(digest)}") as answer:
             if answer.status == http.client.NOT_FOUND:
                 return False
             self._require_ok(answer, "/api/blobs")
@@ -107,7 +63,9 @@ class Ollama:
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(n_bytes)}
         with path.open("rb") as file:
             sent = _Counting(file, counted(progress, "sending", n_bytes))
-            with self._answer("POST", f"/api/blobs/{quote(digest)}", sent, headers) as answer:
+            with self.route.answer(
+                "POST", f"/api/blobs/{quote(digest)}", sent, headers, seconds=WORK_SECONDS
+            ) as answer:
                 self._require_ok(answer, path.name)
 
     def create(self, request: Mapping[str, Any], progress: Progress | None = None) -> None:
@@ -137,12 +95,12 @@ class Ollama:
         return "".join(parts)
 
     def _json(self, method: str, path: str) -> dict[str, Any]:
-        with self._answer(method, path) as answer:
+        with self.route.answer(method, path) as answer:
             self._require_ok(answer, path)
             return self._object(answer.read())
 
     def _lines(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        with self._answer("POST", path, _body(body)) as answer:
+        with self.route.answer("POST", path, _body(body), seconds=WORK_SECONDS) as answer:
             self._require_ok(answer, path)
             for text in answer:
                 if text.strip():
@@ -150,36 +108,6 @@ class Ollama:
                     if "error" in line:
                         raise OllamaError(self._refusal(str(line["error"]), path))
                     yield line
-
-    @contextlib.contextmanager
-    def _answer(
-        self, method: str, path: str, body: bytes | _Counting | None = None, headers: Mapping[str, str] | None = None
-    ) -> Iterator[http.client.HTTPResponse]:
-        kind = http.client.HTTPSConnection if self.address.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self.address.host, self.address.port, timeout=_CONNECT_SECONDS)
-        try:
-            self._connect(connection)
-            with contextlib.suppress(
-                BrokenPipeError, ConnectionResetError
-            ):  # a server that stops reading still answers
-                connection.request(method, self.address.path + path, body, dict(headers or {}))
-            yield connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
-            raise OllamaError(
-                f"the connection to Ollama at {self.address} broke at {path} ({_reason(error)}); see Ollama's log"
-            ) from error
-        finally:
-            connection.close()
-
-    def _connect(self, connection: http.client.HTTPConnection) -> None:
-        try:
-            connection.connect()
-        except OSError as error:
-            raise NotRunningError(
-                f"no Ollama at {self.address} ({_reason(error)}); start it with `ollama serve`, "
-                f"or set {HOST_VARIABLE} to where it runs"
-            ) from error
-        connection.sock.settimeout(_ANSWER_SECONDS)
 
     def _require_ok(self, answer: http.client.HTTPResponse, what: str) -> None:
         if answer.status in (http.client.OK, http.client.CREATED):
@@ -189,6 +117,8 @@ class Ollama:
             reason = str(json.loads(text)["error"])
         except (ValueError, LookupError, TypeError):
             reason = f"status {answer.status} {answer.reason}"
+        if answer.status == http.client.UNAUTHORIZED:
+            reason += f"; write user and password into {HOST_VARIABLE}: {self.address.scheme}://USER:PASSWORD@HOST:PORT"
         raise OllamaError(self._refusal(reason, what))
 
     def _refusal(self, reason: str, what: str) -> str:
@@ -197,7 +127,13 @@ class Ollama:
             return (
                 f"Ollama's disk is full ({line}): make room where it keeps its models ($OLLAMA_MODELS), then try again"
             )
-        return f"Ollama at {self.address} refuses {what}: {line}"
+        if any(sign in line.lower() for sign in _COPY_FAILED):
+            return (
+                f"Ollama couldn't copy the file ({line}): most likely its disk is full, since creating a model takes "
+                "about three times the file's size where it keeps its models ($OLLAMA_MODELS), or its llama.cpp "
+                "doesn't load the file; Ollama's log says which"
+            )
+        return f"Ollama at {self.route} refuses {what}: {line}"
 
     def _object(self, text: bytes) -> dict[str, Any]:
         try:
@@ -205,7 +141,7 @@ class Ollama:
         except ValueError:
             parsed = None
         if not isinstance(parsed, dict):
-            raise OllamaError(f"{self.address} answers {text[:60]!r} instead of a JSON object; is it another program?")
+            raise OllamaError(f"{self.route} answers {text[:60]!r} instead of a JSON object; is it another program?")
         return parsed
 
 
@@ -235,8 +171,3 @@ def digest_of(path: Path, progress: Progress | None = None) -> str:
 
 def _body(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content).encode()
-
-
-def _reason(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gguf import Keys
@@ -24,7 +24,10 @@ from tritgguf.converter.ollama.repack import refused, repack, repack_plan
 from tritgguf.converter.ollama.versions import CREATE_API, Verdict, parsed, verdict_for, verdicts, verdicts_on
 from tritgguf.converter.planning.file_plan import FilePlan
 from tritgguf.runtime.engine.token_ids_process import token_ids_process
-from tritgguf.runtime.ollama.api import HOST_VARIABLE, NotRunningError, Ollama, digest_of
+from tritgguf.runtime.ollama.address import HOST_VARIABLE
+from tritgguf.runtime.ollama.api import Ollama, digest_of
+from tritgguf.runtime.ollama.connection import NotRunningError
+from tritgguf.runtime.ollama.disk_space import LLAMA_SERVER
 from tritgguf.runtime.ollama.template import ChatTemplateFacts, chat_template_facts
 
 QUESTION = "What is the capital of France?"
@@ -33,10 +36,10 @@ ANSWER_TOKENS = 64
 
 @dataclass(frozen=True)
 class Package:
-    """What Ollama gets: `file`, which is `source` itself or is yet to be repacked by `plan`, and a Modelfile."""
+    """What Ollama gets: `files`, which are `source` itself or one yet to be repacked by `plan`, and a Modelfile."""
 
     source: GgufFile
-    file: Path
+    files: tuple[Path, ...]
     plan: FilePlan | None
     why_repacked: str
     chat: ChatTemplateFacts
@@ -48,6 +51,16 @@ class Package:
         return self.source.path.with_suffix(".Modelfile")
 
     @property
+    def file(self) -> Path:
+        """The first or only file."""
+        return self.files[0]
+
+    @property
+    def file_bytes(self) -> int:
+        """The bytes of all files."""
+        return self.plan.file_bytes if self.plan else self.source.file_bytes
+
+    @property
     def types(self) -> dict[str, str]:
         """The names of the tensors that Ollama gets, with their types."""
         if self.plan is None:
@@ -55,12 +68,9 @@ class Package:
         return {tensor.spec.name: tensor.codec.ggml_type.name for tensor in self.plan.tensors}
 
     @property
-    def is_repacked_already(self) -> bool:
-        """Whether `file` is already there: newer than the source, with the size and header that are planned."""
+    def replaces_own_copy(self) -> bool:
+        """Whether `file` is there and has the planned header, so that it is an earlier, maybe damaged, copy of this."""
         if self.plan is None or not self.file.is_file():
-            return False
-        stat = self.file.stat()
-        if stat.st_size != self.plan.file_bytes or stat.st_mtime < self.source.path.stat().st_mtime:
             return False
         with self.file.open("rb") as file:
             return file.read(len(self.plan.parts[0].header)) == self.plan.parts[0].header
@@ -76,24 +86,30 @@ def pack(path: Path, *, system: str = "", context: int | None = None, progress: 
     file = read_gguf(path)
     verdict = verdicts(file)[-1]
     types = refused(file)
-    if verdict.loads is False and not types:
+    if verdict.loads is False and not repack_helps(file):
         raise UnsupportedError(f"{path.name} can't become an Ollama model: Ollama {'; '.join(verdict.reasons)}")
     chat = chat_template_facts(file)
     reasons = [f"Ollama refuses {', '.join(types)} tensors"] if types else []
     if chat.jinja not in (None, file.value(Keys.Tokenizer.CHAT_TEMPLATE)):
         reasons.append(chat.why_jinja)
     plan = repack_plan(path, jinja=chat.jinja, progress=progress) if reasons else None
-    out = path.with_name(f"{path.stem}-ollama.gguf") if reasons else path
+    files = (path.with_name(f"{path.stem}-ollama.gguf"),) if reasons else file.paths
     parameters = {"stop": chat.stops} if chat.stops else {}
     modelfile = Modelfile(
-        source=out.name,
+        source=files[0].name,
+        more_sources=tuple(more.name for more in files[1:]),
         template=chat.template,
         parameters={**parameters, "num_ctx": context_parameter(file, context), **ollama_parameters(file)},
         system=system,
         license=license_text(file),
     )
     modelfile.text()  # raises, before anything is written, if a text can't be quoted
-    return Package(file, out, plan, " and ".join(reasons), chat, modelfile)
+    return Package(file, files, plan, " and ".join(reasons), chat, modelfile)
+
+
+def repack_helps(file: GgufFile) -> bool:
+    """Whether the newest Ollama refuses types of the file, and nothing else, as far as is known."""
+    return bool(refused(file)) and verdicts(replace(file, tensors={}))[-1].loads is not False
 
 
 def find_server(client: Ollama) -> str | None:
@@ -121,6 +137,12 @@ def require_creatable(package: Package, client: Ollama, version: str, name: str,
         raise OllamaError(
             f"Ollama {version} won't load {package.file.name}: it {'; '.join(verdict.reasons)}; update Ollama"
         )
+    if len(package.files) > 1 and parsed(version) < LLAMA_SERVER:
+        raise OllamaError(
+            f"Ollama {version} at {client.address} takes no split files; update it to "
+            f"{'.'.join(map(str, LLAMA_SERVER))} or newer, or make one file of it: tritgguf convert "
+            f"{package.file.name} ONE.gguf --for ollama"
+        )
     if not force and client.has_model(name):
         raise OllamaError(f"Ollama has a model {name} already; add --force to replace it, or choose another name")
 
@@ -133,26 +155,26 @@ def write(
 ) -> None:
     """Write the Modelfile and, if planned, the repacked file.
 
-    Raises OutputError if either would replace another file, unless `force`.
+    The latter is written even if it is there: nothing shows that an earlier one was made of today's source and has no
+    damage. Raises OutputError if either would replace another file, unless `force`.
     """
     text = package.modelfile.text().encode()
     path = package.modelfile_path
     same = path.is_file() and path.read_bytes() == text
     if not same:
         _require_writable(path, force)
-    if package.plan is not None and not package.is_repacked_already:
-        jinja, plan = package.chat.jinja, package.plan
+    if package.plan is not None:
         repack(
             package.source.path,
             package.file,
-            jinja=jinja,
-            force=force,
+            jinja=package.chat.jinja,
+            force=force or package.replaces_own_copy,
             progress=progress,
-            plan=plan,
+            plan=package.plan,
             token_ids=token_ids_process,
         )
     if not same:
-        write_whole(path, text)
+        write_whole(path, text, force=force)
 
 
 def _require_writable(path: Path, force: bool) -> None:
@@ -163,11 +185,12 @@ def _require_writable(path: Path, force: bool) -> None:
 
 
 def create(package: Package, client: Ollama, name: str, progress: Progress | None = None) -> None:
-    """Send the file, unless the server has it already, and create the model."""
-    digest = digest_of(package.file, progress)
-    if not client.has_blob(digest):
-        client.send_blob(package.file, digest, progress)
-    client.create(package.modelfile.request(name, digest), progress)
+    """Send the files, except those that the server has already, and create the model."""
+    digests = [digest_of(file, progress) for file in package.files]
+    for file, digest in zip(package.files, digests, strict=True):
+        if not client.has_blob(digest):
+            client.send_blob(file, digest, progress)
+    client.create(package.modelfile.request(name, *digests), progress)
 
 
 def ask(client: Ollama, name: str) -> str:
@@ -186,6 +209,7 @@ class Check:
     verdicts: tuple[Verdict, ...]
     family: str
     notes: tuple[str, ...]
+    repack_helps: bool
 
     @property
     def loads_now(self) -> bool:
@@ -197,4 +221,4 @@ def check(path: Path) -> Check:
     """Return what `tritgguf ollama --check` reports about a file."""
     file = read_gguf(path)
     chat = chat_template_facts(file)
-    return Check(verdicts(file), chat.family, chat.notes)
+    return Check(verdicts(file), chat.family, chat.notes, repack_helps(file))

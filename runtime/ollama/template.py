@@ -10,7 +10,7 @@ from gguf import Keys, TokenType
 
 from tritgguf.converter.errors import EngineError
 from tritgguf.converter.gguf_io.reader import GgufFile
-from tritgguf.converter.ollama.repack import guarded
+from tritgguf.converter.ollama.repack import GUARD, guarded
 from tritgguf.converter.ollama.samples import EMPTY_SYSTEM, PADDED, SAMPLES
 from tritgguf.converter.ollama.selection import more_in_jinja
 from tritgguf.converter.ollama.translate import Translation, translate
@@ -62,13 +62,16 @@ def chat_template_facts(file: GgufFile) -> ChatTemplateFacts:
     meant = as_meant(jinja, bos=texts.bos, eos=texts.eos)
     own = _checked_guard(meant or jinja, texts, renderer)
     near = f"nearest is {found.family}, {found.n_alike} of {found.n_samples} conversations alike"
+    is_guarded = own.startswith(GUARD)
+    guard = " after a comment that stops Ollama from replacing it" if is_guarded else ""
     note = (
         f"no known Go template renders the same as the file's chat template ({_dated(jinja, texts) or near}): "
-        "Ollama 0.30 and newer will render the file's own, with a comment that stops Ollama from replacing it; for "
-        "older versions, write a TEMPLATE into the Modelfile"
+        f"Ollama 0.30 and newer will render the file's own{guard}; for older versions, write a TEMPLATE into the "
+        "Modelfile"
     )
     notes = (note, *_date_notes(jinja, meant), *notes)
-    return ChatTemplateFacts(None, "the file's own jinja", texts.endings(turn_end), own, notes, _GUARDED)
+    why = _GUARDED if is_guarded else _WITHOUT_DATE
+    return ChatTemplateFacts(None, "the file's own jinja", texts.endings(turn_end), own, notes, why)
 
 
 class _SpecialTexts:

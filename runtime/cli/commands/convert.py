@@ -19,6 +19,7 @@ from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.planning.targets import TARGETS
 from tritgguf.runtime.cli import options
 from tritgguf.runtime.cli.command import Command
+from tritgguf.runtime.cli.interruption import reports_interruption
 from tritgguf.runtime.cli.progress_bar import show_progress
 
 if TYPE_CHECKING:
@@ -96,23 +97,19 @@ def convert(
         raise typer.BadParameter("name the GGUF file to write, or add --dry-run", param_hint="OUT")
     from tritgguf.runtime.engine.token_ids_process import token_ids_process  # not at the top: the help needn't wait
 
-    try:
-        with show_progress(json_output) as progress, _without_gc():
-            result = converter.convert(
-                model,
-                out,
-                type,
-                method,
-                force=force,
-                check=token_ids_process if check else False,
-                threads=threads,
-                progress=progress,
-                planned=None if json_output else _print_notes,
-                **choices,
-            )
-    except KeyboardInterrupt:
-        print(f"error: interrupted; {out} was not written", file=sys.stderr)
-        raise
+    with reports_interruption(out), show_progress(json_output) as progress, _without_gc():
+        result = converter.convert(
+            model,
+            out,
+            type,
+            method,
+            force=force,
+            check=token_ids_process if check else False,
+            threads=threads,
+            progress=progress,
+            planned=None if json_output else _print_notes,
+            **choices,
+        )
     _print_result(result, json_output)
 
 

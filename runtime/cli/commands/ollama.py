@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tritgguf.converter.core.sizes import format_size
-from tritgguf.converter.errors import UnsupportedError
+from tritgguf.converter.errors import OllamaError, UnsupportedError
 from tritgguf.runtime.cli import options
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.progress_bar import show_progress
@@ -45,26 +46,34 @@ def ollama(
 ) -> None:
     """Create an Ollama model from a GGUF file: repack it if Ollama needs that, and write a Modelfile."""
     from tritgguf.runtime.ollama import publish as steps  # imported here to keep --help fast
+    from tritgguf.runtime.ollama.model_name import require_model_name
 
     if check:
         _check(file, json_output)
         return
     if name is None:
         raise typer.BadParameter("name the model to create, or add --check", param_hint="NAME")
+    require_model_name(name)
     with show_progress(json_output) as progress:
         package = steps.pack(file, system=system, context=ctx, progress=progress)
     report = _Report(json_output)
     report.packed(package)
     if dry_run:
         report.dry_run(package, name)
-    else:
-        _create(package, name, report, ask=ask, force=force)
+    done = dry_run or _create(package, name, report, ask=ask, force=force)
     report.end()
+    if not done:
+        raise OllamaError(
+            f"{name} wasn't created: there is no Ollama here; run these commands where it is, or start `ollama serve` "
+            "and try again"
+        )
 
 
-def _create(package: Package, name: str, report: _Report, *, ask: bool, force: bool) -> None:
+def _create(package: Package, name: str, report: _Report, *, ask: bool, force: bool) -> bool:
+    """Write the files and create the model; return False if there is no Ollama that could."""
     from tritgguf.runtime.ollama import publish as steps
     from tritgguf.runtime.ollama.api import Ollama
+    from tritgguf.runtime.ollama.disk_space import space_problem
 
     client = Ollama()
     version = steps.find_server(client)
@@ -74,16 +83,19 @@ def _create(package: Package, name: str, report: _Report, *, ask: bool, force: b
         steps.write(package, force=force, progress=progress)
         report.written(package)
         if version is not None:
+            if problem := space_problem(client.address, version, package.file_bytes):
+                report.note(problem)
             steps.create(package, client, name, progress)
     if version is None:
         report.commands(package, name, "Ollama wasn't found here. To create the model elsewhere, run:")
-        return
+        return False
     report.say(
         f"Created {name} in Ollama {version} at {client.address}; start it with: ollama run {name}", created=name
     )
     if ask:
         answer = steps.ask(client, name)
         report.say(f"> {steps.QUESTION}\n{answer or '(no answer)'}", question=steps.QUESTION, answer=answer)
+    return True
 
 
 class _Report:
@@ -91,7 +103,8 @@ class _Report:
 
     def __init__(self, json_output: bool) -> None:
         self.json_output = json_output
-        self.found: dict[str, object] = {}
+        self.notes: list[str] = []
+        self.found: dict[str, object] = {"notes": self.notes}
 
     def say(self, line: str, **facts: object) -> None:
         self.found |= facts
@@ -99,8 +112,13 @@ class _Report:
             print(line, flush=True)
 
     def packed(self, package: Package) -> None:
-        self.found |= {"template": package.chat.family, "notes": list(package.chat.notes)}
-        for note in () if self.json_output else package.chat.notes:
+        self.found["template"] = package.chat.family
+        for note in package.chat.notes:
+            self.note(note)
+
+    def note(self, note: str) -> None:
+        self.notes.append(note)
+        if not self.json_output:
             print(f"note: {note}", file=sys.stderr)
 
     def written(self, package: Package) -> None:
@@ -163,9 +181,10 @@ def _check(file: Path, json_output: bool) -> None:
             print(f"note: {note}")
     if not found.loads_now:
         newest = found.verdicts[-1]
+        command = shlex.join(("tritgguf", "ollama", file.name))
+        remedy = f"`{command} NAME` repacks it if possible" if found.repack_helps else "no repacking changes that"
         raise UnsupportedError(
-            f"{file.name} doesn't load in Ollama {newest.era.name}: it {'; '.join(newest.reasons)}; "
-            f"`tritgguf ollama {file.name} NAME` repacks it if possible"
+            f"{file.name} doesn't load in Ollama {newest.era.name}: it {'; '.join(newest.reasons)}; {remedy}"
         )
 
 

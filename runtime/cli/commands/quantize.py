@@ -15,6 +15,7 @@ from tritgguf.converter.core.registry import names
 from tritgguf.converter.core.sizes import format_size
 from tritgguf.runtime.cli import options
 from tritgguf.runtime.cli.command import Command
+from tritgguf.runtime.cli.interruption import reports_interruption
 from tritgguf.runtime.cli.progress_bar import show_progress
 
 if TYPE_CHECKING:
@@ -74,15 +75,9 @@ def quantize(
         return
     if out is None:
         raise typer.BadParameter("name the folder to write, or add --dry-run", param_hint="OUT")
-    try:
-        with show_progress(json_output) as progress:
-            result = converter.quantize(
-                model, out, form, force=force, resume=resume, threads=threads, progress=progress
-            )
-    except KeyboardInterrupt:
-        kept = f"; {out}.part keeps the finished files for --resume" if resume else ""
-        print(f"error: interrupted; {out} was not written{kept}", file=sys.stderr)
-        raise
+    kept = f"; {out}.part keeps the finished files for --resume" if resume else ""
+    with reports_interruption(out, kept), show_progress(json_output) as progress:
+        result = converter.quantize(model, out, form, force=force, resume=resume, threads=threads, progress=progress)
     _print_result(result, json_output)
 
 

@@ -217,10 +217,13 @@ def test_what_stands_there_is_kept(model, tmp_path: Path) -> None:
         quantize(source, photos, "bitnet")
     assert [path.name for path in photos.iterdir()] == ["a.jpg"]
     out = quantize(source, tmp_path / "out", "bitnet").out
-    (out / "note.txt").write_text("old")
+    (out / "note.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"also holds note.txt, which --force would delete"):
+        quantize(source, out, "absmean-g64", force=True)
+    (out / "note.txt").rename(tmp_path / "note.txt")
     quantize(source, out, "absmean-g64", force=True)
-    assert not (out / "note.txt").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "photos"]
+    assert "| absmean-g64 |" in (out / "README.md").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "note.txt", "out", "photos"]
 
 
 @pytest.mark.parametrize(

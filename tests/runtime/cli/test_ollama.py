@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import socket
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 
-from tests import checkpoints
+from tests import checkpoints, packed_checkpoints
 from tests.chat_templates import CASES, FIXED_DATE
 from tests.command_line import run_captured
-from tests.gguf_edit import rewrite
+from tests.gguf_edit import patch, rewrite
 from tests.ollama_server import State, ollama_server
 from tritgguf.converter import convert
+from tritgguf.converter.core.sizes import format_size
+from tritgguf.converter.errors import OllamaError
 from tritgguf.converter.ollama.repack import repack
 from tritgguf.runtime.chat.chat_template import ChatTemplate
+from tritgguf.runtime.ollama.address import Address
+from tritgguf.runtime.ollama.api import Ollama, digest_of
+from tritgguf.runtime.ollama.disk_space import space_problem
 from tritgguf.runtime.ollama.jinja_there import UNSET
 
 SAYS_HI = [ord("H"), ord("i"), ord("!")]
@@ -29,7 +37,7 @@ def _no_ollama_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whatever runs on this machine, the tests don't talk to it."""
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("tritgguf.runtime.ollama.api.DEFAULT_PORT", free_port())
+    monkeypatch.setattr("tritgguf.runtime.ollama.address.DEFAULT_PORT", free_port())
 
 
 @pytest.fixture(scope="module")
@@ -152,14 +160,17 @@ def test_json_and_progress(file: Path, monkeypatch, capsys) -> None:
 
 
 def test_without_ollama_the_two_commands_are_printed(file: Path, monkeypatch, capsys) -> None:
-    code, out, err = run_captured(monkeypatch, capsys, "ollama", file, "tiny")
-    assert (code, err) == (0, "")
+    result = run_captured(monkeypatch, capsys, "ollama", file, "tiny")
+    one_line(result, "tiny wasn't created: there is no Ollama here")
+    out = result[1]
     commands = [f"  ollama create tiny -f {file.with_suffix('.Modelfile')}", "  ollama run tiny"]
     assert out.splitlines()[-3:] == ["Ollama wasn't found here. To create the model elsewhere, run:", *commands]
     assert files_in(file.parent) == {"tiny.gguf", "tiny-ollama.gguf", "tiny.Modelfile"}
-    before = {path: path.stat().st_mtime_ns for path in file.parent.iterdir()}
-    assert run_captured(monkeypatch, capsys, "ollama", file, "tiny")[0] == 0
-    assert {path: path.stat().st_mtime_ns for path in file.parent.iterdir()} == before, "written again for nothing"
+    before = {path: path.read_bytes() for path in file.parent.iterdir()}
+    code, out, err = run_captured(monkeypatch, capsys, "ollama", file, "tiny", "--json")
+    assert {path: path.read_bytes() for path in file.parent.iterdir()} == before
+    assert (code, json.loads(out)["commands"]) == (1, [command.strip() for command in commands])
+    assert err.splitlines()[-1].startswith("error: tiny wasn't created")
 
 
 def test_dry_run_shows_all_and_writes_nothing(file: Path, monkeypatch, capsys) -> None:
@@ -244,12 +255,20 @@ def test_other_failures(fails: str, parts: tuple[str, ...], exact: Path, monkeyp
     assert ("tiny" in server.models) == (fails in ("model dies", "breaks off"))
 
 
-def test_a_name_that_ollama_refuses(exact: Path, monkeypatch, capsys) -> None:
-    with ollama_server() as server:
-        monkeypatch.setenv("OLLAMA_HOST", server.address)
-        result = run_captured(monkeypatch, capsys, "ollama", exact, "a b")
-    one_line(result, "invalid model name")
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_a_name_that_ollama_refuses_needs_no_server(options: tuple[str, ...], exact: Path, monkeypatch, capsys) -> None:
+    one_line(run_captured(monkeypatch, capsys, "ollama", exact, "a b", *options), "invalid model name 'a b'; expected")
     assert files_in(exact.parent) == {"exact.gguf"}
+
+
+def test_a_password_is_used_and_not_printed(exact: Path, monkeypatch, capsys) -> None:
+    with ollama_server(login="me:secret") as server:
+        monkeypatch.setenv("OLLAMA_HOST", f"http://me:secret@{server.address}")
+        results = [run_captured(monkeypatch, capsys, "ollama", exact, "tiny", *more) for more in ((), ("--json",), ())]
+        monkeypatch.setenv("OLLAMA_HOST", f"http://me:wrong-secret@{server.address}")
+        results.append(run_captured(monkeypatch, capsys, "ollama", exact, "new"))
+    assert [code for code, _, _ in results] == [0, 1, 1, 1]
+    assert "secret" not in str(results)
 
 
 @pytest.mark.parametrize(
@@ -259,6 +278,94 @@ def test_an_ollama_that_is_too_old(version: str, part: str, exact: Path, monkeyp
     result, server = refused(exact, monkeypatch, capsys, version=version)
     one_line(result, f"Ollama {version} at http://", part)
     assert server.calls == ["GET /api/version"]
+
+
+def test_a_copy_that_ollama_could_not_make(exact: Path, monkeypatch, capsys) -> None:
+    result, server = refused(exact, monkeypatch, capsys, fails="copy")
+    one_line(result, "Ollama couldn't copy the file (failed to validate GGUF with llama-quantize", "three times the")
+    assert server.models == {}
+
+
+# --- the disk of an Ollama here --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("version", "copies"), [("0.34.1", 3), ("0.30.0", 3), ("0.29.0", 1)])
+@pytest.mark.parametrize("fits", [True, False])
+def test_too_little_room_for_ollama_is_told_before(
+    version: str, copies: int, fits: bool, exact: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    n_bytes = exact.stat().st_size
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    usage = shutil.disk_usage(tmp_path)._replace(free=copies * n_bytes - (not fits))
+    monkeypatch.setattr("tritgguf.runtime.ollama.disk_space.shutil.disk_usage", lambda _: usage)
+    (code, _, err), server = refused(exact, monkeypatch, capsys, "--no-ask", version=version)
+    assert (code, "tiny" in server.models) == (0, True)
+    if fits:
+        assert err == ""
+    else:
+        size, free = format_size(copies * n_bytes), format_size(usage.free)
+        assert err.startswith(f"note: Ollama needs about {size} for a while to create the model, {copies} times the")
+        assert f"{tmp_path} has {free} free" in err
+
+
+def test_nothing_is_said_about_a_disk_that_is_elsewhere(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    huge = 1 << 60
+    assert space_problem(Address("example.org"), "0.34.1", huge) is None
+    assert space_problem(Address(""), "0.34.1", huge) is not None
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "none"))
+    assert space_problem(Address(""), "0.34.1", huge) is None
+    monkeypatch.delenv("OLLAMA_MODELS")
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setattr("tritgguf.runtime.ollama.disk_space._FOLDERS", (Path("~/.ollama/models"),))
+    assert space_problem(Address(""), "0.34.1", huge) is None
+    (tmp_path / ".ollama" / "models").mkdir(parents=True)
+    assert f"{tmp_path / '.ollama' / 'models'} has" in str(space_problem(Address(""), "0.34.1", huge))
+
+
+# --- split files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def split(speaking_model, tmp_path: Path) -> list[Path]:
+    """The parts of a model that answers "Hi!", in exact types that need no repacking; the first has no tensors."""
+    rewrite(speaking_model(SAYS_HI), tmp_path / "hello.gguf", split_max_tensors=11, small_first_shard=True)
+    return sorted(tmp_path.iterdir())
+
+
+def test_all_parts_of_a_split_file_are_sent(split: list[Path], monkeypatch, capsys) -> None:
+    with ollama_server() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.address)
+        code, out, err = run_captured(monkeypatch, capsys, "ollama", split[1], "hello")
+    assert code == 0, err
+    assert out.endswith("\nHi!\n")
+    digests = {path.name: f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in split}
+    assert server.models["hello"]["files"] == digests
+    text = split[0].with_suffix(".Modelfile").read_text()
+    assert text.startswith("".join(f"FROM ./{path.name}\n" for path in split))
+    assert files_in(split[0].parent) == {*(path.name for path in split), "hello-00001-of-00003.Modelfile"}
+
+
+def test_an_ollama_that_takes_no_split_files(split: list[Path], monkeypatch, capsys) -> None:
+    result, server = refused(split[0], monkeypatch, capsys, version="0.29.1")
+    one_line(
+        result,
+        "Ollama 0.29.1 at http://127.0.0.1:",
+        "takes no split files; update it to 0.30.0 or newer, or make one file of it: "
+        "tritgguf convert hello-00001-of-00003.gguf ONE.gguf --for ollama",
+    )
+    assert server.models == {}
+    assert files_in(split[0].parent) == {path.name for path in split}
+
+
+def test_the_server_here_refuses_one_part_alone(split: list[Path], monkeypatch) -> None:
+    with ollama_server() as server:
+        client = Ollama(Address(server.address))
+        client.send_blob(split[1], digest := digest_of(split[1]))
+        for name, error in ((split[1].name, "has 1 shards, expected 3"), ("one.gguf", "split filename pattern")):
+            with pytest.raises(OllamaError, match=error):
+                client.create({"model": "x", "files": {name: digest}, "parameters": {}})
 
 
 # --- files that are there --------------------------------------------------------------------------------------------
@@ -273,8 +380,31 @@ def test_no_file_is_lost(file: Path, monkeypatch, capsys) -> None:
     repacked.write_bytes(b"mine")
     one_line(run_captured(monkeypatch, capsys, "ollama", file, "tiny"), f"{repacked} exists already; add --force")
     assert (repacked.read_bytes(), modelfile.exists()) == (b"mine", False)
-    assert run_captured(monkeypatch, capsys, "ollama", file, "tiny", "--force")[0] == 0
+    one_line(run_captured(monkeypatch, capsys, "ollama", file, "tiny", "--force"), "there is no Ollama here")
     assert repacked.stat().st_size > 1000
+
+
+def test_a_damaged_or_older_copy_is_not_sent(file: Path, monkeypatch, capsys) -> None:
+    """The copy has the right size, header and time, but weights of an older source, and damage at its end."""
+    repacked, turned = file.with_name("tiny-ollama.gguf"), "blk.0.attn_q.weight"
+    run_captured(monkeypatch, capsys, "ollama", file, "tiny")
+    before = repacked.read_bytes()
+    rows = rows_of(repacked, turned)
+    repacked.write_bytes(before[:-1000] + bytes(1000))
+    patch(file, turned, lambda rows: np.copyto(rows, rows[::-1].copy()))
+    later = time.time() + 10
+    os.utime(repacked, (later, later))
+    with ollama_server() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.address)
+        code, out, _ = run_captured(monkeypatch, capsys, "ollama", file, "tiny", "--no-ask")
+    assert (code, "all values unchanged" in out) == (0, True)
+    assert list(server.blobs.values()) == [repacked.read_bytes()]
+    assert repacked.read_bytes()[-1000:] == before[-1000:] != bytes(1000)
+    np.testing.assert_array_equal(rows_of(repacked, turned), rows[::-1])
+
+
+def rows_of(path: Path, name: str) -> np.ndarray:
+    return next(tensor.data.copy() for tensor in GGUFReader(path).tensors if tensor.name == name)
 
 
 def test_wrong_usage(file: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -293,8 +423,8 @@ UNKNOWN = "{% for m in messages %}@{{ m.role }}@ {{ m.content }}{{ eos_token }}{
 def test_an_unknown_template_goes_in_as_guarded_jinja(exact: Path, monkeypatch, capsys) -> None:
     rewrite(exact, exact.with_name("odd.gguf"), keys={"tokenizer.chat_template": UNKNOWN})
     odd = exact.with_name("odd.gguf")
-    code, out, err = run_captured(monkeypatch, capsys, "ollama", odd, "odd")
-    assert code == 0, err
+    _, out, err = run_captured(monkeypatch, capsys, "ollama", odd, "odd")
+    assert "a comment that stops Ollama from replacing it" in err
     assert "note: no known Go template renders the same as the file's chat template (nearest is " in err
     text = odd.with_suffix(".Modelfile").read_text()
     assert "TEMPLATE" not in text
@@ -309,6 +439,19 @@ def test_an_unknown_template_goes_in_as_guarded_jinja(exact: Path, monkeypatch, 
     assert code == 0
     assert "would write" in out
     assert "odd-ollama-ollama" not in out, "what is guarded already needs no second guard"
+
+
+@pytest.mark.parametrize(("length", "copied"), [(1941, True), (1942, False), (4600, True), (9000, False)])
+def test_a_template_as_long_as_none_that_ollama_knows_needs_no_guard(
+    length: int, copied: bool, exact: Path, monkeypatch, capsys
+) -> None:
+    jinja = UNKNOWN + "{# " + "x" * (length - len(UNKNOWN) - 6) + " #}"
+    assert len(jinja) == length
+    odd = rewrite(exact, exact.with_name("odd.gguf"), keys={"tokenizer.chat_template": jinja})
+    code, out, err = run_captured(monkeypatch, capsys, "ollama", odd, "odd", "--dry-run")
+    assert code == 0
+    assert ("FROM ./odd-ollama.gguf" if copied else "FROM ./odd.gguf") in out
+    assert ("a comment that stops Ollama" in err) == copied
 
 
 @pytest.mark.parametrize("jinja", ["{% if %}", "{{ messages | no_such_filter }}", "{{ raise_exception('never') }}"])
@@ -346,15 +489,14 @@ def test_a_jinja_that_offers_more_is_rendered_instead_of_the_template(exact: Pat
 
 def test_a_jinja_that_would_get_today_s_date_is_replaced(exact: Path, monkeypatch, capsys) -> None:
     file = _with_jinja(exact, "dated.gguf", FIXED_DATE)
-    code, out, err = run_captured(monkeypatch, capsys, "ollama", file, "dated")
-    assert code == 0
+    _, out, err = run_captured(monkeypatch, capsys, "ollama", file, "dated")
     assert "would write today's date where the chat template has a fixed one" in err
     assert "(Ollama would put today's date into its chat template)" in out
     repacked = file.with_name("dated-ollama.gguf")
     own = GGUFReader(repacked).fields["tokenizer.chat_template"].contents()
     assert own == UNSET + FIXED_DATE
     assert "TEMPLATE" in file.with_suffix(".Modelfile").read_text()
-    code, out, err = run_captured(monkeypatch, capsys, "ollama", repacked, "dated", "--dry-run")
+    _, out, err = run_captured(monkeypatch, capsys, "ollama", repacked, "dated", "--dry-run")
     assert "today's date" not in out + err, "it is replaced already"
 
 
@@ -408,6 +550,18 @@ def test_check(file: Path, monkeypatch, capsys) -> None:
     assert err.startswith("error: tiny.gguf doesn't load in Ollama 0.31.2 and newer: it refuses TQ2_0 tensors")
     assert "`tritgguf ollama tiny.gguf NAME` repacks it if possible" in err
     assert files_in(file.parent) == {"tiny.gguf"}
+
+
+def test_check_suggests_no_repacking_that_cannot_help(tmp_path: Path, monkeypatch, capsys) -> None:
+    model = packed_checkpoints.build("2b4t", tmp_path / "model")
+    own = convert(model, tmp_path / "own.gguf", "tq2_0", check=False).out
+    one_line(
+        run_captured(monkeypatch, capsys, "ollama", "--check", own),
+        "it refuses architecture bitnet-b1.58; refuses TQ2_0 tensors such as blk.",
+        "; no repacking changes that",
+    )
+    one_line(run_captured(monkeypatch, capsys, "ollama", own, "x"), "own.gguf can't become an Ollama model")
+    assert files_in(tmp_path) == {"model", "own.gguf"}
 
 
 @pytest.mark.parametrize("name", ["exact.gguf", "tiny.gguf"])

@@ -1,4 +1,4 @@
-"""Ollama's address, and the client against the server of the tests."""
+"""The client against the server of the tests."""
 
 from __future__ import annotations
 
@@ -10,47 +10,9 @@ from gguf import GGMLQuantizationType, GGUFWriter
 
 from tests.ollama_server import ollama_server
 from tritgguf.converter.errors import OllamaError
-from tritgguf.runtime.ollama.api import Address, NotRunningError, Ollama, digest_of
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("", "http://127.0.0.1:11434"),
-        ("localhost", "http://localhost:11434"),
-        ("1.2.3.4", "http://1.2.3.4:11434"),
-        ("1.2.3.4:5678", "http://1.2.3.4:5678"),
-        (":5678", "http://127.0.0.1:5678"),
-        ("http://1.2.3.4", "http://1.2.3.4:80"),
-        ("https://example.org", "https://example.org:443"),
-        ("https://example.org:8443/ollama/", "https://example.org:8443/ollama"),
-        ("example.org/", "http://example.org:11434"),
-        (" 'localhost:80' ", "http://localhost:80"),
-        ('"localhost"', "http://localhost:11434"),
-        ("0.0.0.0", "http://127.0.0.1:11434"),
-        ("0.0.0.0:8000", "http://127.0.0.1:8000"),
-        ("::1", "http://[::1]:11434"),
-        ("[::1]", "http://[::1]:11434"),
-        ("[::1]:8000", "http://[::1]:8000"),
-        ("[::]:8000", "http://[::1]:8000"),
-        ("http://[::1]:8000", "http://[::1]:8000"),
-        ("localhost:66000", "http://localhost:11434"),
-        ("localhost:port", "http://localhost:11434"),
-        ("https://localhost:", "https://localhost:443"),
-    ],
-)
-def test_the_forms_of_ollama_host(text: str, address: str) -> None:
-    assert str(Address(text)) == address
-
-
-def test_another_scheme_is_refused() -> None:
-    with pytest.raises(OllamaError, match="OLLAMA_HOST is 'ftp://x'; expected http:// or https://"):
-        Address("ftp://x")
-
-
-def test_ollama_host_is_read_when_a_client_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OLLAMA_HOST", "example.org:1")
-    assert str(Ollama().address) == "http://example.org:1"
+from tritgguf.runtime.ollama.address import Address
+from tritgguf.runtime.ollama.api import Ollama, digest_of
+from tritgguf.runtime.ollama.connection import NotRunningError
 
 
 def test_a_blob_arrives_whole_and_is_checked(tmp_path: Path) -> None:
