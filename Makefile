@@ -6,7 +6,14 @@ PY := $(VENV)/bin/python
 MODELS ?= models
 PYTEST_ARGS ?=
 
-.PHONY: demo demo-model test test-real lint types wheel-test golden golden-go bench clean
+# Tests in parallel, one process per core; `make test PYTEST_ARGS=-n0` runs them in one.
+PYTEST := -m pytest -n auto --dist worksteal
+# What a wheel could lack though the editable install has it: packages, package data, entry points, the kernels, what a
+# command loads. `make test` proves the rest on the same sources.
+WHEEL_TESTS := tests/test_*.py tests/runtime/cli tests/runtime/engine/test_token_ids.py tests/converter/core \
+	tests/converter/export/test_quantize.py tests/converter/ollama/test_renderings.py
+
+.PHONY: demo demo-model test test-real test-logits lint types wheel-test coverage golden golden-go bench clean
 
 # One stamp per backend, of which only the last one made stands: another BACKEND than the installed one installs again.
 INSTALLED := $(VENV)/installed$(if $(BACKEND),-$(BACKEND))
@@ -33,10 +40,24 @@ demo-model: $(INSTALLED)  ## train the demo model again: about 90 minutes on 2 c
 	$(PY) -m tests.golden.record_demo_model
 
 test: $(INSTALLED)  ## every test but those of real models
-	$(PY) -m pytest -m "not real_model" $(PYTEST_ARGS)
+	$(PY) $(PYTEST) -m "not real_model" $(PYTEST_ARGS)
 
 test-real: $(INSTALLED)  ## real models end to end: fetches 1.2 GB, needs 12 GB of disk
 	$(PY) -m pytest -m real_model $(PYTEST_ARGS)
+
+test-logits: $(INSTALLED)  ## `verify --logits` against transformers, in an environment with torch of its own
+	$(PYTHON) -m venv build/test-logits
+	build/test-logits/bin/python vendor/install_runtime.py $(if $(BACKEND),--backend $(BACKEND))
+	build/test-logits/bin/python -m pip install --quiet --editable ".[dev,golden]"
+	build/test-logits/bin/python -m pytest tests/runtime/cli/test_verify.py $(PYTEST_ARGS)
+
+coverage: $(INSTALLED)  ## which lines the tests run, child processes included: build/coverage/index.html
+	mkdir -p build/coverage
+	$(VENV)/bin/coverage erase
+	$(VENV)/bin/coverage run $(PYTEST) -m "not real_model" $(PYTEST_ARGS)
+	$(VENV)/bin/coverage combine --quiet
+	$(VENV)/bin/coverage html --quiet
+	$(VENV)/bin/coverage report
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -52,13 +73,13 @@ types: $(INSTALLED)
 	ln -sfn ../../../runtime build/types/tritgguf/runtime
 	$(VENV)/bin/mypy -p tritgguf
 
-wheel-test: $(INSTALLED)  ## the tests against the built wheel, in an environment of its own
+wheel-test: $(INSTALLED)  ## what a wheel could lack, tested on the built one in an environment of its own
 	rm -rf build/wheel-test build/lib* build/bdist* dist
 	$(PY) -m build --wheel --outdir dist
 	$(PYTHON) -m venv build/wheel-test
 	build/wheel-test/bin/python vendor/install_runtime.py $(if $(BACKEND),--backend $(BACKEND))
 	build/wheel-test/bin/python -m pip install --quiet "$$(echo dist/*.whl)[dev]"
-	build/wheel-test/bin/python -m pytest -m "not real_model" $(PYTEST_ARGS)
+	build/wheel-test/bin/python $(PYTEST) -m "not real_model" $(WHEEL_TESTS) $(PYTEST_ARGS)
 
 golden: $(INSTALLED)  ## record the goldens again; needs torch and transformers
 	$(PY) -m pip install --quiet --editable ".[golden]"

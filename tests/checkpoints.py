@@ -24,13 +24,13 @@ from tests.checkpoint_recipes import RECIPES, Recipe, config
 Floats = NDArray[np.float32]
 
 
-def build(name: str, folder: Path) -> Path:
-    """Write the checkpoint of recipe `name` into `folder` (made if missing) and return `folder`."""
-    recipe = RECIPES[name]
+def build(name: str, folder: Path, recipe: Recipe | None = None) -> Path:
+    """Write the checkpoint of recipe `name`, or of `recipe` in its place, into `folder`, and return `folder`."""
+    recipe = recipe or RECIPES[name]
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", config(recipe))
     tiny_tokenizers.write(recipe.tokenizer, folder)
-    _write_weights(recipe, weights(name), folder)
+    _write_weights(recipe, weights(name, recipe), folder)
     return folder
 
 
@@ -48,9 +48,9 @@ def token_ids(name: str) -> list[int]:
     return [int(word % recipe.vocab) for word in _raw_words(f"{name}/token_ids", recipe.n_tokens)]
 
 
-def weights(name: str) -> dict[str, Floats]:
-    """Return every tensor of recipe `name` by its Hugging Face name, with values that its dtype holds exactly."""
-    recipe = RECIPES[name]
+def weights(name: str, recipe: Recipe | None = None) -> dict[str, Floats]:
+    """Return every tensor of recipe `name`, or of `recipe`, by its name, with values that its dtype holds exactly."""
+    recipe = recipe or RECIPES[name]
     tensors = {key: _tensor(name, recipe, key, shape) for key, shape in _shapes(recipe).items()}
     if recipe.inv_freq:
         exponents = np.arange(0, recipe.size_per_head, 2) / recipe.size_per_head

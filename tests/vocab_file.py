@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gguf import GGUFWriter
 
 from tritgguf.converter.gguf_io.metadata import Metadata
 from tritgguf.converter.tokenizer import SourceTokenizer, check_token_ids
+from tritgguf.converter.tokenizer.token_ids import TokenIds
+from tritgguf.runtime.engine.token_ids import token_ids
 from tritgguf.runtime.engine.token_ids_process import token_ids_process
 
 
@@ -26,3 +29,12 @@ def check_in_runtime(tokenizer: SourceTokenizer, file: Path) -> int:
     """Compare the file's token ids in the runtime with the source's, as a conversion does."""
     with token_ids_process() as read:
         return check_token_ids(tokenizer, file, read)
+
+
+def check_in_this_process(tokenizer: SourceTokenizer, file: Path) -> int:
+    """The same without a child process, for many files that are sure not to end the process that loads them."""
+
+    def read(path: Path, texts: Sequence[str]) -> TokenIds:
+        return TokenIds(token_ids(path, texts), None)
+
+    return check_token_ids(tokenizer, file, read)

@@ -72,7 +72,7 @@ def test_the_decoder_has_sub_norms_where_transformers_bitnet_has_them() -> None:
 )
 def test_the_runtime_computes_what_the_model_does(name: str, type_name: str, tmp_path: Path) -> None:
     folder = packed_checkpoints.build(name, tmp_path / "model")
-    file = convert(folder, tmp_path / "out.gguf", type=type_name).out
+    file = convert(folder, tmp_path / "out.gguf", type=type_name, check=False).out
     with rt.open(file, n_ctx=len(TOKEN_IDS)) as session:
         found = session.logits(TOKEN_IDS)
     if name != "bitcpm" and type_name != "f16":

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,11 +185,3 @@ def _speaking_tensors() -> Callable[[dict[int, int]], dict[str, np.ndarray]]:
 @pytest.fixture(name="random_tensors")
 def _random_tensors() -> dict[str, np.ndarray]:
     return random_tensors(seed=1)
-
-
-@pytest.fixture
-def uncollected() -> Iterator[None]:
-    """No collection of garbage: a KeyboardInterrupt within a callback of that, as hypothesis has one, is swallowed."""
-    gc.disable()
-    yield
-    gc.enable()

@@ -373,8 +373,10 @@ def test_a_file_is_the_same_whatever_made_it(name: str, tmp_path: Path, monkeypa
     checkpoint, options = CONVERSIONS[name]
     folder = source(checkpoint, tmp_path / "model")
     found = {}
+    # Row by row; once with each row as a piece of work of its own, which takes seconds.
+    rows = (1, 1 if name == "floats, mse" else 3000, 3)
     for how in ("numpy", "compiled"):
-        for chunk, piece, threads in ((1 << 17, 1 << 21, 1), (1, 1, 3), (3000, 20_000, 2), (1 << 14, 1 << 14, 5)):
+        for chunk, piece, threads in ((1 << 17, 1 << 21, 1), rows, (3000, 20_000, 2), (1 << 14, 1 << 14, 5)):
             monkeypatch.setattr(tensors, "CHUNK_VALUES", chunk)
             monkeypatch.setattr(encoders, "PIECE_VALUES", piece)
             with computed_by(how):

@@ -60,7 +60,7 @@ def test_the_file_is_what_was_planned(recipe: str, type_name: str, tmp_path: Pat
     model = build(recipe, tmp_path / "model")
     planned = plan(model, type=type_name)
     assert list(tmp_path.iterdir()) == [model]
-    out = convert(model, tmp_path / "out.gguf", type=type_name).out
+    out = convert(model, tmp_path / "out.gguf", type=type_name, check=False).out
     assert out.stat().st_size == planned.file_bytes
     read = GGUFReader(out)
     found = [(t.name, t.tensor_type.name.lower(), [int(n) for n in reversed(t.shape)], t.n_bytes) for t in read.tensors]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.tokenizer_folders import CONFIG, byte_level_structure, splitting, write_json
-from tests.vocab_file import check_in_runtime, write_vocab_file
+from tests.vocab_file import check_in_runtime, check_in_this_process, write_vocab_file
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import string
 from tritgguf.converter.tokenizer import SourceTokenizer, read_tokenizer
@@ -73,7 +73,7 @@ def test_every_wrong_name_is_caught(right: PreTokenizer, tmp_path: Path) -> None
             continue
         mutant = tokenizer.metadata | {"tokenizer.ggml.pre": string(wrong.name)}
         with pytest.raises(TokenizerError, match=r"other token ids than in the source tokenizer.*--no-check"):
-            check_in_runtime(tokenizer, write_vocab_file(tmp_path / "wrong.gguf", mutant))
+            check_in_this_process(tokenizer, write_vocab_file(tmp_path / "wrong.gguf", mutant))
 
 
 def test_removing_what_does_not_match_is_isolating_what_does() -> None:

@@ -1,7 +1,7 @@
 """Token ids of real tokenizers: through llama.cpp, and against ids that its authors recorded from transformers."""
 
+import functools
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tritgguf.converter.tokenizer import SourceTokenizer, battery, read_tokenize
 from tritgguf.converter.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 pytestmark = pytest.mark.network
+Tokenizers = Callable[[str], SourceTokenizer]
 
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 NPM_VERSION = "3.7.2"
@@ -63,11 +64,6 @@ DIGITS_AND_WORDS = {
 WORDS = DIGITS_AND_WORDS["pretokenizers"][1]
 
 
-def folder(parent: Path) -> Path:
-    """A new folder."""
-    return Path(tempfile.mkdtemp(dir=parent))
-
-
 def read(folder: Path, n_vocab: int, **config: object) -> SourceTokenizer:
     return read_tokenizer(folder, n_vocab=n_vocab, config=config)
 
@@ -104,6 +100,12 @@ REAL: dict[str, Callable[[Path], SourceTokenizer]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Tokenizers:
+    """Return a tokenizer of REAL, read once: that takes seconds."""
+    return functools.cache(lambda name: REAL[name](tmp_path_factory.mktemp("real")))
+
+
 def llama_cpp_model(name: str) -> Path:
     """A file of llama.cpp's models folder; all are fetched at once, since the archive is large."""
     pins = {f"/models/ggml-vocab-{re.escape(file)}$": sha256 for file, sha256 in LLAMA_CPP_MODELS.items()}
@@ -118,16 +120,16 @@ def recorded(name: str) -> tuple[list[str], list[list[int]]]:
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_a_real_tokenizer_gives_the_same_ids_in_llama_cpp(name: str, tmp_path: Path) -> None:
-    tokenizer = REAL[name](tmp_path)
+def test_a_real_tokenizer_gives_the_same_ids_in_llama_cpp(name: str, real: Tokenizers, tmp_path: Path) -> None:
+    tokenizer = real(name)
     n_texts = check_in_runtime(tokenizer, write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata))
     assert n_texts == len(battery(tokenizer)) > 180
 
 
-@pytest.mark.parametrize(("real", "name"), [("Llama-3", "llama-bpe"), ("Qwen3", "qwen2")])
-def test_the_source_encoder_gives_the_recorded_ids(real: str, name: str, tmp_path: Path) -> None:
-    tokenizer = REAL[real](tmp_path)
-    texts, ids = recorded(name)
+@pytest.mark.parametrize(("name", "record"), [("Llama-3", "llama-bpe"), ("Qwen3", "qwen2")])
+def test_the_source_encoder_gives_the_recorded_ids(name: str, record: str, real: Tokenizers) -> None:
+    tokenizer = real(name)
+    texts, ids = recorded(record)
     assert [tokenizer.encode(text) for text in texts] == ids
 
 
@@ -167,10 +169,8 @@ def test_gpt_neox_with_its_tokens_of_spaces(tmp_path: Path) -> None:
     assert check_in_runtime(tokenizer, written) == len(battery(tokenizer)) > 200
 
 
-def test_merges_and_the_sentencepiece_model_lead_to_the_same_vocabulary(tmp_path: Path) -> None:
-    from_json, from_model = (
-        REAL[name](folder(tmp_path)).metadata for name in ("Mistral v1 as tokenizer.json", "Mistral v1")
-    )
+def test_merges_and_the_sentencepiece_model_lead_to_the_same_vocabulary(real: Tokenizers) -> None:
+    from_json, from_model = (real(name).metadata for name in ("Mistral v1 as tokenizer.json", "Mistral v1"))
     for key in ("tokens", "token_type"):
         assert from_json[f"tokenizer.ggml.{key}"].data == from_model[f"tokenizer.ggml.{key}"].data
     ours, theirs = (keys["tokenizer.ggml.scores"].data for keys in (from_json, from_model))
@@ -181,7 +181,7 @@ def test_merges_and_the_sentencepiece_model_lead_to_the_same_vocabulary(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("real", "key", "wrong"),
+    ("name", "key", "wrong"),
     [
         ("Llama-3", "tokenizer.ggml.pre", string("qwen2")),
         ("Qwen3", "tokenizer.ggml.pre", string("gpt-2")),
@@ -189,15 +189,15 @@ def test_merges_and_the_sentencepiece_model_lead_to_the_same_vocabulary(tmp_path
         ("Mistral v1", "tokenizer.ggml.add_space_prefix", boolean(False)),
     ],
 )
-def test_a_wrong_key_fails_the_check(real: str, key: str, wrong: object, tmp_path: Path) -> None:
-    tokenizer = REAL[real](tmp_path)
+def test_a_wrong_key_fails_the_check(name: str, key: str, wrong: object, real: Tokenizers, tmp_path: Path) -> None:
+    tokenizer = real(name)
     assert key in tokenizer.metadata
     mutant = write_vocab_file(tmp_path / "wrong.gguf", tokenizer.metadata | {key: wrong})
     with pytest.raises(TokenizerError, match=r"text .* expected \[\d.* found \[\d.*--no-check"):
         check_in_runtime(tokenizer, mutant)
 
 
-def test_special_ids_of_real_tokenizers(tmp_path: Path) -> None:
+def test_special_ids_of_real_tokenizers(real: Tokenizers) -> None:
     expected = {  # bos, eos, eot, add_bos
         "Llama-3": (128000, 128001, 128009, False),
         "Qwen3": (None, 151645, 151645, False),
@@ -206,8 +206,8 @@ def test_special_ids_of_real_tokenizers(tmp_path: Path) -> None:
         "SmolLM2": (1, 2, None, False),
     }
     found = {}
-    for name, build in REAL.items():
-        keys = build(folder(tmp_path)).metadata
+    for name in REAL:
+        keys = real(name).metadata
         values = [
             keys[f"tokenizer.ggml.{key}"].data if f"tokenizer.ggml.{key}" in keys else None
             for key in ("bos_token_id", "eos_token_id", "eot_token_id", "add_bos_token")

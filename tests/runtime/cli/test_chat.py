@@ -230,7 +230,7 @@ def test_a_reader_that_goes_away_is_no_traceback(endless):
     )
     assert child.stdout.read(4) == b"abab"
     child.stdout.close()
-    assert child.wait(30) == 1
+    assert child.wait(60) == 1
     assert child.stderr.read() == b""
     child.stderr.close()
 
@@ -243,7 +243,7 @@ def test_ctrl_c_ends_a_one_shot_with_130(endless):
     ) as child:
         assert child.stdout.read(4) == b"abab"  # streamed, not held until the end
         child.send_signal(signal.SIGINT)
-        assert child.wait(30) == 130
+        assert child.wait(60) == 130
         assert child.stderr.read() == b""
 
 
@@ -279,14 +279,14 @@ def test_a_conversation_on_a_terminal(yes):
         terminal.expect("> ")
         terminal.type("/exit\n")
         terminal.expect("generation: 27 tokens")
-        assert terminal.child.wait(30) == 0
+        assert terminal.child.wait(60) == 0
 
 
 @posix
 def test_a_prompt_given_on_a_terminal_is_one_shot(yes):
     with dumb_terminal(yes, "--temperature", 0, "--prompt", "Hi?") as terminal:
         assert terminal.expect("Yes. 🙂\r\n") == "Yes. 🙂\r\n"
-        assert terminal.child.wait(30) == 0
+        assert terminal.child.wait(60) == 0
 
 
 @posix
@@ -295,7 +295,7 @@ def test_ways_to_leave(yes, keys):
     with dumb_terminal(yes) as terminal:
         terminal.expect("> ")
         terminal.type(keys)
-        assert terminal.child.wait(30) == 0
+        assert terminal.child.wait(60) == 0
 
 
 @posix
@@ -312,7 +312,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless):
             terminal.expect("(stopped)")
             terminal.expect("> ")
         terminal.type("/exit\n")
-        assert terminal.child.wait(30) == 0
+        assert terminal.child.wait(60) == 0
 
 
 @posix

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +17,7 @@ from numpy.typing import NDArray
 import tritgguf.runtime
 from tests import bitnet_model as bitnet
 from tests import paths
+from tests.ctrl_c import ctrl_c_in_callback, evaluate_under_ctrl_c
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.chat.session import Session
 from tritgguf.runtime.engine import backend, relu2
@@ -467,53 +464,24 @@ def test_a_node_in_its_inputs_memory_is_refused(which, way):
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("uncollected")
 def test_ctrl_c_stops_a_long_prompt(model_file, way):
-    tokens = [number % 256 for number in range(4096)]
+    tokens = [number % 256 for number in range(512)]
     with Model(model_file("f32")) as model:
-        context = Context(model, n_ctx=4096, n_threads=1, n_batch=4096)
-        start = time.perf_counter()
-        context.decode(tokens, 0)
-        whole_seconds = time.perf_counter() - start
-        context.keep(0)
-        threading.Timer(whole_seconds / 20, os.kill, (os.getpid(), signal.SIGINT)).start()
-        with pytest.raises(KeyboardInterrupt):
+        context = Context(model, n_ctx=512, n_threads=1, n_batch=512)
+        with ctrl_c_in_callback(None) as whole:
             context.decode(tokens, 0)
+        context.keep(0)
+        assert whole.n_calls > 20
+        with pytest.raises(KeyboardInterrupt), ctrl_c_in_callback(10) as stopped:
+            context.decode(tokens, 0)
+        assert stopped.n_calls < whole.n_calls / 2
         context.keep(0)
         context.decode(tokens[:100], 0)  # the counts start anew
         context.close()
 
 
-@pytest.mark.usefixtures("uncollected")
-def test_a_signal_during_the_callback_harms_nothing(model_file, way):
-    armed = False
-    n_interrupts, found = 0, []
-
-    def interrupt(*_: object) -> None:
-        nonlocal armed
-        if armed:  # a signal that comes late, between two rounds, isn't meant for anything
-            armed = False
-            raise KeyboardInterrupt
-
+def test_a_signal_during_the_callback_harms_nothing(model_file, way, tmp_path):
+    assert evaluate_under_ctrl_c(model_file("tq2_0"), IDS, tmp_path / "logits.npy") >= 3
     with tritgguf.runtime.open(model_file("tq2_0"), n_threads=1) as session:
-        calm = [last_logits(session, IDS[: n + 1], n_cached=n) for n in range(200)]
-        last_logits(session, IDS[1:3], n_cached=0)
-        before = signal.signal(signal.SIGINT, interrupt)
-        try:
-            while len(found) < len(IDS):
-                timer = threading.Timer(0.002, os.kill, (os.getpid(), signal.SIGINT))
-                try:
-                    armed = True
-                    timer.start()
-                    while len(found) < len(IDS):
-                        session.evaluate(IDS[: len(found) + 1])
-                        found.append(session.context.logits()[-1].copy())
-                    armed = False
-                except KeyboardInterrupt:
-                    n_interrupts += 1
-                timer.cancel()
-                timer.join()
-        finally:
-            signal.signal(signal.SIGINT, before)
-    assert n_interrupts >= 3
-    assert np.array_equal(np.array(found), np.array(calm))
+        calm = [last_logits(session, IDS[: n + 1], n_cached=n) for n in range(len(IDS))]
+    assert np.array_equal(np.load(tmp_path / "logits.npy"), np.array(calm))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -23,6 +24,7 @@ from tritgguf.converter.verification.verification import verify
 
 Floats = NDArray[np.float32]
 SHAPE = (32, 1024)
+SMALL = replace(RECIPES["llama-gqa"], layers=1, ffn=256)  # numpy searches best grids of every 16 weights for seconds
 KNOWN = [(codec, levels) for codec in codecs().values() for levels in codec.grid_levels]
 # By how much less than ggml's quantizer each errs. Q4_K has one scale per 32 values, so two groups must share it, and
 # NVFP4's scales have three fraction bits: there an exhaustive search below shows that little more is to be had.
@@ -167,7 +169,7 @@ def test_levels_are_found_in_fp16_and_outliers_refused() -> None:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The uniform codec's folders of one checkpoint, packed and as floats."""
     root = tmp_path_factory.mktemp("uniform")
-    source = checkpoints.build("llama-gqa", root / "model")
+    source = checkpoints.build("llama-gqa", root / "model", SMALL)
     forms = {f"{scheme}{floats}": (scheme, floats) for scheme in ("d1", "d2") for floats in (True, False)}
     return {
         key: quantize(source, root / key, form_named(f"uniform-{scheme}", dequantized=floats)).out
@@ -207,7 +209,7 @@ def test_the_file_runs_and_verify_knows_what_made_it(key: str, name: str, folder
     ids = checkpoints.token_ids("llama-gqa")[:64]
     tensors = open_checkpoint(source, linear=()).tensors
     weights = {key: tensor.read(slice(None)).reshape(tensor.shape) for key, tensor in tensors.items()}
-    keys = config(RECIPES["llama-gqa"])
+    keys = config(SMALL)
     keys.setdefault("rope_theta", keys.get("rope_parameters", {}).get("rope_theta"))
     expected = numpy_decoder.logits(weights, keys, ids)
     with rt.open(made.out, n_ctx=64) as session:
