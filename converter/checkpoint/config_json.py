@@ -10,6 +10,7 @@ from tritgguf.converter.core.json_files import read_object
 from tritgguf.converter.errors import SourceError
 
 ConfigJson = Mapping[str, Any]
+FILE = "config.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin", "consolidated.00.pth")
 
 
@@ -33,7 +34,15 @@ def _require_folder(path: Path) -> None:
 def read_config_json(folder: Path) -> dict[str, Any]:
     """Return config.json as a dict; raise SourceError if the folder has none, or it isn't a JSON object."""
     _require_folder(folder)
-    path = folder / "config.json"
+    path = folder / FILE
     if not path.is_file():
         raise SourceError(f"{folder} has no config.json; expected a Hugging Face model folder")
     return read_object(path, SourceError)
+
+
+def named_classes(config: ConfigJson) -> list[str]:
+    """Return the classes of transformers that config.json names; none where `architectures` isn't a list of names."""
+    named = config.get("architectures")
+    if not isinstance(named, list):
+        return []
+    return named if all(isinstance(name, str) and name.isidentifier() for name in named) else []

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
-from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.checkpoint.config_json import FILE, ConfigJson
 from tritgguf.converter.checkpoint.packer import Packer
 from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
 from tritgguf.converter.core.registry import by_name
+from tritgguf.converter.core.settings import Settings, shown
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import SourceError, UnsupportedError
 
@@ -45,7 +46,9 @@ def read_packing(
 
     `linear` holds the names of the linear layers' tensors.
     """
-    if quantization(config).get("use_rms_norm"):
+    quantized = quantization(config)
+    method = quantized.text("quant_method")
+    if quantized.flag("use_rms_norm"):
         raise UnsupportedError(
             "config.json: quantization_config.use_rms_norm puts a norm inside every linear layer, which no graph of "
             "llama.cpp computes"
@@ -57,19 +60,13 @@ def read_packing(
             f"the checkpoint looks like {' and like '.join(packing.name for packing in found)}: it is damaged"
         )
     if not found:
-        method = quantization(config).get("quant_method")
         raise UnsupportedError(
-            f"config.json has a quantization_config ({method}) that isn't known here, and reading such weights as "
-            f"plain floats would give a wrong model; known packings are {', '.join(packings())}"
+            f"{quantized.name('quant_method')} {shown(method)} isn't known here, and reading such weights as plain "
+            f"floats would give a wrong model; known packings are {', '.join(packings())}"
         )
     return found[0].name, found[0].read(config, stored, linear)
 
 
-def quantization(config: ConfigJson) -> ConfigJson:
-    """Return config.json's quantization_config, empty where there is none."""
-    found = config.get("quantization_config")
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise SourceError(f"config.json: quantization_config must be an object, found {found!r}")
-    return found
+def quantization(config: ConfigJson) -> Settings:
+    """Return config.json's quantization_config, empty where there is none; raise SourceError where it is no object."""
+    return Settings(FILE, config).object("quantization_config")

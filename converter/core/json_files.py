@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tritgguf.converter.core.settings import shown_key
 from tritgguf.converter.errors import TritggufError
+
+MOST_LEVELS = 64  # of nesting: what reads, prints or writes the values later recurses into them
 
 
 def read_text(path: Path, error: type[TritggufError]) -> str:
@@ -38,8 +41,23 @@ def parse_object(text: str, name: str, error: type[TritggufError]) -> dict[str, 
 
 
 def read_object(path: Path, error: type[TritggufError]) -> dict[str, Any]:
-    """Return the JSON object that a file holds; raise `error` where it can't be read."""
-    return parse_object(read_text(path, error), path.name, error)
+    """Return the JSON object that a file holds; raise `error` where it can't be read or is nested too deeply."""
+    parsed = parse_object(read_text(path, error), path.name, error)
+    for key, value in parsed.items():
+        if _levels(value) > MOST_LEVELS:
+            raise error(
+                f"{path.name}: {shown_key(key)} is nested more than {MOST_LEVELS} levels deep; fetch the file again"
+            )
+    return parsed
+
+
+def _levels(value: object) -> int:
+    """Return how many lists and objects enclose the innermost value."""
+    levels, inner = 0, [value]
+    while inner := [item for item in inner if isinstance(item, dict | list)]:
+        levels += 1
+        inner = [part for item in inner for part in (item.values() if isinstance(item, dict) else item)]
+    return levels
 
 
 def read_object_if_present(path: Path, error: type[TritggufError]) -> dict[str, Any]:

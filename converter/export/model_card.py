@@ -9,6 +9,7 @@ from typing import Any
 
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.export.plan import ExportPlan
+from tritgguf.converter.model.card_metadata import model_name
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def config_json(plan: ExportPlan) -> dict[str, Any]:
 
 def model_card(plan: ExportPlan, facts: Sequence[TensorFacts]) -> str:
     """Return README.md."""
-    name = plan.folder.resolve().name
+    name = model_name(plan.folder)
     rows = "\n".join(f"| {key} | {value} |" for key, value in _table(plan, facts))
     return (
         f"# {name}, {plan.form.name}\n\nMade of {name} by tritgguf; the original's licence applies.\n\n"

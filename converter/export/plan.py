@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tritgguf.converter.checkpoint.config_json import read_config_json
+from tritgguf.converter.checkpoint.config_json import named_classes, read_config_json
 from tritgguf.converter.checkpoint.folder import Checkpoint, open_checkpoint
 from tritgguf.converter.checkpoint.packer import Packer
 from tritgguf.converter.checkpoint.packings.plain import FloatPacker
@@ -104,7 +104,7 @@ class ExportPlan:
 def plan_export(folder: Path, form: Form, threads: int, progress: Step) -> ExportPlan:
     """Plan the folder; raise TritggufError if the checkpoint can't be written as asked."""
     raw = read_config_json(folder)
-    if form.dequantized and ROUNDS_ITSELF in (raw.get("architectures") or []):
+    if form.dequantized and ROUNDS_ITSELF in named_classes(raw):
         raise UnsupportedError(
             f"config.json: {ROUNDS_ITSELF} rounds its weights to three levels each time it computes, so floats that "
             "are rounded already would change: choose a packed scheme, or convert to GGUF"

@@ -5,7 +5,6 @@ A model that can't be converted is inspected as far as it can be read; the resul
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -19,7 +18,7 @@ from typing import Any
 from gguf import GGML_QUANT_VERSION, Keys
 
 from tritgguf.converter.checkpoint import safetensors_reader as safetensors_files
-from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.checkpoint.config_json import named_classes, read_config_json
 from tritgguf.converter.checkpoint.packing import read_packing
 from tritgguf.converter.core.parallel import n_threads, parallel
 from tritgguf.converter.core.progress import Progress, counted
@@ -152,12 +151,12 @@ def inspect(
         tensors.append(found)
         report(n_bytes)
     notes = (*model.notes, *dict.fromkeys(tensor.note for tensor in tensors if tensor.note))
-    hf_class = None if is_gguf(place) else _hf_class(_config(place))
+    classes = [] if is_gguf(place) else named_classes(read_config_json(place))
     return Inspection(
         kind="gguf" if is_gguf(place) else "folder",
         path=place.resolve(),
         architecture=_architecture(model),
-        hf_class=hf_class,
+        hf_class=classes[0] if classes else None,
         source=model.source,
         file_bytes=sum(stored.values()),
         tensors=tuple(tensors),
@@ -183,8 +182,9 @@ def _open_tensors(path: Path) -> tuple[Mapping[str, SourceTensor], str | None]:
         return read_gguf(path).tensors, "GGUF"
     stored = safetensors_files.read_tensors(path)
     linear = {name for name, tensor in stored.items() if _role(name, tensor.shape) == "linear"}
+    config = read_config_json(path)
     try:
-        packing, tensors = read_packing(_config(path), stored, linear)
+        packing, tensors = read_packing(config, stored, linear)
         return tensors, packing
     except TritggufError:
         return stored, None
@@ -196,19 +196,6 @@ def _role(name: str, shape: Sequence[int]) -> str:
     if OUTPUT.search(name):
         return "output"
     return "linear" if len(shape) > 1 and name.endswith("weight") else "other"
-
-
-def _config(folder: Path) -> ConfigJson:
-    """Return the content of config.json; raise ValueError if it is damaged."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    if not isinstance(config, dict):
-        raise ValueError("config.json isn't a JSON object")
-    return config
-
-
-def _hf_class(config: ConfigJson) -> str | None:
-    named = config.get("architectures")
-    return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
 
 
 def _architecture(model: Model) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, Keys
 
-from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.checkpoint.config_json import ConfigJson, named_classes
 from tritgguf.converter.core.registry import offered
 from tritgguf.converter.core.tensors import Float32Array, RowIndices
 from tritgguf.converter.errors import SourceError, UnsupportedError
@@ -107,15 +107,17 @@ def architectures() -> tuple[Architecture, ...]:
 
 def architecture_for(raw: dict[str, Any] | ConfigJson) -> Architecture:
     """Return the architecture that config.json names; raise UnsupportedError listing the known ones."""
-    named = raw.get("architectures")
-    if not isinstance(named, list) or not named or not all(isinstance(name, str) for name in named):
+    named = named_classes(raw)
+    if not named:
         raise SourceError("config.json names no architectures; expected for example ['LlamaForCausalLM']")
     known = {hf_name: architecture for architecture in architectures() for hf_name in architecture.classes}
     if named[0] in known:
         return known[named[0]]
     if named[0].endswith("Model") and not named[0].endswith("LMHeadModel"):
         raise UnsupportedError(
-            f"config.json: {named[0]} is a model without an output layer, such as one for text embeddings; only "
+            f"config.json: {named[0]:.80} is a model without an output layer, such as one for text embeddings; only "
             "models that generate text can be converted"
         )
-    raise UnsupportedError(f"config.json: architecture {named[0]} isn't known; known are {', '.join(sorted(known))}")
+    raise UnsupportedError(
+        f"config.json: architecture {named[0]:.80} isn't known; known are {', '.join(sorted(known))}"
+    )

@@ -1,13 +1,18 @@
-"""Keys about a model that don't change what it computes: its licence, and the sampling that its authors recommend."""
+"""Keys about a model that don't change what it computes: its name, its licence, the sampling its authors recommend."""
 
 from __future__ import annotations
 
+import codecs
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gguf import GGUFValueType, Keys
 from gguf import Metadata as GgufMetadata
 
 from tritgguf.converter.core.json_files import read_object_if_present
+from tritgguf.converter.core.settings import LARGEST, SMALLEST, Settings
 from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_io.metadata import Metadata, Value, float32, string
 
@@ -16,12 +21,12 @@ _LICENSE = {
     "license_name": Keys.General.LICENSE_NAME,
     "license_link": Keys.General.LICENSE_LINK,
 }
-# Keys of generation_config.json, and the keys that llama.cpp's programs read them from.
+# Keys of generation_config.json with their ranges, and the keys that llama.cpp's programs read them from.
 _SAMPLING = {
-    "temperature": Keys.General.SAMPLING_TEMP,
-    "top_p": Keys.General.SAMPLING_TOP_P,
-    "min_p": Keys.General.SAMPLING_MIN_P,
-    "repetition_penalty": Keys.General.SAMPLING_PENALTY_REPEAT,
+    "temperature": (Keys.General.SAMPLING_TEMP, 0, LARGEST),
+    "top_p": (Keys.General.SAMPLING_TOP_P, 0, 1),
+    "min_p": (Keys.General.SAMPLING_MIN_P, 0, 1),
+    "repetition_penalty": (Keys.General.SAMPLING_PENALTY_REPEAT, SMALLEST, LARGEST),
 }
 
 
@@ -29,19 +34,41 @@ def card_metadata(folder: Path) -> tuple[Metadata, list[str]]:
     """Return the keys of README.md's licence and generation_config.json's sampling, and notes for the user.
 
     A missing file gives no keys. Front matter that can't be read gives a note and no licence. A damaged
-    generation_config.json raises SourceError.
+    generation_config.json, or a wrong number in it, raises SourceError.
     """
     licence, notes = _licence(folder)
     return licence | _sampling(folder), notes
 
 
+def model_name(folder: Path) -> str:
+    """Return the folder's name, or the repository's for a snapshot in Hugging Face's cache, whose name is a commit.
+
+    The cache has the files of org/name in models--org--name/snapshots/COMMIT
+    (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
+    """
+    folder = folder.resolve()
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.split("--")[-1]
+    return folder.name
+
+
 def _licence(folder: Path) -> tuple[Metadata, list[str]]:
     try:
-        card = GgufMetadata.load_model_card(folder)
+        card = _model_card(folder)
     except Exception as error:  # PyYAML raises YAMLError, and ValueError for a date that doesn't exist, among others
         reason = f"{' '.join(str(error).split()):.120}"
         return {}, [f"README.md: the front matter can't be read, so the file has no licence key ({reason})"]
     return {key: string(text) for name, key in _LICENSE.items() if (text := _text(card.get(name)))}, []
+
+
+def _model_card(folder: Path) -> Mapping[str, Any]:
+    readme = folder / "README.md"
+    if not readme.is_file() or not (data := readme.read_bytes()).startswith(codecs.BOM_UTF8):
+        return GgufMetadata.load_model_card(folder)
+    with tempfile.TemporaryDirectory(prefix="tritgguf-") as copy:  # gguf finds no front matter behind the mark
+        (Path(copy) / readme.name).write_bytes(data.removeprefix(codecs.BOM_UTF8))
+        return GgufMetadata.load_model_card(Path(copy))
 
 
 def _text(value: object) -> str | None:
@@ -52,12 +79,14 @@ def _text(value: object) -> str | None:
 
 
 def _sampling(folder: Path) -> Metadata:
-    generation = read_object_if_present(folder / "generation_config.json", SourceError)
-    keys: Metadata = {}
-    for name, key in _SAMPLING.items():
-        value = generation.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            keys[key] = float32(value)
-    if type(top_k := generation.get("top_k")) is int:
-        keys[Keys.General.SAMPLING_TOP_K] = Value(top_k, GGUFValueType.INT32)
+    path = folder / "generation_config.json"
+    generation = Settings(path.name, read_object_if_present(path, SourceError))
+    keys: Metadata = {
+        key: float32(generation.number(name, least=least, most=most))
+        for name, (key, least, most) in _SAMPLING.items()
+        if generation.has(name)
+    }
+    if generation.has("top_k"):
+        # Some files say -1 for no limit, as llama.cpp does.
+        keys[Keys.General.SAMPLING_TOP_K] = Value(generation.integer("top_k", least=-1), GGUFValueType.INT32)
     return keys

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.checkpoint.config_json import FILE, ConfigJson
+from tritgguf.converter.core.settings import Settings, shown, shown_key
 from tritgguf.converter.errors import SourceError, UnsupportedError
+
+# Far above any model's: a damaged value must not make the program list or pad millions of things.
+MOST_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
+MOST_IN_A_ROW = 1 << 21  # tokens, or values of a row: the largest vocabularies have half of it
+SCALING, PARAMETERS = "rope_scaling", "rope_parameters"  # of transformers 4, of transformers 5
+ORIGINAL_LENGTH = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -16,16 +23,7 @@ class RopeConfig:
 
     kind: str
     theta: float
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """Return a numeric option, `default` where it is missing; raise SourceError if there is no default either."""
-        value = self.options.get(key, default)
-        if value is None:
-            value = default
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise SourceError(f"config.json: {self.kind} rope scaling needs the number {key}, found {value!r}")
-        return float(value)
+    options: Settings
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class DecoderConfig:
     tied: bool
     rope: RopeConfig
     sliding_window: int | None
-    raw: ConfigJson
+    raw: Settings
 
     @property
     def query_size(self) -> int:
@@ -61,7 +59,7 @@ class DecoderConfig:
 
     def flag(self, key: str) -> bool:
         """Return an optional boolean of config.json, False where it is missing."""
-        return bool(self.raw.get(key, False))
+        return self.raw.flag(key)
 
 
 def read_decoder_config(raw: ConfigJson, graph: str, activations: tuple[str, ...]) -> DecoderConfig:
@@ -70,75 +68,60 @@ def read_decoder_config(raw: ConfigJson, graph: str, activations: tuple[str, ...
     `activations` are those that the graph computes, the default first. Raises SourceError where a value is missing or
     wrong, UnsupportedError where the graph computes something else.
     """
-    hidden_size, n_heads = _size(raw, "hidden_size"), _size(raw, "num_attention_heads")
-    n_kv_heads = _size(raw, "num_key_value_heads", n_heads)
+    keys = Settings(FILE, raw)
+    hidden_size, n_heads = _size(keys, "hidden_size"), _size(keys, "num_attention_heads")
+    n_kv_heads = _size(keys, "num_key_value_heads", n_heads)
     if n_heads % n_kv_heads:
         raise SourceError(
             f"config.json: num_attention_heads {n_heads} isn't a multiple of num_key_value_heads {n_kv_heads}"
         )
-    if raw.get("head_dim") is None and hidden_size % n_heads:
+    if not keys.has("head_dim") and hidden_size % n_heads:
         raise SourceError(f"config.json: hidden_size {hidden_size} isn't a multiple of num_attention_heads {n_heads}")
     config = DecoderConfig(
         graph=graph,
         hidden_size=hidden_size,
-        intermediate_size=_size(raw, "intermediate_size"),
-        n_layers=_size(raw, "num_hidden_layers"),
+        intermediate_size=_size(keys, "intermediate_size"),
+        n_layers=keys.integer("num_hidden_layers", most=MOST_LAYERS),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
-        head_dim=_size(raw, "head_dim", hidden_size // n_heads),
-        vocab_size=_size(raw, "vocab_size"),
-        max_positions=_size(raw, "max_position_embeddings", 2048),
-        rms_norm_eps=float(raw.get("rms_norm_eps") or 1e-6),
-        tied=bool(raw.get("tie_word_embeddings", False)),
-        rope=_rope(raw),
-        sliding_window=_sliding_window(raw),
-        raw=raw,
+        head_dim=_size(keys, "head_dim", hidden_size // n_heads),
+        vocab_size=_size(keys, "vocab_size"),
+        max_positions=keys.integer("max_position_embeddings", 2048),
+        rms_norm_eps=keys.number("rms_norm_eps", 1e-6),
+        tied=keys.flag("tie_word_embeddings"),
+        rope=_rope(keys),
+        sliding_window=_sliding_window(keys),
+        raw=keys,
     )
     _require_plain_decoder(config, activations)
     return config
 
 
-def _size(raw: ConfigJson, key: str, default: int | None = None) -> int:
-    value = raw.get(key)
-    if value is None:
-        value = default
-    if type(value) is not int or value < 1:
-        raise SourceError(f"config.json: {key} must be a positive integer, found {value!r}")
-    return value
+def _size(keys: Settings, key: str, default: int | None = None) -> int:
+    return keys.integer(key, default, most=MOST_IN_A_ROW)
 
 
-def _rope(raw: ConfigJson) -> RopeConfig:
+def _rope(keys: Settings) -> RopeConfig:
     """Merge `rope_parameters` (transformers 5) with `rope_theta` and `rope_scaling` (transformers 4)."""
-    options: dict[str, Any] = {}
-    for key in ("rope_scaling", "rope_parameters"):
-        value = raw.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, dict):
-            raise SourceError(f"config.json: {key} must be an object, found {value!r}")
-        options.update(value)
-    theta = options.pop("rope_theta", None)
-    theta = raw.get("rope_theta", 10000.0) if theta is None else theta
-    if not isinstance(theta, (int, float)) or isinstance(theta, bool) or theta <= 0:
-        raise SourceError(f"config.json: rope_theta must be a positive number, found {theta!r}")
-    if any(isinstance(value, dict) for value in options.values()):
-        raise UnsupportedError(
-            "config.json gives rope parameters per layer type; llama.cpp's graph rotates every layer the same way"
-        )
-    if raw.get("original_max_position_embeddings") is not None:
-        options.setdefault("original_max_position_embeddings", raw["original_max_position_embeddings"])
-    old_kind, kind = options.pop("type", None), options.pop("rope_type", None)
-    return RopeConfig(kind or old_kind or "default", float(theta), options)
+    merged = {**keys.object(SCALING), **keys.object(PARAMETERS)}
+    if keys.has(ORIGINAL_LENGTH):  # transformers prefers it to the same key among the options
+        merged[ORIGINAL_LENGTH] = keys[ORIGINAL_LENGTH]
+    options = Settings(FILE, merged, PARAMETERS if keys.has(PARAMETERS) else SCALING)
+    for key, value in options.items():
+        if isinstance(value, dict):
+            raise UnsupportedError(
+                f"{options.name(key)} holds parameters of its own, as for one layer type; llama.cpp's graph rotates "
+                "every layer the same way"
+            )
+    theta = options.number("rope_theta") if options.has("rope_theta") else keys.number("rope_theta", 10000.0)
+    return RopeConfig(options.text("rope_type") or options.text("type") or "default", theta, options)
 
 
-def _sliding_window(raw: ConfigJson) -> int | None:
+def _sliding_window(keys: Settings) -> int | None:
     """Return the window in tokens, None where no layer slides: layer_types decides, else use_sliding_window."""
-    layer_types = raw.get("layer_types")
-    if isinstance(layer_types, list):
-        slides = "sliding_attention" in layer_types
-    else:
-        slides = bool(raw.get("use_sliding_window", False))
-    return _size(raw, "sliding_window") if slides and raw.get("sliding_window") is not None else None
+    layer_types = keys.texts("layer_types")
+    slides = keys.flag("use_sliding_window") if layer_types is None else "sliding_attention" in layer_types
+    return keys.integer("sliding_window") if slides and keys.has("sliding_window") else None
 
 
 def _require_plain_decoder(config: DecoderConfig, activations: tuple[str, ...]) -> None:
@@ -150,19 +133,34 @@ def _require_plain_decoder(config: DecoderConfig, activations: tuple[str, ...]) 
         )
     activation = config.raw.get("hidden_act", activations[0])
     if activation not in activations:
-        raise UnsupportedError(f"config.json: hidden_act is {activation}, but the graph computes {activations[0]}")
-    partial = config.rope.options.get("partial_rotary_factor", config.raw.get("partial_rotary_factor"))
-    if partial not in (None, 1, 1.0):
-        raise UnsupportedError(f"config.json: partial_rotary_factor is {partial}, but the graph rotates whole heads")
-    if config.head_dim % 2:
-        raise UnsupportedError(f"config.json: head_dim {config.head_dim} is odd, but rotary embeddings pair values")
+        raise UnsupportedError(
+            f"config.json: hidden_act is {shown(activation)}, but the graph computes {activations[0]}"
+        )
+    keys = config.rope.options if config.rope.options.has("partial_rotary_factor") else config.raw
+    if (partial := keys.number("partial_rotary_factor", 1.0)) != 1:
+        raise UnsupportedError(
+            f"{keys.name('partial_rotary_factor')} is {partial:g}, but the graph rotates whole heads"
+        )
+    _require_head_sizes(config)
 
 
-def _hadamard_key(config: ConfigJson) -> str | None:
+def _require_head_sizes(config: DecoderConfig) -> None:
+    """Raise UnsupportedError where heads are odd, SourceError where all of them together are larger than any model."""
+    n_heads, head_dim = config.n_heads, config.head_dim
+    derived = "" if config.raw.has("head_dim") else ", which is hidden_size / num_attention_heads,"
+    if head_dim % 2:
+        raise UnsupportedError(f"config.json: head_dim {head_dim}{derived} is odd, but rotary embeddings pair values")
+    if config.query_size > MOST_IN_A_ROW:
+        raise SourceError(
+            f"config.json: num_attention_heads {n_heads} times head_dim {head_dim} must be at most {MOST_IN_A_ROW}"
+        )
+
+
+def _hadamard_key(config: Mapping[str, Any]) -> str | None:
     """Return the first key, at any depth, that has "hadamard" in its name and isn't false or null."""
     for key, value in config.items():
         if "hadamard" in key.lower() and value not in (False, None):
-            return key
+            return shown_key(key)
         if isinstance(value, dict) and (found := _hadamard_key(value)):
-            return f"{key}.{found}"
+            return f"{shown_key(key)}.{found}"
     return None

@@ -7,6 +7,7 @@ order. A part that no other architecture has is written as a `TensorSpec` in the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 import numpy as np
 from gguf import MODEL_TENSOR, TENSOR_NAMES
@@ -142,6 +143,7 @@ def gguf_name(tensor: MODEL_TENSOR, layer: int | None = None, kind: str = "weigh
     return f"{TENSOR_NAMES[tensor].format(bid=layer)}.{kind}"
 
 
+@lru_cache(maxsize=2)  # of q and of k: the same in every layer
 def pair_neighbours(n_heads: int, head_dim: int) -> RowIndices:
     """Return the row order that puts values rotated together side by side, int64 (n_heads * head_dim,).
 
@@ -160,7 +162,7 @@ def require_heads_of_hidden_size(config: DecoderConfig) -> None:
     """Raise UnsupportedError unless the heads together are as wide as the hidden state."""
     if config.query_size != config.hidden_size:
         raise UnsupportedError(
-            f"config.json: {config.n_heads} heads of {config.head_dim} don't make hidden_size "
+            f"config.json: num_attention_heads {config.n_heads} times head_dim {config.head_dim} isn't hidden_size "
             f"{config.hidden_size}, which llama.cpp's {config.graph} graph demands"
         )
 

@@ -46,6 +46,7 @@ def open_gguf_model(path: Path, token_ids: TokenIdsProvider | None = None) -> Mo
         tokenizer=passthrough_tokenizer(file.path, token_ids) if _has_vocabulary(file) else None,
         notes=[],
         scale_tensors=False,
+        file_type=file_type if type(file_type := file.value(Keys.General.FILE_TYPE)) is int else None,
         targets=next((a.targets for a in architectures() if a.name == file.architecture), None),
     )
 

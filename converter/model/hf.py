@@ -13,7 +13,7 @@ from tritgguf.converter.core.system import trim_memory
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.gguf_io.metadata import Metadata, joined, string
 from tritgguf.converter.model.architecture import architecture_for, linear_names
-from tritgguf.converter.model.card_metadata import card_metadata
+from tritgguf.converter.model.card_metadata import card_metadata, model_name
 from tritgguf.converter.model.config import DecoderConfig
 from tritgguf.converter.model.hyperparameters import context_length
 from tritgguf.converter.model.match import match_tensors
@@ -51,7 +51,7 @@ def open_hf_model(folder: Path, *, load_tokenizer: bool = True) -> Model:
         notes += left_out
     card, card_notes = card_metadata(folder)
     notes += card_notes
-    general: Metadata = {Keys.General.TYPE: string("model"), Keys.General.NAME: string(folder.resolve().name), **card}
+    general: Metadata = {Keys.General.TYPE: string("model"), Keys.General.NAME: string(model_name(folder)), **card}
     metadata = joined(architecture.metadata(config), general, tokenizer.metadata if tokenizer else {})
     return Model(
         path=folder,

@@ -19,7 +19,7 @@ class Model:
     `source` describes the packing, None where it isn't known. `tensors` maps `TensorSpec.source` to the stored tensor,
     None where there are no weights; `tokenizer` is None where there is none. `metadata` holds every key but those that
     depend on the chosen types. `scale_tensors` tells whether the graph multiplies by `.scale` tensors; `targets` are
-    the only targets that the file can run on, None for any.
+    the only targets that the file can run on, None for any. `file_type` is what a GGUF file calls its mix of types.
     """
 
     path: Path
@@ -31,3 +31,4 @@ class Model:
     notes: list[str]
     scale_tensors: bool
     targets: tuple[str, ...] | None = None
+    file_type: int | None = None

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from gguf import Keys, RopeScalingType
 
+from tritgguf.converter.core.settings import LARGEST_INTEGER, shown
 from tritgguf.converter.core.tensors import Float32Array
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, float32, string, uint32
-from tritgguf.converter.model.config import DecoderConfig, RopeConfig
+from tritgguf.converter.model.config import ORIGINAL_LENGTH, DecoderConfig, RopeConfig
 
 ROPE_FREQS = "rope_freqs.weight"
 NATIVE_KINDS = ("default", "linear", "yarn")
@@ -51,13 +52,13 @@ def rotation(config: DecoderConfig, arch: str, *, reads_divisors: bool) -> Rotat
         return Rotation(keys)
     if rope.kind == "linear":
         keys[Keys.Rope.SCALING_TYPE.format(arch=arch)] = string(RopeScalingType.LINEAR.value)
-        keys[Keys.Rope.SCALING_FACTOR.format(arch=arch)] = float32(rope.number("factor"))
+        keys[Keys.Rope.SCALING_FACTOR.format(arch=arch)] = float32(rope.options.number("factor"))
         return Rotation(keys)
     if rope.kind == "yarn" and not (changed := _changed_yarn_options(rope)):
         return Rotation({**keys, **_yarn_keys(config, arch)})
     if rope.kind not in ("yarn", "llama3", "longrope"):
         kinds = ", ".join((*NATIVE_KINDS, "llama3", "longrope") if reads_divisors else NATIVE_KINDS)
-        raise UnsupportedError(f"config.json: rope scaling {rope.kind!r} isn't known; expected one of {kinds}")
+        raise UnsupportedError(f"config.json: rope scaling {shown(rope.kind)} isn't known; expected one of {kinds}")
     if not reads_divisors:
         what = f"yarn with {' and '.join(changed)}" if rope.kind == "yarn" else rope.kind
         raise UnsupportedError(
@@ -77,19 +78,28 @@ def trained_length(config: DecoderConfig) -> int:
     the original length. A file can hold only one set, so it gets the short one and ends at the original length.
     """
     if config.rope.kind == "longrope":
-        return int(config.rope.number("original_max_position_embeddings", config.max_positions))
+        return int(_original_length(config))
     if config.rope.kind != "yarn":
         return config.max_positions
     original, factor = _yarn_stretch(config)
+    if original * factor > LARGEST_INTEGER:
+        raise SourceError(
+            f"{config.rope.options.name('factor')} {factor:g} times {ORIGINAL_LENGTH} {original:g} must be at most "
+            f"{LARGEST_INTEGER} positions"
+        )
     return max(config.max_positions, round(original * factor))
+
+
+def _original_length(config: DecoderConfig) -> float:
+    """Return the length that the model was trained for before its rotation was stretched, in tokens, at least 2."""
+    return config.rope.options.number(ORIGINAL_LENGTH, config.max_positions, least=2, most=LARGEST_INTEGER)
 
 
 def _changed_yarn_options(rope: RopeConfig) -> list[str]:
     """Name the YaRN options that differ from what llama.cpp computes."""
-    changed = [
-        f"{key} {rope.number(key, value):g}" for key, value in YARN_BETAS.items() if rope.number(key, value) != value
-    ]
-    return changed + (["truncate false"] if rope.options.get("truncate") is False else [])
+    found = {key: rope.options.number(key, value) for key, value in YARN_BETAS.items()}
+    changed = [f"{key} {value:g}" for key, value in found.items() if value != YARN_BETAS[key]]
+    return changed + ([] if rope.options.flag("truncate", True) else ["truncate false"])
 
 
 def _yarn_keys(config: DecoderConfig, arch: str) -> Metadata:
@@ -108,8 +118,8 @@ def _yarn_keys(config: DecoderConfig, arch: str) -> Metadata:
 
 def _yarn_stretch(config: DecoderConfig) -> tuple[float, float]:
     """Return the original length and the factor."""
-    original = config.rope.number("original_max_position_embeddings", config.max_positions)
-    return original, config.rope.number("factor", config.max_positions / original)
+    original = _original_length(config)
+    return original, config.rope.options.number("factor", config.max_positions / original)
 
 
 def _default_magnitude(factor: float, mscale: float = 1.0) -> float:
@@ -118,12 +128,12 @@ def _default_magnitude(factor: float, mscale: float = 1.0) -> float:
 
 def _yarn_magnitude(config: DecoderConfig) -> float:
     """Return what sine and cosine are multiplied by, as transformers' `_compute_yarn_parameters` does."""
-    rope, (_, factor) = config.rope, _yarn_stretch(config)
-    if rope.options.get("attention_factor") is not None:
-        return rope.number("attention_factor")
-    if rope.options.get("mscale") and rope.options.get("mscale_all_dim"):
-        numerator = _default_magnitude(factor, rope.number("mscale"))
-        return numerator / _default_magnitude(factor, rope.number("mscale_all_dim"))
+    options, (_, factor) = config.rope.options, _yarn_stretch(config)
+    if options.has("attention_factor"):
+        return options.number("attention_factor")
+    mscale, mscale_all_dim = options.number("mscale", 0, least=0), options.number("mscale_all_dim", 0, least=0)
+    if mscale and mscale_all_dim:
+        return _default_magnitude(factor, mscale) / _default_magnitude(factor, mscale_all_dim)
     return _default_magnitude(factor)
 
 
@@ -137,9 +147,10 @@ def llama3_divisors(config: DecoderConfig) -> Float32Array:
 
     Long wavelengths are stretched by `factor`, short ones are kept, and those in between are interpolated.
     """
-    rope = config.rope
-    factor, low, high = rope.number("factor"), rope.number("low_freq_factor"), rope.number("high_freq_factor")
-    original = rope.number("original_max_position_embeddings", config.max_positions)
+    options, original = config.rope.options, _original_length(config)
+    factor, low, high = (options.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    if high <= low:
+        raise options.wrong("high_freq_factor", f"larger than low_freq_factor {low:g}")
     wavelengths = _wavelengths(config)
     smooth = (original / wavelengths - low) / (high - low)
     blended = 1 / ((1 - smooth) / factor + smooth)
@@ -154,12 +165,14 @@ def yarn_divisors(config: DecoderConfig) -> Float32Array:
     times or less is stretched by the factor. In between, the stretching grows linearly.
     """
     rope, (original, factor) = config.rope, _yarn_stretch(config)
+    if rope.theta <= 1:
+        raise SourceError(f"config.json: rope_theta must be larger than 1 for yarn rope scaling, found {rope.theta:g}")
 
     def dimension(turns: float) -> float:
         return config.head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
-    low, high = (dimension(rope.number(key, value)) for key, value in YARN_BETAS.items())
-    if rope.options.get("truncate", True):
+    low, high = (dimension(rope.options.number(key, value)) for key, value in YARN_BETAS.items())
+    if rope.options.flag("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0.0), min(high, config.head_dim - 1.0)
     width = high - low if high != low else 0.001
@@ -169,16 +182,13 @@ def yarn_divisors(config: DecoderConfig) -> Float32Array:
 
 def longrope_divisors(config: DecoderConfig) -> Float32Array:
     """Return LongRoPE's short factors, (head_dim / 2,): the frequency divisors up to the original length."""
-    factors = config.rope.options.get("short_factor")
-    if not isinstance(factors, list) or len(factors) != config.head_dim // 2:
-        raise SourceError(f"config.json: longrope needs short_factor, a list of {config.head_dim // 2} numbers")
-    return np.array(factors, np.float32)
+    return np.array(config.rope.options.numbers("short_factor", config.head_dim // 2), np.float32)
 
 
 def _longrope_magnitude(config: DecoderConfig) -> float:
     """Return what sine and cosine are multiplied by, as transformers' `_compute_longrope_parameters` does."""
-    if config.rope.options.get("attention_factor") is not None:
-        return config.rope.number("attention_factor")
-    original = config.rope.number("original_max_position_embeddings", config.max_positions)
-    factor = config.max_positions / original
+    options, original = config.rope.options, _original_length(config)
+    if options.has("attention_factor"):
+        return options.number("attention_factor")
+    factor = options.number("factor", config.max_positions / original)
     return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))

@@ -16,7 +16,7 @@ from tritgguf.converter.planning.encoders import AsFloats, Constant, Encoder, On
 from tritgguf.converter.planning.file_plan import TensorPlan
 from tritgguf.converter.planning.grid_types import by_known_grid, least_error
 from tritgguf.converter.planning.request import Request
-from tritgguf.converter.planning.targets import refuses, ternary_types
+from tritgguf.converter.planning.targets import float_types, refuses, ternary_types
 from tritgguf.converter.quant.codec import (
     AnyCodec,
     AnyGgmlType,
@@ -175,12 +175,13 @@ def _smallest_exact(spec: TensorSpec, source: SourceTensor | None, request: Requ
     if source is None:
         raise UnsupportedError("no weights here, so no exact type can be chosen: add --type, such as --type tq2_0")
     grid = find_grid(source)
-    for name in ternary_types(request.target) if grid is not None else ():
-        codec = ternary_codec(name)
-        if grid is not None and grid.fits(codec.block):
-            return _exact_ternary(spec, codec, grid)
-    what = "not on a grid" if grid is None else f"{grid.description(source.shape)}, which no ternary type here stores"
-    kept = _passthrough(spec, source, request)
+    kept, ternary = _passthrough(spec, source, request), _smallest_ternary(spec, grid, request.target)
+    if ternary is not None and (kept is None or not _beats(kept, ternary, request.target)):
+        return ternary
+    what = "not on a grid"
+    if grid is not None:
+        why = "which no ternary type here stores" if ternary is None else "which no type here stores in fewer bits"
+        what = f"{grid.description(source.shape)}, {why}"
     if kept is not None:
         return TensorPlan(kept, f"{what}: passthrough", exact=True)
     if request.max_bits is not None:
@@ -193,6 +194,26 @@ def _smallest_exact(spec: TensorSpec, source: SourceTensor | None, request: Requ
                 f"weight for {request.target}; raise --max-bits, or add --fallback f16"
             )
     return _smallest_float(spec, source, what)
+
+
+def _smallest_ternary(spec: TensorSpec, grid: Grid | None, target: str) -> TensorPlan | None:
+    if grid is None:
+        return None
+    fitting = (codec for name in ternary_types(target) if grid.fits((codec := ternary_codec(name)).block))
+    return next((_exact_ternary(spec, codec, grid) for codec in fitting), None)
+
+
+def _beats(kept: Encoder, plan: TensorPlan, target: str) -> bool:
+    """Whether a GGUF tensor's own type is smaller than the planned one, or as small and, unlike that, exact.
+
+    A type that is known to run slowly on the target isn't chosen, as it isn't for other tensors.
+    """
+    own, planned = kept.codec, plan.codec
+    if own.name in codecs() and own.name not in (*ternary_types(target), *float_types(target)):
+        return False
+    if own.bits_per_weight == planned.bits_per_weight:
+        return not plan.exact
+    return own.bits_per_weight < planned.bits_per_weight
 
 
 def _smallest_float(spec: TensorSpec, source: SourceTensor, what: str) -> TensorPlan:

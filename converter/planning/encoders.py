@@ -63,6 +63,11 @@ class Encoder(ABC):
         """Whether a method quantizes the values to ternary ones."""
         return False
 
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether a GGUF tensor's bytes stay as they are."""
+        return False
+
     def with_unit_scale(self) -> Encoder:
         """Return the same encoder for a tensor whose one scale is in a `.scale` tensor."""
         raise ValueError(f"{self.spec.name} isn't stored as codes with one scale")
@@ -101,6 +106,10 @@ class Constant(Encoder):
 @dataclass(frozen=True)
 class Passthrough(Encoder):
     """The bytes of a tensor in a GGUF file, unchanged."""
+
+    @property
+    def keeps_bytes(self) -> bool:
+        return True
 
     def encode(self, source: SourceTensor | None, rows: slice) -> ByteArray:
         return np.ascontiguousarray(_present(source).read_bytes(rows))

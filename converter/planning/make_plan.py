@@ -37,17 +37,22 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
     tensors = choose_types(
         model.specs, model.tensors, request, n_threads(threads), report, scale_tensors=model.scale_tensors
     )
-    metadata = joined(model.metadata, _type_metadata(tensors))
+    metadata = joined(model.metadata, _type_metadata(tensors, model.file_type))
     notes = (*model.notes, *_type_notes(tensors, request))
     return FilePlan(lay_out(metadata, tensors, request.max_bytes), notes)
 
 
-def _type_metadata(tensors: tuple[TensorPlan, ...]) -> Metadata:
-    """Return the keys that depend on the types; the file's type is the one with the most bytes of linear layers."""
+def _type_metadata(tensors: tuple[TensorPlan, ...], source_type: int | None) -> Metadata:
+    """Return the keys that depend on the types; the file's type is the one with the most bytes of linear layers.
+
+    Tensors that a GGUF file keeps as they are count for that file's own type: Q4_K_S and Q4_K_M are mixes of the same
+    types, which no tensor tells apart.
+    """
     sizes: dict[int, int] = {}
     for tensor in tensors:
         if tensor.spec.role == "linear":
-            file_type = int(tensor.codec.file_type)
+            kept = source_type if tensor.encoder.keeps_bytes else None
+            file_type = int(tensor.codec.file_type) if kept is None else kept
             sizes[file_type] = sizes.get(file_type, 0) + tensor.n_bytes
     return {
         Keys.General.FILE_TYPE: uint32(max(sizes, key=lambda file_type: sizes[file_type])),

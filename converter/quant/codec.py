@@ -6,6 +6,7 @@ values. ggml defines the layouts: https://github.com/ggml-org/llama.cpp/blob/mas
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal, TypeAlias, cast
 
@@ -217,12 +218,14 @@ def put_scales(scales: Float32Array, group: int, block: int, blocks: ByteArray, 
     `scales` is float32 (n_rows, n_groups). Raise TensorError if a scale overflows fp16, ValueError if the groups in a
     block have different scales.
     """
+    repeat = group // block
     if group % block:
-        narrow = scales.reshape(*blocks.shape[:2], -1)  # groups narrower than a block, with one scale per block
-        scales = narrow.max(axis=-1)
+        unit = math.gcd(group, block)  # of which neighbours fill whole groups, and others whole blocks
+        narrow = np.repeat(scales, group // unit, axis=1).reshape(*blocks.shape[:2], -1)
+        scales, repeat = narrow.max(axis=-1), 1
         if ((narrow != scales[..., None]) & (narrow != 0)).any():
             raise ValueError(f"a block of {block} columns holds groups of {group} columns with different scales")
-    scales, repeat, largest = np.ascontiguousarray(scales), max(group // block, 1), 0.0
+    scales, largest = np.ascontiguousarray(scales), 0.0
     for offset in offsets:
         bits = PUT_SCALES(scales, scales.size, repeat, blocks, blocks.shape[-1], offset)
         if bits is not None:

@@ -105,8 +105,11 @@ def find_grid(source: SourceTensor) -> Grid | None:
         return Grid(source.levels, source.group, f"{source.group} columns")
     if isinstance(source, CodedTensor):
         evidence = _Evidence(source.group, n_columns)
+        first = 0
         for scales in source.scale_chunks(FIRST_CHUNK):
+            evidence.apart |= _hides_codes(source, scales, first)
             evidence.add(scales, source.group)
+            first += len(scales)
         return evidence.grid(n_values=None)
     finest = next((group for group in GROUPS if n_columns % group == 0), n_columns)
     evidence = _Evidence(finest, n_columns)
@@ -128,6 +131,15 @@ def find_grid(source: SourceTensor) -> Grid | None:
             return None
         evidence.add(scales, group, n_zeros, outliers)
     return evidence.grid(n_values=int(np.prod(source.shape)))
+
+
+def _hides_codes(source: CodedTensor, scales: Float32Array, first: int) -> bool:
+    """Whether a scale of zero, of the rows from `first` on, turns other codes than 0 into zeros."""
+    rows = np.flatnonzero((scales == 0).any(axis=1))
+    if not rows.size:
+        return False
+    codes = source.read_codes(first + rows).codes.reshape(len(rows), -1, source.group)
+    return bool(codes[scales[rows] == 0].any())
 
 
 def _ternary_groups(floats: Floats, group: int) -> tuple[Float32Array, int, int, int]:
@@ -191,12 +203,16 @@ def _shared(scales: Float32Array, n: int) -> Float32Array | None:
 
 @dataclass
 class _Evidence:
-    """What the rows seen so far tell about a ternary tensor's scales."""
+    """What the rows seen so far tell about a ternary tensor's scales.
+
+    `apart`: some scales are zero though their codes aren't, so that no other scale fits these.
+    """
 
     finest: int
     n_columns: int
     n_zeros: int | None = 0
     outliers: int = 0
+    apart: bool = False
     fp16_error: float = 0.0
     row_scales: list[Float32Array] = field(default_factory=list)
     shared: dict[int, bool] = field(default_factory=dict)
@@ -207,8 +223,11 @@ class _Evidence:
 
     def add(self, scales: Float32Array, columns: int, n_zeros: int | None = None, outliers: int = 0) -> None:
         """Add the scales of some rows, one per `columns` columns, (n_rows, n_columns / columns)."""
-        candidates = [self.n_columns, *(g for g in GROUPS[::-1] if g > self.finest and self.n_columns % g == 0)]
-        for group in candidates:
+        # Wide enough for each block size: groups of 48 columns may fill blocks of 64 in threes.
+        wider = sorted({math.lcm(self.finest, group) for group in GROUPS}, reverse=True)
+        for group in (self.n_columns, *(g for g in wider if g > self.finest and self.n_columns % g == 0)):
+            if self.apart and group > self.finest:
+                self.shared[group] = False
             if not self.shared.get(group, True):
                 continue
             per_group = group // columns
@@ -234,7 +253,9 @@ class _Evidence:
             per_row = np.concatenate(self.row_scales)
             used = per_row[per_row > 0]
             n_shards = 1 + int((used[1:] != used[:-1]).sum())
-            extent = "tensor" if n_shards == 1 else "row shard" if n_shards <= len(used) // 2 else "row"
+            extent = "row shard" if n_shards <= len(used) // 2 else "row"
+            if n_shards == 1 and not self.apart:
+                extent = "tensor"
             if extent == "tensor":
                 scale = float(used[0]) if used.size else 0.0
         zeros = self.n_zeros / n_values if self.n_zeros is not None and n_values else None

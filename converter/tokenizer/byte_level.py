@@ -9,10 +9,11 @@ from gguf import Keys, TokenType
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import Metadata, string, strings
 from tritgguf.converter.tokenizer.files import TOKENIZER_JSON, SideFiles
+from tritgguf.converter.tokenizer.post_processor import around_text, beyond_llama_cpp, overruled
 from tritgguf.converter.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer, candidates, steps_of
 from tritgguf.converter.tokenizer.source import SourceTokenizer
 from tritgguf.converter.tokenizer.special_ids import SpecialIds, special_metadata
-from tritgguf.converter.tokenizer.tokenizer_json import TokenizerJson, template_ids, words_beyond_merging
+from tritgguf.converter.tokenizer.tokenizer_json import TokenizerJson, words_beyond_merging
 from tritgguf.converter.tokenizer.vocabulary import Vocabulary
 
 NFC_NOTE = (
@@ -35,16 +36,17 @@ def byte_level_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) 
         **vocabulary.metadata(with_scores=False),
         Keys.Tokenizer.MERGES: strings(source.merges),
     }
-    special = SpecialIds(files, vocabulary, _unknown(source, vocabulary))
-    metadata |= special_metadata(special, template_ids(source.structure.get("post_processor")))
+    around = around_text(source.structure.get("post_processor"))
+    metadata |= special_metadata(SpecialIds(files, vocabulary, _unknown(source, vocabulary), around))
+    beyond = beyond_llama_cpp(around, metadata)
     return SourceTokenizer(
         kind="bpe",
         metadata=metadata,
         special_tokens=vocabulary.special_texts(),
         encode_with_source=source.reference,
         normalizes_nfc=composes,
-        notes=(NFC_NOTE,) if composes else (),
-        hint="; ".join(filter(None, [pre_tokenizer.difference, *source.differences()])),
+        notes=((NFC_NOTE,) if composes else ()) + beyond + overruled(around, files.tokenizer_config),
+        hint="; ".join(filter(None, [*beyond, pre_tokenizer.difference, *source.differences()])),
     )
 
 

@@ -15,17 +15,21 @@ _IDS_SHOWN = 8
 
 
 def check_token_ids(tokenizer: SourceTokenizer, gguf_file: Path, read: ReadTokenIds) -> int:
-    """Compare token ids on the battery; return the number of texts, raise TokenizerError at the first difference."""
+    """Compare token ids on the battery; return the number of texts, raise TokenizerError at the first difference.
+
+    Each text is tokenized as a prompt, with bos and eos. That compares the ids without them too: they are the same
+    around each text, and the battery has the empty text.
+    """
     texts = battery(tokenizer)
     ids = read(gguf_file, texts)
     if ids.found == ids.expected:
         return len(texts)
     for text, found in zip(texts, ids.found, strict=True):
-        expected = tokenizer.encode(text)
+        expected = tokenizer.encode_prompt(text)
         if found != expected:
             hint = f" ({tokenizer.hint})" if tokenizer.hint else ""
             raise TokenizerError(
-                f"text {text!r:.100} becomes other token ids than in the source tokenizer: "
+                f"text {text!r:.100} as a prompt becomes other token ids than in the source tokenizer: "
                 f"{_difference(expected, found)}{hint}; --no-check writes the file anyway"
             )
     return len(texts)
@@ -40,7 +44,9 @@ def _difference(expected: Sequence[int], found: Sequence[int]) -> str:
 
 
 def passthrough_tokenizer(gguf_file: Path, provider: TokenIdsProvider | None = None) -> SourceTokenizer:
-    """Return the tokenizer of a GGUF source, whose keys are kept as they are; it encodes the battery's texts only.
+    """Return the tokenizer of a GGUF source, whose keys are kept as they are.
+
+    It encodes the battery's texts only, and only as prompts.
 
     `provider`, by default the installed one, is started when the first text is encoded.
     """
@@ -51,5 +57,5 @@ def passthrough_tokenizer(gguf_file: Path, provider: TokenIdsProvider | None = N
         with (provider or installed_provider())(None) as read:
             return dict(zip(texts, read(gguf_file, texts).found, strict=True))
 
-    tokenizer = SourceTokenizer("passthrough", {}, (), lambda text: battery_ids()[text])
+    tokenizer = SourceTokenizer("passthrough", {}, (), lambda text, _prompt: battery_ids()[text])
     return tokenizer

@@ -18,9 +18,10 @@ from gguf import Keys, TokenType
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import Metadata, boolean, string
 from tritgguf.converter.tokenizer.files import TOKENIZER_JSON, SideFiles
+from tritgguf.converter.tokenizer.post_processor import around_text, beyond_llama_cpp, overruled
 from tritgguf.converter.tokenizer.source import SourceTokenizer
 from tritgguf.converter.tokenizer.special_ids import SpecialIds, special_metadata
-from tritgguf.converter.tokenizer.tokenizer_json import TokenizerJson, template_ids, words_beyond_merging
+from tritgguf.converter.tokenizer.tokenizer_json import TokenizerJson, words_beyond_merging
 from tritgguf.converter.tokenizer.vocabulary import Vocabulary
 
 SPACE = "▁"
@@ -69,20 +70,23 @@ def merge_scored_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int
     if unknown in source.vocab:
         vocabulary.put(source.vocab[unknown], unknown, TokenType.UNKNOWN)
     vocabulary.check()
-    special = SpecialIds(files, vocabulary, {"unk": source.vocab[unknown]} if unknown in source.vocab else {})
+    around = around_text(source.structure.get("post_processor"))
+    defaults = {"unk": source.vocab[unknown]} if unknown in source.vocab else {}
     metadata: Metadata = {
         Keys.Tokenizer.MODEL: string("llama"),
         Keys.Tokenizer.PRE: string("default"),
         **vocabulary.metadata(with_scores=True),
         Keys.Tokenizer.ADD_PREFIX: boolean(spaces.prefix != "never"),
-        **special_metadata(special, template_ids(source.structure.get("post_processor"))),
+        **special_metadata(SpecialIds(files, vocabulary, defaults, around)),
     }
+    beyond = beyond_llama_cpp(around, metadata)
     return SourceTokenizer(
         kind="sentencepiece",
         metadata=metadata,
         special_tokens=vocabulary.special_texts(),
         encode_with_source=source.reference,
-        hint="; ".join(filter(None, [spaces.difference, *source.differences()])),
+        notes=beyond + overruled(around, files.tokenizer_config),
+        hint="; ".join(filter(None, [*beyond, spaces.difference, *source.differences()])),
     )
 
 

@@ -36,21 +36,17 @@ class Reference:
         """Load the tokenizer; raise TokenizerError where the library refuses it or gives an added token another id."""
         _ = self._tokenizer
 
-    def __call__(self, text: str) -> list[int]:
-        """Return ids: special tokens in the text are parsed, no bos or eos is added; TokenizerError as in `load`."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+    def __call__(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Return ids; special tokens in the text are parsed, those around it are added if asked for.
+
+        Raises TokenizerError as `load` does.
+        """
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     @cached_property
     def _tokenizer(self) -> tokenizers.Tokenizer:
-        stored = read_bytes(self.folder / TOKENIZER_JSON).removeprefix(codecs.BOM_UTF8)
-        try:
-            tokenizer = tokenizers.Tokenizer.from_buffer(stored)
-        except BaseException as error:  # the library raises Exception itself, and PanicException, a BaseException
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise
-            reason = " ".join(str(error).split()).removeprefix("Cannot instantiate Tokenizer from buffer: ")
-            raise TokenizerError(f"{TOKENIZER_JSON} is refused by the tokenizers library: {reason:.200}") from error
+        tokenizer = load_library(read_bytes(self.folder / TOKENIZER_JSON).removeprefix(codecs.BOM_UTF8))
         tokenizer.no_truncation()
         tokenizer.no_padding()
         for token in self.own or ():
@@ -63,6 +59,17 @@ class Reference:
                 _check_id(token, tokenizer, OTHER_FILES)
                 known.add(token.text)
         return tokenizer
+
+
+def load_library(stored: bytes) -> tokenizers.Tokenizer:
+    """Load the bytes of a tokenizer.json; raise TokenizerError where the tokenizers library refuses them."""
+    try:
+        return tokenizers.Tokenizer.from_buffer(stored)
+    except BaseException as error:  # the library raises Exception itself, and PanicException, a BaseException
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        reason = " ".join(str(error).split()).removeprefix("Cannot instantiate Tokenizer from buffer: ")
+        raise TokenizerError(f"{TOKENIZER_JSON} is refused by the tokenizers library: {reason:.200}") from error
 
 
 def _in_library(token: AddedToken) -> tokenizers.AddedToken:

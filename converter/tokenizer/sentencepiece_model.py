@@ -12,6 +12,7 @@ from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import Metadata, boolean, string
 from tritgguf.converter.tokenizer.files import SENTENCEPIECE_MODEL, TOKENIZER_JSON, AddedToken, SideFiles, read_bytes
 from tritgguf.converter.tokenizer.merge_scores import BYTE_PIECES, FIRST_TEXT_ONLY
+from tritgguf.converter.tokenizer.post_processor import around_in_llama_cpp
 from tritgguf.converter.tokenizer.sentencepiece_proto import (
     BPE_MODEL,
     MODEL_TYPES,
@@ -24,6 +25,11 @@ from tritgguf.converter.tokenizer.special_ids import SpecialIds, special_metadat
 from tritgguf.converter.tokenizer.vocabulary import Vocabulary
 
 TYPES = {int(kind): kind for kind in TokenType}  # TokenType(kind) takes longer than the rest of a piece's work
+
+BOS_BY_CLASS = (
+    "tokenizer_config.json doesn't set add_bos_token, so the file adds bos, as llama.cpp and transformers 4 do "
+    "with such a tokenizer; transformers 5 adds none"
+)
 
 
 def sentencepiece_tokenizer(files: SideFiles, n_vocab: int) -> SourceTokenizer:
@@ -40,20 +46,24 @@ def sentencepiece_tokenizer(files: SideFiles, n_vocab: int) -> SourceTokenizer:
     first_only = proto.adds_dummy_prefix and files.tokenizer_config.get("legacy") is False
     processor = sentencepiece.SentencePieceProcessor(model_proto=data + (WITHOUT_DUMMY_PREFIX if first_only else b""))
     own = {"bos": processor.bos_id(), "eos": processor.eos_id(), "unk": processor.unk_id(), "pad": processor.pad_id()}
-    special = SpecialIds(files, vocabulary, {name: token_id for name, token_id in own.items() if token_id >= 0})
+    defaults = {name: token_id for name, token_id in own.items() if token_id >= 0}
     metadata: Metadata = {
         Keys.Tokenizer.MODEL: string("llama"),
         Keys.Tokenizer.PRE: string("default"),
         **vocabulary.metadata(with_scores=True),
         Keys.Tokenizer.ADD_PREFIX: boolean(proto.adds_dummy_prefix),
-        **special_metadata(special, None, default_class="LlamaTokenizer"),
+        **special_metadata(SpecialIds(files, vocabulary, defaults, None)),
     }
     special_texts = vocabulary.special_texts()
+    encode = _encoder(processor, special_texts, vocabulary.ids, first_only)
+    # The model's file doesn't tell what is added, so the configs' answer is compared with what llama.cpp makes of it.
+    before, after = around_in_llama_cpp(metadata)
     return SourceTokenizer(
         kind="sentencepiece",
         metadata=metadata,
         special_tokens=special_texts,
-        encode_with_source=_encoder(processor, special_texts, vocabulary.ids, first_only),
+        encode_with_source=lambda text, prompt: [*before, *encode(text), *after] if prompt else encode(text),
+        notes=(BOS_BY_CLASS,) if before and files.tokenizer_config.get("add_bos_token") is None else (),
         hint=FIRST_TEXT_ONLY if first_only else "",
     )
 

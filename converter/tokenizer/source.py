@@ -21,14 +21,18 @@ class SourceTokenizer:
     kind: Literal["bpe", "sentencepiece", "passthrough"]
     metadata: Metadata = field(repr=False)
     special_tokens: tuple[str, ...] = field(repr=False)
-    encode_with_source: Callable[[str], list[int]] = field(repr=False)
+    encode_with_source: Callable[[str, bool], list[int]] = field(repr=False)
     normalizes_nfc: bool = False
     notes: tuple[str, ...] = ()
     hint: str = ""
 
     def encode(self, text: str) -> list[int]:
         """Return ids by the source's own library: special tokens in the text are parsed, no bos or eos is added."""
-        return self.encode_with_source(text)
+        return self.encode_with_source(text, False)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return ids as `encode` does, with what the source's tokenizer adds to a prompt, such as bos, around them."""
+        return self.encode_with_source(text, True)
 
     def load(self) -> None:
         """Have the source's library load its files, unless it has; raise TokenizerError where it refuses them."""

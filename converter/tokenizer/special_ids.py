@@ -7,9 +7,11 @@ from typing import Any
 
 from gguf import Keys
 
+from tritgguf.converter.core.settings import shown
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import Metadata, boolean, uint32
 from tritgguf.converter.tokenizer.files import SideFiles, token_text
+from tritgguf.converter.tokenizer.post_processor import Around
 from tritgguf.converter.tokenizer.template_keys import (
     DEFAULT,
     chat_template_metadata,
@@ -27,21 +29,28 @@ ALWAYS_ENDS_GENERATION = frozenset(
         *("<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
     }
 )
-# Classes of transformers that add a bos unless tokenizer_config.json turns it off.
+# Classes of transformers that add a bos to the text of a tokenizer.model unless tokenizer_config.json turns it off.
 ADDS_BOS_BY_DEFAULT = frozenset(
     {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast"}
     | {"GemmaTokenizer", "GemmaTokenizerFast", "CohereTokenizer", "CohereTokenizerFast"}
 )
-Template = tuple[tuple[int, ...], tuple[int, ...]]
+# Without tokenizer_config.json, transformers reads a tokenizer.model with this class.
+DEFAULT_CLASS = "LlamaTokenizer"
 
 
 class SpecialIds:
-    """Looks ids up in the order that transformers does: tokenizer_config.json's texts, then the ids in the configs."""
+    """Looks ids up in the order that transformers does: tokenizer_config.json's texts, then the ids in the configs.
 
-    def __init__(self, files: SideFiles, vocabulary: Vocabulary, defaults: Mapping[str, int]) -> None:
+    `around` is what tokenizer.json's post-processor adds to a text, None where there is no tokenizer.json.
+    """
+
+    def __init__(
+        self, files: SideFiles, vocabulary: Vocabulary, defaults: Mapping[str, int], around: Around | None
+    ) -> None:
         self.files = files
         self.vocabulary = vocabulary
         self.defaults = defaults
+        self.around = around
 
     def id_of(self, name: str) -> int | None:
         """Return the id of "bos", "eos", "pad" or "unk", or None; `defaults` are those of the tokenizer's own file."""
@@ -51,6 +60,8 @@ class SpecialIds:
                 return token_id
         if name == "unk":
             return self.defaults.get(name)
+        if name == "bos" and self.around is not None and self.around.before:
+            return self._in_vocabulary(self.around.before[0])
         for token_ids in (
             self.configured(self.files.generation_config, name),
             self.configured(self.files.config, name),
@@ -66,10 +77,18 @@ class SpecialIds:
         for token_id in entries:
             if type(token_id) is not int or token_id >= self.vocabulary.n_vocab:
                 raise TokenizerError(
-                    f"{name}_token_id in the model's configs is {token_id!r}; expected an id below the vocab_size of "
-                    f"{self.vocabulary.n_vocab}; correct config.json or generation_config.json"
+                    f"{name}_token_id in the model's configs is {shown(token_id)}; expected an id below the "
+                    f"vocab_size of {self.vocabulary.n_vocab}; correct config.json or generation_config.json"
                 )
         return [token_id for token_id in entries if token_id >= 0]
+
+    def _in_vocabulary(self, token_id: int) -> int:
+        if token_id not in self.vocabulary.texts:
+            raise TokenizerError(
+                f"{self.vocabulary.origin}: the post-processor puts id {token_id} before a text, which is no token's; "
+                "save the tokenizer again so that its parts agree"
+            )
+        return token_id
 
     def ending_ids(self) -> set[int]:
         """Return every id at which transformers ends the model's generation."""
@@ -78,19 +97,14 @@ class SpecialIds:
         return ids if eos is None else ids | {eos}
 
 
-def special_metadata(special: SpecialIds, template: Template | None, *, default_class: str = "") -> Metadata:
-    """Return the keys of the special ids, add_bos and add_eos, and the chat templates.
-
-    `template` are the ids that tokenizer.json's post-processor puts before and after a text, None if it has none;
-    `default_class` is the class of transformers that reads the tokenizer when tokenizer_config.json names none.
-    """
+def special_metadata(special: SpecialIds) -> Metadata:
+    """Return the keys of the special ids, add_bos and add_eos, and the chat templates."""
     templates = read_chat_templates(special.files.folder, special.files.tokenizer_config)
     ids: dict[str, int | None] = {name: special.id_of(name) for name in ("bos", "eos", "unk", "pad")}
-    adds_bos, adds_eos = _added(special.files.tokenizer_config, template, default_class)
-    before, after = template or ((), ())
-    if ids["bos"] is None and adds_bos and before:
-        ids["bos"] = before[0]
-    _check_added(special.vocabulary.origin, ids, (before, after), adds_bos, adds_eos)
+    if special.around is None:
+        adds_bos, adds_eos = _configured_additions(special, ids)
+    else:
+        adds_bos, adds_eos = ids["bos"] in special.around.before, ids["eos"] in special.around.after
     if ids["eos"] is None:
         raise TokenizerError(
             f"{special.vocabulary.origin}: no end-of-text token is named by tokenizer_config.json, "
@@ -139,27 +153,16 @@ def _turn_ends(
     return eot, not_ending[0] if not_ending else None
 
 
-def _added(tokenizer_config: Mapping[str, Any], template: Template | None, default_class: str) -> tuple[bool, bool]:
-    before, after = template or ((), ())
-    adds_bos, adds_eos = tokenizer_config.get("add_bos_token"), tokenizer_config.get("add_eos_token")
-    if not isinstance(adds_bos, bool):
-        by_class = tokenizer_config.get("tokenizer_class", default_class) in ADDS_BOS_BY_DEFAULT
-        adds_bos = by_class if template is None else bool(before)
-    return adds_bos, adds_eos if isinstance(adds_eos, bool) else bool(after)
-
-
-def _check_added(
-    origin: str, ids: Mapping[str, int | None], template: Template, adds_bos: bool, adds_eos: bool
-) -> None:
-    """llama.cpp adds at most one bos before a prompt and one eos after it, and aborts if there is none to add."""
-    for name, adds, added in (("bos", adds_bos, template[0]), ("eos", adds_eos, template[1])):
-        if adds and ids[name] is None:
+def _configured_additions(special: SpecialIds, ids: Mapping[str, int | None]) -> tuple[bool, bool]:
+    """Return whether the reader of a tokenizer.model adds bos and eos; llama.cpp aborts if there is none to add."""
+    config = special.files.tokenizer_config
+    adds_bos, adds_eos = config.get("add_bos_token"), config.get("add_eos_token")
+    by_class = config.get("tokenizer_class", DEFAULT_CLASS) in ADDS_BOS_BY_DEFAULT
+    adds = {"bos": adds_bos if isinstance(adds_bos, bool) else by_class, "eos": adds_eos is True}
+    for name in adds:
+        if adds[name] and ids[name] is None:
             raise TokenizerError(
-                f"{origin}: add_{name}_token is true but no {name} token is named; name one or set it to false"
+                f"{special.vocabulary.origin}: add_{name}_token is true but no {name} token is named; name one or set "
+                "it to false"
             )
-        if adds and added and added != (ids[name],):
-            place = "before" if name == "bos" else "after"
-            raise TokenizerError(
-                f"{origin}: the post-processor puts ids {list(added)} {place} a text; "
-                f"llama.cpp adds {name} ({ids[name]}) alone"
-            )
+    return adds["bos"], adds["eos"]

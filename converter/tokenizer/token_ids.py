@@ -18,14 +18,14 @@ GROUP = "tritgguf.token_ids"
 
 
 class TokenIds(NamedTuple):
-    """Ids of each text under a GGUF file's tokenizer, and under the source's, None where that wasn't loaded."""
+    """Ids of each text, as a prompt, under a GGUF file's tokenizer and the source's; None where that wasn't loaded."""
 
     found: list[list[int]]
     expected: list[list[int]] | None
 
 
 ReadTokenIds: TypeAlias = Callable[[Path, Sequence[str]], TokenIds]
-"""Return the ids of texts under the vocabulary of a GGUF file, special tokens parsed and no bos or eos added.
+"""Return the ids of texts under the vocabulary of a GGUF file: special tokens parsed, bos and eos added by its keys.
 
 The file's tensor data need not be written yet. Raises TokenizerError where the vocabulary can't be read. It is called
 once per start.

@@ -74,25 +74,6 @@ def read_tokenizer_json(files: SideFiles) -> TokenizerJson:
     )
 
 
-def template_ids(post_processor: object) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the ids that the post-processor adds before and after a single text; None if it adds none itself."""
-    if not isinstance(post_processor, Mapping):
-        return None
-    match post_processor.get("type"):
-        case "Sequence":
-            parts = [template_ids(part) for part in post_processor.get("processors", [])]
-            return next((part for part in parts if part is not None), None)
-        case "TemplateProcessing":
-            return _around_the_text(post_processor)
-        case "ByteLevel":
-            return None
-        case other:
-            raise TokenizerError(
-                f"{TOKENIZER_JSON}: post-processor {other} adds tokens that llama.cpp doesn't; expected ByteLevel or "
-                "TemplateProcessing"
-            )
-
-
 def words_beyond_merging(source: TokenizerJson) -> list[str]:
     """Return the vocabulary entries that no merges make: only with these does ignore_merges change ids."""
     model = tokenizers.models.BPE(dict(source.vocab), source.pairs())
@@ -102,18 +83,6 @@ def words_beyond_merging(source: TokenizerJson) -> list[str]:
         for word, token_id in source.vocab.items()
         if word not in added and [token.id for token in model.tokenize(word)] != [token_id]
     ]
-
-
-def _around_the_text(processor: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    before: list[int] = []
-    after: list[int] = []
-    side = before
-    for piece in processor.get("single", []):
-        if "Sequence" in piece:
-            side = after
-        else:
-            side += processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
-    return tuple(before), tuple(after)
 
 
 def _joined(merges: Sequence[str | Sequence[str]]) -> list[str]:

@@ -100,8 +100,11 @@ class Vocab:
     def _id_or_none(token: int) -> int | None:
         return None if token < 0 else token
 
-    def tokenize(self, text: str, *, special: bool) -> list[int]:
-        """Return the token ids of `text`, without BOS; `special` makes tokens of the texts of special tokens."""
+    def tokenize(self, text: str, *, special: bool, add_special: bool = False) -> list[int]:
+        """Return the token ids of `text`; `special` makes tokens of the texts of special tokens.
+
+        `add_special` adds BOS and EOS as the file's keys say.
+        """
         try:
             data = text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -112,7 +115,7 @@ class Vocab:
         capacity = len(data) + 8
         while True:
             ids = (native.llama_token * capacity)()
-            count = native.llama_tokenize(self._handle, data, len(data), ids, capacity, False, special)
+            count = native.llama_tokenize(self._handle, data, len(data), ids, capacity, add_special, special)
             if count >= 0:
                 return list(ids[:count])
             capacity = -count

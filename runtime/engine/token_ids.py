@@ -1,10 +1,10 @@
 """Token ids of texts, in a process of its own: `python -m tritgguf.runtime.engine.token_ids [FOLDER]`.
 
 `{"file": "model.gguf", "texts": [...]}` on standard input becomes `{"ids": [[...], ...], "expected": [[...], ...]}` on
-standard output: special tokens are parsed, no BOS is added. "expected" are the ids by the tokenizer.json in FOLDER,
-which is loaded before standard input is read; null without FOLDER, or where it can't be loaded. Only the file's
-vocabulary is loaded, so its tensor data need not be written yet. This is a process of its own because llama.cpp ends
-its process on some damaged vocabularies.
+standard output: special tokens are parsed, BOS and EOS are added as to a prompt. "expected" are the ids by the
+tokenizer.json in FOLDER, which is loaded before standard input is read; null without FOLDER, or where it can't be
+loaded. Only the file's vocabulary is loaded, so its tensor data need not be written yet. This is a process of its own
+because llama.cpp ends its process on some damaged vocabularies.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tritgguf.runtime.engine.gguf_header import read_header, vocabulary_only
 
 
 def token_ids(path: str | os.PathLike[str], texts: Sequence[str]) -> list[list[int]]:
-    """Return the ids of each text by the tokenizer of the GGUF file at `path`; EngineError if it can't be loaded."""
+    """Return the ids of each text as a prompt by the GGUF file's tokenizer; EngineError if that can't be loaded."""
     header = read_header(Path(path))
     with _readable(vocabulary_only(Path(path), header)) as copy:
         try:
             with Model(copy, vocab_only=True, header=header) as model:
-                return [model.vocab.tokenize(text, special=True) for text in texts]
+                return [model.vocab.tokenize(text, special=True, add_special=True) for text in texts]
         except EngineError as error:
             raise EngineError(str(error).replace(str(copy), str(path))) from error
 
@@ -56,7 +56,7 @@ def main() -> int:
     try:
         reference = _reference(Path(sys.argv[1])) if len(sys.argv) > 1 else None
         file, texts = _asked(sys.stdin.buffer.read())
-        expected = list(map(reference, texts)) if reference else None
+        expected = [reference(text, add_special_tokens=True) for text in texts] if reference else None
         del reference  # frees its memory for the native library
         json.dump({"ids": token_ids(file, texts), "expected": expected}, sys.stdout)
     except TritggufError as error:

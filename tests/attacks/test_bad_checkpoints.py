@@ -1,6 +1,7 @@
 """Damaged, wrong and hostile input: one clear line, exit code 1, no file left, nothing lost."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,41 @@ def negative_layers(folder: Path) -> None:
     edit_config(folder, num_hidden_layers=-1)
 
 
+@attack("num_hidden_layers must be at most 512, found 1000000000")
+def a_thousand_million_layers(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=10**9)
+
+
+@attack("config.json: rms_norm_eps must be a positive number from 1e-30 to 1e.30, found nan")
+def epsilon_is_no_number(folder: Path) -> None:
+    edit_config(folder, rms_norm_eps=float("nan"))
+
+
+@attack("config.json: tie_word_embeddings must be true or false, found 'false'")
+def tied_by_a_text(folder: Path) -> None:
+    edit_config(folder, tie_word_embeddings="false")
+
+
+@attack("config.json: hidden_size is nested more than 64 levels deep; fetch the file again")
+def deep_value(folder: Path) -> None:
+    edit_config(folder, hidden_size=json.loads("[" * 100 + "]" * 100))
+
+
+@attack("config.json is nested too deeply; fetch the file again")
+def bottomless_value(folder: Path) -> None:
+    (folder / "config.json").write_text('{"hidden_size": ' + "[" * 100_000 + "]" * 100_000 + "}")
+
+
+@attack("generation_config.json: top_p must be a number from 0 to 1, found '0.9'")
+def sampling_as_text(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"top_p": "0.9"}')
+
+
+@attack("names no architectures")
+def architectures_are_a_number(folder: Path) -> None:
+    edit_config(folder, architectures=5)
+
+
 @attack("names no architectures")
 def no_architectures(folder: Path) -> None:
     edit_config(folder, architectures=...)
@@ -91,7 +127,7 @@ def unknown_pre_tokenizer(folder: Path) -> None:
     path.write_text(json.dumps(tokenizer))
 
 
-@attack("quantization_config .gptq. that isn't known here")
+@attack("quantization_config.quant_method 'gptq' isn't known here")
 def unknown_quantization(folder: Path) -> None:
     edit_config(folder, quantization_config={"quant_method": "gptq"})
 
@@ -101,12 +137,12 @@ def unknown_rope(folder: Path) -> None:
     edit_config(folder, rope_scaling={"rope_type": "dynamic", "factor": 2.0})
 
 
-@attack("linear rope scaling needs the number factor")
+@attack("rope_scaling.factor must be a positive number from 1e-30 to 1e.30, found None")
 def rope_without_factor(folder: Path) -> None:
     edit_config(folder, rope_scaling={"rope_type": "linear"})
 
 
-@attack("hidden_act is gelu, but the graph computes silu")
+@attack("hidden_act is .gelu., but the graph computes silu")
 def other_activation(folder: Path) -> None:
     edit_config(folder, hidden_act="gelu")
 
@@ -334,6 +370,20 @@ def test_attack(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert run(monkeypatch, "convert", model, target / "out.gguf", "--type", "tq2_0") == 1
     assert_one_error_line(capsys, expected)
     assert list(target.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["architectures_are_a_number", "deep_value", "bottomless_value", "tied_by_a_text"])
+@pytest.mark.parametrize("command", ["inspect", "quantize"])
+def test_other_commands_read_the_same_config(name, command, tmp_path, monkeypatch, capsys) -> None:
+    model, out = build("llama-gqa", tmp_path / "model"), tmp_path / "out"
+    ATTACKS[name][1](model)
+    arguments = [out, "--dequantize"] if command == "quantize" else []
+    code = run(monkeypatch, command, model, *arguments)
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    assert re.search(ATTACKS[name][2], " ".join((printed.err + printed.out).split()))
+    assert code == 1 or command == "inspect"
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quanti
 from tritgguf.converter.checkpoint.safetensors_layout import Entry
 from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
 from tritgguf.converter.core.kernels import Kernel
+from tritgguf.converter.core.settings import shown
 from tritgguf.converter.core.tensors import (
     ByteArray,
     CodedRows,
@@ -127,21 +128,23 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
 def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
     """Return the tensors, packed ones as Base3Tensor."""
     said = quantization(config)
-    if said and (said.get("quant_method"), said.get("packing", LAYOUT)) != (METHOD, LAYOUT):
+    method, layout = said.text("quant_method"), said.text("packing")
+    if said and (method, layout or LAYOUT) != (METHOD, LAYOUT):
         raise SourceError(
-            f"config.json says quant_method {said.get('quant_method')} and packing {said.get('packing')}, but the "
-            f"weights look base-3 packed; expected {METHOD} and {LAYOUT}"
+            f"config.json says quant_method {shown(method)} and packing {shown(layout)}, but the weights look base-3 "
+            f"packed; expected {METHOD} and {LAYOUT}"
         )
+    said_group = said.integer("group_size") if said.has("group_size") else None
     tensors: dict[str, SourceTensor] = {}
     for name, tensor in stored.items():
         if tensor.dtype == "U8":
-            tensors[name] = _packed_tensor(tensor, stored, said.get("group_size"))
+            tensors[name] = _packed_tensor(tensor, stored, said_group)
         elif not (name.endswith(SCALES) and name.removesuffix(SCALES) in stored):
             tensors[name] = tensor
     return tensors
 
 
-def _packed_tensor(tensor: SafetensorsTensor, stored: StoredTensors, said_group: object) -> Base3Tensor:
+def _packed_tensor(tensor: SafetensorsTensor, stored: StoredTensors, said_group: int | None) -> Base3Tensor:
     name = tensor.name
     if name + SCALES not in stored:
         raise SourceError(f"{name} is packed, but the checkpoint has no {name}{SCALES}: fetch it again")

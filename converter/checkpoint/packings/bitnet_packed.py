@@ -21,6 +21,7 @@ from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quanti
 from tritgguf.converter.checkpoint.safetensors_layout import Entry
 from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
 from tritgguf.converter.core.kernels import Kernel
+from tritgguf.converter.core.settings import shown
 from tritgguf.converter.core.tensors import (
     ByteArray,
     CodedRows,
@@ -80,7 +81,7 @@ def pack(codes: npt.NDArray[np.int8]) -> ByteArray:
 
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
     """Whether a U8 weight has a weight_scale beside it; other methods that store this have their own quant_method."""
-    if quantization(config).get("quant_method", METHOD) != METHOD:
+    if (quantization(config).text("quant_method") or METHOD) != METHOD:
         return False
     return any(tensor.dtype == "U8" and name + SCALE in stored for name, tensor in stored.items())
 
@@ -93,7 +94,7 @@ def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> d
             "config.json has no quantization_config, and only its linear_class tells whether the packed weights are "
             "multiplied by their scale or divided by it: fetch config.json again"
         )
-    multiplies = _multiplies(quantized.get("linear_class"))
+    multiplies = _multiplies(quantized.text("linear_class"))
     tensors: dict[str, SourceTensor] = {}
     for name, tensor in stored.items():
         if tensor.dtype == "U8":
@@ -108,13 +109,13 @@ def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> d
     return tensors
 
 
-def _multiplies(linear_class: object) -> bool:
+def _multiplies(linear_class: str | None) -> bool:
     if linear_class in (None, "bitlinear"):
         return False
     if linear_class == "autobitlinear":
         return True
     raise UnsupportedError(
-        f"config.json: quantization_config.linear_class is {linear_class!r}, which isn't known to multiply "
+        f"config.json: quantization_config.linear_class is {shown(linear_class)}, which isn't known to multiply "
         "by the scale or to divide by it; expected autobitlinear or bitlinear"
     )
 

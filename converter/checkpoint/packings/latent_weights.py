@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.checkpoint.config_json import ConfigJson, named_classes
 from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
 from tritgguf.converter.core.tensors import (
     CodedRows,
@@ -63,16 +63,13 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
         return False
     quantized = quantization(config)
     if quantized:
-        return quantized.get("quant_method") == "bitnet" and quantized.get("quantization_mode") == "online"
-    return "BitnetForCausalLM" in (config.get("architectures") or [])
+        return quantized.get("quant_method") == "bitnet" and quantized.text("quantization_mode") == "online"
+    return "BitnetForCausalLM" in named_classes(config)
 
 
 def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
     """Return the tensors; linear ones are ternarized unless modules_to_not_convert lists them."""
-    quantized = quantization(config)
-    kept = quantized.get("modules_to_not_convert") or []
-    if not isinstance(kept, list) or not all(isinstance(pattern, str) for pattern in kept):
-        raise SourceError(f"config.json: modules_to_not_convert must be a list of names, found {kept!r}")
+    kept = quantization(config).texts("modules_to_not_convert") or []
     return {
         name: ternarized(tensor) if name in linear and not _kept(name, kept) else tensor
         for name, tensor in stored.items()

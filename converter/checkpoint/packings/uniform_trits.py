@@ -122,12 +122,9 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
 def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
     """Return the tensors, packed ones as UniformTensor."""
     said = quantization(config)
-    digits, group = said.get("digits"), said.get("group_size")
-    if not isinstance(digits, int) or not 1 <= digits <= MOST_DIGITS or group != GROUP:
-        raise SourceError(
-            f"config.json: quantization_config says {digits} digits in groups of {group}; expected 1 to {MOST_DIGITS} "
-            f"in groups of {GROUP}"
-        )
+    digits = said.integer("digits", most=MOST_DIGITS)
+    if said.integer("group_size") != GROUP:
+        raise said.wrong("group_size", str(GROUP))
     tensors: dict[str, SourceTensor] = {}
     for name, tensor in stored.items():
         weight = name.removesuffix(TRITS)

@@ -39,6 +39,7 @@ MISTRAL = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 131072,
     "use_sliding_window": True,  # Mistral has no such switch: a sliding_window always counts
+    "sliding_window": 4096,
 }
 
 ARCHITECTURE = Architecture(

@@ -6,7 +6,7 @@ import math
 
 from gguf import MODEL_ARCH, Keys
 
-from tritgguf.converter.errors import SourceError, UnsupportedError
+from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, float32
 from tritgguf.converter.model.architecture import Architecture, TensorSpec
 from tritgguf.converter.model.config import DecoderConfig
@@ -21,6 +21,7 @@ from tritgguf.converter.model.decoder import (
     pair_neighbours,
     rope_divisors,
 )
+from tritgguf.converter.model.rope import trained_length
 
 
 def tensors(config: DecoderConfig) -> list[TensorSpec]:
@@ -40,27 +41,33 @@ def layer(config: DecoderConfig, number: int) -> list[TensorSpec]:
 
 def scales(config: DecoderConfig, arch: str) -> Metadata:
     """Return what embeddings, residuals and logits are multiplied by, as `MiniCPMModel` in the model's folder does."""
-    depth = _positive(config, "scale_depth") / math.sqrt(config.n_layers)
+    keys, depth = config.raw, config.raw.number("scale_depth") / math.sqrt(config.n_layers)
     return {
-        Keys.LLM.EMBEDDING_SCALE.format(arch=arch): float32(_positive(config, "scale_emb")),
+        Keys.LLM.EMBEDDING_SCALE.format(arch=arch): float32(keys.number("scale_emb")),
         Keys.LLM.RESIDUAL_SCALE.format(arch=arch): float32(depth),
-        Keys.LLM.LOGIT_SCALE.format(arch=arch): float32(config.hidden_size / _positive(config, "dim_model_base")),
+        Keys.LLM.LOGIT_SCALE.format(arch=arch): float32(config.hidden_size / keys.number("dim_model_base")),
     }
-
-
-def _positive(config: DecoderConfig, key: str) -> float:
-    value = config.raw.get(key)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-        raise SourceError(f"config.json: {key} must be a positive number, found {value!r}")
-    return float(value)
 
 
 def require_dense_attention(config: DecoderConfig) -> None:
     """Raise UnsupportedError where long texts attend sparsely."""
-    if config.raw.get("sparse_config"):
+    if config.raw.object("sparse_config"):
         raise UnsupportedError(
             "config.json: sparse_config makes long texts attend sparsely, but llama.cpp's minicpm graph attends to "
             "everything; set it to null to convert the model with dense attention"
+        )
+
+
+def require_derived_factor(config: DecoderConfig) -> None:
+    """Raise UnsupportedError where LongRoPE has a factor that transformers would use, but not the model's own code."""
+    options = config.rope.options
+    if config.rope.kind != "longrope" or not options.has("factor"):
+        return
+    derived = config.max_positions / trained_length(config)
+    if not math.isclose(factor := options.number("factor"), derived):
+        raise UnsupportedError(
+            f"{options.name('factor')} is {factor:g}, but MiniCPM's own code scales by max_position_embeddings / "
+            f"original_max_position_embeddings = {derived:g}: remove the key to convert the model as that code runs it"
         )
 
 
@@ -69,5 +76,5 @@ ARCHITECTURE = Architecture(
     classes={"MiniCPMForCausalLM": {"tie_word_embeddings": True}},
     tensors=tensors,
     extra_keys=scales,
-    requires=(require_dense_attention,),
+    requires=(require_dense_attention, require_derived_factor),
 )

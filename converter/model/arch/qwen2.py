@@ -33,9 +33,11 @@ def layer(config: DecoderConfig, number: int) -> list[TensorSpec]:
     ]
 
 
+QWEN2 = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096}
+
 ARCHITECTURE = Architecture(
     graph=MODEL_ARCH.QWEN2,
-    classes={"Qwen2ForCausalLM": {"num_key_value_heads": 32, "max_position_embeddings": 32768}},
+    classes={"Qwen2ForCausalLM": QWEN2},
     tensors=tensors,
     requires=(require_heads_of_hidden_size,),
 )

@@ -43,9 +43,11 @@ def require_no_bias(config: DecoderConfig) -> None:
         )
 
 
+QWEN3 = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "head_dim": 128, "sliding_window": 4096}
+
 ARCHITECTURE = Architecture(
     graph=MODEL_ARCH.QWEN3,
-    classes={"Qwen3ForCausalLM": {"num_key_value_heads": 32, "max_position_embeddings": 32768, "head_dim": 128}},
+    classes={"Qwen3ForCausalLM": QWEN3},
     tensors=tensors,
     requires=(require_no_bias,),
     honours_scales=True,

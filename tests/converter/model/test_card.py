@@ -1,15 +1,17 @@
-"""The licence in README.md's front matter, as Hugging Face's cards write it."""
+"""The licence in README.md's front matter, as Hugging Face's cards write it, and the model's name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from huggingface_hub.file_download import repo_folder_name
 
 from tests.checkpoints import build
-from tritgguf.converter import plan
+from tritgguf.converter import convert, plan
 from tritgguf.converter.errors import SourceError
-from tritgguf.converter.model.card_metadata import card_metadata
+from tritgguf.converter.gguf_io.reader import read_gguf
+from tritgguf.converter.model.card_metadata import card_metadata, model_name
 
 NAMES = {
     "license": "general.license",
@@ -42,6 +44,54 @@ def test_licences(front_matter: str, expected: dict[str, str], tmp_path: Path) -
     keys, notes = card_metadata(tmp_path)
     assert {name: value.data for name, value in keys.items()} == {NAMES[name]: text for name, text in expected.items()}
     assert notes == []
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_a_byte_order_mark_changes_nothing(line_end: str, tmp_path: Path) -> None:
+    lines = ["---", "license: other", "license_name: größer", "---", "# A model", ""]
+    (tmp_path / "README.md").write_bytes(line_end.join(lines).encode("utf-8-sig"))
+    keys, notes = card_metadata(tmp_path)
+    assert {key: value.data for key, value in keys.items()} == {
+        "general.license": "other",
+        "general.license.name": "größer",
+    }
+    assert notes == []
+
+
+COMMIT = "0f3b1c2d4e5f60718293a4b5c6d7e8f901234567"
+
+
+@pytest.mark.parametrize(
+    ("repository", "expected"), [("microsoft/bitnet-b1.58-2B-4T", "bitnet-b1.58-2B-4T"), ("gpt2", "gpt2")]
+)
+@pytest.mark.parametrize("revision", [COMMIT, "main"])
+def test_a_snapshot_is_named_after_its_repository(
+    repository: str, expected: str, revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder's name is the one that huggingface_hub makes."""
+    cache = tmp_path / ".cache" / "huggingface" / "hub"
+    folder = cache / repo_folder_name(repo_id=repository, repo_type="model") / "snapshots" / revision
+    folder.mkdir(parents=True)
+    assert model_name(folder) == model_name(Path(f"{folder}/")) == expected
+    (tmp_path / "link").symlink_to(folder)
+    assert model_name(tmp_path / "link") == expected
+    monkeypatch.chdir(folder)
+    assert model_name(Path()) == model_name(Path("../") / revision) == expected
+
+
+def test_other_folders_have_their_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in ("model", "snapshots/model", "models--a--b/model", ".cache/model", "models--a--b/snapshots/c/model"):
+        (tmp_path / path).mkdir(parents=True)
+        assert model_name(tmp_path / path) == "model"
+    assert model_name(tmp_path / "models--a--b" / "snapshots") == "snapshots"
+    monkeypatch.chdir(tmp_path / "model")
+    assert model_name(Path()) == "model"
+
+
+def test_the_file_of_a_snapshot_has_the_repository_s_name(tmp_path: Path) -> None:
+    model = build("llama-tied", tmp_path / "models--org--tiny-llama" / "snapshots" / COMMIT)
+    written = convert(f"{model}/", tmp_path / "out.gguf", "f16", check=False)
+    assert read_gguf(written.out).value("general.name") == "tiny-llama"
 
 
 @pytest.mark.parametrize(

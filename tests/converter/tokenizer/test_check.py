@@ -14,6 +14,7 @@ from tests.tokenizer_folders import CONFIG, END, TURN_END, byte_level_structure,
 from tests.vocab_file import check_in_runtime, write_vocab_file
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import int32s, string, strings
+from tritgguf.converter.inspection.inspection import inspect
 from tritgguf.converter.model.open import open_model
 from tritgguf.converter.tokenizer import (
     SourceTokenizer,
@@ -201,6 +202,20 @@ def test_the_ids_of_a_gguf_source_are_computed_when_they_are_compared(tmp_path: 
 def check_with(provider: TokenIdsProvider, tokenizer: SourceTokenizer, file: Path) -> int:
     with provider(None) as read:
         return check_token_ids(tokenizer, file, read)
+
+
+def test_a_gguf_source_needs_no_provider_without_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build("llama-gqa", tmp_path / "model")
+    source = tritgguf.converter.convert(tmp_path / "model", tmp_path / "source.gguf", "f16", check=False).out
+    monkeypatch.setattr(token_ids, "GROUP", "tritgguf.no_such_group")
+    assert tritgguf.converter.plan(source, "f16").tensors
+    assert inspect(source).tensors
+    assert tritgguf.converter.convert(source, tmp_path / "out.gguf", "f16", check=False).strings_checked == 0
+    with pytest.raises(TokenizerError, match=r"no installed package has an entry point .*--no-check"):
+        tritgguf.converter.convert(source, tmp_path / "checked.gguf", "f16")
+    assert not (tmp_path / "checked.gguf").exists()
 
 
 def test_without_a_provider_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

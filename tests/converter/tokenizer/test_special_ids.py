@@ -41,18 +41,6 @@ def metadata(folder: Path, config: dict[str, Any], structure: dict[str, Any] | N
     return {key.removeprefix("tokenizer.").removeprefix("ggml."): value.data for key, value in keys.items()}
 
 
-def template_processing(before: list[str], after: list[str]) -> dict[str, Any]:
-    ids = {END: END_ID, TURN_END: TURN_END_ID}
-    pieces = [{"SpecialToken": {"id": text, "type_id": 0}} for text in (*before, *after)]
-    pieces.insert(len(before), {"Sequence": {"id": "A", "type_id": 0}})
-    return {
-        "type": "TemplateProcessing",
-        "single": pieces,
-        "pair": [*pieces, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {text: {"id": text, "ids": [number], "tokens": [text]} for text, number in ids.items()},
-    }
-
-
 def ends_generation(gguf_file: Path) -> set[int]:
     """The ids that llama.cpp itself stops at."""
     code = (
@@ -175,67 +163,6 @@ def test_a_template_that_is_none(wrong: object, tmp_path: Path) -> None:
         TokenizerError, match=r"tokenizer_config\.json: chat_template is a \w+; expected a string or a list"
     ):
         metadata(tmp_path, {"eos_token_id": END_ID}, tokenizer_config={"chat_template": wrong})
-
-
-@pytest.mark.parametrize(
-    ("post_processor", "tokenizer_config", "expected"),
-    [
-        (None, {}, (False, False)),
-        (None, {"add_bos_token": True, "add_eos_token": True}, (True, True)),
-        (None, {"tokenizer_class": "LlamaTokenizer"}, (True, False)),
-        (None, {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}, (False, False)),
-        (None, {"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": None}, (False, False)),
-        (template_processing([END], []), {}, (True, False)),
-        (template_processing([END], [TURN_END]), {}, (True, True)),
-        (template_processing([], [TURN_END]), {"tokenizer_class": "LlamaTokenizer"}, (False, True)),
-        (template_processing([END], []), {"add_bos_token": False}, (False, False)),
-        (
-            {
-                "type": "Sequence",
-                "processors": [
-                    {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True},
-                    template_processing([END], []),
-                ],
-            },
-            {},
-            (True, False),
-        ),
-    ],
-)
-def test_whether_bos_and_eos_are_added(
-    post_processor: object, tokenizer_config: dict[str, Any], expected: tuple[bool, bool], tmp_path: Path
-) -> None:
-    structure = byte_level_structure(post_processor=post_processor)
-    names = {"bos_token": END, "eos_token": TURN_END}
-    keys = metadata(tmp_path, {}, structure, tokenizer_config=tokenizer_config | names)
-    assert (keys["add_bos_token"], keys["add_eos_token"]) == expected
-
-
-def test_the_post_processor_names_a_bos_that_no_config_names(tmp_path: Path) -> None:
-    structure = byte_level_structure(post_processor=template_processing([TURN_END], []))
-    keys = metadata(tmp_path, {"eos_token_id": END_ID}, structure)
-    assert (keys["bos_token_id"], keys["add_bos_token"]) == (TURN_END_ID, True)
-
-
-@pytest.mark.parametrize(
-    ("post_processor", "tokenizer_config", "message"),
-    [
-        (
-            template_processing([TURN_END], []),
-            {"bos_token": END},
-            r"puts ids \[1\] before a text; llama.cpp adds bos \(0\)",
-        ),
-        (template_processing([END, TURN_END], []), {"bos_token": END}, r"puts ids \[0, 1\] before a text"),
-        (template_processing([], [TURN_END]), {}, r"puts ids \[1\] after a text; llama.cpp adds eos \(0\)"),
-        (None, {"add_bos_token": True}, "add_bos_token is true but no bos token is named"),
-    ],
-)
-def test_additions_that_llama_cpp_cannot_make(
-    post_processor: object, tokenizer_config: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    structure = byte_level_structure(post_processor=post_processor)
-    with pytest.raises(TokenizerError, match=message):
-        metadata(tmp_path, {"eos_token_id": END_ID}, structure, tokenizer_config=tokenizer_config)
 
 
 def test_a_sentencepiece_json_names_its_unknown_token(tmp_path: Path) -> None:

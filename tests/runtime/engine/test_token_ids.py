@@ -26,7 +26,7 @@ def asked(path, texts):
 @pytest.fixture(scope="module")
 def expected(random_model):
     llama = Llama(str(random_model), vocab_only=True, verbose=False)
-    ids = [llama.tokenize(text.encode(), add_bos=False, special=True) for text in TEXTS]
+    ids = [llama.tokenize(text.encode(), add_bos=True, special=True) for text in TEXTS]
     llama.close()
     return ids
 
@@ -41,6 +41,15 @@ def test_ids_are_those_of_llama_cpp_python(tmp_path, random_model, expected, par
     child = run(asked(path, TEXTS))
     assert (child.returncode, child.stderr) == (0, b"")
     assert json.loads(child.stdout) == {"ids": expected, "expected": None}
+
+
+def test_bos_is_added_as_the_file_says(tmp_path, make_model):
+    path = make_model(tmp_path / "bos.gguf", sentencepiece=True, add_bos=True)
+    llama = Llama(str(path), vocab_only=True, verbose=False)
+    ids = [llama.tokenize(text.encode(), add_bos=True, special=True) for text in TEXTS]
+    llama.close()
+    assert [text_ids[0] for text_ids in ids] == [1] * len(TEXTS)
+    assert json.loads(run(asked(path, TEXTS)).stdout) == {"ids": ids, "expected": None}
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,9 @@ ARCHITECTURES = [
     Broken("bitcpm", {"hidden_act": "gelu"}, UnsupportedError, ("hidden_act", "gelu")),
     Broken("2b4t", {"hidden_act": "silu"}, UnsupportedError, ("hidden_act", "silu", "relu2")),
     Broken("1bitllm", {"hidden_act": "relu2"}, UnsupportedError, ("hidden_act", "relu2", "silu")),
-    Broken("2b4t", {"head_dim": 128}, UnsupportedError, ("4 heads of 128", "256")),
+    Broken(
+        "2b4t", {"head_dim": 128}, UnsupportedError, ("num_attention_heads 4 times head_dim 128", "hidden_size 256")
+    ),
     Broken("2b4t", {"tie_word_embeddings": False}, UnsupportedError, ("tie_word_embeddings", "no output layer")),
     Broken("1bitllm", {"tie_word_embeddings": False}, UnsupportedError, ("tie_word_embeddings", "no output layer")),
     Broken("1bitllm", without("inner_attn_ln.weight"), SourceError, ("0.self_attn.inner_attn_ln.weight",)),
