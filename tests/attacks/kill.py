@@ -33,7 +33,7 @@ from tests.attacks.test_bad_targets import enlarge_vocabulary
 from tests.checkpoints import build
 from tritgguf.runtime.cli.main import main as tritgguf
 
-HANG = 60  # seconds
+HANG = 240  # seconds
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL")
 COMMANDS = ("convert", "quantize", "ollama")
 NOTHING, SOME, WHOLE, PARTIAL = "nothing", "whole files of the result", "the whole result", "temporary files"
