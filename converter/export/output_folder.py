@@ -86,14 +86,19 @@ def whole_folder(out: Path, identity: dict[str, Any], resume: bool, *, force: bo
             raise OutputError(f"{out}.part can't be written: {error.strerror or error}") from error
         try:
             yield partial
+            if not resume:  # before the folder has its name, so that it is whole as soon as it appears
+                _require_replaceable(out, force)
+                _tidy(partial)
             replaced = _publish(partial, out, force)
+            _tidy(out)
         except BaseException as error:
             if not resume:
                 shutil.rmtree(partial, ignore_errors=True)
+            elif (out / STATE).is_file():  # a signal that came between renaming and tidying
+                _tidy(out)
             if isinstance(error, OSError):
                 raise OutputError(f"{out} can't be written: {error.strerror or error}") from error
             raise
-        _tidy(out)
         if replaced is not None:
             _delete(replaced)
 
@@ -171,8 +176,9 @@ def _publish(partial: Path, out: Path, force: bool) -> Path | None:
     return None
 
 
-def _tidy(out: Path) -> None:
-    for path in out.iterdir():
+def _tidy(folder: Path) -> None:
+    """Remove what only an unfinished folder needs."""
+    for path in folder.iterdir():
         if path.name == STATE or path.name.endswith((FACTS, ".part")):
             with contextlib.suppress(OSError):
                 path.unlink()

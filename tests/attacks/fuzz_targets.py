@@ -46,7 +46,7 @@ class Target(ABC):
 class SafetensorsHeader(Target):
     """model.safetensors: its header is damaged, its weights are zeros that take no space."""
 
-    name, share = "safetensors", 25
+    name, share = "safetensors", 35
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -74,7 +74,7 @@ class SafetensorsHeader(Target):
 class SafetensorsIndex(Target):
     """model.safetensors.index.json beside sound shards."""
 
-    name, share = "index", 5
+    name, share = "index", 10
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -121,7 +121,7 @@ class GgufHeader(Target):
 class ConfigJson(Target):
     """config.json and generation_config.json, of a folder without weights or with weights that are zeros."""
 
-    name, share = "config", 10
+    name, share = "config", 8
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -148,7 +148,7 @@ class ConfigJson(Target):
 class Tokenizer(Target):
     """tokenizer.json, tokenizer.model and the files beside them."""
 
-    name, share = "tokenizer", 15
+    name, share = "tokenizer", 10
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

@@ -234,7 +234,7 @@ def test_a_card_without_a_licence(readme: str, tmp_path: Path) -> None:
     model = checkpoints.build("llama-tied", tmp_path / "model")
     if readme:
         (model / "README.md").write_text(readme, encoding="utf-8")
-    (model / "generation_config.json").write_text('{"temperature": null, "top_k": 2.5}', encoding="utf-8")
+    (model / "generation_config.json").write_text('{"temperature": null, "top_k": null}', encoding="utf-8")
     reader = gguf.GGUFReader(convert(model, tmp_path / "out.gguf", "tq2_0", check=False).out)
     assert not [name for name in reader.fields if "sampling" in name or "licen" in name]
 

@@ -169,7 +169,7 @@ def test_token_ids_need_the_vocabulary_only(model_file, tmp_path):
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(path.read_bytes()[:-100_000])
     with tritgguf.runtime.open(path) as session:
-        assert token_ids(cut, ["the other <|im_end|>"]) == [session.tokenize("the other <|im_end|>", bos=False)]
+        assert token_ids(cut, ["the other <|im_end|>"]) == [session.tokenize("the other <|im_end|>")]
 
 
 def test_two_sessions_at_once(model_file, expected):
