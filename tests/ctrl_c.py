@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -58,9 +57,7 @@ def evaluate_under_ctrl_c(model: Path, tokens: Sequence[int], out: Path, seed: i
     """
     random_delay = random.Random(seed)
     command = [sys.executable, "-m", "tests.interrupted_session", str(model), json.dumps(list(tokens)), str(out)]
-    # Not measured by coverage, whose tracer waits for its own lock for ever after an exception came while it held that.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as child:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         last = ""
         for last in child.stdout:  # a line for each step

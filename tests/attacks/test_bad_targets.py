@@ -73,6 +73,7 @@ def test_a_full_disk(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["Ctrl-C", "SIGTERM", "SIGHUP"])
+@pytest.mark.usefixtures("unmeasured")
 def test_stopping_in_the_middle_leaves_nothing(number: signal.Signals, tmp_path) -> None:
     """Stop a real conversion once its file is open; the weights are large enough to take a while."""
     model, out = build("llama-gqa", tmp_path / "model"), tmp_path / "target" / "out.gguf"

@@ -19,6 +19,7 @@ def run(*options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(("command", "way"), [("convert", "unnamed"), ("quantize", "named"), ("ollama", "unnamed")])
 def test_signals_at_random_points(command: str, way: str) -> None:
     assert "SIGKILL" in run("--commands", command, "--ways", way, "--points", "1", "--disks", "0")

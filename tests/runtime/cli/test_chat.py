@@ -235,6 +235,7 @@ def test_a_reader_that_goes_away_is_no_traceback(endless):
     child.stderr.close()
 
 
+@pytest.mark.usefixtures("unmeasured")
 @posix
 def test_ctrl_c_ends_a_one_shot_with_130(endless):
     command = [*PROGRAM, "chat", str(endless), "--prompt", "Hi", "--temperature", "0", "--ctx", "50000"]
@@ -298,6 +299,7 @@ def test_ways_to_leave(yes, keys):
         assert terminal.child.wait(60) == 0
 
 
+@pytest.mark.usefixtures("unmeasured")
 @posix
 def test_ctrl_c_stops_the_answer_and_not_the_program(endless):
     with dumb_terminal(endless, "--temperature", 0, "--ctx", 50000) as terminal:

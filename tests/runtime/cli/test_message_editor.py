@@ -240,6 +240,7 @@ def test_tab_completes_a_command_and_help_tells_the_keys(chat, yes):
     terminal.expect("Alt+Enter")
 
 
+@pytest.mark.usefixtures("unmeasured")
 @posix
 def test_ctrl_c_clears_a_message_and_stops_an_answer_and_ctrl_d_leaves(chat, endless):
     terminal = chat(endless, "--ctx", 50000)
@@ -260,6 +261,7 @@ def test_ctrl_c_clears_a_message_and_stops_an_answer_and_ctrl_d_leaves(chat, end
     assert terminal.reads_lines()
 
 
+@pytest.mark.usefixtures("unmeasured")
 @posix
 def test_a_request_to_end_leaves_the_terminal_as_it_was(chat, yes):
     terminal = chat(yes)

@@ -51,6 +51,7 @@ def test_a_session_is_right_after_an_interrupted_prompt(long_model):
         assert list(session.generate(prompt[::-1][:300], temperature=0, max_tokens=10)) == expected
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_step_that_ctrl_c_interrupted_can_be_taken_again(long_model, tmp_path):
     tokens = [number * number % 256 for number in range(300)]
     assert evaluate_under_ctrl_c(long_model, tokens, tmp_path / "logits.npy") >= 3

@@ -480,6 +480,7 @@ def test_ctrl_c_stops_a_long_prompt(model_file, way):
         context.close()
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_signal_during_the_callback_harms_nothing(model_file, way, tmp_path):
     assert evaluate_under_ctrl_c(model_file("tq2_0"), IDS, tmp_path / "logits.npy") >= 3
     with tritgguf.runtime.open(model_file("tq2_0"), n_threads=1) as session:
