@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 _SIZES = (0, 1, 2, 3, 4, 8, 12, 255, 256, 65535, *(2**bits - 1 for bits in (31, 32, 48, 63, 64)), 2**31, 2**32, 2**63)
@@ -101,9 +102,9 @@ def damage_json(rng: random.Random, document: Any) -> bytes:
     """Return a JSON document as text after one to three of its values, keys or members were changed."""
     if rng.random() < SOUND:
         return json.dumps(document).encode()
-    copy = json.loads(json.dumps(document))
-    raw = ""
+    copy, raw = document, ""
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        copy = json.loads(json.dumps(copy))  # no part of it stands in two places
         places = list(_places(copy))
         if not places:
             break
@@ -126,7 +127,7 @@ def damage_json(rng: random.Random, document: Any) -> bytes:
             case 6 | 7:
                 parent[key] = rng.choice(_NUMBERS)
             case _:
-                parent[key] = rng.choice(_OTHERS)
+                parent[key] = deepcopy(rng.choice(_OTHERS))
     text = json.dumps(copy).replace(json.dumps(_RAW_MARK), raw)
     data = text.encode("utf-8", "surrogatepass")
     return damage_bytes(rng, data, [data]) if rng.random() < 0.15 else data
