@@ -86,10 +86,10 @@ def whole_folder(out: Path, identity: dict[str, Any], resume: bool, *, force: bo
             raise OutputError(f"{out}.part can't be written: {error.strerror or error}") from error
         try:
             yield partial
+            _require_replaceable(out, force)
             if not resume:  # before the folder has its name, so that it is whole as soon as it appears
-                _require_replaceable(out, force)
                 _tidy(partial)
-            replaced = _publish(partial, out, force)
+            replaced = _publish(partial, out)
             _tidy(out)
         except BaseException as error:
             if not resume:
@@ -167,9 +167,8 @@ def _delete(folder: Path) -> None:
         folder.rmdir()
 
 
-def _publish(partial: Path, out: Path, force: bool) -> Path | None:
+def _publish(partial: Path, out: Path) -> Path | None:
     """Rename `partial` to `out`; return the new name of the folder that was there."""
-    _require_replaceable(out, force)
     if out.exists():
         return _replace(partial, out)
     partial.rename(out)

@@ -28,6 +28,11 @@ from tritgguf.converter.core.tensors import (
 from tritgguf.converter.errors import SourceError
 
 LEAST_SCALE = np.float32(1e-5)
+# A regular expression that repeats a group, or repeats more than this often, can take exponential time to match.
+MAX_REPETITIONS = 3
+MAX_PATTERN = 200  # characters
+_REPEATED_GROUP = re.compile(r"\)[*+?{]")
+_REPETITION = re.compile(r"(?<!\()[*+?{]")  # the ? of (?: repeats nothing
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,6 @@ def ternarized(tensor: SourceTensor) -> LatentTensor:
     return LatentTensor(tensor.name, PACKING.name, tensor.shape, tensor.shape[-1], tensor)
 
 
-# A pattern that repeats a group, or has many repetitions, can take exponential time to match.
-MAX_PATTERN = 200
-_REPEATED_GROUP, _REPETITION = re.compile(r"\)[*+?{]"), re.compile(r"[*+{]")
-
-
 def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
     """Whether config.json says online quantization, or there is no quantization_config and the class is 1bitLLM's."""
     if any(tensor.dtype == "U8" for tensor in stored.values()):
@@ -75,10 +75,22 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
 def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
     """Return the tensors; linear ones are ternarized unless modules_to_not_convert lists them."""
     kept = quantization(config).texts("modules_to_not_convert") or []
+    _require_quick(kept)
     return {
         name: ternarized(tensor) if name in linear and not _kept(name, kept) else tensor
         for name, tensor in stored.items()
     }
+
+
+def _require_quick(patterns: Sequence[str]) -> None:
+    """Raise SourceError for a pattern that may take exponential time to match."""
+    for pattern in patterns:
+        n_repetitions = len(_REPETITION.findall(pattern))
+        if len(pattern) > MAX_PATTERN or n_repetitions > MAX_REPETITIONS or _REPEATED_GROUP.search(pattern):
+            raise SourceError(
+                f"config.json: modules_to_not_convert holds the pattern {pattern!r:.80}, which can take for ever to "
+                f"match; expected the name of a module, or a pattern with at most {MAX_REPETITIONS} repetitions"
+            )
 
 
 def _kept(name: str, patterns: Sequence[str]) -> bool:
@@ -87,12 +99,6 @@ def _kept(name: str, patterns: Sequence[str]) -> bool:
     A pattern is the end of the module's name, or a regular expression for its start that ends before a dot.
     """
     module = name.removesuffix(".weight")
-    for pattern in patterns:
-        if len(pattern) > MAX_PATTERN or _REPEATED_GROUP.search(pattern) or len(_REPETITION.findall(pattern)) > 3:
-            raise SourceError(
-                f"config.json: modules_to_not_convert holds the pattern {pattern!r:.80}, whose search can take for "
-                "ever; expected the name of a module, or a pattern with few repetitions"
-            )
     try:
         return any(module.endswith(p) or re.match(rf"(?:{p})(?:(?<=\.)|(?=\.|$))", module) for p in patterns)
     except re.error as error:
