@@ -314,6 +314,7 @@ def faults(rows: list[Row]) -> list[str]:
 
 def main() -> int:
     """Print the table; return 1 if anything is left over that should not be."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and the commands would inherit that
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=50, help="points per command and signal")
     parser.add_argument("--disks", type=int, default=20, help="points per command of each kind of full disk")

@@ -80,7 +80,11 @@ def test_stopping_in_the_middle_leaves_nothing(number: signal.Signals, tmp_path)
     out.parent.mkdir()
     enlarge_vocabulary(model, 400_000)
     options = ["--no-check", "--threads", "1"]
-    command = [sys.executable, "-m", "tritgguf", "convert", str(model), str(out), *options]
+    # Started by nohup, the tests ignore SIGHUP, and so would the program: it begins as a terminal starts it.
+    handler = "default_int_handler" if number == signal.SIGINT else "SIG_DFL"
+    heeds = f"import signal; signal.signal({int(number)}, signal.{handler})"
+    code = f"{heeds}; from tritgguf.runtime.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "convert", str(model), str(out), *options]
     while True:
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         while not is_writing(process.pid, out.parent) and process.poll() is None:
