@@ -143,7 +143,7 @@ class CodedTensor(SourceTensor):
 
     @property
     def levels(self) -> int:
-        """The number of its grid's levels, evenly spaced around zero."""
+        """The number of its grid's levels: 3, or 4 for codes from -1 to 2, or a larger odd one; see grids.py."""
         return 3
 
     @abstractmethod
@@ -185,8 +185,8 @@ class PackedTensor(CodedTensor):
 class CodedRows:
     """Rows as codes and scales: a weight is its code times the scale of its group of `group` neighbouring columns.
 
-    `codes` is int8 (n_rows, n_columns), `scales` float32 (n_rows, n_columns / group). Codes are -1, 0 or 1, except on
-    grids of more than three levels. Raises ValueError if the shapes don't fit.
+    `codes` is int8 (n_rows, n_columns), `scales` float32 (n_rows, n_columns / group). Codes are -1, 0 or 1; on a grid
+    of four levels also 2, with scales of either sign; on finer grids any. Raises ValueError if the shapes don't fit.
     """
 
     codes: Codes

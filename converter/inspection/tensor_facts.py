@@ -101,7 +101,7 @@ def _ternary_types(spec: TensorSpec, grid: Grid | None, scale_tensors: bool) -> 
     """Return the ternary types that store the tensor exactly, and those that round only its scale to fp16."""
     if grid is None:
         return [], []
-    fitting = [codec for codec in ternary_codecs().values() if grid.fits(codec.block)]
+    fitting = [codec for codec in ternary_codecs().values() if grid.fits(codec)]
     plans = [TensorPlan(OnGrid(spec, codec, grid), "", exact=grid.fp16_error == 0) for codec in fitting]
     if scale_tensors:
         plans = [with_scale_tensor(plan)[0] for plan in plans]

@@ -146,7 +146,7 @@ def _as_ternary(
     rounded = f"quantized by {request.method.name}, which loses quality"
     if grid is None:
         return TensorPlan(by_method, f"not on a ternary grid: {rounded}", exact=False)
-    if grid.fits(codec.block):
+    if grid.fits(codec):
         return _exact_ternary(spec, codec, grid)
     known = by_known_grid(TensorPlan(by_method, ""), source, grid)
     if known.encoder is not by_method and (request.allow_lossy or not _ternary_types_for(grid)):
@@ -163,7 +163,7 @@ def _as_ternary(
 
 def _exact_ternary(spec: TensorSpec, codec: TernaryCodec, grid: Grid) -> TensorPlan:
     zeros = "" if grid.zeros is None else f", {grid.zeros:.0%} zeros"
-    found = f"on a ternary grid per {grid.extent}{zeros}"
+    found = f"on a {grid.kind} grid per {grid.extent}{zeros}"
     encoder = OnGrid(spec, codec, grid)
     if grid.fp16_error == 0:
         return TensorPlan(encoder, found, exact=True)
@@ -199,7 +199,7 @@ def _smallest_exact(spec: TensorSpec, source: SourceTensor | None, request: Requ
 def _smallest_ternary(spec: TensorSpec, grid: Grid | None, target: str) -> TensorPlan | None:
     if grid is None:
         return None
-    fitting = (codec for name in ternary_types(target) if grid.fits((codec := ternary_codec(name)).block))
+    fitting = (codec for name in ternary_types(target) if grid.fits(codec := ternary_codec(name)))
     return next((_exact_ternary(spec, codec, grid) for codec in fitting), None)
 
 
@@ -226,7 +226,7 @@ def _smallest_float(spec: TensorSpec, source: SourceTensor, what: str) -> Tensor
 
 
 def _ternary_types_for(grid: Grid) -> list[TernaryCodec]:
-    return [codec for codec in ternary_codecs().values() if grid.fits(codec.block)]
+    return [codec for codec in ternary_codecs().values() if grid.fits(codec)]
 
 
 def _ways_out(source: SourceTensor, grid: Grid) -> str:

@@ -27,6 +27,7 @@ from tritgguf.converter.core.tensors import (
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.quant.codec import AnyCodec, Codec, FloatCodec, TernaryCodec
+from tritgguf.converter.quant.four_levels import code_on_four_levels
 from tritgguf.converter.quant.grids import Grid, code_on_grid
 from tritgguf.converter.quant.method import Method
 
@@ -134,7 +135,7 @@ class AsFloats(Encoder):
 
 @dataclass(frozen=True)
 class OnGrid(Encoder):
-    """The tensor's own ternary codes and scales.
+    """The tensor's own codes and scales, ternary or on four levels.
 
     With `unit_scale` all scales are 1, and a separate `.scale` tensor stores the scale of the whole tensor.
     """
@@ -159,7 +160,8 @@ class OnGrid(Encoder):
             stored = self._named(self.codec.pack_stored, packed)
             if stored is not None:
                 return stored
-        coded = source.read_codes(wanted) or code_on_grid(source.floats(wanted), self.codec.block)
+        code = code_on_grid if self.on_grid.levels == 3 else code_on_four_levels
+        coded = source.read_codes(wanted) or code(source.floats(wanted), self.codec.block)
         return self._named(self.codec.pack, self._checked(coded, source, wanted))
 
     def _checked(self, coded: CodedRows | None, source: SourceTensor, rows: slice | RowIndices) -> CodedRows:

@@ -23,9 +23,8 @@ def by_known_grid(plan: TensorPlan, source: SourceTensor, grid: Grid | None) -> 
     if codec is None or grid is None:
         return plan
     error = _error(codec, sample(source))
-    kind = "ternary" if grid.levels == 3 else f"{grid.levels}-level"
     fit = f"{codec.name.upper()} with scales fitted to its codes, relative error {error:.2g}"
-    reason = f"on a {kind} grid per {grid.extent}: {fit}"
+    reason = f"on a {grid.kind} grid per {grid.extent}: {fit}"
     return replace(plan, encoder=AsFloats(plan.spec, codec), reason=reason, exact=False, error=error)
 
 

@@ -16,7 +16,7 @@ from tritgguf.converter.planning.file_plan import FilePlan, TensorPlan
 from tritgguf.converter.planning.layout import lay_out
 from tritgguf.converter.planning.request import Request, require_taken
 from tritgguf.converter.planning.targets import is_x86, slow_on_x86
-from tritgguf.converter.quant.codec import codec_named
+from tritgguf.converter.quant.codec import ternary_codec
 
 
 def make_plan(model: Model, request: Request, threads: int | None, progress: Progress | None) -> FilePlan:
@@ -100,4 +100,4 @@ def _spread(tensors: Sequence[TensorPlan]) -> str:
 
 
 def _only_fine_types_fit(tensor: TensorPlan) -> bool:
-    return tensor.codec.name == "q4_0" and tensor.grid is not None and tensor.grid.fits(codec_named("q2_0").block)
+    return tensor.codec.name == "q4_0" and tensor.grid is not None and tensor.grid.fits(ternary_codec("q2_0"))

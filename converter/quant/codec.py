@@ -1,7 +1,8 @@
 """A codec packs values into the bytes of one GGUF tensor type, and unpacks them.
 
-Float codecs encode float32 rows. Ternary codecs pack CodedRows, and `unpack(pack(rows)) == rows` if the scales are fp16
-values. ggml defines the layouts: https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-common.h
+Float codecs encode float32 rows. Ternary codecs pack CodedRows, some of them also those of four-level grids, and
+`unpack(pack(rows)) == rows` if the scales are fp16 values. ggml defines the layouts:
+https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-common.h
 """
 
 from __future__ import annotations
@@ -117,16 +118,18 @@ class FloatCodec(Codec):
 class TernaryCodec(Codec):
     """A type that stores ternary codes with one fp16 scale per block.
 
-    In a block, `kernel` writes the codes from byte `codes_at` on, and each of `scales_at` is the offset of a scale.
+    `exact_levels` are the grids, by their number of levels, whose codes it stores. In a block, `kernel` writes the
+    codes from byte `codes_at` on, and each of `scales_at` is the offset of a scale.
     """
 
     ternary: Literal[True] = True
+    exact_levels: tuple[int, ...] = (3,)
     codes_at: int
     scales_at: tuple[int, ...]
     kernel: Kernel
 
     def pack(self, rows: CodedRows) -> ByteArray:
-        """Return the bytes of ternary rows, uint8 (n_rows, row bytes); scales are rounded to fp16.
+        """Return the bytes of rows, uint8 (n_rows, row bytes); scales are rounded to fp16.
 
         Raise TensorError if a scale overflows fp16, ValueError if columns of a block have different scales.
         """

@@ -1,9 +1,10 @@
-"""Find the grid that a float tensor is on: in each group, all values are among 3, 9 or 27 evenly spaced levels.
+"""Find the grid that a float tensor is on: in each group, all values are among 3, 4, 9 or 27 evenly spaced levels.
 
-The levels are symmetric around zero. Values on a ternary grid are compared for equality: rounding to bf16 or fp16 maps
-equal values to equal values, so it never moves a value off its grid. A group, whose columns share one scale, is 16 to
-256 neighbouring columns, a row, a shard of rows or the whole tensor; the widest possible one is reported. The tensor is
-read once, in chunks. The first chunk is small: it mostly suffices to see that a tensor isn't on a grid.
+The levels are symmetric around zero, but for those of four_levels.py. Values on a ternary grid are compared for
+equality: rounding to bf16 or fp16 maps equal values to equal values, so it never moves a value off its grid. A group,
+whose columns share one scale, is 16 to 256 neighbouring columns, a row, a shard of rows or the whole tensor; the widest
+possible one is reported. The tensor is read once, in chunks. The first chunk is small: it mostly suffices to see that a
+tensor isn't on a grid.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from tritgguf.converter.core.tensors import (
     SourceTensor,
     row_chunks,
 )
-from tritgguf.converter.quant.codec import fp16
+from tritgguf.converter.quant.codec import TernaryCodec, fp16
+from tritgguf.converter.quant.four_levels import LEVELS as FOUR
+from tritgguf.converter.quant.four_levels import signed_scales, widest_group
 
 GROUPS = (16, 32, 64, 128, 256)
 BF16_ROUNDING = 2 * 1.01 * 2.0**-8  # relative error of a quotient of two bf16 values, each off by half a unit
@@ -41,7 +44,7 @@ NEAR = 0.05  # report a grid, and count its outliers, if at most this share of t
 class Grid:
     """A tensor's grid.
 
-    `levels` is 3, 9 or 27. `group` neighbouring columns share one scale (the row's length if whole rows do), and
+    `levels` is 3, 4, 9 or 27. `group` neighbouring columns share one scale (the row's length if whole rows do), and
     `extent` names the group for messages. `scale` is the scale of the whole tensor, if it has only one. `fp16_error` is
     the largest relative error of rounding a scale to fp16, `zeros` the share of zeros (None if unknown), `outliers` the
     number of values off the grid.
@@ -60,15 +63,19 @@ class Grid:
         """Whether ternary codes and scales reproduce every value."""
         return self.levels == 3 and self.outliers == 0
 
+    @property
+    def kind(self) -> str:
+        """What messages call the grid."""
+        return "ternary" if self.levels == 3 else f"{self.levels}-level"
+
     def description(self, shape: tuple[int, ...]) -> str:
         """Describe, for messages, the grid of a tensor of that shape."""
         outliers = f", but {self.outliers} of {math.prod(shape)} values are off it" if self.outliers else ""
-        kind = "ternary" if self.levels == 3 else f"{self.levels}-level"
-        return f"its values are on a {kind} grid per {self.extent}{outliers}"
+        return f"its values are on a {self.kind} grid per {self.extent}{outliers}"
 
-    def fits(self, block: int) -> bool:
-        """Whether a ternary type with blocks of `block` columns stores the grid: each block lies in one group."""
-        return self.ternary and self.group % block == 0
+    def fits(self, codec: TernaryCodec) -> bool:
+        """Whether a type stores the grid's codes: it has the levels, and each of its blocks lies in one group."""
+        return self.levels in codec.exact_levels and self.outliers == 0 and self.group % codec.block == 0
 
 
 def code_on_grid(rows: Floats, group: int) -> CodedRows | None:
@@ -85,10 +92,11 @@ def code_on_grid(rows: Floats, group: int) -> CodedRows | None:
 
 
 def fp16_error(scales: Float32Array) -> float:
-    """Return the largest relative error of rounding the scales above zero to fp16."""
+    """Return the largest relative error of rounding scales other than zero to fp16."""
     error: Float32Array = np.zeros(1, np.float32)
-    if FP16_ERROR(np.ascontiguousarray(scales), scales.size, error) is None:
-        used = scales[scales > 0]
+    magnitudes = np.abs(scales)
+    if FP16_ERROR(magnitudes, scales.size, error) is None:
+        used = magnitudes[magnitudes > 0]
         error = (np.abs(fp16(used) - used) / used).max(initial=0, keepdims=True)
     return float(error[0])
 
@@ -100,25 +108,34 @@ def prefetch_first_rows(source: SourceTensor) -> None:
 
 def find_grid(source: SourceTensor) -> Grid | None:
     """Return the tensor's grid, None if it is on none; raise TensorError if a value is NaN or Inf."""
-    n_columns = source.shape[-1]
-    if isinstance(source, CodedTensor) and source.levels > 3:
-        return Grid(source.levels, source.group, f"{source.group} columns")
     if isinstance(source, CodedTensor):
-        evidence = _Evidence(source.group, n_columns)
-        first = 0
-        for scales in source.scale_chunks(FIRST_CHUNK):
-            evidence.apart |= _hides_codes(source, scales, first)
-            evidence.add(scales, source.group)
-            first += len(scales)
-        return evidence.grid(n_values=None)
-    finest = next((group for group in GROUPS if n_columns % group == 0), n_columns)
+        return _coded_grid(source)
+    ternary = _ternary_grid(source)
+    if ternary is not None and ternary.outliers == 0:
+        return ternary
+    return _four_level_grid(source) or _finer_grid(source) or ternary
+
+
+def _coded_grid(source: CodedTensor) -> Grid:
+    """Return the grid of stored codes: its levels are known, and scales may be shared by several groups."""
+    if source.levels > FOUR:
+        return Grid(source.levels, source.group, f"{source.group} columns")
+    evidence = _Evidence(source.group, source.shape[-1])
+    first = 0
+    for scales in source.scale_chunks(FIRST_CHUNK):
+        evidence.apart |= _hides_codes(source, scales, first)
+        evidence.add(scales, source.group)
+        first += len(scales)
+    return evidence.grid(n_values=None, levels=source.levels)
+
+
+def _ternary_grid(source: SourceTensor) -> Grid | None:
+    n_columns = source.shape[-1]
+    finest = _finest_group(n_columns)
     evidence = _Evidence(finest, n_columns)
     for rows in row_chunks(source.shape, n_values=CHUNK, first=FIRST_CHUNK):
         source.read_now(rows)
         floats = source.floats(rows)
-        # The levels of a quantized GGUF tensor come from its type, not from training.
-        if rows.start == 0 and source.dtype in FLOAT_DTYPES and (levels := _finer_levels(widened(floats), finest)):
-            return Grid(levels, finest, f"{finest} columns")
         group = finest if evidence.outliers else evidence.widest()  # fewer groups take less time
         scales, n_zeros, outliers, n_bad_groups = _ternary_groups(floats, group)
         if n_bad_groups and group > finest:
@@ -130,7 +147,37 @@ def find_grid(source: SourceTensor) -> Grid | None:
         if n_bad_groups > NEAR * scales.size:
             return None
         evidence.add(scales, group, n_zeros, outliers)
-    return evidence.grid(n_values=int(np.prod(source.shape)))
+    return evidence.grid(n_values=math.prod(source.shape))
+
+
+def _four_level_grid(source: SourceTensor) -> Grid | None:
+    n_columns = source.shape[-1]
+    group, n_zeros, error = n_columns, 0, 0.0
+    for rows in row_chunks(source.shape, n_values=CHUNK, first=FIRST_CHUNK):
+        source.read_now(rows)
+        values = source.read(rows)
+        source.evict(rows)
+        widest = widest_group(values, n_columns, group)
+        scales = None if widest is None else signed_scales(values.reshape(-1, widest))
+        if widest is None or scales is None:
+            return None
+        group, error = widest, max(error, fp16_error(scales))
+        n_zeros += values.size - int(np.count_nonzero(values))
+    extent = "row" if group == n_columns else f"{group} columns"
+    return Grid(FOUR, group, extent, fp16_error=error, zeros=n_zeros / math.prod(source.shape))
+
+
+def _finer_grid(source: SourceTensor) -> Grid | None:
+    """Return a grid of 9 or 27 levels, judged by the tensor's first rows."""
+    if source.dtype not in FLOAT_DTYPES:
+        return None  # the levels of a quantized GGUF tensor come from its type, not from training
+    finest = _finest_group(source.shape[-1])
+    levels = _finer_levels(source.read(next(row_chunks(source.shape, first=FIRST_CHUNK))), finest)
+    return None if levels is None else Grid(levels, finest, f"{finest} columns")
+
+
+def _finest_group(n_columns: int) -> int:
+    return next((group for group in GROUPS if n_columns % group == 0), n_columns)
 
 
 def _hides_codes(source: CodedTensor, scales: Float32Array, first: int) -> bool:
@@ -198,12 +245,14 @@ def _shared(scales: Float32Array, n: int) -> Float32Array | None:
     """Return the scale that each `n` neighbours share, (n_rows, n_scales / n); None if some differ; zeros fit any."""
     grouped = scales.reshape(len(scales), -1, n)
     widest: Float32Array = grouped.max(axis=-1)
+    if (lowest := grouped.min(axis=-1)).min(initial=0) < 0:  # on four levels
+        widest = np.where(-lowest > widest, lowest, widest)
     return widest if ((grouped == widest[..., None]) | (grouped == 0)).all() else None
 
 
 @dataclass
 class _Evidence:
-    """What the rows seen so far tell about a ternary tensor's scales.
+    """What the rows seen so far tell about the scales of a tensor with ternary or four-level codes.
 
     `apart`: some scales are zero though their codes aren't, so that no other scale fits these.
     """
@@ -245,13 +294,13 @@ class _Evidence:
         self.n_zeros = None if n_zeros is None or self.n_zeros is None else self.n_zeros + n_zeros
         self.outliers += outliers
 
-    def grid(self, n_values: int | None) -> Grid:
+    def grid(self, n_values: int | None, levels: int = 3) -> Grid:
         """Return the grid with the widest groups that all rows allow."""
         group = self.widest()
         scale, extent = None, f"{group} columns"
         if group == self.n_columns:
             per_row = np.concatenate(self.row_scales)
-            used = per_row[per_row > 0]
+            used = per_row[per_row != 0]
             n_shards = 1 + int((used[1:] != used[:-1]).sum())
             extent = "row shard" if n_shards <= len(used) // 2 else "row"
             if n_shards == 1 and not self.apart:
@@ -259,7 +308,7 @@ class _Evidence:
             if extent == "tensor":
                 scale = float(used[0]) if used.size else 0.0
         zeros = self.n_zeros / n_values if self.n_zeros is not None and n_values else None
-        return Grid(3, group, extent, scale, self.fp16_error, zeros, self.outliers)
+        return Grid(levels, group, extent, scale, self.fp16_error, zeros, self.outliers)
 
 
 ON_GRID = Kernel("on_grid", WORDS, int, int, int, np.float32, np.int8)

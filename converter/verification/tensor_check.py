@@ -185,7 +185,7 @@ def _should_be_exact(pair: Pair, codec: AnyCodec) -> bool:
     if not codec.ternary or pair.source is None:
         return False
     grid = find_grid(pair.source)
-    return grid is not None and grid.fits(codec.block)
+    return grid is not None and grid.fits(codec)
 
 
 def _lost_rows(found: Differences, bound: float) -> bool:

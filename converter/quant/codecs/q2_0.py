@@ -1,14 +1,13 @@
 """Q2_0: one fp16 scale, then 64 values in 16 bytes of 2-bit codes (2.25 bits per weight).
 
-Byte m holds values 4m, 4m+1, 4m+2 and 4m+3 at bits 0, 2, 4 and 6 as trit + 1. The code 3 means twice the scale, which
-no ternary tensor contains. The layout is ggml's `block_q2_0`; its scale may be negative.
+Byte m holds values 4m, 4m+1, 4m+2 and 4m+3 at bits 0, 2, 4 and 6 as code + 1. The stored 3 means twice the scale, which
+only four-level tensors contain. The layout is ggml's `block_q2_0`; its scale may be negative.
 """
 
 import numpy as np
 
 from tritgguf.converter.core.kernels import Kernel
 from tritgguf.converter.core.tensors import ByteArray, CodedRows, Codes
-from tritgguf.converter.errors import TensorError
 from tritgguf.converter.quant.codec import TernaryCodec, pack_kernel, stored_scales
 from tritgguf.converter.quant.ggml_types import MOSTLY_Q2_0, Q2_0
 
@@ -29,6 +28,7 @@ class Q20(TernaryCodec):
     slow_on_x86 = True  # scalar code, some ten times slower than TQ2_0
     codes_at = SCALE_BYTES
     scales_at = (0,)
+    exact_levels = (3, 4)
     kernel = pack_kernel("pack_q2_0")
 
     def put_codes(self, codes: Codes, blocks: ByteArray) -> None:
@@ -40,20 +40,16 @@ class Q20(TernaryCodec):
         n_rows = len(stored)
         blocks = stored.reshape(n_rows, -1, self.block_bytes)
         packed = blocks[..., SCALE_BYTES:]
-        if (packed & packed >> 1 & 0b01010101).any():
-            raise TensorError(
-                "Q2_0 data has the code 3, which means twice the scale and isn't ternary: "
-                "read the tensor as floats instead"
-            )
         fours = np.empty(packed.shape, np.uint32)
         if TRITS(np.ascontiguousarray(packed), packed.size, CODES_OF_BYTE, fours) is None:
             fours = CODES_OF_BYTE[packed]
         codes = fours.view(np.int8)
         scales = stored_scales(blocks[..., :SCALE_BYTES])
         negative = scales < 0
-        if negative.any():
+        if negative.any():  # a ternary block's scale is above zero, a four-level block's sign belongs to its codes
+            negative &= ~(packed & packed >> 1 & 0b01010101).any(axis=-1)
             codes *= np.where(negative, np.int8(-1), np.int8(1))[..., None]
-        return CodedRows(codes.reshape(n_rows, -1), np.abs(scales), self.block)
+        return CodedRows(codes.reshape(n_rows, -1), np.where(negative, -scales, scales), self.block)
 
 
 TRITS = Kernel("look_up", np.uint8, int, np.uint32, np.uint32)

@@ -1,8 +1,11 @@
-"""Q2_K, restricted to ternary data: 16 bytes of sub-scales, 64 bytes of 2-bit codes, two fp16 scales (2.625 bits).
+"""Q2_K, restricted to ternary and four-level data (2.625 bits per weight).
 
-A value is d * sub-scale * code - dmin * sub-minimum. If all sub-scales and sub-minima are 1 (bytes 0x11), d = dmin and
-code = trit + 1, that is exactly d * trit. The codes are arranged as in TQ2_0: two halves of 128 values; in each, byte m
-(0..31) holds values m, m+32, m+64 and m+96 at bits 0, 2, 4 and 6. The layout is ggml's `block_q2_K`.
+A block has 16 bytes of sub-scales, 64 bytes of 2-bit codes and two fp16 scales. A value is
+d * sub-scale * stored code - dmin * sub-minimum. If all sub-scales and sub-minima are 1 (bytes 0x11), d = dmin and the
+stored code is code + 1, that is exactly d * code. Blocks with a negative scale, which four-level data may have, get
+sub-minima of 2 (bytes 0x21), d = dmin = -scale and the stored code 2 - code. The codes are arranged as in TQ2_0: two
+halves of 128 values; in each, byte m (0..31) holds values m, m+32, m+64 and m+96 at bits 0, 2, 4 and 6. The layout is
+ggml's `block_q2_K`.
 """
 
 import numpy as np
@@ -15,6 +18,8 @@ from tritgguf.converter.quant.codecs.tq2_0 import pairs
 from tritgguf.converter.quant.scaled_blocks import fitted
 
 ONES = 0x11  # sub-scale 1 in the low nibble, sub-minimum 1 in the high one
+ONE_TWO = 0x21  # sub-minimum 2
+SIGN = 0x80  # in an fp16 scale's second byte
 SUBS, CODES, SCALE, MINIMUM = slice(0, 16), slice(16, 80), slice(80, 82), slice(82, 84)
 SHIFTS = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
 
@@ -27,6 +32,7 @@ class Q2K(TernaryCodec):
     block_bytes = 84
     runs_on = EVERYWHERE
     grid_levels = (3,)
+    exact_levels = (3, 4)
     codes_at = CODES.start
     scales_at = (SCALE.start, MINIMUM.start)
     kernel = pack_kernel("pack_tq2_0")
@@ -49,18 +55,31 @@ class Q2K(TernaryCodec):
     def put_codes(self, codes: Codes, blocks: ByteArray) -> None:
         blocks[:, CODES] = pairs(codes)
 
+    def _scaled(self, blocks: ByteArray, scales: Float32Array, group: int) -> ByteArray:
+        stored = super()._scaled(blocks, scales, group)
+        negative = (blocks[..., SCALE.stop - 1] & SIGN) != 0
+        if negative.any():
+            turned = blocks[negative]
+            turned[:, SUBS] = ONE_TWO
+            turned[:, CODES] ^= 0xFF  # 3 - (code + 1)
+            turned[:, [SCALE.stop - 1, MINIMUM.stop - 1]] &= SIGN - 1
+            blocks[negative] = turned
+        return stored
+
     def unpack(self, stored: ByteArray) -> CodedRows:
         n_rows = len(stored)
         blocks = stored.reshape(n_rows, -1, self.block_bytes)
         digits = blocks[..., CODES].reshape(n_rows, -1, 2, 1, 32) >> SHIFTS & 3
-        ternary = (blocks[..., SUBS] == ONES).all() and (blocks[..., SCALE] == blocks[..., MINIMUM]).all()
-        if not ternary or (digits == 3).any():
+        one, two = ((blocks[..., SUBS] == subs).all(axis=-1) for subs in (ONES, ONE_TWO))
+        if not (one | two).all() or (blocks[..., SCALE] != blocks[..., MINIMUM]).any():
             raise TensorError(
-                "Q2_K data isn't ternary (which needs sub-scales and sub-minima of 1, d = dmin, codes 0 to 2): "
-                "read the tensor as floats instead"
+                "Q2_K data has neither three nor four levels (which needs sub-scales of 1, equal sub-minima of 1 or 2, "
+                "and d = dmin): read the tensor as floats instead"
             )
-        codes = (digits.reshape(n_rows, -1) - np.uint8(1)).view(np.int8)
-        return CodedRows(codes, stored_scales(blocks[..., SCALE]), self.block)
+        codes = (digits.reshape(*one.shape, -1) - np.uint8(1)).view(np.int8)
+        codes = np.where(two[..., None], 1 - codes, codes)
+        scales = stored_scales(blocks[..., SCALE])
+        return CodedRows(codes.reshape(n_rows, -1), np.where(two, -scales, scales), self.block)
 
 
 CODEC = Q2K()

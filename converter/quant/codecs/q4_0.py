@@ -1,7 +1,7 @@
-"""Q4_0, restricted to ternary data: one fp16 scale, then 32 values in 16 bytes of 4-bit codes (4.5 bits per weight).
+"""Q4_0, restricted to ternary and four-level data: one fp16 scale, then 32 values in 16 bytes of 4-bit codes.
 
-Byte m holds value m in its low nibble and value m+16 in its high one, as trit + 8; ternary values use 7, 8 and 9 of
-the 16 codes. The layout is ggml's `block_q4_0`.
+That is 4.5 bits per weight. Byte m holds value m in its low nibble and value m+16 in its high one, as code + 8; codes
+from -1 to 2 use 7 to 10 of the 16. The layout is ggml's `block_q4_0`; its scale may be negative.
 """
 
 import numpy as np
@@ -22,6 +22,7 @@ class Q40(TernaryCodec):
     block = 32
     block_bytes = 18
     runs_on = EVERYWHERE
+    exact_levels = (3, 4)
     codes_at = SCALE_BYTES
     scales_at = (0,)
     kernel = pack_kernel("pack_q4_0")
@@ -37,12 +38,15 @@ class Q40(TernaryCodec):
         codes = np.empty((n_rows, blocks.shape[1], 2, 16), np.int8)
         codes[..., 0, :] = (packed & 15) - ZERO
         codes[..., 1, :] = (packed >> 4) - ZERO
-        if codes.size and (codes.min() < -1 or codes.max() > 1):
+        scales = stored_scales(blocks[..., :SCALE_BYTES])
+        turned = codes.min(axis=(2, 3), initial=0) < -1  # the four levels with the opposite sign
+        codes[turned] *= -1
+        if codes.size and (codes.min() < -1 or codes.max() > 2):
             raise TensorError(
-                "Q4_0 data holds other codes than 7, 8 and 9, which stand for the ternary values: "
+                "Q4_0 data holds other codes than those of three or four levels, 7 to 10 or 6 to 9 in a block: "
                 "read the tensor as floats instead"
             )
-        return CodedRows(codes.reshape(n_rows, -1), stored_scales(blocks[..., :SCALE_BYTES]), self.block)
+        return CodedRows(codes.reshape(n_rows, -1), np.where(turned, -scales, scales), self.block)
 
 
 CODEC = Q40()
