@@ -247,8 +247,8 @@ def _size(model: Model, codec: AnyCodec, facts: Mapping[str, TensorFacts], other
             plans.append(TensorPlan(encoder_for(spec, known["f32"], any_method), spec.role))
         else:
             fits = spec.shape[-1] % codec.block == 0
-            grid = facts[spec.name].grid if codec.ternary and fits else None
-            on_grid = grid if grid is not None and grid.fits(codec) else None
+            grid = facts[spec.name].grid if fits else None
+            on_grid = grid if grid is not None and codec.ternary is True and grid.fits(codec) else None
             plan = TensorPlan(encoder_for(spec, codec if fits else known["f16"], any_method, on_grid), spec.role)
             plans += with_scale_tensor(plan) if model.scale_tensors else [plan]
     linear = [spec for spec in model.specs if spec.role == "linear"]

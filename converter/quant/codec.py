@@ -225,7 +225,8 @@ def put_scales(scales: Float32Array, group: int, block: int, blocks: ByteArray, 
     if group % block:
         unit = math.gcd(group, block)  # of which neighbours fill whole groups, and others whole blocks
         narrow = np.repeat(scales, group // unit, axis=1).reshape(*blocks.shape[:2], -1)
-        scales, repeat = narrow.max(axis=-1), 1
+        most, least, repeat = narrow.max(axis=-1), narrow.min(axis=-1), 1
+        scales = np.where(-least > most, least, most)
         if ((narrow != scales[..., None]) & (narrow != 0)).any():
             raise ValueError(f"a block of {block} columns holds groups of {group} columns with different scales")
     scales, largest = np.ascontiguousarray(scales), 0.0

@@ -23,7 +23,7 @@ def padded(rows: Float32Array) -> Float32Array:
 
 def holds(grid: Grid, source: SourceTensor) -> bool:
     """Whether each group of 64 columns has one scale; the last group may end with padding."""
-    return grid.fits(GROUP) or (grid.ternary and grid.group == source.shape[1])
+    return grid.ternary and (grid.group % GROUP == 0 or grid.group == source.shape[1])
 
 
 def coder(source: SourceTensor, grid: Grid | None, threads: int) -> Coder:

@@ -7,6 +7,7 @@ import pytest
 
 from tritgguf.converter.core.tensors import Floats, SourceTensor
 from tritgguf.converter.quant import grids
+from tritgguf.converter.quant.codec import ternary_codecs
 from tritgguf.converter.quant.grids import code_on_grid, find_grid
 
 N_ROWS, N_COLUMNS = 600, 1024
@@ -90,7 +91,7 @@ def test_one_value_off_the_grid_anywhere_is_counted_and_never_exact(row: int, co
     assert grid is not None
     assert grid.outliers == 1
     assert not grid.ternary
-    assert not any(grid.fits(block) for block in (32, 64, 256))
+    assert not any(grid.fits(codec) for codec in ternary_codecs().values())
 
 
 def test_outliers_are_counted_as_the_bonsai_models_have_them() -> None:
@@ -111,7 +112,8 @@ def test_a_finer_grid_than_the_block_is_found_but_does_not_fit_it(group: int) ->
     grid = find_grid(Rows(bf16(trits(4) * scales)))
     assert grid is not None
     assert (grid.group, grid.extent, grid.outliers) == (group, f"{group} columns", 0)
-    assert [block for block in (32, 64, 256) if grid.fits(block)] == [block for block in (32, 64) if block <= group]
+    fitting = {codec.block for codec in ternary_codecs().values() if grid.fits(codec)}
+    assert fitting == {block for block in (32, 64) if block <= group}
 
 
 @pytest.mark.parametrize("group", [16, 64, 256])
