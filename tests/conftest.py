@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, settings
 # Set before numpy and llama.cpp are loaded; child processes inherit it. The workers share the cores, and by default
 # OpenMP's threads spin at every node of a graph until the last of them has had a core: most of the time goes there.
 os.environ.update(OMP_WAIT_POLICY="passive", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every child process compiles our modules again
 
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")

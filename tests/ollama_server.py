@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import ssl
 import tempfile
 import threading
@@ -44,6 +45,14 @@ NOT_COPIED = (
     "failed to validate GGUF with llama-quantize without compatibility patches: llama-quantize failed: exit status 1"
 )
 NO_SPACE = "write /root/.ollama/models/blobs/sha256-partial: no space left on device"
+
+
+def free_port() -> int:
+    """Return the number of a port that nothing uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def type_error(file: Path) -> str:
