@@ -44,7 +44,7 @@ def config_json(plan: ExportPlan) -> dict[str, Any]:
 
 def model_card(plan: ExportPlan, facts: Sequence[TensorFacts]) -> str:
     """Return README.md."""
-    name = model_name(plan.folder)
+    name = model_name(plan.model)
     rows = "\n".join(f"| {key} | {value} |" for key, value in _table(plan, facts))
     return (
         f"# {name}, {plan.form.name}\n\nMade of {name} by tritgguf; the original's licence applies.\n\n"

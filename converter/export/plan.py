@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ from tritgguf.converter.core.progress import Step
 from tritgguf.converter.core.tensors import CodedTensor, SourceTensor
 from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.export.scheme import Scheme
+from tritgguf.converter.gguf_io.reader import is_gguf, read_gguf
 from tritgguf.converter.model.architecture import TensorSpec, architecture_for, linear_names
+from tritgguf.converter.model.from_gguf import model_from_gguf
 from tritgguf.converter.model.match import match_tensors
 from tritgguf.converter.quant.grids import Grid, find_grid
+from tritgguf.converter.tokenizer.from_gguf import tokenizer_files
 
 SHARD_BYTES = 4_990_000_000  # with its header a file stays below 5 GB
 ROUNDS_ITSELF = "BitnetForCausalLM"  # 1bitLLM's class makes its weights ternary whatever config.json says
@@ -71,14 +74,18 @@ class TensorExport:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """The folder: its safetensors files, the tensors in order, and notes for the user."""
+    """The folder: its safetensors files, the tensors in order, and notes for the user.
 
-    folder: Path
+    `model` is the model's folder or GGUF file; `texts` are JSON files made of a GGUF file's keys, by name.
+    """
+
+    model: Path
     config: Mapping[str, Any]
     form: Form
     tensors: tuple[TensorExport, ...]
     shards: tuple[Shard, ...]
     notes: tuple[str, ...]
+    texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def weight_bytes(self) -> int:
@@ -101,33 +108,66 @@ class ExportPlan:
         }
 
 
-def plan_export(folder: Path, form: Form, threads: int, progress: Step) -> ExportPlan:
-    """Plan the folder; raise TritggufError if the checkpoint can't be written as asked."""
-    raw = read_config_json(folder)
-    if form.dequantized and ROUNDS_ITSELF in named_classes(raw):
+@dataclass(frozen=True)
+class _Opened:
+    """A model to export: config.json, the tensors that are written, and where they are; None without weights."""
+
+    config: Mapping[str, Any]
+    specs: list[TensorSpec]
+    tensors: Mapping[str, SourceTensor] | None
+    notes: list[str]
+    texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def plan_export(model: Path, form: Form, threads: int, progress: Step) -> ExportPlan:
+    """Plan the folder; raise TritggufError if the checkpoint, or the GGUF file, can't be written as asked."""
+    opened = _open_gguf(model) if is_gguf(model) else _open_folder(model, form)
+    if form.dequantized and ROUNDS_ITSELF in named_classes(opened.config):
         raise UnsupportedError(
             f"config.json: {ROUNDS_ITSELF} rounds its weights to three levels each time it computes, so floats that "
             "are rounded already would change: choose a packed scheme, or convert to GGUF"
         )
+    found = opened.tensors or {}
+
+    def choose(spec: TensorSpec) -> TensorExport:
+        return _choose(spec, found.get(spec.source), form, opened.config)
+
+    tensors = []
+    for tensor in parallel(choose, opened.specs, threads):
+        tensors.append(tensor)
+        progress(tensor.source.n_bytes if tensor.source else 0)
+    files = shards((tensor.entries for tensor in tensors), form.shard_bytes)
+    return ExportPlan(model, opened.config, form, tuple(tensors), files, tuple(opened.notes), opened.texts)
+
+
+def weight_files(model: Path) -> list[Path]:
+    """Return the files that hold a model's weights: the safetensors files of a folder, or a GGUF file and its parts."""
+    if not model.is_file():
+        return sorted(model.glob("*.safetensors"))
+    return [model] if not is_gguf(model) else list(read_gguf(model).paths)
+
+
+def _open_folder(folder: Path, form: Form) -> _Opened:
+    raw = read_config_json(folder)
     architecture = architecture_for(raw)
     config = architecture.read_config(raw)
     specs = [spec for spec in architecture.tensors(config) if spec.data is None]
     checkpoint = open_checkpoint(folder, linear_names(specs))
-    notes = ["there are no weights: the loss isn't known"] if checkpoint.tensors is None else []
-    found: Mapping[str, SourceTensor] = {}
-    if checkpoint.tensors is not None:
-        found, notes = match_tensors(specs, checkpoint.tensors, config)
-        _require_sense(checkpoint, form)
+    if checkpoint.tensors is None:
+        return _Opened(raw, specs, None, ["there are no weights: the loss isn't known"])
+    found, notes = match_tensors(specs, checkpoint.tensors, config)
+    _require_sense(checkpoint, form)
+    return _Opened(raw, specs, found, notes)
 
-    def choose(spec: TensorSpec) -> TensorExport:
-        return _choose(spec, found.get(spec.source), form, raw)
 
-    tensors = []
-    for tensor in parallel(choose, specs, threads):
-        tensors.append(tensor)
-        progress(tensor.source.n_bytes if tensor.source else 0)
-    files = shards((tensor.entries for tensor in tensors), form.shard_bytes)
-    return ExportPlan(folder, raw, form, tuple(tensors), files, tuple(notes))
+def _open_gguf(path: Path) -> _Opened:
+    """Open a GGUF file for the way back; its tokenizer is left out, with a note, if it can't be expressed."""
+    model = model_from_gguf(path)
+    try:
+        texts, notes = tokenizer_files(model.file.metadata), []
+    except UnsupportedError as error:
+        texts, notes = {}, [f"the folder gets no tokenizer: {error}"]
+    return _Opened(model.config, model.specs, model.tensors, notes, texts)
 
 
 def _require_sense(checkpoint: Checkpoint, form: Form) -> None:

@@ -24,8 +24,9 @@ from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.export.code_files import code_files
 from tritgguf.converter.export.model_card import TensorFacts, config_json, model_card
 from tritgguf.converter.export.output_folder import COPIED, finished, note_finished, require_folder, whole_folder
-from tritgguf.converter.export.plan import SHARD_BYTES, ExportPlan, Form, TensorExport, plan_export
+from tritgguf.converter.export.plan import SHARD_BYTES, ExportPlan, Form, TensorExport, plan_export, weight_files
 from tritgguf.converter.export.scheme import scheme_named
+from tritgguf.converter.tokenizer import TokenIdsProvider, check_token_ids, installed_provider, read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ def plan_quantization(
     model: str | os.PathLike[str], form: Form, *, threads: int | None = None, progress: Progress | None = None
 ) -> ExportPlan:
     """Return the plan of the folder; a folder with only config.json is enough for the sizes."""
-    folder = Path(model)
-    return plan_export(folder, form, n_threads(threads), counted(progress, "reading", _weight_bytes(folder)))
+    source = Path(model)
+    total = sum(path.stat().st_size for path in weight_files(source))
+    return plan_export(source, form, n_threads(threads), counted(progress, "reading", total))
 
 
 def quantize(
@@ -84,17 +86,20 @@ def quantize(
     threads: int | None = None,
     progress: Progress | None = None,
     planned: Callable[[ExportPlan], None] | None = None,
+    check: TokenIdsProvider | bool = True,
 ) -> Quantization:
-    """Quantize a Hugging Face checkpoint folder and write it as another.
+    """Quantize a Hugging Face checkpoint folder, or a GGUF file of a known architecture; write it as another folder.
 
     `form` is a scheme's name, or what `form_named` returns. `out` appears when it is complete. With `resume` an
-    interrupted run keeps its finished files in OUT.part, and the next run writes only the others. Raises TritggufError.
+    interrupted run keeps its finished files in OUT.part, and the next run writes only the others. A GGUF file's
+    tokenizer becomes a tokenizer.json. `check` compares the token ids of both; True takes the installed provider of
+    token ids, or give one. Raises TritggufError.
     """
     started = time.monotonic()
-    folder, target = Path(model), Path(out)
-    require_folder(target, folder, force)
+    source, target = Path(model), Path(out)
+    require_folder(target, source, force)
     plan = plan_quantization(
-        folder, form_named(form) if isinstance(form, str) else form, threads=threads, progress=progress
+        source, form_named(form) if isinstance(form, str) else form, threads=threads, progress=progress
     )
     if any(tensor.source is None for tensor in plan.tensors):
         raise SourceError(f"{model} holds no weights; it can only be planned, with --dry-run")
@@ -106,22 +111,18 @@ def quantize(
         for shard in plan.shards:
             facts += _write_shard(partial, shard, plan, n_threads(threads), report)
         _write_texts(partial, plan, facts)
+        if plan.texts and check:
+            _check_tokenizer(partial, plan, installed_provider() if check is True else check)
     return Quantization(target, plan, tuple(facts), time.monotonic() - started)
-
-
-def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _identity(plan: ExportPlan) -> dict[str, Any]:
     """Return what must be equal for an interrupted run to be resumed: version, model, options and layout."""
     headers = hashlib.sha256(b"".join(shard.header for shard in plan.shards)).hexdigest()
-    files = {
-        path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(plan.folder.glob("*.safetensors"))
-    }
+    files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in weight_files(plan.model)}
     form = {"scheme": plan.form.name, "dequantized": plan.form.dequantized, "dtype": plan.form.dtype}
     config = hashlib.sha256(json.dumps(plan.config, sort_keys=True).encode()).hexdigest()
-    model = {"model": str(plan.folder.resolve()), "files": files, "config": config}
+    model = {"model": str(plan.model.resolve()), "files": files, "config": config}
     return {"version": tritgguf.__version__, **model, "form": form, "headers": headers}
 
 
@@ -166,14 +167,24 @@ def _write_tensor(file: BinaryIO, shard: Shard, tensor: TensorExport, threads: i
     return TensorFacts(name, tensor.scheme is not None, tensor.n_weights, error, total)
 
 
+def _check_tokenizer(folder: Path, plan: ExportPlan, provider: TokenIdsProvider) -> None:
+    """Raise TokenizerError where the folder's tokenizer gives other ids than the GGUF file that it was made of."""
+    n_vocab = plan.config["vocab_size"]
+    with provider(folder) as read:
+        check_token_ids(read_tokenizer(folder, n_vocab=n_vocab, config=plan.config, load=False), plan.model, read)
+
+
 def _write_texts(partial: Path, plan: ExportPlan, facts: list[TensorFacts]) -> None:
     """Write index, config.json and README.md, and copy the tokenizer's files and the model's code."""
     texts = {"config.json": json.dumps(config_json(plan), indent=2) + "\n", "README.md": model_card(plan, facts)}
     if index := index_file(plan.shards):
         texts |= dict([index])
+    texts |= {name: json.dumps(content, indent=1, ensure_ascii=False) + "\n" for name, content in plan.texts.items()}
     for name, text in texts.items():
         (partial / name).write_text(text, "utf-8")
-    copied = {path.name for pattern in COPIED for path in plan.folder.glob(pattern)} | code_files(plan.folder)
+    if plan.model.is_file():
+        return
+    copied = {path.name for pattern in COPIED for path in plan.model.glob(pattern)} | code_files(plan.model)
     for name in sorted(copied):
-        if (plan.folder / name).is_file():
-            shutil.copyfile(plan.folder / name, partial / name)
+        if (plan.model / name).is_file():
+            shutil.copyfile(plan.model / name, partial / name)

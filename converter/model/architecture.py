@@ -14,6 +14,7 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, Keys
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson, named_classes
 from tritgguf.converter.core.registry import offered
+from tritgguf.converter.core.settings import Settings
 from tritgguf.converter.core.tensors import Float32Array, RowIndices
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, string
@@ -48,7 +49,9 @@ class Architecture:
     hyperparameters; it gets the prefix of the keys. Each of `requires` raises UnsupportedError for a model that the
     graph can't compute; `activations` are those that it computes, the default first. `honours_scales` tells whether the
     graph multiplies every linear layer by its `.scale` tensor. `own_name` is set where the stock graph alone would
-    compute another model: the file then has the keys under both names.
+    compute another model: the file then has the keys under both names. On the way back from a GGUF file, `settings`
+    turns the architecture's keys into what `extra_keys` made them of; `model_type` is config.json's for the first of
+    `classes`, where it isn't that name in lower case.
     """
 
     graph: MODEL_ARCH
@@ -59,6 +62,8 @@ class Architecture:
     activations: tuple[str, ...] = ("silu", "swish")
     honours_scales: bool = False
     own_name: str | None = None
+    settings: Callable[[Settings], ConfigJson] = lambda _keys: {}
+    model_type: str | None = None
 
     @property
     def graph_name(self) -> str:

@@ -43,6 +43,7 @@ def card_metadata(folder: Path) -> tuple[Metadata, list[str]]:
 def model_name(folder: Path) -> str:
     """Return the folder's name, or the repository's for a snapshot in Hugging Face's cache, whose name is a commit.
 
+    A GGUF file's name is that of the file without its ending.
     The cache has the files of org/name in models--org--name/snapshots/COMMIT
     (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
     """
@@ -50,7 +51,7 @@ def model_name(folder: Path) -> str:
     repository = folder.parent.parent.name
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.split("--")[-1]
-    return folder.name
+    return folder.stem if folder.is_file() else folder.name
 
 
 def _licence(folder: Path) -> tuple[Metadata, list[str]]:

@@ -109,6 +109,22 @@ def candidates(steps: tuple[str, ...]) -> list[PreTokenizer]:
     return [row for row in PRE_TOKENIZERS if row.steps == steps]
 
 
+def as_pre_tokenizer(steps: tuple[str, ...]) -> dict[str, Any]:
+    """Return tokenizer.json's `pre_tokenizer` with these steps, which `steps_of` gives again."""
+    parts = [_as_part(step) for step in steps]
+    return parts[0] if len(parts) == 1 else {"type": "Sequence", "pretokenizers": parts}
+
+
+def _as_part(step: str) -> dict[str, Any]:
+    if step == SINGLE_DIGITS:
+        return {"type": "Digits", "individual_digits": True}
+    if step in (BYTES, WORDS_AND_BYTES):
+        own = step == WORDS_AND_BYTES
+        return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": own}
+    expression = step.removeprefix(split(""))
+    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+
+
 def _step(part: Mapping[str, Any]) -> str:
     match part:
         case {"type": "Split", "pattern": {"Regex": str(expression)}, "behavior": "Isolated", "invert": False}:

@@ -6,6 +6,8 @@ import math
 
 from gguf import MODEL_ARCH, Keys
 
+from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.core.settings import Settings
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, float32
 from tritgguf.converter.model.architecture import Architecture, TensorSpec
@@ -49,6 +51,16 @@ def scales(config: DecoderConfig, arch: str) -> Metadata:
     }
 
 
+def settings(keys: Settings) -> ConfigJson:
+    """Return what `scales` made the keys of; logits are scaled by a whole number."""
+    logits = keys.number("logit_scale")
+    return {
+        "scale_emb": keys.number("embedding_scale"),
+        "scale_depth": keys.number("residual_scale") * math.sqrt(keys.integer("block_count")),
+        "dim_model_base": keys.integer("embedding_length") / logits,
+    }
+
+
 def require_dense_attention(config: DecoderConfig) -> None:
     """Raise UnsupportedError where long texts attend sparsely."""
     if config.raw.object("sparse_config"):
@@ -76,5 +88,6 @@ ARCHITECTURE = Architecture(
     classes={"MiniCPMForCausalLM": {"tie_word_embeddings": True}},
     tensors=tensors,
     extra_keys=scales,
+    settings=settings,
     requires=(require_dense_attention, require_derived_factor),
 )

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 SCHEMES = ", ".join(name.replace("_", "-") for name in names("tritgguf.converter.export.schemes"))
 
-ModelPath = Annotated[Path, typer.Argument(help="Hugging Face model folder, plain or packed.")]
+ModelPath = Annotated[Path, typer.Argument(help="Hugging Face model folder, plain or packed, or a GGUF file.")]
 OutPath = Annotated[Path | None, typer.Argument(help="Folder to write (not needed with --dry-run).")]
 SchemeName = Annotated[str | None, typer.Option(help=f"Quantization scheme for linear layers: {SCHEMES}.")]
-Dequantize = Annotated[bool, typer.Option("--dequantize", help="Write a packed model as plain floats.")]
+Dequantize = Annotated[bool, typer.Option("--dequantize", help="Write a packed model, or a GGUF file, as plain floats.")]
 Packed = Annotated[
     bool | None,
     typer.Option(
@@ -58,7 +58,7 @@ def quantize(
     json_output: options.JsonOutput = False,
     threads: options.Threads = None,
 ) -> None:
-    """Quantize a Hugging Face model and write it as a Hugging Face folder."""
+    """Quantize a Hugging Face model or a GGUF file and write it as a Hugging Face folder."""
     if (scheme is None) != dequantize:
         raise typer.BadParameter("give either --scheme or --dequantize", param_hint="--scheme")
     form = converter.form_named(

@@ -1,0 +1,225 @@
+"""Turn a GGUF file of a known architecture back into what a Hugging Face folder holds: config.json and named tensors.
+
+config.json is made of the file's keys, and then checked by the way there: the architecture reads it, and must ask for
+exactly the keys and tensors that the file has. So a setting that isn't understood stops the way back, instead of
+getting lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import Keys
+
+from tritgguf.converter.core.settings import Settings
+from tritgguf.converter.core.tensors import ByteArray, Float32Array, RowIndices, SourceTensor, row_numbers
+from tritgguf.converter.errors import SourceError, TritggufError, UnsupportedError
+from tritgguf.converter.gguf_io.metadata import Metadata, Value
+from tritgguf.converter.gguf_io.reader import GgufFile, GgufTensor, read_gguf
+from tritgguf.converter.model.architecture import Architecture, TensorSpec, architectures
+from tritgguf.converter.model.config import DecoderConfig
+from tritgguf.converter.model.rope import ROPE_FREQS
+from tritgguf.converter.model.rope_from_gguf import rope_candidates
+
+# Keys of an architecture that say what the tensors say as well, or that no graph here reads.
+UNREAD = ("vocab_size", "rope.dimension_count", "attention.key_length", "attention.value_length", "attention.causal")
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A GGUF file as a Hugging Face model: config.json, and the tensors that the architecture asks for, by HF name."""
+
+    file: GgufFile
+    config: dict[str, Any]
+    specs: list[TensorSpec]
+    tensors: Mapping[str, SourceTensor]
+
+
+@dataclass(frozen=True)
+class HfTensor(SourceTensor):
+    """A GGUF tensor in the order of rows that transformers has; `factor` is the value of its `.scale` tensor, or 1.
+
+    Row i of it is row `places[i]` of the file's; a one-dimensional tensor's values are ordered so.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stored: GgufTensor
+    places: RowIndices | None
+    factor: float = 1.0
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        return self.stored.dtype
+
+    @property
+    def n_bytes(self) -> int:
+        return self.stored.n_bytes
+
+    def read(self, rows: slice | RowIndices) -> Float32Array:
+        if self.places is None:
+            found = self.stored.read(rows)
+        elif len(self.shape) == 1:
+            found = self.stored.read(rows)[:, self.places]
+        else:
+            found = self.stored.read(self.places[row_numbers(rows, self.shape[0])])
+        return found if self.factor == 1 else found * np.float32(self.factor)
+
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        if self.places is None or len(self.shape) == 1:
+            return self.stored.on_disk(rows)
+        return self.stored.on_disk(self.places[row_numbers(rows, self.shape[0])])
+
+
+def model_from_gguf(path: Path) -> FoundModel:
+    """Read a GGUF file as a Hugging Face model; raise UnsupportedError where it can't be expressed as one."""
+    file = read_gguf(path)
+    known = [architecture for architecture in architectures() if architecture.name == file.architecture]
+    if not known:
+        names = ", ".join(sorted({architecture.name for architecture in architectures()}))
+        raise UnsupportedError(
+            f"{path.name}: the way back to a Hugging Face folder isn't known for architecture {file.architecture}; "
+            f"known are {names}"
+        )
+    failures = []
+    for architecture in known:
+        keys = _architecture_keys(file)
+        for rope in rope_candidates(keys, _divisors(file)):
+            try:
+                return _as_described(file, architecture, _config_json(file, architecture, keys) | rope)
+            except TritggufError as error:
+                failures.append(error)
+    raise failures[0]
+
+
+def _as_described(file: GgufFile, architecture: Architecture, raw: dict[str, Any]) -> FoundModel:
+    """Return the file as config.json describes it; raise TritggufError where the file and config.json differ."""
+    config = architecture.read_config(raw)
+    specs = architecture.tensors(config)
+    _require_same_keys(file, architecture.metadata(config))
+    tensors = _matched(file, specs, config)
+    return FoundModel(file, raw, [spec for spec in specs if spec.data is None], tensors)
+
+
+def _architecture_keys(file: GgufFile) -> Settings:
+    prefix = f"{file.architecture}."
+    keys = {key.removeprefix(prefix): value.data for key, value in file.metadata.items() if key.startswith(prefix)}
+    return Settings(file.path.name, keys, prefix.removesuffix("."))
+
+
+def _config_json(file: GgufFile, architecture: Architecture, keys: Settings) -> dict[str, Any]:
+    """Return the config.json that should make this file, without the rotation; the caller checks that it does."""
+    hidden, n_heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
+    embeddings = file.tensors.get("token_embd.weight")
+    if embeddings is None:
+        raise SourceError(f"{file.path.name} has no token_embd.weight: it isn't a model, or it is damaged")
+    name = next(iter(architecture.classes))
+    config: dict[str, Any] = {
+        "architectures": [name],
+        "model_type": architecture.model_type or name.removesuffix("ForCausalLM").lower(),
+        "hidden_size": hidden,
+        "intermediate_size": keys.integer("feed_forward_length"),
+        "num_hidden_layers": keys.integer("block_count"),
+        "num_attention_heads": n_heads,
+        "num_key_value_heads": keys.integer("attention.head_count_kv", n_heads),
+        "head_dim": keys.integer("attention.key_length", hidden // n_heads),
+        "vocab_size": embeddings.shape[0],
+        "max_position_embeddings": keys.integer("context_length"),
+        "rms_norm_eps": _shortest(keys.number("attention.layer_norm_rms_epsilon")),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "hidden_act": architecture.activations[0],
+        "attention_bias": "blk.0.attn_output.bias" in file.tensors,
+        "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
+        **architecture.settings(keys),
+    }
+    if keys.has("attention.sliding_window"):
+        config |= {"sliding_window": keys.integer("attention.sliding_window"), "use_sliding_window": True}
+    else:
+        config |= {"sliding_window": None}
+    return config | _token_ids(file)
+
+
+def _shortest(number: float) -> float:
+    """Return the shortest decimal number that is the same as float32: 1e-06 instead of 9.99999997475e-07.
+
+    >>> _shortest(9.999999974752427e-07)
+    1e-06
+    """
+    return float(str(np.float32(number)))
+
+
+def _divisors(file: GgufFile) -> Float32Array | None:
+    tensor = file.tensors.get(ROPE_FREQS)
+    return None if tensor is None else tensor.read(slice(None)).reshape(-1)
+
+
+def _token_ids(file: GgufFile) -> dict[str, Any]:
+    """Return the ids of config.json; eos is a list where generation ends at several tokens."""
+    ids = {
+        name: file.value(key)
+        for name, key in (
+            ("bos", Keys.Tokenizer.BOS_ID),
+            ("eos", Keys.Tokenizer.EOS_ID),
+            ("pad", Keys.Tokenizer.PAD_ID),
+        )
+    }
+    return {f"{name}_token_id": token_id for name, token_id in ids.items() if isinstance(token_id, int)}
+
+
+def _require_same_keys(file: GgufFile, expected: Metadata) -> None:
+    """Raise UnsupportedError where a key of the file isn't what config.json becomes on the way there."""
+    for key, value in file.metadata.items():
+        if not key.startswith(f"{file.architecture}.") or key.removeprefix(f"{file.architecture}.") in UNREAD:
+            continue
+        if key not in expected:
+            raise UnsupportedError(
+                f"{file.path.name}: {key} is {value.data!r:.80}, which no key of config.json is known to mean: the "
+                "folder would describe another model"
+            )
+        if not _same(value, expected[key]):
+            raise UnsupportedError(
+                f"{file.path.name}: {key} is {value.data!r:.80}, but no config.json that is known here gives that: the "
+                f"nearest gives {expected[key].data!r:.80}"
+            )
+
+
+def _same(found: Value, expected: Value) -> bool:
+    if isinstance(found.data, float) or isinstance(expected.data, float):
+        try:
+            return np.float32(found.data) == np.float32(expected.data)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return False
+    return found.data == expected.data
+
+
+def _matched(file: GgufFile, specs: list[TensorSpec], config: DecoderConfig) -> dict[str, SourceTensor]:
+    """Return the file's tensors by their names in the checkpoint; raise SourceError where one is missing or surplus."""
+    unused = dict(file.tensors)
+    matched: dict[str, SourceTensor] = {}
+    for spec in specs:
+        stored = unused.pop(spec.name, None)
+        if spec.data is not None:
+            if stored is None or not np.array_equal(stored.read(slice(None)).reshape(-1), spec.data.reshape(-1)):
+                raise UnsupportedError(
+                    f"{file.path.name}: {spec.name} isn't what a config.json that is known here gives"
+                )
+            continue
+        if stored is None or stored.shape != spec.shape:
+            found = "has no" if stored is None else f"has the shape {stored.shape} for"
+            raise SourceError(
+                f"{file.path.name} {found} {spec.name}; expected {spec.shape}: it is another architecture"
+            )
+        scale = unused.pop(spec.name.removesuffix(".weight") + ".scale", None) if spec.role == "linear" else None
+        factor = 1.0 if scale is None else float(scale.read(slice(None)).reshape(-1)[0])
+        places = None if spec.rows is None else np.argsort(spec.rows)
+        matched[spec.source] = HfTensor(spec.source, spec.shape, stored, places, factor)
+    if unused:
+        raise UnsupportedError(
+            f"{file.path.name} holds {min(unused)}, which {config.graph} has no place for in a checkpoint "
+            f"({len(unused)} such tensors)"
+        )
+    return matched
