@@ -188,11 +188,8 @@ def _require_same_keys(file: GgufFile, expected: Metadata) -> None:
 
 
 def _same(found: Value, expected: Value) -> bool:
-    if isinstance(found.data, float) or isinstance(expected.data, float):
-        try:
-            return np.float32(found.data) == np.float32(expected.data)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            return False
+    if isinstance(found.data, float) and isinstance(expected.data, float):
+        return bool(np.float32(found.data) == np.float32(expected.data))
     return found.data == expected.data
 
 

@@ -18,8 +18,9 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 def rope_candidates(keys: Settings, divisors: Float32Array | None) -> list[dict[str, Any]]:
     """Return what config.json may say of the rotation, likeliest first.
 
-    `keys` are the architecture's, `divisors` is rope_freqs.weight, (head_dim / 2,). Divisors that aren't Llama 3's become LongRoPE's factors for texts of any length, which transformers divides by as
-    they are. Raises UnsupportedError for a scaling that isn't known.
+    `keys` are the architecture's, `divisors` is rope_freqs.weight, (head_dim / 2,). Divisors that aren't Llama 3's
+    become LongRoPE's factors for texts of any length: transformers divides by them. Raises UnsupportedError for a
+    scaling that isn't known.
     """
     theta = {"rope_theta": float(str(np.float32(keys.number("rope.freq_base", 10000.0))))}
     kind, magnitude = keys.text("rope.scaling.type") or "none", keys.number("rope.scaling.attn_factor", 1.0)

@@ -27,7 +27,7 @@ SCHEMES = ", ".join(name.replace("_", "-") for name in names("tritgguf.converter
 ModelPath = Annotated[Path, typer.Argument(help="Hugging Face model folder, plain or packed, or a GGUF file.")]
 OutPath = Annotated[Path | None, typer.Argument(help="Folder to write (not needed with --dry-run).")]
 SchemeName = Annotated[str | None, typer.Option(help=f"Quantization scheme for linear layers: {SCHEMES}.")]
-Dequantize = Annotated[bool, typer.Option("--dequantize", help="Write a packed model, or a GGUF file, as plain floats.")]
+Dequantize = Annotated[bool, typer.Option("--dequantize", help="Write a packed model or a GGUF file as plain floats.")]
 Packed = Annotated[
     bool | None,
     typer.Option(
@@ -78,7 +78,7 @@ def quantize(
     kept = f"; {out}.part keeps the finished files for --resume" if resume else ""
     with reports_interruption(out, kept), show_progress(json_output) as progress:
         result = converter.quantize(model, out, form, force=force, resume=resume, threads=threads, progress=progress)
-    _print_result(result, json_output)
+    _print_result(result, dtype, json_output)
 
 
 def _print_plan(plan: ExportPlan, json_output: bool) -> None:
@@ -91,7 +91,7 @@ def _print_plan(plan: ExportPlan, json_output: bool) -> None:
     _print_notes(plan)
 
 
-def _print_result(result: Quantization, json_output: bool) -> None:
+def _print_result(result: Quantization, dtype: str, json_output: bool) -> None:
     if json_output:
         print(json.dumps(result.as_json()))
         return
@@ -104,6 +104,14 @@ def _print_result(result: Quantization, json_output: bool) -> None:
         worst = max(coded, key=lambda fact: fact.error)
         print(f"Relative squared error: {error:.3g}, at most {worst.error:.3g} ({worst.name})")
     _print_notes(plan)
+    rounded = [fact for fact in result.facts if not fact.coded and fact.squared_error]
+    if rounded:
+        worst = max(rounded, key=lambda fact: fact.error)
+        print(
+            f"note: {len(rounded)} tensors are rounded to {dtype}, relative squared error at most {worst.error:.3g} "
+            f"({worst.name}); --dtype f32 keeps every value",
+            file=sys.stderr,
+        )
 
 
 def _print_notes(plan: ExportPlan) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests import checkpoints, packed_checkpoints
 from tests.command_line import run_captured
 from tests.gguf_edit import patch, rewrite
-from tritgguf.converter import convert
+from tritgguf.converter import convert, form_named, quantize
 from tritgguf.converter.gguf_io.metadata import string
 from tritgguf.converter.gguf_io.reader import read_gguf
 from tritgguf.converter.verification.verification import verify
@@ -192,6 +192,18 @@ def test_logits_against_transformers(name: str, kind: str, tmp_path: Path, monke
     assert figures["relative_error"] < 0.05
     assert figures["kl_divergence"] < 0.02
     assert figures["same_top1"] > 0.8
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs the golden extra")
+@pytest.mark.parametrize("name", ["llama-llama3", "llama-yarn-betas", "qwen2-yarn", "qwen3"])
+def test_transformers_computes_what_a_gguf_file_does_after_the_way_back(
+    name: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    file = convert(checkpoints.build(name, tmp_path / "model"), tmp_path / "out.gguf", "f16").out
+    folder = quantize(file, tmp_path / "folder", form_named(None, dtype="f32")).out
+    code, out, _ = run_captured(monkeypatch, capsys, "verify", folder, file, "--logits", "--json")
+    assert code == 0, out
+    assert json.loads(out)["logits"]["relative_error"] < 2e-3
 
 
 def test_gguf_edit_really_edits(out: Path, tmp_path: Path) -> None:
