@@ -67,7 +67,8 @@ def rotation(config: DecoderConfig, arch: str, *, reads_divisors: bool) -> Rotat
     if rope.kind == "llama3":
         return Rotation(keys, llama3_divisors(config))
     magnitude = _yarn_magnitude(config) if rope.kind == "yarn" else _longrope_magnitude(config)
-    keys[Keys.Rope.SCALING_ATTN_FACTOR.format(arch=arch)] = float32(magnitude)
+    if magnitude != 1:  # llama.cpp's default
+        keys[Keys.Rope.SCALING_ATTN_FACTOR.format(arch=arch)] = float32(magnitude)
     return Rotation(keys, yarn_divisors(config) if rope.kind == "yarn" else longrope_divisors(config))
 
 
