@@ -63,7 +63,9 @@ def test_longrope_s_magnitude(scaling: dict[str, Any], beside: int | None, magni
         {**config(RECIPES["llama-gqa"]), "rope_scaling": longrope, "original_max_position_embeddings": beside}
     )
     keys = rotation(read, "llama", reads_divisors=True).metadata
-    assert keys["llama.rope.scaling.attn_factor"].data == pytest.approx(magnitude, rel=1e-12)
+    found = keys["llama.rope.scaling.attn_factor"].data if magnitude != 1 else 1.0  # llama.cpp's default has no key
+    assert found == pytest.approx(magnitude, rel=1e-12)
+    assert ("llama.rope.scaling.attn_factor" in keys) == (magnitude != 1)
     assert trained_length(read) == length
 
 
