@@ -61,11 +61,17 @@ def battery(tokenizer: SourceTokenizer) -> list[str]:
     """Return the texts to compare on: TEXTS, and each special token alone and inside a text.
 
     For a tokenizer that composes accents (Unicode NFC) the texts are composed first. llama.cpp has no such step, which
-    one of the tokenizer's `notes` tells; the rest of its work on these texts can still be compared.
+    one of the tokenizer's `notes` tells; the rest of its work on these texts can still be compared. For one that puts a
+    space before the first text alone, the texts are those for which a file can do the same (first_space.py).
     """
     texts = list(TEXTS)
     for special in tokenizer.special_tokens:
         texts += [special, f"left {special} right", f"a{special}b", f" {special}\n{special}{special}  next"]
+    if (first := tokenizer.compared) is not None and first.adds:
+        texts = [text for text in texts if not text.startswith((" ", "▁"))]
+        texts = [text for text in texts if not any(special in text for special in tokenizer.special_tokens)]
+    elif first is not None:
+        texts = [first.begins + text for text in texts]
     if tokenizer.normalizes_nfc:
         texts = [unicodedata.normalize("NFC", text) for text in texts]
     return list(dict.fromkeys(texts))

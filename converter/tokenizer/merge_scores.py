@@ -18,6 +18,7 @@ from gguf import Keys, TokenType
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import Metadata, boolean, string
 from tritgguf.converter.tokenizer.files import TOKENIZER_JSON, SideFiles
+from tritgguf.converter.tokenizer.first_space import first_space
 from tritgguf.converter.tokenizer.post_processor import around_text, beyond_llama_cpp, overruled
 from tritgguf.converter.tokenizer.source import SourceTokenizer
 from tritgguf.converter.tokenizer.special_ids import SpecialIds, special_metadata
@@ -29,10 +30,6 @@ BYTE_PIECES = {f"<0x{byte:02X}>" for byte in range(256)}
 _ESCAPE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 _PREPEND = {"type": "Prepend", "prepend": SPACE}
 
-FIRST_TEXT_ONLY = (
-    "the tokenizer puts a space before the first text alone, "
-    "llama.cpp before each text that follows a special token as well"
-)
 NO_SECOND_SPACE = "the tokenizer puts no space before text that has one already, llama.cpp puts another"
 
 
@@ -79,14 +76,18 @@ def merge_scored_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int
         Keys.Tokenizer.ADD_PREFIX: boolean(spaces.prefix != "never"),
         **special_metadata(SpecialIds(files, vocabulary, defaults, around)),
     }
+    first = first_space(metadata, vocabulary) if spaces.prefix == "first" else None
+    if first is not None:
+        metadata[Keys.Tokenizer.ADD_PREFIX] = boolean(first.adds)
     beyond = beyond_llama_cpp(around, metadata)
     return SourceTokenizer(
         kind="sentencepiece",
         metadata=metadata,
         special_tokens=vocabulary.special_texts(),
         encode_with_source=source.reference,
-        notes=beyond + overruled(around, files.tokenizer_config),
+        notes=beyond + overruled(around, files.tokenizer_config) + ((first.note,) if first else ()),
         hint="; ".join(filter(None, [*beyond, spaces.difference, *source.differences()])),
+        compared=first,
     )
 
 
@@ -114,7 +115,7 @@ def _metaspace(pre_tokenizer: Mapping[str, Any]) -> Spaces:
     scheme = pre_tokenizer.get("prepend_scheme", "always" if pre_tokenizer.get("add_prefix_space", True) else "never")
     split = bool(pre_tokenizer.get("split", True))
     if scheme == "first":
-        return Spaces("first", split, FIRST_TEXT_ONLY)
+        return Spaces("first", split)
     return Spaces("always", split, NO_SECOND_SPACE) if scheme == "always" else Spaces("never", split)
 
 

@@ -11,7 +11,8 @@ from gguf import Keys, TokenType
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import Metadata, boolean, string
 from tritgguf.converter.tokenizer.files import SENTENCEPIECE_MODEL, TOKENIZER_JSON, AddedToken, SideFiles, read_bytes
-from tritgguf.converter.tokenizer.merge_scores import BYTE_PIECES, FIRST_TEXT_ONLY
+from tritgguf.converter.tokenizer.first_space import first_space
+from tritgguf.converter.tokenizer.merge_scores import BYTE_PIECES
 from tritgguf.converter.tokenizer.post_processor import around_in_llama_cpp
 from tritgguf.converter.tokenizer.sentencepiece_proto import (
     BPE_MODEL,
@@ -54,17 +55,21 @@ def sentencepiece_tokenizer(files: SideFiles, n_vocab: int) -> SourceTokenizer:
         Keys.Tokenizer.ADD_PREFIX: boolean(proto.adds_dummy_prefix),
         **special_metadata(SpecialIds(files, vocabulary, defaults, None)),
     }
+    first = first_space(metadata, vocabulary) if first_only else None
+    if first is not None:
+        metadata[Keys.Tokenizer.ADD_PREFIX] = boolean(first.adds)
     special_texts = vocabulary.special_texts()
     encode = _encoder(processor, special_texts, vocabulary.ids, first_only)
     # The model's file doesn't tell what is added, so the configs' answer is compared with what llama.cpp makes of it.
     before, after = around_in_llama_cpp(metadata)
+    bos_notes = (BOS_BY_CLASS,) if before and files.tokenizer_config.get("add_bos_token") is None else ()
     return SourceTokenizer(
         kind="sentencepiece",
         metadata=metadata,
         special_tokens=special_texts,
         encode_with_source=lambda text, prompt: [*before, *encode(text), *after] if prompt else encode(text),
-        notes=(BOS_BY_CLASS,) if before and files.tokenizer_config.get("add_bos_token") is None else (),
-        hint=FIRST_TEXT_ONLY if first_only else "",
+        notes=(*bos_notes, *((first.note,) if first else ())),
+        compared=first,
     )
 
 

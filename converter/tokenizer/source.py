@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tritgguf.converter.gguf_io.metadata import Metadata
+from tritgguf.converter.tokenizer.first_space import FirstSpace
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class SourceTokenizer:
 
     `metadata` holds every `tokenizer.*` key in the order to write them. `special_tokens` are the texts that become one
     token each anywhere in a prompt. `notes` are differences that no GGUF file can avoid, one sentence each; `hint`
-    tells why token ids may differ, for the error where they do. A "passthrough" tokenizer is a GGUF source's own.
+    tells why token ids may differ, for the error where they do. `compared` tells for which texts a file can give the
+    same ids, None for all (first_space.py). A "passthrough" tokenizer is a GGUF source's own.
     """
 
     kind: Literal["bpe", "sentencepiece", "passthrough"]
@@ -25,6 +27,7 @@ class SourceTokenizer:
     normalizes_nfc: bool = False
     notes: tuple[str, ...] = ()
     hint: str = ""
+    compared: FirstSpace | None = None
 
     def encode(self, text: str) -> list[int]:
         """Return ids by the source's own library: special tokens in the text are parsed, no bos or eos is added."""

@@ -53,6 +53,19 @@ def end_of_turn(template: str, special_texts: Sequence[str], variables: Mapping[
     None if the template can't be rendered here or ends a turn with plain text. `variables` are the template's own,
     such as bos_token.
     """
+    _, found, tail = (_rendered(template, variables) or "").rpartition(_ANSWER)
+    places = [(tail.index(text), -len(text), text) for text in special_texts if found and text in tail]
+    return min(places)[2] if places else None
+
+
+def begins_with_special(template: str, special_texts: Sequence[str], variables: Mapping[str, str | None]) -> bool:
+    """Whether the template begins a short chat with a special token; False if it can't be rendered here."""
+    rendered = _rendered(template, variables) or ""
+    return any(text and rendered.startswith(text) for text in special_texts)
+
+
+def _rendered(template: str, variables: Mapping[str, str | None]) -> str | None:
+    """Return a chat of a question and an answer; None if the template can't be rendered here."""
     from jinja2 import TemplateError  # not at the top: it takes long to import
 
     from tritgguf.converter.tokenizer.template_budget import budget_for
@@ -63,12 +76,9 @@ def end_of_turn(template: str, special_texts: Sequence[str], variables: Mapping[
     try:
         renderer = template_environment().from_string(template)
         with budget_for(messages):
-            rendered = renderer.render(messages=messages, add_generation_prompt=False, **given)
+            return renderer.render(messages=messages, add_generation_prompt=False, **given)
     except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError):
         return None
-    _, found, tail = rendered.rpartition(_ANSWER)
-    places = [(tail.index(text), -len(text), text) for text in special_texts if found and text in tail]
-    return min(places)[2] if places else None
 
 
 def _named(entry: object, name: str) -> dict[str, str]:

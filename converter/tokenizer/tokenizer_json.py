@@ -19,6 +19,8 @@ from tritgguf.converter.tokenizer.files import (
 )
 from tritgguf.converter.tokenizer.reference import Reference
 
+KEEPS_SPACES = ("<unk>", "<s>", "<|endoftext|>")  # the added tokens of Phi-3 behind which spaces are kept
+
 
 @dataclass(frozen=True)
 class TokenizerJson:
@@ -35,10 +37,20 @@ class TokenizerJson:
         texts = [
             token.text for token in self.added_tokens if token.strips_left or token.strips_right or token.single_word
         ]
+        if texts and self._strips_as_phi_3():
+            return ["llama.cpp strips spaces behind added tokens only in models with phi-3 in their name: name it so"]
         return (
             [f"{texts[0]!r} strips spaces beside it or matches whole words only; llama.cpp ignores that"]
             if texts
             else []
+        )
+
+    def _strips_as_phi_3(self) -> bool:
+        """Whether spaces are stripped as llama.cpp does it for Phi-3, by the model's name (llama-vocab.cpp)."""
+        named = {token.text for token in self.added_tokens}  # llama.cpp looks these up
+        return named.issuperset({*KEEPS_SPACES, "</s>"}) and all(
+            token.strips_right == (token.text not in KEEPS_SPACES) and not (token.strips_left or token.single_word)
+            for token in self.added_tokens
         )
 
     def pairs(self) -> list[tuple[str, str]]:

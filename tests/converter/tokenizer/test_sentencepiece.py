@@ -20,8 +20,9 @@ from tests.tokenizer_folders import (
 )
 from tests.vocab_file import check_in_runtime, write_vocab_file
 from tritgguf.converter.errors import TokenizerError
+from tritgguf.converter.gguf_io.metadata import boolean, string
 from tritgguf.converter.tokenizer import SourceTokenizer, has_tokenizer, read_tokenizer
-from tritgguf.converter.tokenizer.battery import TEXTS
+from tritgguf.converter.tokenizer.battery import TEXTS, battery
 
 ESCAPE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 model = cache(sentencepiece_model)
@@ -138,12 +139,58 @@ def test_more_pieces_than_the_model_has_rows(tmp_path: Path) -> None:
         read_model(tmp_path, model(), 1499)
 
 
-def test_a_space_before_the_first_text_alone_fails_the_check_and_says_why(tmp_path: Path) -> None:
-    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "legacy": False})
-    tokenizer = read_model(tmp_path, model())
-    assert tokenizer.encode("<s>The fox")[1] != tokenizer.encode("The fox")[0]
-    with pytest.raises(TokenizerError, match="a space before the first text alone"):
+def test_spaces_behind_added_tokens_are_stripped_as_in_phi_3(tmp_path: Path) -> None:
+    """llama.cpp does that for models with phi-3 in their name alone, and ours says so for others."""
+    structure = as_tokenizer_json(scored_pieces(model()))
+    for token_id, text in ((1500, "<|endoftext|>"), (1501, "<|user|>")):
+        structure["added_tokens"].append(structure["added_tokens"][2] | {"id": token_id, "content": text})
+    for token in structure["added_tokens"]:
+        token["rstrip"] = token["content"] not in ("<unk>", "<s>", "<|endoftext|>")
+    tokenizer = read_json(tmp_path, structure)
+    named = tokenizer.metadata | {"general.name": string("Phi-3-mini")}
+    assert check_in_runtime(tokenizer, write_vocab_file(tmp_path / "named.gguf", named)) > 180
+    with pytest.raises(TokenizerError, match="only in models with phi-3 in their name: name it so"):
         check(tmp_path, tokenizer)
+
+
+CHAT = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
+LEGACY = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "bos_token": "<s>"}
+
+
+def space_first(folder: Path, form: str, template: str | None) -> SourceTokenizer:
+    """A tokenizer that puts a space before the first text alone, as tokenizer.model or as tokenizer.json."""
+    write_json(folder / "tokenizer_config.json", LEGACY | ({"chat_template": template} if template else {}))
+    if form == "model":
+        return read_model(folder, model())
+    return read_json(folder, as_tokenizer_json(scored_pieces(model()), None, metaspace("first")))
+
+
+@pytest.mark.parametrize("form", ["model", "json"])
+def test_a_space_before_the_first_text_alone_is_right_in_chats(form: str, tmp_path: Path) -> None:
+    tokenizer = space_first(tmp_path, form, CHAT)
+    assert tokenizer.encode("<s>The fox")[1] != tokenizer.encode("The fox")[0]
+    assert data(tokenizer, "add_space_prefix") is False
+    assert any("begin others with a space" in note for note in tokenizer.notes)
+    assert check(tmp_path, tokenizer) == len(battery(tokenizer)) > 180
+    assert all(text.startswith("<s>") for text in battery(tokenizer))
+
+
+@pytest.mark.parametrize("form", ["model", "json"])
+@pytest.mark.parametrize("template", [None, CHAT.replace("{{ bos_token }}", "")])
+def test_a_space_before_the_first_text_alone_is_right_in_texts(form: str, template: str | None, tmp_path: Path) -> None:
+    tokenizer = space_first(tmp_path, form, template)
+    assert data(tokenizer, "add_space_prefix") is True
+    assert any("only texts without special tokens" in note for note in tokenizer.notes)
+    assert check(tmp_path, tokenizer) == len(battery(tokenizer)) > 150
+
+
+@pytest.mark.parametrize("template", [None, CHAT])
+def test_the_other_way_to_put_spaces_fails_the_check(template: str | None, tmp_path: Path) -> None:
+    tokenizer = space_first(tmp_path, "json", template)
+    adds = tokenizer.metadata["tokenizer.ggml.add_space_prefix"]
+    wrong = tokenizer.metadata | {"tokenizer.ggml.add_space_prefix": boolean(not adds.data)}
+    with pytest.raises(TokenizerError, match="other token ids"):
+        check_in_runtime(tokenizer, write_vocab_file(tmp_path / "wrong.gguf", wrong))
 
 
 def test_a_json_alone_gives_the_scores_and_ids_of_the_model(tmp_path: Path) -> None:
@@ -168,12 +215,9 @@ def test_a_json_without_a_prefix(normalizer: object, pre_tokenizer: object, tmp_
     assert check(tmp_path, tokenizer) >= 180
 
 
-@pytest.mark.parametrize(
-    ("scheme", "message"), [("first", "a space before the first text alone"), ("always", "text that has one already")]
-)
-def test_metaspace_differs_from_llama_cpp_and_the_check_says_how(scheme: str, message: str, tmp_path: Path) -> None:
-    tokenizer = read_json(tmp_path, as_tokenizer_json(scored_pieces(model()), None, metaspace(scheme)))
-    with pytest.raises(TokenizerError, match=message):
+def test_metaspace_differs_from_llama_cpp_and_the_check_says_how(tmp_path: Path) -> None:
+    tokenizer = read_json(tmp_path, as_tokenizer_json(scored_pieces(model()), None, metaspace("always")))
+    with pytest.raises(TokenizerError, match="text that has one already"):
         check(tmp_path, tokenizer)
 
 
