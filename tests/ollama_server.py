@@ -255,6 +255,8 @@ class _Handler(BaseHTTPRequestHandler):
         yield {"status": f"using existing layer {next(iter(files.values()))}"}
         if self.state.fails == "stops":
             return
+        if self.state.fails == "odd numbers":
+            yield {"status": "writing manifest", "completed": "some", "total": [1]}
         self.state.models[body["model"]] = body
         yield {"status": "writing manifest"}
         yield {"status": "success"}

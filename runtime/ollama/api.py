@@ -74,8 +74,8 @@ class Ollama:
         for line in self._lines("/api/create", request):
             last = str(line.get("status", ""))
             if progress:
-                total = line.get("total") or 0
-                progress(last, int(line.get("completed") or 0), int(total))
+                done, total = (number if type(number := line.get(key)) is int else 0 for key in ("completed", "total"))
+                progress(last, done, total)
         if last != "success":
             model = request["model"]
             raise OllamaError(f"Ollama stopped creating {model} after {last or 'nothing'!r}; see Ollama's log")
@@ -87,7 +87,7 @@ class Ollama:
         parts = []
         done = False
         for line in self._lines("/api/chat", body):
-            message = line.get("message") or {}
+            message = message if isinstance(message := line.get("message"), dict) else {}
             parts.append(str(message.get("thinking") or "") + str(message.get("content") or ""))
             done = bool(line.get("done"))
         if not done:

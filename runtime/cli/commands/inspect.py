@@ -58,10 +58,13 @@ def inspect(
 
 
 def _headline(found: Inspection) -> str:
+    from tritgguf.converter.model.card_metadata import model_name  # not at the top: the help needn't wait
+
     architecture = " → ".join(name for name in (found.hf_class, found.architecture) if name) or "unknown architecture"
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
     weights = f"{found.n_parameters / 1e6:,.1f} M values in {format_size(found.file_bytes)} ({dtypes})"
-    line = f"{found.path.name}: {found.source or 'unknown format'}, {architecture}, {weights}"
+    name = found.path.name if found.path.is_file() else model_name(found.path)
+    line = f"{name}: {found.source or 'unknown format'}, {architecture}, {weights}"
     return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 

@@ -100,3 +100,10 @@ def test_the_installed_command(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONUTF8": "1"})
     assert "blk.*.ffn_down" in done.stdout
     assert done.stderr == ""
+
+
+def test_a_snapshot_of_the_cache_has_the_repository_s_name(tmp_path: Path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "models--org--Tiny-Model" / "snapshots" / ("0123456789abcdef" * 3)[:40]
+    folder.parent.mkdir(parents=True)
+    _, out, _ = run_captured(monkeypatch, capsys, "inspect", checkpoints.build("llama-gqa", folder))
+    assert out.startswith("Tiny-Model: plain floats, LlamaForCausalLM")

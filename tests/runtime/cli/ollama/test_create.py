@@ -188,6 +188,12 @@ def test_other_failures(fails: str, parts: tuple[str, ...], exact: Path, monkeyp
     assert ("tiny" in server.models) == (fails in ("model dies", "breaks off"))
 
 
+def test_numbers_of_another_type_in_the_progress_are_no_numbers(exact: Path, monkeypatch, capsys) -> None:
+    (code, _, err), server = refused(exact, monkeypatch, capsys, "--no-ask", "--json", fails="odd numbers")
+    assert (code, "tiny" in server.models) == (0, True), err
+    assert '{"stage": "writing manifest", "done_bytes": 0, "total_bytes": 0' in err
+
+
 @pytest.mark.parametrize("options", [(), ("--dry-run",)])
 def test_a_name_that_ollama_refuses_needs_no_server(options: tuple[str, ...], exact: Path, monkeypatch, capsys) -> None:
     one_line(run_captured(monkeypatch, capsys, "ollama", exact, "a b", *options), "invalid model name 'a b'; expected")
