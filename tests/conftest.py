@@ -1,6 +1,7 @@
 """For every test, in every worker: threads that wait don't spin, and no time limit that a busy machine would exceed."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -9,6 +10,10 @@ from hypothesis import HealthCheck, settings
 # OpenMP's threads spin at every node of a graph until the last of them has had a core: most of the time goes there.
 os.environ.update(OMP_WAIT_POLICY="passive", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every child process compiles our modules again
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would the programs that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
