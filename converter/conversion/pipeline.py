@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from tritgguf.converter.gguf_io.parts import part_paths
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.model.open import open_model
 from tritgguf.converter.planning.file_plan import FilePlan
+from tritgguf.converter.planning.key_overrides import changes_tokenizer
 from tritgguf.converter.planning.make_plan import make_plan
 from tritgguf.converter.planning.request import Request
 from tritgguf.converter.tokenizer import (
@@ -43,6 +44,9 @@ class Choices(TypedDict, total=False):
     allow_lossy: bool
     max_bits: float | None
     max_shard_size: int | str | None
+    tensor_type: Iterable[str]
+    override_kv: Iterable[str]
+    name: str | None
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,12 @@ def convert(
     the type of least error with at most `max_bits` bits per weight, or a float type if `max_bits` is None. `method`
     ("mse" or "absmean") quantizes tensors that aren't ternary, if a ternary type is requested. A tensor whose own grid
     that type can't store is an error unless `allow_lossy`. `fallback` ("f16") is the type of tensors whose rows aren't
-    a multiple of the type's block. `embedding_type` and `output_type` are F16 by default, or the type in a GGUF source.
-    `max_shard_size`, in bytes or like "4G", splits a larger file into parts; the result names the first part.
+    a multiple of the type's block. `embedding_type` and `output_type` are by default as "auto" with type "auto": the
+    smallest type that holds a ternary or four-level tensor exactly, or else F16, or the type in a GGUF source. With
+    another type they are F16, or the type in a GGUF source. `tensor_type` has texts REGEX=TYPE: the first whose pattern is
+    found in a tensor's GGUF name decides about it. `max_shard_size`, in bytes or like "4G", splits a larger file into
+    parts; the result names the first part. `override_kv` has texts KEY=TYPE:VALUE (int, float, bool or str), `name` is
+    general.name.
 
     `check` compares the file's token ids with those of the source's tokenizer; True takes the installed provider of
     token ids, or give one. `progress` is called with a stage ("reading", then "writing"), the bytes done and the total
@@ -149,7 +157,7 @@ def write_model(
     require_writable(target, paths, force)
     with whole_files(paths, file_plan.parts, force=force) as files, contextlib.ExitStack() as stack:
         checked = None
-        if check and opened.tokenizer is not None:
+        if check and opened.tokenizer is not None and not changes_tokenizer(request.overrides):
             checking = partial(check_token_ids, opened.tokenizer, files[0].path, check)
             checked = stack.enter_context(background(checking))
         report = counted(progress, "writing", sum(tensor.n_bytes for tensor in file_plan.tensors))

@@ -22,7 +22,7 @@ def by_known_grid(plan: TensorPlan, source: SourceTensor, grid: Grid | None) -> 
     codec = _fit_to(plan.codec, source, grid)
     if codec is None or grid is None:
         return plan
-    error = _error(codec, sample(source))
+    error = stored_error(codec, sample(source))
     fit = f"{codec.name.upper()} with scales fitted to its codes, relative error {error:.2g}"
     reason = f"on a {grid.kind} grid per {grid.extent}: {fit}"
     return replace(plan, encoder=AsFloats(plan.spec, codec), reason=reason, exact=False, error=error)
@@ -42,7 +42,7 @@ def least_error(spec: TensorSpec, source: SourceTensor, target: str, max_bits: f
         fitted = _fit_to(codec, source, grid)
         usable = fitted or (None if codec.ternary else codec)
         if usable is not None and source.shape[-1] % codec.block == 0:
-            found[usable] = _error(usable, values)
+            found[usable] = stored_error(usable, values)
     if not found:
         return None
     best = min(found, key=lambda codec: found[codec])
@@ -76,7 +76,7 @@ def sample(source: SourceTensor) -> Float32Array:
     return source.read(np.linspace(0, n_rows - 1, wanted).astype(np.int64))
 
 
-def _error(codec: FloatCodec, values: Float32Array) -> float:
+def stored_error(codec: FloatCodec, values: Float32Array) -> float:
     """Return |stored - values| / |values|, infinite if a value is out of the type's range."""
     try:
         lost = codec.decode(codec.encode(values)) - values

@@ -1,8 +1,6 @@
-"""Plan a whole file, and note what its types cost in quality and speed."""
+"""Plan a whole file."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from gguf import GGML_QUANT_VERSION, Keys
 
@@ -14,9 +12,11 @@ from tritgguf.converter.model.model import Model
 from tritgguf.converter.planning.choose_types import choose_types
 from tritgguf.converter.planning.file_plan import FilePlan, TensorPlan
 from tritgguf.converter.planning.layout import lay_out
+from tritgguf.converter.planning.key_overrides import notes as override_notes
+from tritgguf.converter.planning.key_overrides import overridden
 from tritgguf.converter.planning.request import Request, require_taken
-from tritgguf.converter.planning.targets import is_x86, slow_on_x86
-from tritgguf.converter.quant.codec import ternary_codec
+from tritgguf.converter.planning.tensor_types import require_used
+from tritgguf.converter.planning.type_notes import type_notes
 
 
 def make_plan(model: Model, request: Request, threads: int | None, progress: Progress | None) -> FilePlan:
@@ -32,13 +32,15 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
             f"made --for {request.target}"
         )
     require_taken(request)
+    require_used(request.tensor_types, model.specs)
     total = sum(tensor.n_bytes for tensor in model.tensors.values()) if model.tensors else 0
     report = counted(progress, "reading", total)
     tensors = choose_types(
         model.specs, model.tensors, request, n_threads(threads), report, scale_tensors=model.scale_tensors
     )
     metadata = joined(model.metadata, _type_metadata(tensors, model.file_type))
-    notes = (*model.notes, *_type_notes(tensors, request))
+    notes = (*model.notes, *type_notes(tensors, request), *override_notes(metadata, request.overrides))
+    metadata = overridden(metadata, request.overrides)
     return FilePlan(lay_out(metadata, tensors, request.max_bytes), notes)
 
 
@@ -58,46 +60,3 @@ def _type_metadata(tensors: tuple[TensorPlan, ...], source_type: int | None) -> 
         Keys.General.FILE_TYPE: uint32(max(sizes, key=lambda file_type: sizes[file_type])),
         Keys.General.QUANTIZATION_VERSION: uint32(GGML_QUANT_VERSION),
     }
-
-
-def _type_notes(tensors: tuple[TensorPlan, ...], request: Request) -> list[str]:
-    """Return notes on what the choice of types costs in quality and speed."""
-    notes = []
-    linear = [tensor for tensor in tensors if tensor.spec.role == "linear"]
-    ternary = [tensor for tensor in tensors if tensor.codec.ternary]
-    if rounded := [tensor for tensor in ternary if tensor.rounded]:
-        notes.append(
-            f"{len(rounded)} of {len(ternary)} ternary tensors weren't trained ternary: with three levels the model "
-            "will likely be useless; --type f16 keeps its quality"
-        )
-    if lossy := [tensor for tensor in linear if tensor.error]:
-        notes.append(
-            f"{len(lossy)} of {len(linear)} linear tensors aren't stored exactly: relative error {_spread(lossy)}; "
-            "--type f16 loses almost nothing"
-        )
-    if fallen := [tensor for tensor in linear if tensor.fallback]:
-        notes.append(
-            f"{len(fallen)} linear tensors are stored as {fallen[0].codec.name}: their rows aren't a multiple of the "
-            "requested type's block"
-        )
-    if request.type is None and request.max_bits is None and not ternary:
-        notes.append(
-            "no linear tensor is on a grid that a ternary type stores: all keep their values; --type tq2_0 makes them "
-            "ternary, with loss; --max-bits chooses smaller types of least error"
-        )
-    if request.target == "cpu" and is_x86():
-        if any(slow_on_x86(tensor.codec.name) for tensor in linear):
-            notes.append("q2_0 has no fast code on x86: expect a tenth of the speed of other ternary types there")
-        elif request.type is None and any(_only_fine_types_fit(tensor) for tensor in linear):
-            notes.append("q2_0 would hold these weights in half the size of q4_0, but has no fast code on x86")
-    return notes
-
-
-def _spread(tensors: Sequence[TensorPlan]) -> str:
-    """Return the smallest and the largest relative error of the plans."""
-    errors = sorted(tensor.error for tensor in tensors if tensor.error is not None)
-    return f"{errors[0]:.2g} to {errors[-1]:.2g}"
-
-
-def _only_fine_types_fit(tensor: TensorPlan) -> bool:
-    return tensor.codec.name == "q4_0" and tensor.grid is not None and tensor.grid.fits(ternary_codec("q2_0"))

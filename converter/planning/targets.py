@@ -28,6 +28,24 @@ def ternary_types(target: str) -> tuple[str, ...]:
     return _names(codec for codec in _running_on(target) if codec.ternary and not (slow and codec.slow_on_x86))
 
 
+def ternary_types_for(target: str, role: str, *, tied: bool) -> tuple[str, ...]:
+    """Return the ternary types to choose from for tensors of a role, smallest first.
+
+    Rows of token embeddings are looked up. That needs no fast matrix product, unless the embeddings are the output layer
+    too (`tied`).
+    """
+    if role != "embedding":
+        return ternary_types(target)
+    names = _names(codec for codec in _codecs().values() if codec.ternary and reads_rows(target, codec.name))
+    return tuple(name for name in names if not tied or name in ternary_types(target))
+
+
+def reads_rows(target: str, type_name: str) -> bool:
+    """Whether all programs of that target load the type and look rows up in it."""
+    codec = _codecs()[type_name]
+    return _needed(target) <= set(codec.rows_read_on) - set(codec.refused_by)
+
+
 def float_types(target: str) -> tuple[str, ...]:
     """Return the types to choose from for a target where no ternary type is exact, smallest first."""
     linear = (codec for codec in _running_on(target) if codec.for_linear)
@@ -47,8 +65,11 @@ def slow_on_x86(type_name: str) -> bool:
 
 
 def _running_on(target: str) -> Iterator[AnyCodec]:
-    needed = set(TARGETS) - {ANY} if target == ANY else {target}
-    return (codec for codec in _codecs().values() if needed <= set(codec.runs_on))
+    return (codec for codec in _codecs().values() if _needed(target) <= set(codec.runs_on))
+
+
+def _needed(target: str) -> set[str]:
+    return set(TARGETS) - {ANY} if target == ANY else {target}
 
 
 def _names(codecs: Iterable[AnyCodec]) -> tuple[str, ...]:

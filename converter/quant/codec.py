@@ -29,7 +29,9 @@ class Codec(ABC):
 
     `runs_on` are the targets where the pinned llama.cpp has fast kernels for the type; elsewhere it runs, if at all, on
     the CPU or by unpacked arithmetic, and `--type auto` doesn't choose it. Programs of the targets in `refused_by` load
-    no file with a tensor of it.
+    no file with a tensor of it. `rows_read_on` are the targets that look rows up in it, as token embeddings need: the
+    types of GGML_OP_GET_ROWS in the pinned llama.cpp (ggml-cpu/ops.cpp; `supports_op` in ggml-cuda/ggml-cuda.cu,
+    ggml-metal/ggml-metal-device.m and ggml-vulkan/ggml-vulkan.cpp).
     `grid_levels` are the grids, by their number of levels, that `pack_grid` stores better than floats would be.
     """
 
@@ -40,6 +42,7 @@ class Codec(ABC):
     block_bytes: int
     ternary: bool
     runs_on: tuple[str, ...] = ()
+    rows_read_on: tuple[str, ...] = EVERYWHERE
     refused_by: tuple[str, ...] = ()
     slow_on_x86: bool = False
     for_linear: bool = True
@@ -120,10 +123,14 @@ class TernaryCodec(Codec):
 
     `exact_levels` are the grids, by their number of levels, whose codes it stores. In a block, `kernel` writes the
     codes from byte `codes_at` on, and each of `scales_at` is the offset of a scale.
+    `more_levels` tells whether the type has more levels than these, so that a tensor on no grid, such as token
+    embeddings, would lose too much by three of them; `any_floats` stores such a tensor in the type, None if none does.
     """
 
     ternary: Literal[True] = True
     exact_levels: tuple[int, ...] = (3,)
+    more_levels: bool = False
+    any_floats: FloatCodec | None = None
     codes_at: int
     scales_at: tuple[int, ...]
     kernel: Kernel

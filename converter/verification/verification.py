@@ -6,7 +6,7 @@ The chat template's rendering and the logits need the runtime, whose logits chec
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from tritgguf.converter.gguf_io.reader import GgufFile, read_gguf
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.model.open import open_model
+from tritgguf.converter.planning.key_overrides import changes_tokenizer, overridden
+from tritgguf.converter.planning.request import key_overrides
 from tritgguf.converter.quant.codec import codecs
 from tritgguf.converter.quant.method import methods
 from tritgguf.converter.tokenizer import TokenIdsProvider, check_token_ids, installed_provider
@@ -70,15 +72,21 @@ def verify(
     token_ids: TokenIdsProvider | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    override_kv: Iterable[str] = (),
+    name: str | None = None,
 ) -> Verification:
     """Compare the GGUF file `out` with `model`, the folder or GGUF file that it was made from.
+
+    `override_kv` and `name` are those of `convert`, which then set what is expected.
 
     `threads` is one per core by default; `progress` is called with "comparing", the bytes done and the total bytes.
     `token_ids`, by default the installed provider, computes the file's token ids. Raises TritggufError if one of the
     two can't be opened; differences are in the result.
     """
     file = read_gguf(Path(out))
+    overrides = key_overrides(override_kv, name)
     opened = open_model(Path(model), token_ids=token_ids)
+    opened = replace(opened, metadata=overridden(opened.metadata, overrides))
     if opened.tensors is None:
         raise SourceError(
             f"{model} holds no weights (model.safetensors or its index): there is nothing to compare with"
@@ -88,7 +96,9 @@ def verify(
         pairs, n_threads(threads), counted(progress, "comparing", sum(pair.stored.data.nbytes for pair in pairs))
     )
     wrong_keys, other_keys = compare_metadata(opened.metadata, file.metadata)
-    strings_checked, wrong_ids = _check_token_ids(opened, file, token_ids)
+    strings_checked, wrong_ids = (
+        (0, None) if changes_tokenizer(overrides) else _check_token_ids(opened, file, token_ids)
+    )
     return Verification(
         opened, file, (*_one_encoder(checks), *unpaired), wrong_keys, other_keys, strings_checked, wrong_ids
     )

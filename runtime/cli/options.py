@@ -16,5 +16,14 @@ Force = Annotated[bool, typer.Option("--force", help="Replace existing output.")
 JsonOutput = Annotated[
     bool, typer.Option("--json", help="Print one JSON object; write progress to standard error as JSON lines.")
 ]
+Name = Annotated[str | None, typer.Option(help="The model's name, general.name (default: the folder's).")]
+OverrideKv = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=TYPE:VALUE",
+        help="Set a key of the file, with the type int, float, bool or str, e.g. "
+        "tokenizer.ggml.add_bos_token=bool:false; may be repeated.",
+    ),
+]
 Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor.")]
 Threads = Annotated[int | None, typer.Option(help="Number of worker threads (default: one per core).", min=1)]

@@ -17,6 +17,7 @@ import numpy as np
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson, named_classes
 from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
+from tritgguf.converter.core.patterns import MAX_REPETITIONS, may_be_slow
 from tritgguf.converter.core.tensors import (
     CodedRows,
     CodedTensor,
@@ -28,11 +29,6 @@ from tritgguf.converter.core.tensors import (
 from tritgguf.converter.errors import SourceError
 
 LEAST_SCALE = np.float32(1e-5)
-# A regular expression that repeats a group, or repeats more than this often, can take exponential time to match.
-MAX_REPETITIONS = 3
-MAX_PATTERN = 200  # characters
-_REPEATED_GROUP = re.compile(r"\)[*+?{]")
-_REPETITION = re.compile(r"(?<!\()[*+?{]")  # the ? of (?: repeats nothing
 
 
 @dataclass(frozen=True)
@@ -85,8 +81,7 @@ def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> d
 def _require_quick(patterns: Sequence[str]) -> None:
     """Raise SourceError for a pattern that may take exponential time to match."""
     for pattern in patterns:
-        n_repetitions = len(_REPETITION.findall(pattern))
-        if len(pattern) > MAX_PATTERN or n_repetitions > MAX_REPETITIONS or _REPEATED_GROUP.search(pattern):
+        if may_be_slow(pattern):
             raise SourceError(
                 f"config.json: modules_to_not_convert holds the pattern {pattern!r:.80}, which can take for ever to "
                 f"match; expected the name of a module, or a pattern with at most {MAX_REPETITIONS} repetitions"

@@ -31,6 +31,7 @@ class NVFP4(FloatCodec):
     block = 64
     block_bytes = 36
     runs_on = ("cpu", "cuda", "vulkan")
+    rows_read_on = ("cpu", "vulkan")
     grid_levels = (3, 9)
 
     def encode(self, values: Float32Array) -> ByteArray:

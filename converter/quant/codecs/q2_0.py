@@ -24,6 +24,7 @@ class Q20(TernaryCodec):
     block = 64
     block_bytes = 18
     runs_on = ("cpu", "cuda", "metal", "vulkan")
+    rows_read_on = ("cpu", "cuda", "metal", "vulkan")
     refused_by = ("ollama",)  # since 0.31.2, as a whole file: docs/ollama.md
     slow_on_x86 = True  # scalar code, some ten times slower than TQ2_0
     codes_at = SCALE_BYTES

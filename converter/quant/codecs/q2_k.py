@@ -33,6 +33,7 @@ class Q2K(TernaryCodec):
     runs_on = EVERYWHERE
     grid_levels = (3,)
     exact_levels = (3, 4)
+    more_levels = True
     codes_at = CODES.start
     scales_at = (SCALE.start, MINIMUM.start)
     kernel = pack_kernel("pack_tq2_0")

@@ -1,7 +1,8 @@
 """Q4_0, restricted to ternary and four-level data: one fp16 scale, then 32 values in 16 bytes of 4-bit codes.
 
 That is 4.5 bits per weight. Byte m holds value m in its low nibble and value m+16 in its high one, as code + 8; codes
-from -1 to 2 use 7 to 10 of the 16. The layout is ggml's `block_q4_0`; its scale may be negative.
+from -1 to 2 use 7 to 10 of the 16. The layout is ggml's `block_q4_0`; its scale may be negative. Token embeddings and
+single tensors on no grid use all 16 codes, as ggml's quantizer does.
 """
 
 import numpy as np
@@ -10,6 +11,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 from tritgguf.converter.core.tensors import ByteArray, CodedRows, Codes
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.quant.codec import EVERYWHERE, TernaryCodec, pack_kernel, stored_scales
+from tritgguf.converter.quant.ggml_codec import GgmlCodec
 
 SCALE_BYTES = 2
 ZERO = np.uint8(8)
@@ -23,6 +25,8 @@ class Q40(TernaryCodec):
     block_bytes = 18
     runs_on = EVERYWHERE
     exact_levels = (3, 4)
+    more_levels = True
+    any_floats = GgmlCodec(GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0, limit=8 * 65520)
     codes_at = SCALE_BYTES
     scales_at = (0,)
     kernel = pack_kernel("pack_q4_0")

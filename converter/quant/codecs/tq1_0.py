@@ -25,6 +25,7 @@ class TQ10(TernaryCodec):
     block = 256
     block_bytes = 54
     runs_on = ("cpu", "vulkan")
+    rows_read_on = ("cpu", "vulkan")
     refused_by = ("ollama",)  # since 0.31.2, as a whole file: docs/ollama.md
 
     codes_at = 0

@@ -23,6 +23,7 @@ class TQ20(TernaryCodec):
     block = 256
     block_bytes = 66
     runs_on = ("cpu", "metal", "vulkan")
+    rows_read_on = ("cpu", "metal", "vulkan")
     refused_by = ("ollama",)  # since 0.31.2, as a whole file: docs/ollama.md
     codes_at = 0
     scales_at = (CODE_BYTES,)

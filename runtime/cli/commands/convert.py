@@ -40,11 +40,22 @@ Fallback = Annotated[
     str | None, typer.Option(help="Tensor type for linear layers whose rows don't fit --type: f16 (default: stop).")
 ]
 EmbeddingType = Annotated[
-    str | None, typer.Option(help="Tensor type for token embeddings (default: f16, or their type in a GGUF source).")
+    str | None,
+    typer.Option(
+        help="Tensor type for token embeddings, or auto: the smallest exact one if they are ternary, else f16 "
+        "(default: auto with --type auto; f16, or their type in a GGUF source, with another --type)."
+    ),
 ]
 OutputType = Annotated[
-    str | None,
-    typer.Option(help="Tensor type for a separate output layer (default: f16, or its type in a GGUF source)."),
+    str | None, typer.Option(help="Tensor type for a separate output layer (as --embedding-type).")
+]
+TensorType = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="REGEX=TYPE",
+        help="Tensor type for tensors in whose GGUF name the regular expression is found, e.g. attn_v=q8_0; may be "
+        "repeated, the first match wins.",
+    ),
 ]
 MaxBits = Annotated[
     float | None,
@@ -76,6 +87,9 @@ def convert(
     force: options.Force = False,
     check: Check = True,
     max_shard_size: MaxShardSize = None,
+    tensor_type: TensorType = None,
+    override_kv: options.OverrideKv = None,
+    name: options.Name = None,
     threads: options.Threads = None,
 ) -> None:
     """Convert a Hugging Face model or a GGUF file to a GGUF file with ternary tensors."""
@@ -87,6 +101,9 @@ def convert(
         "allow_lossy": allow_lossy,
         "max_bits": max_bits,
         "max_shard_size": max_shard_size,
+        "tensor_type": tensor_type or (),
+        "override_kv": override_kv or (),
+        "name": name,
     }
     if dry_run:
         with show_progress(json_output) as progress:

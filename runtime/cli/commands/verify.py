@@ -29,6 +29,8 @@ def verify(
         typer.Option("--logits", help="Also compare logits with transformers in float32 (needs the extra golden)."),
     ] = False,
     tensors: options.Tensors = False,
+    override_kv: options.OverrideKv = None,
+    name: options.Name = None,
     json_output: options.JsonOutput = False,
     threads: options.Threads = None,
 ) -> None:
@@ -39,7 +41,15 @@ def verify(
     from tritgguf.runtime.measure.logits_check import compare_logits, compare_templates, logits_problem
 
     with show_progress(json_output) as progress:
-        found = compare(model, out, token_ids=token_ids_process, threads=threads, progress=progress)
+        found = compare(
+            model,
+            out,
+            token_ids=token_ids_process,
+            threads=threads,
+            progress=progress,
+            override_kv=override_kv or (),
+            name=name,
+        )
     template = compare_templates(found.model.metadata, found.file.metadata)
     problems = [*found.problems, *([template.problem] if template.problem else [])]
     figures = None
@@ -89,6 +99,8 @@ def _print_rest(found: Verification, template: TemplateCheck, figures: LogitsChe
     if not found.wrong_keys:
         print("Metadata: every key that the model needs is correct.")
     _print_some([f"metadata: {line}" for line in found.wrong_keys], "keys")
+    if found.wrong_keys:
+        print("note: a file that convert made with --override-kv needs the same options here", file=sys.stderr)
     if found.other_keys:
         print(
             f"note: {len(found.other_keys)} other keys differ, which changes nothing; --json lists them",

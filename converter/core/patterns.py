@@ -1,0 +1,23 @@
+"""Regular expressions that others write: in a checkpoint's config.json, or on the command line."""
+
+from __future__ import annotations
+
+import re
+
+MAX_PATTERN = 200  # characters
+MAX_REPETITIONS = 3
+MAX_CHOICES = 4  # groups of a pattern with alternatives
+_REPEATED_GROUP = re.compile(r"\)[*+?{]")
+_REPETITION = re.compile(r"(?<!\()[*+?{]")  # the ? of (?: repeats nothing
+_GROUP = re.compile(r"(?<!\\)\(")
+
+
+def may_be_slow(pattern: str) -> bool:
+    """Whether a pattern can take exponential time to match: it repeats a group, or repeats or chooses too often.
+
+    Python's `re` can't be interrupted, and tries every way to split a text among repetitions and alternatives.
+    """
+    n_repetitions = len(_REPETITION.findall(pattern))
+    n_choices = len(_GROUP.findall(pattern)) if "|" in pattern else 0
+    too_often = n_repetitions > MAX_REPETITIONS or n_choices > MAX_CHOICES
+    return len(pattern) > MAX_PATTERN or too_often or _REPEATED_GROUP.search(pattern) is not None
