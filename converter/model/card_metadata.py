@@ -15,6 +15,7 @@ from tritgguf.converter.core.json_files import read_object_if_present
 from tritgguf.converter.core.settings import LARGEST, SMALLEST, Settings
 from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_io.metadata import Metadata, Value, float32, string
+from tritgguf.converter.model.description import description
 
 _LICENSE = {
     "license": Keys.General.LICENSE,
@@ -30,14 +31,15 @@ _SAMPLING = {
 }
 
 
-def card_metadata(folder: Path) -> tuple[Metadata, list[str]]:
-    """Return the keys of README.md's licence and generation_config.json's sampling, and notes for the user.
+def card_metadata(folder: Path, config: Mapping[str, Any], n_parameters: int) -> tuple[Metadata, list[str]]:
+    """Return the keys that describe the model, its licence and generation_config.json's sampling, and notes for the user.
 
-    A missing file gives no keys. Front matter that can't be read gives a note and no licence. A damaged
-    generation_config.json, or a wrong number in it, raises SourceError.
+    `config` is config.json. A missing file gives no keys. Front matter that can't be read gives a note and no licence. A
+    damaged generation_config.json, or a wrong number in it, raises SourceError.
     """
-    licence, notes = _licence(folder)
-    return licence | _sampling(folder), notes
+    card, notes = _card(folder)
+    licence = {key: string(text) for name, key in _LICENSE.items() if (text := _text(card.get(name)))}
+    return description(card, config, model_name(folder), n_parameters) | licence | _sampling(folder), notes
 
 
 def model_name(folder: Path) -> str:
@@ -54,13 +56,12 @@ def model_name(folder: Path) -> str:
     return folder.stem if folder.is_file() else folder.name
 
 
-def _licence(folder: Path) -> tuple[Metadata, list[str]]:
+def _card(folder: Path) -> tuple[Mapping[str, Any], list[str]]:
     try:
-        card = _model_card(folder)
+        return _model_card(folder), []
     except Exception as error:  # PyYAML raises YAMLError, and ValueError for a date that doesn't exist, among others
         reason = f"{' '.join(str(error).split()):.120}"
         return {}, [f"README.md: the front matter can't be read, so the file has no licence key ({reason})"]
-    return {key: string(text) for name, key in _LICENSE.items() if (text := _text(card.get(name)))}, []
 
 
 def _model_card(folder: Path) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def open_hf_model(folder: Path, *, load_tokenizer: bool = True) -> Model:
     else:
         tensors, left_out = match_tensors(specs, checkpoint.tensors, config)
         notes += left_out
-    card, card_notes = card_metadata(folder)
+    card, card_notes = card_metadata(folder, raw, sum(math.prod(spec.shape) for spec in specs))
     notes += card_notes
     general: Metadata = {Keys.General.TYPE: string("model"), Keys.General.NAME: string(model_name(folder)), **card}
     metadata = joined(architecture.metadata(config), general, tokenizer.metadata if tokenizer else {})

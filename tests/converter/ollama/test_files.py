@@ -85,7 +85,7 @@ def test_the_chosen_embedding_type(embedding: str, model, tmp_path: Path) -> Non
     assert verdicts(file)[-1].loads is True
 
 
-def test_ternary_embeddings_become_exact_f16(model, tmp_path: Path) -> None:
+def test_ternary_embeddings_become_exact_q2_k(model, tmp_path: Path) -> None:
     """Some models have ternary embeddings, which a TQ2_0 file stores in a type that Ollama refuses."""
     source = convert(model("llama-tied"), tmp_path / "a.gguf", "tq2_0", check=False).out
     shape = read_gguf(source).tensors["token_embd.weight"].shape
@@ -97,7 +97,7 @@ def test_ternary_embeddings_become_exact_f16(model, tmp_path: Path) -> None:
     other = {"token_embd.weight": (packed, GGMLQuantizationType.TQ2_0)}
     ternary = rewrite(source, tmp_path / "b.gguf", tensors=other)
     after = read_gguf(repack(ternary, tmp_path / "c.gguf").out)
-    assert after.tensors["token_embd.weight"].dtype == "F16"
+    assert after.tensors["token_embd.weight"].dtype == "Q2_K"
     assert_same_model(read_gguf(ternary), after)
 
 
