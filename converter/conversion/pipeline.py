@@ -98,10 +98,10 @@ def convert(
     that type can't store is an error unless `allow_lossy`. `fallback` ("f16") is the type of tensors whose rows aren't
     a multiple of the type's block. `embedding_type` and `output_type` are by default as "auto" with type "auto": the
     smallest type that holds a ternary or four-level tensor exactly, or else F16, or the type in a GGUF source. With
-    another type they are F16, or the type in a GGUF source. `tensor_type` has texts REGEX=TYPE: the first whose pattern is
-    found in a tensor's GGUF name decides about it. `max_shard_size`, in bytes or like "4G", splits a larger file into
-    parts; the result names the first part. `override_kv` has texts KEY=TYPE:VALUE (int, float, bool or str), `name` is
-    general.name.
+    another type they are F16, or the type in a GGUF source. `tensor_type` has texts REGEX=TYPE: the first whose pattern
+    is found in a tensor's GGUF name decides about it. `max_shard_size`, in bytes or like "4G", splits a larger file
+    into parts; the result names the first part. `override_kv` has texts KEY=TYPE:VALUE (int, float, bool or str), and
+    `name` is general.name.
 
     `check` compares the file's token ids with those of the source's tokenizer; True takes the installed provider of
     token ids, or give one. `progress` is called with a stage ("reading", then "writing"), the bytes done and the total

@@ -32,10 +32,10 @@ _SAMPLING = {
 
 
 def card_metadata(folder: Path, config: Mapping[str, Any], n_parameters: int) -> tuple[Metadata, list[str]]:
-    """Return the keys that describe the model, its licence and generation_config.json's sampling, and notes for the user.
+    """Return the keys of the description, the licence and generation_config.json's sampling, and notes for the user.
 
-    `config` is config.json. A missing file gives no keys. Front matter that can't be read gives a note and no licence. A
-    damaged generation_config.json, or a wrong number in it, raises SourceError.
+    `config` is config.json. A missing file gives no keys. Front matter that can't be read gives a note and no licence.
+    A damaged generation_config.json, or a wrong number in it, raises SourceError.
     """
     card, notes = _card(folder)
     licence = {key: string(text) for name, key in _LICENSE.items() if (text := _text(card.get(name)))}

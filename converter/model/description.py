@@ -7,7 +7,7 @@ They are what llama.cpp's converter writes, by the heuristics of the package ggu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def description(card: Mapping[str, Any], config: Mapping[str, Any], name: str, n
     origin = config.get("_name_or_path")
     found = GgufMetadata.apply_metadata_heuristic(
         GgufMetadata(),
-        {key: value for key, value in card.items() if isinstance(key, str) and _usable(value)},
+        {key: _usable(value) for key, value in card.items() if isinstance(key, str) and _usable(value) is not None},
         {"_name_or_path": origin} if isinstance(origin, str) and _usable(origin) else {},
         Path(name),
         n_parameters,
@@ -65,7 +65,7 @@ def description(card: Mapping[str, Any], config: Mapping[str, Any], name: str, n
     return keys
 
 
-def _parents(parents: list[Mapping[str, Any]], count_key: str, key: str) -> Metadata:
+def _parents(parents: Sequence[Mapping[str, Any]], count_key: str, key: str) -> Metadata:
     keys: Metadata = {count_key: uint32(len(parents))} if parents else {}
     for number, parent in enumerate(parents):
         for field in _PARENT_TEXTS:
@@ -80,12 +80,10 @@ def _text(value: object) -> str | None:
     return str(value) if usable and str(value) else None
 
 
-def _usable(value: object) -> bool:
-    """Whether gguf's heuristics can take a value of the front matter: a text, a number, or a list of texts or keys."""
+def _usable(value: object) -> object:
+    """Return what gguf's heuristics can take of a value: a text, a number, a list of texts or mappings; else None."""
     if isinstance(value, list):
-        return all(isinstance(item, (str, dict)) and _usable_text(item) for item in value)
-    return isinstance(value, (str, int, float)) and _usable_text(value)
-
-
-def _usable_text(value: object) -> bool:
-    return not isinstance(value, str) or len(value) <= LONGEST
+        return [item for item in value if isinstance(item, dict) or (isinstance(item, str) and len(item) <= LONGEST)]
+    if isinstance(value, str):
+        return value if len(value) <= LONGEST else None
+    return value if isinstance(value, (int, float)) else None

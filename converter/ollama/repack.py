@@ -17,7 +17,8 @@ from tritgguf.converter.model.model import Model
 from tritgguf.converter.ollama.versions import refused_types
 from tritgguf.converter.planning.file_plan import FilePlan
 from tritgguf.converter.planning.make_plan import make_plan
-from tritgguf.converter.planning.request import AUTO, Request
+from tritgguf.converter.planning.request import Request
+from tritgguf.converter.planning.tensor_types import AUTO
 from tritgguf.converter.tokenizer import TokenIdsProvider, installed_provider
 
 # If a file's jinja is within an edit distance of 100 of one of the 37 that Ollama knows, Ollama uses its own Go

@@ -70,9 +70,7 @@ def choose_types(
     return tuple(plans)
 
 
-def choose_type(
-    spec: TensorSpec, source: SourceTensor | None, request: Request, *, tied: bool = False
-) -> TensorPlan:
+def choose_type(spec: TensorSpec, source: SourceTensor | None, request: Request, *, tied: bool = False) -> TensorPlan:
     """Return one tensor's plan; `source` is None if there are no weights.
 
     With `tied` the token embeddings are the output layer too. Raises as `choose_types` does.

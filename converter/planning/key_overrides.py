@@ -29,8 +29,8 @@ LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 class Override:
     """One key and its value; `kind` is what the option calls its type, `stored_as` the GGUF types that it may have.
 
-    A key that the file has keeps its type; a new one gets the first of `stored_as` that holds the value. `option` is what
-    the user wrote.
+    A key that the file has keeps its type; a new one gets the first of `stored_as` that holds the value. `option` is
+    what the user wrote.
     """
 
     key: str
@@ -76,7 +76,7 @@ def parse_override(text: str) -> Override:
         raise UnsupportedError(f"{option}: a key has 1 to 200 printable ASCII characters without spaces")
     if key in LAYOUT or key.startswith(LAYOUT_PREFIX):
         raise UnsupportedError(
-            f"{option}: {key} describes the file itself, so another value would make it unreadable or wrong; leave it out"
+            f"{option}: {key} describes the file itself: another value would make it unreadable or wrong; leave it out"
         )
     read, stored_as, expected = _KINDS[kind]
     value = read(written)

@@ -11,9 +11,9 @@ from tritgguf.converter.gguf_io.metadata import Metadata, joined, uint32
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.planning.choose_types import choose_types
 from tritgguf.converter.planning.file_plan import FilePlan, TensorPlan
-from tritgguf.converter.planning.layout import lay_out
 from tritgguf.converter.planning.key_overrides import notes as override_notes
 from tritgguf.converter.planning.key_overrides import overridden
+from tritgguf.converter.planning.layout import lay_out
 from tritgguf.converter.planning.request import Request, require_taken
 from tritgguf.converter.planning.tensor_types import require_used
 from tritgguf.converter.planning.type_notes import type_notes

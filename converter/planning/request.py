@@ -19,9 +19,9 @@ from tritgguf.converter.quant.method import Method, method_named
 class Asked:
     """What was asked for one tensor: a type, or the smallest exact one if `codec` is None.
 
-    `option` is how the user asks for a type, up to its name, such as "--type ". With `by_default` no option was given for
-    the tensor: then a GGUF source's type may stay. With `alone` the type is asked for this tensor, and not for all linear
-    layers.
+    `option` is how the user asks for a type, up to its name, such as "--type ". With `by_default` no option was given
+    for the tensor: then a GGUF source's type may stay. With `alone` the type is asked for this tensor, and not for all
+    linear layers.
     """
 
     codec: AnyCodec | None

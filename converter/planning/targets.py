@@ -31,8 +31,8 @@ def ternary_types(target: str) -> tuple[str, ...]:
 def ternary_types_for(target: str, role: str, *, tied: bool) -> tuple[str, ...]:
     """Return the ternary types to choose from for tensors of a role, smallest first.
 
-    Rows of token embeddings are looked up. That needs no fast matrix product, unless the embeddings are the output layer
-    too (`tied`).
+    Rows of token embeddings are looked up. That needs no fast matrix product, unless the embeddings are the output
+    layer too (`tied`).
     """
     if role != "embedding":
         return ternary_types(target)

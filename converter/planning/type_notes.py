@@ -56,8 +56,8 @@ def _fallbacks(linear: Sequence[TensorPlan]) -> list[str]:
 
 def _lookups(ends: Sequence[TensorPlan], target: str) -> list[str]:
     return [
-        f"{tensor.spec.name}: not every program --for {target} looks rows up in {tensor.codec.name} there; llama.cpp keeps "
-        "token embeddings on the CPU by default, which does"
+        f"not every program --for {target} looks rows up in {tensor.codec.name}, the type of {tensor.spec.name}; by "
+        "default llama.cpp keeps token embeddings on the CPU, which does"
         for tensor in ends
         if tensor.spec.role == "embedding" and tensor.codec.name in codecs()
         if not reads_rows(target, tensor.codec.name)

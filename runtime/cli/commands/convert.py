@@ -46,9 +46,7 @@ EmbeddingType = Annotated[
         "(default: auto with --type auto; f16, or their type in a GGUF source, with another --type)."
     ),
 ]
-OutputType = Annotated[
-    str | None, typer.Option(help="Tensor type for a separate output layer (as --embedding-type).")
-]
+OutputType = Annotated[str | None, typer.Option(help="Tensor type for a separate output layer (as --embedding-type).")]
 TensorType = Annotated[
     list[str] | None,
     typer.Option(

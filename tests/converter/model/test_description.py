@@ -33,6 +33,15 @@ language:
 tags: [code, chat]
 pipeline_tag: text-generation
 """
+NAMED = """\
+basename: mine
+size_label: tiny
+finetune: ours
+organization: us
+description: >
+  two
+  lines
+"""
 
 
 def gguf_s(folder: Path, n_parameters: int) -> dict[str, Any]:
@@ -51,7 +60,7 @@ def gguf_s(folder: Path, n_parameters: int) -> dict[str, Any]:
         ("model", "", None),
         ("Qwen2.5-Coder-0.5B-Instruct", "", None),
         ("tiny-llama-200k-chat-v1.5", CARD, None),
-        ("model", CARD + "basename: mine\nsize_label: tiny\nfinetune: ours\norganization: us\ndescription: >\n  two\n  lines\n", None),
+        ("model", CARD + NAMED, None),
         ("model", "base_model: a/b\ndataset: c/d-v1\ntags: one\n", "meta-llama/Llama-2-7b-hf"),
         ("model", "base_models: [{name: Parent, organization: They, url: https://example.org}]\n", "/home/me/model/x"),
         ("Ternary-Bonsai-8B", "base_model_sources: x/y\n", "models/falcon-e-1b"),
@@ -89,4 +98,11 @@ def test_what_describes_nothing_is_left_out() -> None:
         7: "seven",
     }
     keys = {key: value.data for key, value in description(card, {"_name_or_path": ["a"]}, "model", 1_234_567).items()}
-    assert keys == {"general.version": "1.5", "general.size_label": "1.2M", "general.dataset.count": 2, "general.dataset.0.name": "5"}  # fmt: skip
+    assert keys == {
+        "general.version": "1.5",
+        "general.size_label": "1.2M",
+        "general.tags": ["a"],
+        "general.languages": ["en"],
+        "general.dataset.count": 2,
+        "general.dataset.0.name": "5",
+    }
