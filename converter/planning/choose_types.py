@@ -55,7 +55,6 @@ def choose_types(
     of each finished tensor. Raises TensorError if a tensor can't be stored as requested, UnsupportedError if types
     can't be chosen without weights.
     """
-
     tied = all(spec.role != "output" for spec in specs)
 
     def choose(spec: TensorSpec) -> list[TensorPlan]:
@@ -86,8 +85,8 @@ def choose_type(spec: TensorSpec, source: SourceTensor | None, request: Request,
         return TensorPlan(kept, f"{spec.role}: passthrough", exact=True)
     row_length = spec.shape[-1]
     if not row_length % codec.block:
-        what = f"{spec.role}: {codec.name.upper()}" if asked.alone else f"linear layer: {codec.name.upper()} as asked"
-        return _as_asked(spec, source, codec, what, asked, request)
+        reason = f"{spec.role}: {codec.name.upper() if asked.by_default else asked.words}"
+        return _as_asked(spec, source, codec, reason, asked, request)
     wrong = f"rows of {row_length} values aren't a multiple of {codec.block}, which {codec.name} needs"
     if asked.alone:
         raise TensorError(f"{spec.source}: {wrong}; choose another type, such as {asked.option}f16")
@@ -103,7 +102,7 @@ def _as_the_graph_needs(spec: TensorSpec, source: SourceTensor | None, asked: As
     needed = float_codec("f32") if kept is None else kept.codec
     if asked.alone and asked.codec is not None and asked.codec.name != needed.name:
         raise TensorError(
-            f"{asked.words} matches {spec.name}, which the graph needs as {needed.name.upper()} ({spec.role}): let the "
+            f"{asked.words} matches {spec.name}, which has to be {needed.name.upper()} for the graph: let the "
             r"pattern match weights of linear layers only, such as blk\.0\.attn_q\.weight"
         )
     if kept is not None:

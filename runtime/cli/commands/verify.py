@@ -100,7 +100,7 @@ def _print_rest(found: Verification, template: TemplateCheck, figures: LogitsChe
         print("Metadata: every key that the model needs is correct.")
     _print_some([f"metadata: {line}" for line in found.wrong_keys], "keys")
     if found.wrong_keys:
-        print("note: a file that convert made with --override-kv needs the same options here", file=sys.stderr)
+        print("metadata: if convert set these keys with --override-kv, give verify the same options")
     if found.other_keys:
         print(
             f"note: {len(found.other_keys)} other keys differ, which changes nothing; --json lists them",
