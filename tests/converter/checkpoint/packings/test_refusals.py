@@ -110,7 +110,10 @@ LATENT = [
             SourceError,
             ("modules_to_not_convert", "for ever"),
         )
-        for pattern in (r"(\w+)+!", r"(?:\w*){99}!", r".*.*.*.*.*!", "a?" * 30 + "a" * 30, "a" * 999)
+        for pattern in (
+            *(r"(\w+)+!", r"(?:\w*){99}!", r".*.*.*.*.*!"),
+            *("a?" * 30 + "a" * 30, "(.|.)" * 30 + "!", "a" * 999),
+        )
     ),
     Broken("1bitllm", with_first_float(DOWN, float("nan")), TensorError, (DOWN, "NaN")),
 ]
