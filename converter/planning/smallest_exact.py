@@ -29,9 +29,15 @@ def smallest_exact(
             f"no weights here, so no exact type can be chosen: add {asked.option.split()[0]}, such as "
             f"{asked.option}{'tq2_0' if spec.role == 'linear' else 'f16'}"
         )
-    grid = find_grid(source)
+    kept = passthrough(spec, source, request.target)
+    try:
+        grid = find_grid(source)
+    except UnsupportedError:
+        if kept is None or spec.role == "linear":
+            raise
+        return TensorPlan(kept, f"{spec.role}: its values can't be read here: passthrough", exact=True)
     names = ternary_types_for(request.target, spec.role, tied=tied)
-    kept, ternary = passthrough(spec, source, request.target), _smallest_ternary(spec, grid, names)
+    ternary = _smallest_ternary(spec, grid, names)
     if ternary is not None and (kept is None or not _beats(kept, ternary, (*names, *float_types(request.target)))):
         return ternary
     what = "not on a grid"
@@ -42,6 +48,11 @@ def smallest_exact(
         return TensorPlan(kept, f"{what}: passthrough", exact=True)
     if spec.role != "linear":
         return as_floats(spec, source, float_codec(FLOATS[0]), f"{spec.role}: {what}: {FLOATS[0].upper()}")
+    return _not_on_grid(spec, source, what, request)
+
+
+def _not_on_grid(spec: TensorSpec, source: SourceTensor, what: str, request: Request) -> TensorPlan:
+    """Return the plan of a linear layer in a type of at most --max-bits, or in the smallest float type."""
     if request.max_bits is not None:
         plan = least_error(spec, source, request.target, request.max_bits)
         if plan is not None:

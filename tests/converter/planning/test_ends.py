@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import tritgguf.runtime
 from tests.checkpoints import build
+from tests.gguf_edit import rewrite
 from tests.oracles import libggml
 from tritgguf.converter import Conversion, FilePlan, TensorError, UnsupportedError, convert, plan
 from tritgguf.converter.checkpoint.safetensors_reader import read_tensors
@@ -152,6 +154,17 @@ def test_a_gguf_source_s_ends_stay_unless_a_smaller_type_holds_them(grids, tmp_p
     assert types_of(plan(small, target="cuda")) == ("q2_0", "q2_0")
     q8 = convert(build(UNTIED, tmp_path / "model"), tmp_path / "q8.gguf", "f16", embedding_type="q8_0", check=False)
     assert types_of(plan(q8.out)) == ("q8_0", "f16")
+
+
+def test_a_gguf_source_s_embeddings_that_cannot_be_read_stay(grids, tmp_path: Path) -> None:
+    """The package gguf reads no Q8_K, for example."""
+    f16 = convert(grids(UNTIED), tmp_path / "f16.gguf", "f16", check=False).out
+    kind = GGMLQuantizationType.Q8_K
+    stored = np.zeros((read_gguf(f16).tensors[EMBEDDING].shape[0], GGML_QUANT_SIZES[kind][1]), np.uint8)
+    odd = rewrite(f16, tmp_path / "odd.gguf", tensors={EMBEDDING: (stored, kind)})
+    assert types_of(plan(odd)) == ("q8_k", "tq1_0")
+    with pytest.raises(UnsupportedError, match="is Q8_K, which gguf's Python package can't dequantize"):
+        plan(odd, embedding_type="f16")
 
 
 def test_auto_needs_weights(tmp_path: Path) -> None:
