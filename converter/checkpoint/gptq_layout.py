@@ -50,7 +50,7 @@ class GptqTensor(IntegerTensor):
         start, stop = first * self.bits // WORD_BITS, -(-wanted.stop * self.bits // WORD_BITS)
         taken = np.ascontiguousarray(words[:, start:stop])
         if self.minus_one and WORD_BITS % self.bits == 0:
-            taken += np.uint32(sum(1 << place for place in range(0, WORD_BITS, self.bits)))
+            taken = taken + np.uint32(sum(1 << place for place in range(0, WORD_BITS, self.bits)))
         zeros = unpacked(taken.view(np.uint8), self.bits).astype(np.int16)
         if self.minus_one and WORD_BITS % self.bits:
             zeros = zeros + 1 & (1 << self.bits) - 1
@@ -146,10 +146,17 @@ def _module(module: str, stored: StoredTensors, said: Said) -> GptqTensor:
     bits, n_columns, group = fitting
     _require_order(module, n_columns, group, stored)
     packed, transposed_scales = Part(qweight, transposed=True), Part(scales, transposed=True)
-    dtype = said.packing if bits == 2 else f"{said.packing}, {bits} bits"
     shape = (qweight.shape[1], n_columns)
     tensor = GptqTensor(
-        f"{module}.weight", dtype, shape, bits, group, packed, transposed_scales, qzeros, said.minus_one is not False
+        f"{module}.weight",
+        f"{bits}-bit {said.packing}",
+        shape,
+        bits,
+        group,
+        packed,
+        transposed_scales,
+        qzeros,
+        said.minus_one is not False,
     )
     return _by_convention(tensor, said)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.parallel import parallel
 from tritgguf.converter.core.progress import Step
 from tritgguf.converter.core.tensors import Floats, SourceTensor
@@ -217,12 +218,28 @@ def _beats(kept: Encoder, plan: TensorPlan, target: str) -> bool:
 
 
 def _smallest_float(spec: TensorSpec, source: SourceTensor, what: str) -> TensorPlan:
+    """Return the plan in the smallest float type that is exact; products of packed integers may be rounded to F16.
+
+    Programs that run packed checkpoints round these products too.
+    """
     *smaller, largest = FLOATS
     for name in smaller:
         plan = _as_floats(spec, source, float_codec(name), f"{what}: kept as {name.upper()}")
         if plan.exact:
             return plan
+    if source.dtype not in FLOAT_DTYPES and source.ggml_type is None and _in_range(source, float_codec(smaller[0])):
+        return _as_floats(spec, source, float_codec(smaller[0]), f"{what}: kept as {smaller[0].upper()}")
     return _as_floats(spec, source, float_codec(largest), f"{what}: kept as {largest.upper()}")
+
+
+def _in_range(source: SourceTensor, codec: FloatCodec) -> bool:
+    """Whether the type stores all values, rounded or not."""
+    try:
+        for _, values in source.chunks():
+            codec.encode(values)
+    except TensorError:
+        return False
+    return True
 
 
 def _ternary_types_for(grid: Grid) -> list[TernaryCodec]:

@@ -51,7 +51,8 @@ def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> d
         )
     modules = overrides(said, "extra_config")
     for settings in (said, *modules.values()):
-        require_integers(settings)
+        if not settings.has("bits") or settings.integer("bits") < FLOAT_BITS:
+            require_integers(settings)
     bits, groups = bits_and_groups(said, modules, BITS)
     key = said.name("packing_format")
     return read_modules(stored, Said(PACKING.name, bits, groups, symmetric, minus_one, key))

@@ -99,7 +99,7 @@ def _packed(module: str, stored: StoredTensors, said: Settings) -> MlxTensor:
             f"{weight.name} {weight.shape}, scales {scales.shape} and biases {biases.shape} don't fit each other "
             f"at {bits} bits in groups of {group}, which config.json gives"
         )
-    dtype = PACKING.name if bits == 2 else f"{PACKING.name}, {bits} bits"
+    dtype = f"{bits}-bit {PACKING.name}"
     shape = (weight.shape[0], scales.shape[1] * group)
     return MlxTensor(weight.name, dtype, shape, bits, group, Part(weight), Part(scales), Part(biases))
 
