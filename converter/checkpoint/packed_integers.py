@@ -54,8 +54,10 @@ def unpacked(packed: ByteArray, bits: int) -> Integers:
     if bits == 8:
         return packed
     if bits == 4:
-        return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
-    stream = np.unpackbits(packed, axis=1, bitorder="little").reshape(len(packed), -1, bits)
+        return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), 2 * packed.shape[1])
+    n_columns = packed.shape[1] * 8 // bits
+    stream = np.unpackbits(packed, axis=1, bitorder="little")[:, : n_columns * bits]
+    stream = stream.reshape(len(packed), n_columns, bits)
     return np.packbits(stream, axis=-1, bitorder="little")[..., 0]
 
 
@@ -140,7 +142,7 @@ class IntegerTensor(SourceTensor):
 
     def read(self, rows: slice | RowIndices) -> Float32Array:
         integers = unpacked(self.packed_bytes(rows), self.bits)
-        groups = integers.reshape(len(integers), -1, self.group).astype(np.float32)
+        groups = integers.reshape(len(integers), self.shape[1] // self.group, self.group).astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             values = self.weights(groups, rows)
         if not np.isfinite(values).all():
@@ -213,7 +215,7 @@ class FourLevelTensor(CodedTensor):
         if zeros.size and (zeros == zeros.flat[0]).all():
             return _looked_up(packed, CODES[int(zeros.flat[0])]).view(np.int8)
         groups = unpacked(packed, 2).view(np.int8).reshape(*zeros.shape, self.group)
-        return ((groups - zeros[..., None]) * self._signs(rows)[..., None]).reshape(len(packed), -1)
+        return ((groups - zeros[..., None]) * self._signs(rows)[..., None]).reshape(len(packed), self.shape[1])
 
 
 LOOK_UP = Kernel("look_up", np.uint8, int, np.uint32, np.uint32)
