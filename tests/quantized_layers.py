@@ -72,6 +72,7 @@ MLX: Mapping[str, Layer] = {
     "auto-round": Layer(2, 128, signed=True, bias_per_scale=-2),
     "bf16": Layer(2, 32, bias_per_scale=-1, dtype="BF16"),
     "2-bits": Layer(2, 64),
+    "2-bits-zeros": Layer(2, 64, symmetric=False),
     "3-bits": Layer(3, 64),
     "4-bits": Layer(4, 32, dtype="BF16"),
     "5-bits": Layer(5, 64),

@@ -76,7 +76,9 @@ def mlx(name: str, layer: Layer) -> Tensors:
     import mlx.core as mx
 
     dtype = {"F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32}[layer.dtype]
-    values = mx.array(quantized_layers.scales(name, Layer(2, 1, signed=True), shape_of(layer))).astype(dtype)
+    values = mx.array(quantized_layers.weights(name, Layer(8, 32), shape_of(layer))).astype(dtype)
+    if not layer.symmetric:
+        values = values + mx.max(values) * 0.6  # so that some zero points aren't 1 or 2
     weight, scales, biases = mx.quantize(values, layer.group, layer.bits)
     if layer.bias_per_scale is not None:
         scales = mx.array(quantized_layers.scales(name, layer, shape_of(layer))).astype(dtype)
