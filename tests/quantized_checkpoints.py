@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 QWEN3 = Recipe(
     "Qwen3ForCausalLM", "float", "F16", head_dim=64, rope_theta=1000000.0, tokenizer="qwen2", vocab=384, transformers=4
 )
-LLAMA = Recipe("LlamaForCausalLM", "float", "BF16", rope_theta=1000042.0)
+LLAMA = Recipe("LlamaForCausalLM", "float", "F16", rope_theta=1000042.0)
 QWEN2 = Recipe("Qwen2ForCausalLM", "float", "F16", rope_theta=1000000.0, tokenizer="qwen2", vocab=384)
 
 
@@ -102,7 +102,7 @@ QUANTIZED: Mapping[str, Quantized] = {
     "mlx-bonsai": Quantized(
         replace(QWEN3, tied=True),
         "mlx",
-        Layer(2, 128, bias_per_scale=-1, symmetric=False, least_zero=1),
+        Layer(2, 128, bias_per_scale=-1, signed=True),
         mlx(),
         embeddings=True,
     ),
