@@ -25,6 +25,7 @@ from tritgguf.converter.core.tensors import Codes, Float32Array, RowIndices, Sou
 from tritgguf.converter.errors import SourceError, UnsupportedError
 
 WEIGHT, SCALES, BIASES = ".weight", ".scales", ".biases"
+PACKED_DTYPE = "U32"
 BITS = (2, 3, 4, 5, 6, 8)
 
 
@@ -64,21 +65,19 @@ def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> d
     auto_round.require_integers(quantization(config))
     tensors: dict[str, SourceTensor] = {}
     for name, tensor in stored.items():
-        if tensor.dtype == "U32" and name.endswith(WEIGHT):
-            tensors[name] = _packed(name.removesuffix(WEIGHT), stored, said)
-        elif not _belongs_to_packed(name, stored):
+        module, dot, last = name.rpartition(".")
+        if dot + last in (SCALES, BIASES):
+            if module + WEIGHT not in stored:
+                raise SourceError(f"the checkpoint holds {name}, but no {module}{WEIGHT}: fetch it again")
+        elif dot + last == WEIGHT and (tensor.dtype == PACKED_DTYPE or module + SCALES in stored):
+            tensors[name] = _packed(module, stored, said)
+        else:
             tensors[name] = tensor
     return tensors
 
 
 def _settings(config: ConfigJson) -> Settings:
     return Settings(FILE, config).object("quantization") or quantization(config)
-
-
-def _belongs_to_packed(name: str, stored: StoredTensors) -> bool:
-    module, dot, last = name.rpartition(".")
-    weight = stored.get(module + WEIGHT)
-    return dot + last in (SCALES, BIASES) and weight is not None and weight.dtype == "U32"
 
 
 def _packed(module: str, stored: StoredTensors, said: Settings) -> MlxTensor:
@@ -93,6 +92,8 @@ def _packed(module: str, stored: StoredTensors, said: Settings) -> MlxTensor:
         raise UnsupportedError(f"{own.name('bits')} is {bits}; read are {', '.join(map(str, BITS))}")
     group = (own if own.has("group_size") else said).integer("group_size")
     weight = stored[module + WEIGHT]
+    if weight.dtype != PACKED_DTYPE:
+        raise SourceError(f"{weight.name} is {weight.dtype}; expected {PACKED_DTYPE}: the checkpoint is damaged")
     scales, biases = (_beside(module, suffix, stored) for suffix in (SCALES, BIASES))
     if not _fits(weight.shape, scales.shape, biases.shape, bits, group):
         raise SourceError(
