@@ -9,6 +9,7 @@ read as floats.
 from __future__ import annotations
 
 import math
+import mmap
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,10 +56,12 @@ def unpacked(packed: ByteArray, bits: int) -> Integers:
         return packed
     if bits == 4:
         return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), 2 * packed.shape[1])
-    n_columns = packed.shape[1] * 8 // bits
-    stream = np.unpackbits(packed, axis=1, bitorder="little")[:, : n_columns * bits]
-    stream = stream.reshape(len(packed), n_columns, bits)
-    return np.packbits(stream, axis=-1, bitorder="little")[..., 0]
+    n_rows, n_octets = len(packed), -(-packed.shape[1] // bits)  # eight integers fill `bits` bytes
+    whole = np.pad(packed, ((0, 0), (0, n_octets * bits - packed.shape[1])))
+    octets = np.zeros((n_rows, n_octets, 8), np.uint8)
+    octets[..., :bits] = whole.reshape(n_rows, n_octets, bits)
+    shifted = octets.view("<u8") >> np.arange(0, 8 * bits, bits, dtype=np.uint64)
+    return (shifted.astype(np.uint8) & np.uint8((1 << bits) - 1)).reshape(n_rows, 8 * n_octets)
 
 
 def _looked_up(packed: ByteArray, table: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
@@ -70,7 +73,7 @@ def _looked_up(packed: ByteArray, table: npt.NDArray[np.uint32]) -> npt.NDArray[
 class Part:
     """A stored tensor that holds something for each of a matrix's rows: in a row of its own or, `transposed`, a column.
 
-    The bytes of a transposed tensor's columns lie all over it, so it stays mapped from the first rows to the last.
+    The bytes of a transposed tensor's columns lie all over it, so it stays mapped until its last columns are read.
     """
 
     tensor: SafetensorsTensor
@@ -98,9 +101,10 @@ class Part:
             return self.tensor.on_disk(rows)
         n_rows = self.tensor.shape[1]
         wanted, data = span(rows, n_rows), self.tensor.data
-        if wanted.start == 0 or wanted.stop == n_rows:
-            return [data]
         item_bytes = data.nbytes // math.prod(self.tensor.shape)
+        touch_all = wanted.start == 0 and wanted.stop * item_bytes >= mmap.PAGESIZE
+        if touch_all or wanted.stop == n_rows:
+            return [data]
         return [data[wanted.start * item_bytes : wanted.stop * item_bytes]]
 
 

@@ -140,7 +140,7 @@ def test_the_test_packs_as_mlx_does(name: str) -> None:
 
 def differs(keys: Mapping[str, Any], stored: Mapping[str, SafetensorsTensor]) -> bool:
     """Whether these are read as other weights than the package computes."""
-    return not np.array_equal(read(keys, stored).read(ALL), expected(stored))
+    return not np.array_equal(read(keys, stored).read(ALL).astype(np.float16), expected(stored).astype(np.float16))
 
 
 @pytest.mark.parametrize(("package", "name"), [("gptq", "zeros-v1"), ("gptq", "zeros-v2"), ("gptq", "3-bits-v1")])
@@ -161,7 +161,7 @@ def test_symmetric_zero_points_tell_their_version_where_config_json_does_not(nam
 def test_symmetric_zero_points_that_contradict_config_json_are_refused(name: str) -> None:
     layer, stored = GPTQ[name], golden("gptq", name)
     other = "gptq_v2" if layer.minus_one else "gptq"
-    with pytest.raises(SourceError, match=r"layer\.qzeros holds .* sym says that they are"):
+    with pytest.raises(SourceError, match=r"\.qzeros holds .* sym says that they are"):
         read(config("gptq", layer, checkpoint_format=other, format=other), stored)
 
 
