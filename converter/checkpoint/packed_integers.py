@@ -61,7 +61,8 @@ def unpacked(packed: ByteArray, bits: int) -> Integers:
     octets = np.zeros((n_rows, n_octets, 8), np.uint8)
     octets[..., :bits] = whole.reshape(n_rows, n_octets, bits)
     shifted = octets.view("<u8") >> np.arange(0, 8 * bits, bits, dtype=np.uint64)
-    return (shifted.astype(np.uint8) & np.uint8((1 << bits) - 1)).reshape(n_rows, 8 * n_octets)
+    integers: Integers = shifted.astype(np.uint8) & np.uint8((1 << bits) - 1)
+    return integers.reshape(n_rows, 8 * n_octets)
 
 
 def _looked_up(packed: ByteArray, table: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
