@@ -179,11 +179,11 @@ def _layouts(
     (n_words, n_rows), (n_groups, n_scales) = qweight, scales
     for bits in said.bits:
         n_columns = n_words * WORD_BITS // bits
-        for group in said.groups:
-            size = n_columns if group == -1 else group
-            fits = n_scales == n_rows and n_words * WORD_BITS == n_columns * bits and n_groups * size == n_columns
-            if fits and size > 0 and qzeros == (n_groups, -(-n_rows * bits // WORD_BITS)):
-                yield bits, n_columns, size
+        group = n_columns // n_groups
+        named = group in said.groups or (n_groups == 1 and -1 in said.groups)
+        whole = n_scales == n_rows and n_words * WORD_BITS == n_columns * bits and n_groups * group == n_columns
+        if named and whole and group > 0 and qzeros == (n_groups, -(-n_rows * bits // WORD_BITS)):
+            yield bits, n_columns, group
 
 
 def _require_order(module: str, n_columns: int, group: int, stored: StoredTensors) -> None:
