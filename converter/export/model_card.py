@@ -11,6 +11,8 @@ from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.export.plan import ExportPlan
 from tritgguf.converter.model.card_metadata import model_name
 
+QUANTIZATIONS = ("quantization_config", "quantization")  # transformers' key, and MLX's
+
 
 @dataclass(frozen=True)
 class TensorFacts:
@@ -30,7 +32,7 @@ class TensorFacts:
 
 def config_json(plan: ExportPlan) -> dict[str, Any]:
     """Return config.json: the model's, with quantization_config and dtype of the written weights."""
-    config = {key: value for key, value in plan.config.items() if key != "quantization_config"}
+    config = {key: value for key, value in plan.config.items() if key not in QUANTIZATIONS}
     form = plan.form
     if not form.dequantized:
         assert form.scheme is not None

@@ -138,7 +138,7 @@ def inspect(
         model, refused = _seen(place, error), str(error)
     stored = _stored_bytes(place)
     specs = [spec for spec in model.specs if spec.data is None]
-    sizes_on_disk = _with_companions(specs, stored)
+    sizes_on_disk = _with_companions(specs, stored, model.tensors or {})
     report = counted(progress, "reading", sum(sizes_on_disk))
 
     def facts(item: tuple[TensorSpec, int]) -> tuple[TensorFacts, int]:
@@ -212,15 +212,18 @@ def _stored_bytes(path: Path) -> dict[str, int]:
     return {name: tensor.data.nbytes for name, tensor in safetensors_files.read_tensors(path).items()}
 
 
-def _with_companions(specs: Sequence[TensorSpec], stored: Mapping[str, int]) -> list[int]:
-    """Return each tensor's size in bytes, including its scales, whose names begin with the tensor's name."""
+def _with_companions(
+    specs: Sequence[TensorSpec], stored: Mapping[str, int], tensors: Mapping[str, SourceTensor]
+) -> list[int]:
+    """Return each tensor's size in bytes, including its scales; mostly their names begin with the tensor's name."""
     names = sorted(stored)
     sizes = []
     for spec in specs:
         first = last = bisect_left(names, spec.source)
         while last < len(names) and names[last].startswith(spec.source):
             last += 1
-        sizes.append(sum(stored[name] for name in names[first:last]))
+        with_scales = sum(stored[name] for name in names[first:last])
+        sizes.append(max(with_scales, tensors[spec.source].n_bytes if spec.source in tensors else 0))
     return sizes
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from gguf import Keys
 from numpy.typing import NDArray
 
-from tritgguf.converter.core.tensors import CodedTensor
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.errors import EngineError
 from tritgguf.converter.gguf_io.metadata import Metadata
 from tritgguf.converter.model.model import Model
@@ -145,7 +145,7 @@ def _reference_logits(torch: Any, transformers: Any, model: Model, ids: list[int
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            if any(isinstance(tensor, CodedTensor) for tensor in (model.tensors or {}).values()):
+            if any(tensor.dtype not in FLOAT_DTYPES for tensor in (model.tensors or {}).values()):
                 network = _with_effective_weights(torch, transformers, model)
             else:
                 network = transformers.AutoModelForCausalLM.from_pretrained(

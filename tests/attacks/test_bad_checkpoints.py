@@ -127,9 +127,14 @@ def unknown_pre_tokenizer(folder: Path) -> None:
     path.write_text(json.dumps(tokenizer))
 
 
-@attack("quantization_config.quant_method 'gptq' isn't known here")
+@attack("quantization_config.quant_method 'awq' isn't known here")
 def unknown_quantization(folder: Path) -> None:
-    edit_config(folder, quantization_config={"quant_method": "gptq"})
+    edit_config(folder, quantization_config={"quant_method": "awq"})
+
+
+@attack("config.json says GPTQ, but no tensor is packed: remove its quantization_config")
+def floats_called_packed(folder: Path) -> None:
+    edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128})
 
 
 @attack("rope scaling 'dynamic' isn't known")

@@ -143,7 +143,9 @@ BASE3 = [
         SourceError,
         ("base3_rows", "base3_columns"),
     ),
-    Broken("14b-newer", {"quantization_config": {"quant_method": "gptq"}}, SourceError, ("gptq", "base-3 packed")),
+    Broken(
+        "14b-newer", {"quantization_config": {"quant_method": "modelopt"}}, SourceError, ("modelopt", "base-3 packed")
+    ),
 ]
 ARCHITECTURES = [
     Broken("bitcpm", {"scale_emb": None}, SourceError, ("scale_emb", "positive number", "None")),
