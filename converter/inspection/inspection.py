@@ -206,7 +206,7 @@ def _architecture(model: Model) -> str | None:
 def _stored_bytes(path: Path) -> dict[str, int]:
     """Return each tensor's size in bytes by its name on disk."""
     if is_gguf(path):
-        return {name: tensor.data.nbytes for name, tensor in read_gguf(path).tensors.items()}
+        return {name: tensor.n_bytes for name, tensor in read_gguf(path).tensors.items()}
     if not safetensors_files.matches(path):
         return {}
     return {name: tensor.data.nbytes for name, tensor in safetensors_files.read_tensors(path).items()}

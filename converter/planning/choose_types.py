@@ -69,6 +69,8 @@ def choose_type(spec: TensorSpec, source: SourceTensor | None, request: Request)
     if spec.role == "linear":
         return _choose_linear(spec, source, request)
     wanted = {"embedding": request.embedding, "output": request.output}.get(spec.role)
+    if wanted is None and source is not None and source.foreign:
+        return _smallest_exact(spec, source, request)
     kept = _passthrough(spec, source, request) if wanted is None else None
     if kept is not None:
         return TensorPlan(kept, f"{spec.role}: passthrough", exact=True)

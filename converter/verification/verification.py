@@ -78,6 +78,7 @@ def verify(
     two can't be opened; differences are in the result.
     """
     file = read_gguf(Path(out))
+    file.stock_tensors()  # raises an error that names a tensor that no stock program reads
     opened = open_model(Path(model), token_ids=token_ids)
     if opened.tensors is None:
         raise SourceError(
