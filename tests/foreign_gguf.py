@@ -73,10 +73,12 @@ BASE3 = {
     tuple((number // 3**n) % 3 for n in range(5)): base3_byte([(number // 3**n) % 3 for n in range(5)])
     for number in range(243)
 }
+# The four trits of IQ1_BN's last byte in 64: of byte · 81, byte · 27, byte · 9 and byte · 3.
+EXTRA = {tuple((byte * m % 256 * 3 >> 8) for m in (81, 27, 9, 3)): byte for byte in reversed(range(256))}
 
 
 def ptq1_0(codes: Row, scales: Sequence[float]) -> bytes:
-    """28 bytes per 128: element n · 16 + m in byte m, 80 + 8n + m in byte 16 + m, 120 + 2n + h in byte 24 + h; scale."""
+    """28 bytes per 128: elements 16n + m in byte m, 80 + 8n + m in byte 16 + m, 120 + 2n + h in byte 24 + h; scale."""
     out = b""
     for block in range(len(codes) // 128):
         digits = [code + 1 for code in codes[128 * block : 128 * block + 128]]
@@ -88,7 +90,7 @@ def ptq1_0(codes: Row, scales: Sequence[float]) -> bytes:
 
 
 def stq1_0(codes: Row, scales: Sequence[float]) -> bytes:
-    """42 bytes per 256: a nibble and a sign for the elements 64 (g / 16) + g mod 16 + 16 p, p = 0 to 3; then the scale."""
+    """42 bytes per 256: a nibble and a sign for elements 64 (g / 16) + g mod 16 + 16 p, p = 0 to 3; then the scale."""
     out = b""
     for block in range(len(codes) // 256):
         nibbles, signs = [0] * 32, [0] * 8
@@ -125,11 +127,7 @@ def iq1_bn(codes: Row, scales: Sequence[float]) -> bytes:
                 # the multipliers 81, 27, 9, 3, 1 take the first element from the lowest digit
                 packed.append(BASE3[tuple(digits[16 * i + 5 * k + j] for j in reversed(range(5)))])
         extra = [digits[16 * i + 15] for i in range(4)]
-        candidates = [
-            byte for byte in range(256)
-            if all((byte * m % 256 * 3 >> 8) == trit for m, trit in zip((81, 27, 9, 3), extra, strict=True))
-        ]  # fmt: skip
-        out += bytes(packed) + bytes(candidates[:1])
+        out += bytes([*packed, EXTRA[tuple(extra)]])
     return out
 
 
@@ -260,7 +258,9 @@ def _string(text: str) -> bytes:
 def _value(value: Any) -> bytes:
     if isinstance(value, list):
         element = _value(value[0]) if value else _value(0)
-        return struct.pack("<I", 9) + element[:4] + struct.pack("<Q", len(value)) + b"".join(_value(v)[4:] for v in value)
+        return (
+            struct.pack("<I", 9) + element[:4] + struct.pack("<Q", len(value)) + b"".join(_value(v)[4:] for v in value)
+        )
     if isinstance(value, bool):
         return struct.pack("<I?", 7, value)
     if isinstance(value, int):

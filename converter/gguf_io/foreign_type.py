@@ -91,7 +91,7 @@ class ForeignType:
     @property
     def numbered(self) -> str:
         """What messages call it."""
-        return f"{self.name} (type {', '.join(map(str, self.numbers))})"
+        return f"{self.name} (type {' or '.join(map(str, self.numbers))})"
 
     def tensor(self, name: str, shape: tuple[int, ...], file: Path, data: ByteArray) -> ForeignTensor:
         """Return the tensor whose bytes `data` are."""

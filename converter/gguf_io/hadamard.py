@@ -41,6 +41,14 @@ def is_rotated(keys: Sequence[str] | Mapping[str, object]) -> str | None:
     return next((key for key in keys if key.startswith(PREFIX) or key in OTHER_KEYS), None)
 
 
+def convert_first(file: str, key: str) -> str:
+    """Return the message of programs that would take such a file's weights for plain ones."""
+    return (
+        f"{file} has {key}: its weights are in a Hadamard basis, which llama.cpp doesn't compute; convert it first: "
+        f"tritgguf convert {file} OUT.gguf --type f16"
+    )
+
+
 @dataclass(frozen=True)
 class Basis:
     """The tensors `names`, whose rows are in the basis; `signs` by width, and the order of columns of some of them."""
@@ -136,9 +144,9 @@ class _Keys:
         for name in sorted(names):
             self._check_tensor(name, signs)
         grouped = [name for name in weights if name.endswith(GROUPED)]
-        if grouped and self._value("gdn_v_grouped", bool):
-            return Basis(names, signs or {}, {name: self._ungrouped(self.tensors[name].shape[-1]) for name in grouped})
-        return Basis(names, signs or {}, {})
+        if not grouped or not self._value("gdn_v_grouped", bool):
+            return Basis(names, signs or {}, {})
+        return Basis(names, signs or {}, {name: self._ungrouped(self.tensors[name].shape[-1]) for name in grouped})
 
     def _check_version(self) -> None:
         version, tied = self._value("version", int), self._optional("tied_output", bool, default=False)
@@ -164,18 +172,22 @@ class _Keys:
         widths, found = self._value("sign_widths", list), self._value("sign_values", list)
         sound = all(type(width) is int and width > 0 and width % BLOCK == 0 for width in widths)
         if not sound or len(set(widths)) != len(widths):
-            raise self._refused(PREFIX + "sign_widths", f"is {widths!r:.80}", f"expected different multiples of {BLOCK}")
+            raise self._refused(
+                PREFIX + "sign_widths", f"is {widths!r:.80}", f"expected different multiples of {BLOCK}"
+            )
         if len(found) != sum(widths) or any(value not in (-1, 1) or isinstance(value, bool) for value in found):
-            raise self._refused(PREFIX + "sign_values", f"has {len(found)} values", f"expected {sum(widths)}, all 1 or -1")
+            raise self._refused(
+                PREFIX + "sign_values", f"has {len(found)} values", f"expected {sum(widths)}, all 1 or -1"
+            )
         values: Float32Array = np.array(found, np.float32)
         ends = np.cumsum(widths)
         return {width: values[end - width : end] for width, end in zip(widths, ends, strict=True)}
 
     def _names(self, name: str) -> list[str]:
-        names = self._value(name, list)
+        names: list[object] = self._value(name, list)
         if not all(isinstance(text, str) for text in names) or len(set(names)) != len(names):
             raise self._refused(PREFIX + name, "isn't a list of different names", "expected the names of tensors")
-        return names
+        return [str(text) for text in names]
 
     def _check_tensor(self, name: str, signs: Mapping[int, Float32Array] | None) -> None:
         tensor = self.tensors.get(name)
@@ -184,23 +196,28 @@ class _Keys:
         width = tensor.shape[-1]
         if len(tensor.shape) != 2 or width % BLOCK:
             raise self._refused(
-                PREFIX + "weight_names", f"has {name} of shape {tensor.shape}", f"expected rows of a multiple of {BLOCK}"
+                PREFIX + "weight_names",
+                f"has {name} of shape {tensor.shape}",
+                f"expected rows of a multiple of {BLOCK}",
             )
         if signs is not None and width not in signs:
             raise self._refused(PREFIX + "sign_widths", f"has no width {width}", f"though {name} has it")
 
     def _ungrouped(self, width: int) -> RowIndices:
-        """Return where each column of llama.cpp's order is: V heads in repetitions of the K heads, not grouped by them."""
+        """Return where llama.cpp's columns are: its V heads repeat the K heads, and here they are grouped by these."""
         arch = str(self.metadata[Keys.General.ARCHITECTURE].data)
         names = (Keys.SSM.GROUP_COUNT.format(arch=arch), Keys.SSM.TIME_STEP_RANK.format(arch=arch))
-        n_keys, n_values = (self.metadata[key].data if key in self.metadata else None for key in names)
-        sound = isinstance(n_keys, int) and isinstance(n_values, int) and n_keys > 0 and n_values > 0
-        if not sound or n_values % n_keys or width % n_values:  # type: ignore[operator]
+        n_keys, n_values = (self._count(key) for key in names)
+        if not n_keys or not n_values or n_values % n_keys or width % n_values:
             raise self._refused(
-                names[1], f"is {n_values!r}, and {names[0]} {n_keys!r}", f"expected heads that divide {width} columns"
+                names[1], f"is {n_values}, and {names[0]} {n_keys}", f"expected heads that divide {width} columns"
             )
-        heads = np.arange(width, dtype=np.int64).reshape(n_keys, n_values // n_keys, -1)  # type: ignore[operator, call-overload]
+        heads = np.arange(width, dtype=np.int64).reshape(n_keys, n_values // n_keys, -1)
         return np.ascontiguousarray(heads.swapaxes(0, 1)).reshape(-1)
+
+    def _count(self, key: str) -> int:
+        number = self.metadata[key].data if key in self.metadata else 0
+        return number if type(number) is int and number > 0 else 0
 
     def _value(self, name: str, kind: type[T]) -> T:
         key = PREFIX + name

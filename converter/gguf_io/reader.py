@@ -18,6 +18,7 @@ from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io import parts
 from tritgguf.converter.gguf_io.foreign_type import ForeignTensor, loaders
 from tritgguf.converter.gguf_io.gguf_tensor import GgufTensor
+from tritgguf.converter.gguf_io.hadamard import convert_first, is_rotated
 from tritgguf.converter.gguf_io.header_reader import MAGIC, HeaderReader, TensorDescription, map_file
 from tritgguf.converter.gguf_io.metadata import Metadata
 from tritgguf.converter.gguf_io.tensor_types import TensorType, tensor_types
@@ -51,7 +52,9 @@ class GgufFile:
         return tuple(tensor for tensor in self.tensors.values() if isinstance(tensor, ForeignTensor))
 
     def stock_tensors(self) -> dict[str, GgufTensor]:
-        """Return the tensors by name; raise UnsupportedError if any is of a foreign type."""
+        """Return the tensors by name; raise UnsupportedError if only other programs read their weights."""
+        if (key := is_rotated(self.metadata)) is not None:
+            raise UnsupportedError(convert_first(self.path.name, key))
         for tensor in self.foreign:
             raise UnsupportedError(
                 f"{self.path.name}: {len(self.foreign)} tensors such as {tensor.name} are {tensor.kind.numbered} of "

@@ -7,7 +7,7 @@ sizes must explain the distances between the tensors, for all tensors of that nu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,18 +22,21 @@ assert ggml_types.Q2_0  # the import adds Q2_0 to GGMLQuantizationType
 
 
 class TensorType(NamedTuple):
-    """What a tensor's number means: a stock type, or a foreign one."""
+    """What a tensor's number means: a name, the sizes if known, and the foreign type where it isn't a stock one."""
 
-    stock: GGMLQuantizationType | None
+    name: str
+    layout: Layout | None
     foreign: ForeignType | None = None
 
-    @property
-    def name(self) -> str:
-        return self.foreign.name if self.foreign else GGMLQuantizationType(self.stock).name
+    @classmethod
+    def of(cls, stock: GGMLQuantizationType) -> TensorType:
+        return cls(stock.name, Layout(*GGML_QUANT_SIZES[stock]))
 
-    @property
-    def layout(self) -> Layout | None:
-        return self.foreign.layout if self.foreign else Layout(*GGML_QUANT_SIZES[GGMLQuantizationType(self.stock)])
+
+def shared_stock_types(types: Iterable[GGMLQuantizationType]) -> dict[GGMLQuantizationType, Layout]:
+    """Return those of the types whose number a foreign type has too, with their layouts."""
+    shared = {number for kind in foreign_types() for number in kind.numbers}
+    return {kind: Layout(*GGML_QUANT_SIZES[kind]) for kind in types if kind in shared}
 
 
 class _Place(NamedTuple):
@@ -64,7 +67,8 @@ def tensor_types(
 
 def _places(described: Mapping[str, TensorDescription], body_bytes: int) -> dict[str, _Place]:
     ordered = sorted(described.items(), key=lambda item: item[1].offset)
-    places, end = {}, body_bytes
+    places: dict[str, _Place] = {}
+    end = body_bytes
     for name, tensor in reversed(ordered):
         places[name] = _Place(tensor.shape, end - tensor.offset, not places)
         end = tensor.offset
@@ -75,14 +79,14 @@ def _type_of(path: Path, number: int, places: Mapping[str, _Place], alignment: i
     stock = GGMLQuantizationType(number) if number in GGMLQuantizationType._value2member_map_ else None
     foreign = [kind for kind in foreign_types() if number in kind.numbers]
     if stock is not None and not foreign:
-        return TensorType(stock)
+        return TensorType.of(stock)
     if not foreign:
         raise UnsupportedError(
             f"{path}: tensor {next(iter(places))} has type {number}, unknown here; expected a type of gguf's Python "
             "package"
         )
-    known = [TensorType(stock)] if stock is not None else []
-    known += [TensorType(None, kind) for kind in foreign]
+    known = [TensorType.of(stock)] if stock is not None else []
+    known += [TensorType(kind.name, kind.layout, kind) for kind in foreign]
     fitting = [kind for kind in known if _explains(kind.layout, places, alignment)]
     if len(fitting) == 1:
         return fitting[0]
@@ -97,9 +101,7 @@ def _type_of(path: Path, number: int, places: Mapping[str, _Place], alignment: i
     raise _unexplained(path, number, known, fitting)
 
 
-def _explains(
-    layout: Layout | None, places: Mapping[str, _Place], alignment: int, *, cut_off: bool = False
-) -> bool:
+def _explains(layout: Layout | None, places: Mapping[str, _Place], alignment: int, *, cut_off: bool = False) -> bool:
     """Whether all tensors have that layout's size; with `cut_off` bytes of the file's last tensor are missing."""
     if layout is None:
         return False

@@ -48,7 +48,7 @@ def repaired(metadata: Metadata) -> Repair:
     if vocabulary:
         keys[Keys.Tokenizer.PRE] = string(PRE_TOKENIZER)
         notes.append(
-            f"{Keys.Tokenizer.PRE} is missing: added as {PRE_TOKENIZER}, which the model was trained with; the token ids "
+            f"{Keys.Tokenizer.PRE} is missing: added as {PRE_TOKENIZER}, which the model was trained with; token ids "
             "can't be compared"
         )
     return Repair(keys, tuple(notes), vocabulary)

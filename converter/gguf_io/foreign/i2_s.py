@@ -21,8 +21,8 @@ class I2S(ForeignType):
     loaded_by = "only bitnet.cpp and ik_llama.cpp"
     layout = Layout(BLOCK, BYTES, tail=TAIL)
     remark = (
-        "the file doesn't tell in which order I2_S has its values: it is read in blocks of 128, as x86 and bitnet.cpp's "
-        "converters write it; a file that llama-quantize made on ARM has another order and would become a wrong model"
+        "the file doesn't tell in which order I2_S has its values: they are read in blocks of 128, as bitnet.cpp's "
+        "converters and x86 write them; a file that was quantized on ARM has another order and becomes a wrong model"
     )
 
     def codes(self, stored: ByteArray, n_columns: int) -> Codes:
@@ -30,7 +30,8 @@ class I2S(ForeignType):
         digits = blocks >> np.array([6, 4, 2, 0], np.uint8)[:, None] & 3
         if (digits == 3).any():
             raise TensorError("holds the invalid code 3; expected 0, 1 or 2: the file is damaged or has another order")
-        return (digits.reshape(len(stored), n_columns) - np.uint8(1)).view(np.int8)
+        codes: Codes = (digits.reshape(len(stored), n_columns) - np.uint8(1)).view(np.int8)
+        return codes
 
     def scales(self, stored: ByteArray, tail: ByteArray) -> Float32Array:
         scale = np.frombuffer(tail[:SCALE_BYTES].tobytes(), "<f4")

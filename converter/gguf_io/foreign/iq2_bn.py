@@ -25,7 +25,8 @@ class Iq2Bn(ForeignType):
         digits = blocks >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
         if (digits == 3).any():
             raise TensorError("holds the invalid code 3; expected 0, 1 or 2: the file is damaged, fetch it again")
-        return (digits.reshape(len(stored), n_columns) - np.uint8(1)).view(np.int8)
+        codes: Codes = (digits.reshape(len(stored), n_columns) - np.uint8(1)).view(np.int8)
+        return codes
 
     def scales(self, stored: ByteArray, tail: ByteArray) -> Float32Array:
         return np.ascontiguousarray(stored[:, :HEAD]).view("<f4").astype(np.float32)

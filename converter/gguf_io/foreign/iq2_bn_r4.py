@@ -9,8 +9,8 @@ class Iq2BnR4(ForeignType):
     origin = "ik_llama.cpp"
     loaded_by = "only ik_llama.cpp"
     refusal = (
-        "it interleaves four rows in an order that isn't known here; start from the model's Hugging Face checkpoint, or "
-        "from its IQ2_BN, IQ1_BN or I2_S file"
+        "it interleaves four rows in an order that isn't known here; start from the model's Hugging Face checkpoint or "
+        "its IQ2_BN, IQ1_BN or I2_S file"
     )
 
 

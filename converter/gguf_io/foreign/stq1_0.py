@@ -1,8 +1,8 @@
 """STQ1_0, Tencent's type of three nonzero signs in four columns: 64 nibbles, 64 sign bits, an fp16 scale per 256.
 
-Group g has nibble g and bit g of the signs, and the four elements 64 · (g / 16) + g mod 16 + 16 · lane. A nibble's upper
-two bits are the lane of the zero; of the other lanes the first is +, the second is negative where bit 0 is set, the third
-where bit 1 is; the sign bit turns all of them. https://github.com/ggml-org/llama.cpp/pull/22836
+Group g has nibble g and bit g of the signs, and the four elements 64 · (g / 16) + g mod 16 + 16 · lane. A nibble's
+upper two bits are the lane of the zero; of the other lanes the first is +, the second is negative where bit 0 is set,
+the third where bit 1 is; the sign bit turns all of them. https://github.com/ggml-org/llama.cpp/pull/22836
 """
 
 import numpy as np
