@@ -203,15 +203,14 @@ def model(kind: Kind, *, fp16: bool = True) -> tuple[dict[str, Stored], dict[str
     return stored, values
 
 
-def base_file(path: Path, architecture: str = "llama", prefixes: Sequence[str] = (), *, context: int = 256) -> Path:
+def base_file(path: Path, architecture: str = "llama", *, hidden: int = HIDDEN, ffn: int = FFN) -> Path:
     """Write the model's keys, its norms, and nothing else."""
     writer = gguf.GGUFWriter(path, architecture)
-    for prefix in prefixes or (architecture,):
-        bitnet_model.add_numbers(writer, prefix, HIDDEN, FFN, 1, HEADS, KV_HEADS, context)
+    bitnet_model.add_numbers(writer, architecture, hidden, ffn, 1, HEADS, KV_HEADS, context=256)
     bitnet_model._add_vocabulary(writer)
     rng = np.random.default_rng(99)
     for name in NORMS:
-        writer.add_tensor(f"{name}.weight", 1 + rng.standard_normal(HIDDEN, np.float32) / 8)
+        writer.add_tensor(f"{name}.weight", 1 + rng.standard_normal(hidden, np.float32) / 8)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -94,16 +94,17 @@ def _strided(codes: files.Row, scales: list[float]) -> bytes:
     return files.stq1_0(turned, scales)
 
 
+G128, STQ = files.q2_0_g128, files.stq1_0
 MUTANTS: dict[str, tuple[str, Callable[..., bytes]]] = {
-    "the scale of 128 behind the codes": ("Q2_0-g128", _moved(files.q2_0_g128, 34, lambda b: b[2:] + b[:2])),
-    "128 with the highest bits first": ("Q2_0-g128", _moved(files.q2_0_g128, 34, lambda b: b[:2] + _pairs_reversed(b[2:]))),
-    "the halves of 128 exchanged": ("PQ2_0", _moved(files.q2_0_g128, 34, lambda b: b[:2] + b[18:] + b[2:18])),
+    "the scale of 128 behind the codes": ("Q2_0-g128", _moved(G128, 34, lambda b: b[2:] + b[:2])),
+    "128 with the highest bits first": ("Q2_0-g128", _moved(G128, 34, lambda b: b[:2] + _pairs_reversed(b[2:]))),
+    "the halves of 128 exchanged": ("PQ2_0", _moved(G128, 34, lambda b: b[:2] + b[18:] + b[2:18])),
     "the scale of PTQ1_0 before the trits": ("PTQ1_0", _moved(files.ptq1_0, 28, lambda b: b[26:] + b[:26])),
     "PTQ1_0's sections exchanged": ("PTQ1_0", _moved(files.ptq1_0, 28, lambda b: b[8:24] + b[:8] + b[24:])),
-    "the scale of STQ1_0 before the codes": ("STQ1_0", _moved(files.stq1_0, 42, lambda b: b[40:] + b[:40])),
-    "STQ1_0 with the high nibble first": ("STQ1_0", _moved(files.stq1_0, 42, lambda b: _nibbles_swapped(b[:32]) + b[32:])),
+    "the scale of STQ1_0 before the codes": ("STQ1_0", _moved(STQ, 42, lambda b: b[40:] + b[:40])),
+    "STQ1_0 with the high nibble first": ("STQ1_0", _moved(STQ, 42, lambda b: _nibbles_swapped(b[:32]) + b[32:])),
     "STQ1_0's signs from the highest bit": (
-        "STQ1_0", _moved(files.stq1_0, 42, lambda b: b[:32] + _bits_reversed(b[32:40]) + b[40:]),
+        "STQ1_0", _moved(STQ, 42, lambda b: b[:32] + _bits_reversed(b[32:40]) + b[40:]),
     ),
     "I2_S with the lowest bits first": ("I2_S", _moved(files.i2_s, 32, _pairs_reversed)),
     "I2_S in halves, as on ARM": ("I2_S", lambda codes, scales: b"".join(

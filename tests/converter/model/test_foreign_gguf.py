@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import gguf
@@ -15,6 +16,7 @@ from tests import foreign_gguf as files
 from tritgguf.converter import UnsupportedError, convert, plan
 from tritgguf.converter.core import kernels
 from tritgguf.converter.inspection.inspection import inspect
+from tritgguf.converter.tokenizer.token_ids import ReadTokenIds, TokenIds
 from tritgguf.converter.verification.verification import verify
 
 N_TOKENS = 24
@@ -48,6 +50,12 @@ def dequantized(path: Path) -> dict[str, np.ndarray]:
     return {tensor.name: gguf_weights.dequantized(tensor) for tensor in gguf.GGUFReader(path).tensors}
 
 
+@contextmanager
+def no_token_ids(folder: Path | None) -> Iterator[ReadTokenIds]:
+    """Stand in for the runtime's vocabulary, which isn't what these tests are about."""
+    yield lambda path, texts: TokenIds([[0] for _ in texts], None)
+
+
 def logits(path: Path) -> np.ndarray:
     with tritgguf.runtime.open(path, n_ctx=N_TOKENS) as session:
         return session.logits([number * 7 % files.VOCAB for number in range(N_TOKENS)])
@@ -76,10 +84,10 @@ def test_ggml_reads_the_reference_weights_from_every_type(name: str, how: str, t
 def test_the_runtime_computes_the_logits_of_the_f16_file(name: str, tmp_path: Path) -> None:
     source, weights = foreign_file(tmp_path, name)
     expected = logits(f16_file(tmp_path, weights))
-    for type_name in {"f16", EXACT[name][0], "q4_0"}:
+    for type_name in ("f16", EXACT[name][0]):
         out = convert(source, tmp_path / "out.gguf", type=type_name, check=False, force=True).out
         assert relative_error(logits(out), expected) < LOGITS_ERROR
-        assert verify(source, out).problems == []
+        assert verify(source, out, token_ids=no_token_ids).problems == []
     _, others = files.model(files.KINDS["PQ2_0" if name != "PQ2_0" else "PTQ1_0"])
     wrong = {key: values[::-1] if "attn_q" in key else others[key] for key, values in weights.items()}
     assert relative_error(logits(f16_file(tmp_path, wrong)), expected) > 10 * LOGITS_ERROR
@@ -137,7 +145,7 @@ def test_a_float32_scale_is_rounded_to_fp16_and_told(name: str, tmp_path: Path) 
             assert plan_of.exact is False
             assert "rounded to fp16" in plan_of.reason
     assert any(tensor.endswith(".scale") for tensor in found) == (name == "I2_S")  # one scale for the whole tensor
-    assert verify(source, result.out).problems == []
+    assert verify(source, result.out, token_ids=no_token_ids).problems == []
 
 
 def bitnet_cpp_file(folder: Path, architecture: str, *, kind: str = "I2_S") -> Path:
@@ -187,7 +195,7 @@ def test_bitnet_cpp_s_2b_4t_runs_as_the_file_of_its_own_weights(architecture: st
         with tritgguf.runtime.open(path, n_ctx=64) as session:
             found.append(session.logits(bitnet_model.token_ids()[:64]))
     assert relative_error(found[0], found[1]) < LOGITS_ERROR
-    assert verify(source, result.out).problems == []
+    assert verify(source, result.out, token_ids=no_token_ids).problems == []
 
 
 def test_a_converted_2b_4t_needs_no_repair(tmp_path: Path) -> None:
