@@ -125,7 +125,7 @@ class HeaderReader:
         shape = tuple(reversed([self._number(_U64) for _ in range(n_dimensions)])) or (1,)
         number, offset = self._number(_U32), self._number(_U64)
         if 0 in shape:
-            raise ValueError(f"tensor {name!r} of shape {shape} has no values")
+            raise ValueError(f"tensor {name!r} of shape {shape} has no values, which doesn't fit any type")
         return TensorDescription(number, shape, offset)
 
     def _number(self, layout: struct.Struct) -> int:
