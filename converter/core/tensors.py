@@ -225,7 +225,8 @@ class PackedRows:
     `packing` is one of PACKINGS. "codes": a byte is a code. "base-3": a byte's base-3 digits, lowest first, are four
     neighbours' codes + 1. "four rows": bits 2i and 2i + 1 of a byte in row r are the code + 1 of row r + i · n_stored.
     "fours": per 128 columns 2 bytes of another meaning and 32 bytes, whose bits 2i and 2i + 1 are the code + 1 of the
-    i-th of four neighbours.
+    i-th of four neighbours. "quarters": per 128 columns 32 bytes; bits 6 - 2i and 7 - 2i of byte p are the code + 1 of
+    column 32i + p.
     `scales` is float32 (n_rows, n_columns / group).
     """
 

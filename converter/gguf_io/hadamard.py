@@ -64,7 +64,8 @@ class Basis:
     def _plain(self, tensor: SourceTensor) -> SourceTensor:
         width = tensor.shape[-1]
         signs = self.signs.get(width, np.ones(width, np.float32))
-        return PlainBasisTensor(tensor.name, tensor.dtype, tensor.shape, tensor, signs, self.columns.get(tensor.name))
+        dtype = f"{tensor.dtype} in a Hadamard basis"  # so that no type is taken to hold its values exactly
+        return PlainBasisTensor(tensor.name, dtype, tensor.shape, tensor, signs, self.columns.get(tensor.name))
 
 
 @dataclass(frozen=True)

@@ -60,10 +60,16 @@ def open_gguf_model(path: Path, token_ids: TokenIdsProvider | None = None) -> Mo
         tokenizer=passthrough_tokenizer(file.path, token_ids) if checked else None,
         notes=[*_foreign_notes(file), *repair.notes, *([ROTATED] if basis else [])],
         scale_tensors=_takes_scales(file, architecture),
-        file_type=file_type if type(file_type := file.value(Keys.General.FILE_TYPE)) is int else None,
+        file_type=_file_type(file) if basis is None else None,
         targets=architecture.targets if architecture else None,
         only_floats=ROTATED if basis else None,
     )
+
+
+def _file_type(file: GgufFile) -> int | None:
+    """Return what the file calls its mix of types; other programs have numbers of their own."""
+    found = file.value(Keys.General.FILE_TYPE)
+    return found if type(found) is int and not file.foreign else None
 
 
 def _require_known_graph(file: GgufFile) -> None:

@@ -433,7 +433,7 @@ EXPORT int64_t KERNEL(dequantize)(const int8_t *restrict codes, const float *res
 
 /* ---- codes: unpacked, or in the packings of checkpoints ---- */
 
-enum { CODES, BASE3, FOUR_ROWS, FOURS };
+enum { CODES, BASE3, FOUR_ROWS, FOURS, QUARTERS };
 enum { FOURS_GROUP = 128, FOURS_HEAD = 2, FOURS_BYTES = 34 }; /* columns; bytes before their codes, and in all */
 
 #define EACH_BYTE 0x0101010101010101u
@@ -485,6 +485,15 @@ INLINE void unpack_fours(const uint8_t *restrict stored, int64_t n, int8_t *rest
     }
 }
 
+/* Bits 6 - 2i and 7 - 2i of byte p of 32 are the code + 1 of column 32i + p; returns nonzero if a code is invalid. */
+INLINE uint64_t unpack_quarters(const uint8_t *restrict stored, int64_t n, int8_t *restrict codes) {
+    uint64_t invalid = 0;
+    for (int64_t start = 0; start < n; start += 128)
+        for (int quarter = 0; quarter < 4; quarter++)
+            invalid |= unpack_four_rows(stored + start / 4, 6 - 2 * quarter, 32, codes + start + 32 * quarter);
+    return invalid;
+}
+
 /* Fill in the scales, fp16 in the first bytes of each of `n_blocks` blocks of FOURS; returns whether a code is 2. */
 EXPORT int64_t KERNEL(look_at_fours)(const uint8_t *restrict stored, int64_t n_blocks, float *restrict scales) {
     uint64_t high = 0;
@@ -526,6 +535,21 @@ INLINE uint64_t four_rows_to_pairs(const uint8_t *restrict stored, int shift, in
             memcpy(&digits, stored + half * 128 + place * 32, 32);
             pairs |= (digits >> shift & 3 * EACH_BYTE) << 2 * place;
         }
+        invalid |= pairs & pairs >> 1 & 0x55 * EACH_BYTE;
+        memcpy(blocks + half / 2 * block_bytes + half % 2 * 32, &pairs, 32);
+    }
+    return invalid[0] | invalid[1] | invalid[2] | invalid[3];
+}
+
+/* The same from the packing QUARTERS, which has the four codes of a byte in the opposite order. */
+INLINE uint64_t quarters_to_pairs(const uint8_t *restrict stored, int64_t n_blocks, uint8_t *restrict blocks,
+                                  int64_t block_bytes) {
+    ThirtyTwoBytes invalid = {0};
+    for (int64_t half = 0; half < 2 * n_blocks; half++) {
+        ThirtyTwoBytes pairs;
+        memcpy(&pairs, stored + half * 32, 32);
+        pairs = (pairs & 0x0F * EACH_BYTE) << 4 | (pairs >> 4 & 0x0F * EACH_BYTE);
+        pairs = (pairs & 0x33 * EACH_BYTE) << 2 | (pairs >> 2 & 0x33 * EACH_BYTE);
         invalid |= pairs & pairs >> 1 & 0x55 * EACH_BYTE;
         memcpy(blocks + half / 2 * block_bytes + half % 2 * 32, &pairs, 32);
     }
@@ -623,6 +647,12 @@ INLINE int64_t pack_rows(int packing, Pack pack, int block, const uint8_t *restr
             } else if (packing == FOURS) {
                 int8_t strip[STRIP];
                 unpack_fours(row + column / FOURS_GROUP * FOURS_BYTES, n, strip);
+                pack(strip, n / block, blocks, block_bytes);
+            } else if (packing == QUARTERS && pack == pack_pairs) {
+                invalid |= quarters_to_pairs(row + column / 4, n / block, blocks, block_bytes);
+            } else if (packing == QUARTERS) {
+                int8_t strip[STRIP];
+                invalid |= unpack_quarters(row + column / 4, n, strip);
                 pack(strip, n / block, blocks, block_bytes);
             } else if (packing == CODES) {
                 pack((const int8_t *)row + column, n / block, blocks, block_bytes);

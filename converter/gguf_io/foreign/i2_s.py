@@ -20,6 +20,7 @@ class I2S(ForeignType):
     origin = "bitnet.cpp (microsoft/BitNet)"
     loaded_by = "only bitnet.cpp and ik_llama.cpp"
     layout = Layout(BLOCK, BYTES, tail=TAIL)
+    packing = "quarters"
     remark = (
         "the file doesn't tell in which order I2_S has its values: they are read in blocks of 128, as bitnet.cpp's "
         "converters and x86 write them; a file that was quantized on ARM has another order and becomes a wrong model"

@@ -216,6 +216,27 @@ def test_groups_of_128_are_packed_like_their_codes(codec: TernaryCodec, seed: in
     np.testing.assert_array_equal(kind.scales(stored, stored[0, :0]), scales)
 
 
+@pytest.mark.parametrize("codec", TERNARY, ids=lambda codec: codec.name)
+@examples
+@given(seed=seeds, n_blocks=st.integers(1, 40), damaged=st.booleans())
+def test_quarters_are_packed_like_their_codes(codec: TernaryCodec, seed: int, n_blocks: int, damaged: bool) -> None:
+    rng = np.random.default_rng(seed)
+    n_columns = n_blocks * max(codec.block, 128)
+    codes = rng.integers(-1, 2, (5, n_columns)).astype(np.int8)
+    digits = (codes + 1).astype(np.uint8).reshape(5, -1, 4, 32) << np.array([6, 4, 2, 0], np.uint8)[:, None]
+    stored = digits.sum(axis=2, dtype=np.uint8).reshape(5, -1)
+    numbers = rng.permutation(5)[:3]
+    rows = PackedRows("quarters", stored, numbers, n_columns, np.ones((3, 1), np.float32), n_columns)
+    if damaged:
+        stored[numbers[rng.integers(3)], rng.integers(n_columns // 4)] |= 3 << 2 * rng.integers(4)
+    with computed_by("compiled"):
+        packed = codec.pack_stored(rows)
+    if damaged:
+        assert packed is None
+    else:
+        np.testing.assert_array_equal(packed, codec.pack(CodedRows(codes[numbers], rows.scales, n_columns)))
+
+
 @pytest.mark.parametrize("place", [0, 63, 64, 127, 128, 300])
 def test_one_code_of_two_is_seen(place: int) -> None:
     codes = np.zeros((2, 384), np.int8)

@@ -101,7 +101,9 @@ def test_the_logits_are_those_of_the_plain_weights(
 ) -> None:
     plain, turned = model
     embedding = {"embedding_type": "f32", "output_type": "f32"} if type_name == "f32" else {}
-    out = convert(turned, tmp_path / "out.gguf", type=type_name, check=False, **embedding).out
+    result = convert(turned, tmp_path / "out.gguf", type=type_name, check=False, **embedding)
+    out = result.out
+    assert {tensor.exact for tensor in result.plan.tensors if tensor.spec.name in SHAPES} == {type_name == "f32"}
     assert not any("hadamard" in key for key in gguf.GGUFReader(out).fields)
     expected = logits(plain)
     assert np.linalg.norm(logits(out) - expected) / np.linalg.norm(expected) < tolerance

@@ -247,3 +247,21 @@ def test_verify_of_a_foreign_file_says_to_convert_it(tmp_path: Path) -> None:
     source, _ = foreign_file(tmp_path, "Q2_0-g128")
     with pytest.raises(UnsupportedError, match=r"convert it first: tritgguf convert foreign\.gguf OUT\.gguf"):
         verify(source, source)
+
+
+def test_experts_and_the_number_of_the_mix(tmp_path: Path) -> None:
+    """Three dimensions, beside a larger linear layer of floats; 141 is another program's number of a mix."""
+    kind = files.KINDS["PQ2_0"]
+    codes, scales = files.coded(kind, (6, 256), 0)
+    floats = np.random.default_rng(4).standard_normal((64, 256)).astype(np.float16)
+    tensors = {
+        "blk.0.ffn_up_exps.weight": ((3, 2, 256), *kind.tensor(codes, scales)[1:]),
+        "blk.0.ffn_up.weight": (floats.shape, 1, floats.tobytes()),
+    }
+    base = files.base_file(tmp_path / "base.gguf")
+    source = files.add_tensors(base, tmp_path / "in.gguf", tensors, keys={"general.file_type": 141})
+    out = convert(source, tmp_path / "out.gguf", check=False).out
+    found = dequantized(out)
+    np.testing.assert_array_equal(found["blk.0.ffn_up_exps.weight"], files.weights(codes, scales).reshape(3, 2, 256))
+    np.testing.assert_array_equal(found["blk.0.ffn_up.weight"], floats)
+    assert gguf.GGUFReader(out).fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_F16
