@@ -1,4 +1,4 @@
-"""Prism ML's Q2_0 of before 2026-07, which has the number of llama.cpp's Q2_0 but groups of 128 columns.
+"""Prism ML's first Q2_0, which has the number of llama.cpp's Q2_0 but groups of 128 columns.
 
 https://github.com/PrismML-Eng/llama.cpp/issues/167 tells what became of it: the same blocks are PQ2_0 now.
 """
