@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -132,19 +133,21 @@ class ForeignTensor(CodedTensor):
         return self.kind.packing
 
     def scales(self, rows: slice | RowIndices) -> Float32Array:
-        return self._finite(self._named(lambda: self.kind.scales(self.stored.read_bytes(rows), self.tail)))
+        return self._finite(self._named(partial(self.kind.scales, self.stored.read_bytes(rows), self.tail)))
 
     def leveled_scales(self, first: int) -> Iterator[tuple[Float32Array, int]]:
         n_rows = math.prod(self.shape[:-1])
         for rows in row_chunks((n_rows, self.shape[-1] // self.group), first=first):
-            self.read_now(rows)
-            scales, levels = self._named(lambda: self.kind.scales_and_levels(self.stored.read_bytes(rows), self.tail))  # noqa: B023
+            if not self.tail.size:  # else the scale is there, and no row is read
+                self.read_now(rows)
+            stored = self.stored.read_bytes(rows)
+            scales, levels = self._named(partial(self.kind.scales_and_levels, stored, self.tail))
             yield self._finite(scales), levels
             self.evict(rows)
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
         stored, n_columns = np.ascontiguousarray(self.stored.read_bytes(rows)), self.shape[-1]
-        return CodedRows(self._named(lambda: self.kind.codes(stored, n_columns)), self.scales(rows), self.group)
+        return CodedRows(self._named(partial(self.kind.codes, stored, n_columns)), self.scales(rows), self.group)
 
     def read_packed(self, rows: slice | RowIndices) -> PackedRows | None:
         if self.kind.packing is None:
