@@ -134,8 +134,9 @@ class _Keys:
         for name, expected in FIXED.items():
             if (found := self._value(name, type(expected))) != expected:
                 raise self._refused(PREFIX + name, f"is {found!r:.80}", f"expected {expected!r}")
-        self._check_version()
-        weights, lookups = self._names("weight_names"), self._names("inverse_weight_names")
+        weights = self._names("weight_names")
+        lookups = self._names("inverse_weight_names") if f"{PREFIX}inverse_weight_names" in self.metadata else []
+        self._check_version(rotated_embedding=EMBEDDING in lookups)
         if set(lookups) - {EMBEDDING}:
             raise self._refused(PREFIX + "inverse_weight_names", f"has {lookups[0]:.80}", f"expected only {EMBEDDING}")
         if EMBEDDING in weights:
@@ -149,15 +150,16 @@ class _Keys:
             return Basis(names, signs or {}, {})
         return Basis(names, signs or {}, {name: self._ungrouped(self.tensors[name].shape[-1]) for name in grouped})
 
-    def _check_version(self) -> None:
+    def _check_version(self, *, rotated_embedding: bool) -> None:
+        """Version 2 is that of a rotated embedding which is the output layer too; version 1 has no such thing."""
         version, tied = self._value("version", int), self._optional("tied_output", bool, default=False)
-        expected = 2 if tied and OUTPUT not in self.tensors else 1
-        if version != expected or (tied and OUTPUT in self.tensors):
+        shared = rotated_embedding and OUTPUT not in self.tensors
+        if tied != shared or version != (2 if shared else 1):
             raise self._refused(
                 PREFIX + "version",
                 f"is {version}, with tied_output {str(tied).lower()} and {'an' if OUTPUT in self.tensors else 'no'} "
                 f"{OUTPUT}",
-                "expected 2 for a tied output without that tensor, else 1",
+                f"expected 2 and true where a rotated {EMBEDDING} is the output layer too, else 1",
             )
 
     def _signs(self) -> dict[int, Float32Array] | None:

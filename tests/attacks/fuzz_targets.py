@@ -166,7 +166,8 @@ VOCABULARY = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.g
 def _basis_keys() -> dict[str, object]:
     """Return the keys of weights in a Hadamard basis."""
     said = {
-        "version": 1,
+        "version": 2,
+        "tied_output": True,
         "block_size": 1024,
         "transform": "normalized-sylvester-walsh-hadamard",
         "axis": "input-last-dimension",

@@ -176,13 +176,22 @@ def test_without_signs(small: Path, tmp_path: Path) -> None:
 
 def test_a_tied_output_is_version_2(tmp_path: Path) -> None:
     names = [name for name in SHAPES if name != "output.weight"]
+    plain_embedding = [name for name in names if name != "token_embd.weight"]
     tensors = {name: (shape, F32_NUMBER, bytes(4 * shape[0] * shape[1])) for name, shape in SHAPES.items()}
     del tensors["output.weight"]
     base = files.base_file(tmp_path / "base.gguf", hidden=BLOCK, ffn=BLOCK)
-    for version, tied, sound in ((2, True, True), (1, True, False), (2, False, False), (1, None, True)):
-        source = files.add_tensors(
-            base, tmp_path / "in.gguf", tensors, keys=keys(names, version=version, tied_output=tied)
-        )
+    for version, tied, rotated_names, sound in (
+        (2, True, names, True),
+        (1, True, names, False),
+        (2, False, names, False),
+        (1, None, names, False),  # a rotated embedding as the output of a graph that doesn't rotate its input
+        (1, None, plain_embedding, True),
+        (2, True, plain_embedding, False),
+    ):
+        said = keys(rotated_names, version=version, tied_output=tied)
+        if rotated_names is plain_embedding:
+            del said["prism.hadamard.inverse_weight_names"]
+        source = files.add_tensors(base, tmp_path / "in.gguf", tensors, keys=said)
         if sound:
             open_model(source)
         else:
