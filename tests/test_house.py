@@ -12,6 +12,7 @@ import tritgguf.converter
 import tritgguf.runtime
 from tritgguf.converter.checkpoint.packing import packings
 from tritgguf.converter.export.scheme import schemes
+from tritgguf.converter.gguf_io.foreign_type import foreign_types
 from tritgguf.converter.model.architecture import architectures
 from tritgguf.converter.quant.codec import codecs
 from tritgguf.converter.quant.method import methods
@@ -97,6 +98,7 @@ def test_the_tables_of_the_docs_are_complete() -> None:
     assert sorted(table("Methods")) == sorted(methods())
     assert sorted(table("Schemes")) == sorted(schemes())
     assert sorted(table("Packings")) == sorted(packings())
+    assert sorted(table("Types of other programs")) == sorted(kind.name for kind in foreign_types())
     assert sorted(table("Architectures")) == sorted(a.name for a in architectures())
 
 

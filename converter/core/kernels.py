@@ -24,7 +24,7 @@ VARIABLE = "TRITGGUF_KERNELS"
 MODES = ("auto", "numpy", "compiled")
 WORDS = "words"  # an array of stored floats; the next argument gives their kind, an index into KINDS
 KINDS = tuple(FLOAT_DTYPES)
-PACKINGS = ("codes", "base-3", "four rows")
+PACKINGS = ("codes", "base-3", "four rows", "fours", "quarters")
 
 Argument = npt.NDArray[Any] | int | float
 

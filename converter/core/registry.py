@@ -4,7 +4,7 @@ A plugin is a module that defines one object under an agreed name, such as `CODE
 or in another installed distribution that names it in an entry point
 (https://packaging.python.org/en/latest/specifications/entry-points/). The group is `tritgguf.` and the last part of the
 package's name: tritgguf.codecs, tritgguf.methods, tritgguf.packings, tritgguf.schemes, tritgguf.architectures,
-tritgguf.commands. In the pyproject.toml of such a distribution:
+tritgguf.commands, tritgguf.foreign_types. In the pyproject.toml of such a distribution:
 
     [project.entry-points."tritgguf.codecs"]
     my_type = "my_package.my_type"
@@ -37,7 +37,7 @@ class Named(Protocol):
 T = TypeVar("T")
 N = TypeVar("N", bound=Named)
 PREFIX = "tritgguf."
-GROUPS = {"arch": "architectures"}  # where the folder's name is an abbreviation
+GROUPS = {"arch": "architectures", "foreign": "foreign_types"}  # where the folder's name is an abbreviation
 
 
 def names(package: str) -> list[str]:

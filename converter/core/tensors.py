@@ -71,6 +71,11 @@ class SourceTensor(ABC):
         return None
 
     @property
+    def foreign(self) -> bool:
+        """Whether it is in a GGUF file in a type that no stock program reads, so that it can't stay in that type."""
+        return False
+
+    @property
     def kernel_packing(self) -> str | None:
         """The packing, one of PACKINGS, that `read_packed` returns; None if no kernel reads the tensor's bytes."""
         return None
@@ -164,6 +169,11 @@ class CodedTensor(SourceTensor):
         for rows in row_chunks((self.shape[0], self.shape[-1] // self.group), first=first):
             yield self.scales(rows)
 
+    def leveled_scales(self, first: int) -> Iterator[tuple[Float32Array, int]]:
+        """Yield what `scale_chunks` does, each chunk with the levels of its rows' codes: at most `levels`."""
+        for scales in self.scale_chunks(first):
+            yield scales, self.levels
+
     @abstractmethod
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
         """Return the rows as codes and scales; raise TensorError if a code is invalid."""
@@ -223,6 +233,9 @@ class PackedRows:
 
     `packing` is one of PACKINGS. "codes": a byte is a code. "base-3": a byte's base-3 digits, lowest first, are four
     neighbours' codes + 1. "four rows": bits 2i and 2i + 1 of a byte in row r are the code + 1 of row r + i · n_stored.
+    "fours": per 128 columns 2 bytes of another meaning and 32 bytes, whose bits 2i and 2i + 1 are the code + 1 of the
+    i-th of four neighbours. "quarters": per 128 columns 32 bytes; bits 6 - 2i and 7 - 2i of byte p are the code + 1 of
+    column 32i + p.
     `scales` is float32 (n_rows, n_columns / group).
     """
 

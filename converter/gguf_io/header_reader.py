@@ -16,25 +16,26 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf import GGUFValueType
 
 from tritgguf.converter.core import system
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import NUMBER_DTYPES, Metadata, Scalar, Value
-from tritgguf.converter.quant import ggml_types
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_DIMENSIONS = 4
 PREAMBLE = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of keys
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
-assert ggml_types.Q2_0  # the import adds Q2_0 to GGMLQuantizationType
 
 
 class TensorDescription(NamedTuple):
-    """One tensor as the header describes it: `shape` has rows before columns, `offset` counts from the data's start."""
+    """One tensor as the header describes it: `shape` has rows before columns, `offset` counts from the data's start.
 
-    type: GGMLQuantizationType
+    `number` is that of its type; tensor_types.py tells what it means.
+    """
+
+    number: int
     shape: tuple[int, ...]
     offset: int
 
@@ -108,7 +109,7 @@ class HeaderReader:
         return found
 
     def tensors(self) -> dict[str, TensorDescription]:
-        """Read the descriptions of all tensors, by name; raise UnsupportedError for a tensor type unknown to gguf."""
+        """Read the descriptions of all tensors, by name."""
         found: dict[str, TensorDescription] = {}
         seen: set[str] = set()
         with self.damage():
@@ -123,15 +124,9 @@ class HeaderReader:
             raise ValueError(f"tensor {name!r} has {n_dimensions} dimensions, expected at most {MAX_DIMENSIONS}")
         shape = tuple(reversed([self._number(_U64) for _ in range(n_dimensions)])) or (1,)
         number, offset = self._number(_U32), self._number(_U64)
-        try:
-            kind = GGMLQuantizationType(number)
-        except ValueError:
-            raise UnsupportedError(
-                f"{self.path}: tensor {name} has type {number}, unknown here; expected a type of gguf's Python package"
-            ) from None
-        if shape[-1] % GGML_QUANT_SIZES[kind][0] or 0 in shape:
-            raise ValueError(f"tensor {name!r} of shape {shape} doesn't fit {kind.name}")
-        return TensorDescription(kind, shape, offset)
+        if 0 in shape:
+            raise ValueError(f"tensor {name!r} of shape {shape} has no values, which doesn't fit any type")
+        return TensorDescription(number, shape, offset)
 
     def _number(self, layout: struct.Struct) -> int:
         number: int = layout.unpack_from(self.data, self.position)[0]

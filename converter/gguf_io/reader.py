@@ -5,100 +5,26 @@ Everything is checked before a weight is read.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, Keys, quants
+from gguf import Keys
 
-from tritgguf.converter.core.dtypes import FLOAT_DTYPES
-from tritgguf.converter.core.floats import checked
-from tritgguf.converter.core.tensors import (
-    ByteArray,
-    CodedRows,
-    Float32Array,
-    Floats,
-    RowIndices,
-    SourceTensor,
-    span,
-)
-from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
+from tritgguf.converter.core.tensors import ByteArray
+from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io import parts
+from tritgguf.converter.gguf_io.foreign_type import ForeignTensor, loaders
+from tritgguf.converter.gguf_io.gguf_tensor import GgufTensor
+from tritgguf.converter.gguf_io.hadamard import convert_first, is_rotated
 from tritgguf.converter.gguf_io.header_reader import MAGIC, HeaderReader, TensorDescription, map_file
 from tritgguf.converter.gguf_io.metadata import Metadata
-from tritgguf.converter.quant.codec import ternary_codec
+from tritgguf.converter.gguf_io.tensor_types import TensorType, tensor_types
 
 DEFAULT_ALIGNMENT = 32
-TERNARY = ("TQ1_0", "TQ2_0", "Q2_0")  # this package decodes these types faster than gguf's does
-
-
-@dataclass(frozen=True)
-class GgufTensor(SourceTensor):
-    """One tensor of a memory-mapped GGUF file; `dtype` is its type's name, such as Q4_K, `shape` rows before columns.
-
-    The rows of a tensor with three or four dimensions are those of all its matrices, one after the other.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    data: ByteArray = field(repr=False)
-
-    @property
-    def ggml_type(self) -> GGMLQuantizationType:
-        return GGMLQuantizationType[self.dtype]
-
-    @property
-    def n_bytes(self) -> int:
-        return self.data.nbytes
-
-    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
-        n_rows = math.prod(self.shape[:-1])
-        return [self.data.reshape(n_rows, -1)[span(rows, n_rows)].reshape(-1)]
-
-    def read_bytes(self, rows: slice | RowIndices) -> ByteArray:
-        """Return those rows as they are stored, shape (n_rows, row bytes)."""
-        return self.data.reshape(math.prod(self.shape[:-1]), -1)[rows]
-
-    def floats(self, rows: slice | RowIndices) -> Floats:
-        if self.dtype in FLOAT_DTYPES:
-            stored = np.ascontiguousarray(self.read_bytes(rows))
-            return Floats(stored.view(FLOAT_DTYPES[self.dtype].words), self.dtype)
-        return super().floats(rows)
-
-    def read(self, rows: slice | RowIndices) -> Float32Array:
-        if self.dtype in FLOAT_DTYPES:
-            values, all_finite = checked(self.floats(rows))
-            if all_finite:
-                return values
-        stored = np.ascontiguousarray(self.read_bytes(rows))
-        if self.dtype in TERNARY and (coded := self._coded(stored)) is not None:
-            return coded.dequantize()
-        try:
-            with np.errstate(over="ignore", invalid="ignore"):
-                values = quants.dequantize(stored, self.ggml_type)
-        except NotImplementedError as error:
-            raise UnsupportedError(
-                f"{self.file.name}: tensor {self.name} is {self.dtype}, which gguf's Python package can't dequantize; "
-                "start from the model in another type"
-            ) from error
-        if not np.isfinite(values).all():
-            raise TensorError(
-                f"{self.file.name}: tensor {self.name} has {(~np.isfinite(values)).sum()} NaN or Inf values among the "
-                "rows read; expected finite weights: the file is damaged, fetch it again"
-            )
-        return values
-
-    def _coded(self, stored: ByteArray) -> CodedRows | None:
-        """Return rows of a ternary type as codes and scales; None where a code is invalid or a scale isn't finite."""
-        try:
-            coded = ternary_codec(self.dtype.lower()).unpack(stored)
-        except TensorError:
-            return None
-        return coded if np.isfinite(coded.scales).all() else None
+AnyTensor: TypeAlias = GgufTensor | ForeignTensor
 
 
 @dataclass(frozen=True)
@@ -107,7 +33,7 @@ class GgufFile:
 
     path: Path
     metadata: Metadata = field(repr=False)
-    tensors: Mapping[str, GgufTensor] = field(repr=False)
+    tensors: Mapping[str, AnyTensor] = field(repr=False)
     file_bytes: int
     parts: tuple[Path, ...] = ()
 
@@ -119,6 +45,23 @@ class GgufFile:
     def value(self, key: str, default: object = None) -> object:
         """Return a key's value without its type, or `default`."""
         return self.metadata[key].data if key in self.metadata else default
+
+    @property
+    def foreign(self) -> tuple[ForeignTensor, ...]:
+        """The tensors of types that no stock program reads."""
+        return tuple(tensor for tensor in self.tensors.values() if isinstance(tensor, ForeignTensor))
+
+    def stock_tensors(self) -> dict[str, GgufTensor]:
+        """Return the tensors by name; raise UnsupportedError if only other programs read their weights."""
+        if (key := is_rotated(self.metadata)) is not None:
+            raise UnsupportedError(convert_first(self.path.name, key))
+        for tensor in self.foreign:
+            raise UnsupportedError(
+                f"{self.path.name}: {len(self.foreign)} tensors such as {tensor.name} are {tensor.kind.numbered} of "
+                f"{tensor.kind.origin}, which {loaders(tensor.kind)}; convert it first: tritgguf convert "
+                f"{self.path.name} OUT.gguf"
+            )
+        return {name: tensor for name, tensor in self.tensors.items() if isinstance(tensor, GgufTensor)}
 
     @property
     def architecture(self) -> str | None:
@@ -138,7 +81,7 @@ def read_gguf(path: Path) -> GgufFile:
     """Open a GGUF file; where it is one part of a model, open all parts as one file.
 
     Raises SourceError where a file is damaged or a part is missing, UnsupportedError for big-endian files, versions
-    other than 2 and 3, and tensor types that gguf doesn't know.
+    other than 2 and 3, and tensor types that are unknown or refused.
     """
     file = _read_file(path)
     n_parts = file.value(parts.COUNT, 1)
@@ -155,7 +98,7 @@ def read_gguf(path: Path) -> GgufFile:
 def _joined(files: Sequence[GgufFile]) -> GgufFile:
     """Return the parts of a model as one file, under the first part's path."""
     path = files[0].path
-    tensors: dict[str, GgufTensor] = {}
+    tensors: dict[str, AnyTensor] = {}
     for number, part in enumerate(files):
         if (part.value(parts.NUMBER), part.value(parts.COUNT)) != (number, len(files)):
             raise SourceError(
@@ -177,35 +120,47 @@ def _read_file(path: Path) -> GgufFile:
     header = HeaderReader(path, data)
     metadata, described = header.metadata(), header.tensors()
     with header.damage():
-        start = _aligned(header.position, metadata)
-    body = np.frombuffer(data, np.uint8)[start:]
-    _require_places(path, described, len(body))
-    tensors = {
-        name: GgufTensor(name, kind.name, shape, path, body[offset : offset + _n_bytes(kind, shape)])
-        for name, (kind, shape, offset) in described.items()
-    }
+        alignment = _alignment(metadata)
+    body = np.frombuffer(data, np.uint8)[-(-header.position // alignment) * alignment :]
+    kinds = tensor_types(path, described, alignment, len(body))
+    with header.damage():
+        sizes = {name: _n_bytes(name, kinds[name], tensor.shape) for name, tensor in described.items()}
+    _require_places(path, described, sizes, len(body))
+    tensors = {}
+    for name, (_, shape, offset) in described.items():
+        tensors[name] = _tensor(path, name, kinds[name], shape, body[offset : offset + sizes[name]])
     return GgufFile(path, metadata, tensors, len(data))
 
 
-def _aligned(offset: int, metadata: Metadata) -> int:
+def _tensor(path: Path, name: str, kind: TensorType, shape: tuple[int, ...], data: ByteArray) -> AnyTensor:
+    if kind.foreign is not None:
+        return kind.foreign.tensor(name, shape, path, data)
+    return GgufTensor(name, kind.name, shape, path, data)
+
+
+def _alignment(metadata: Metadata) -> int:
     alignment = metadata[Keys.General.ALIGNMENT].data if Keys.General.ALIGNMENT in metadata else DEFAULT_ALIGNMENT
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"{Keys.General.ALIGNMENT} is {alignment!r}, expected a power of two")
-    return -(-offset // alignment) * alignment
+    return alignment
 
 
-def _n_bytes(kind: GGMLQuantizationType, shape: Sequence[int]) -> int:
-    block, block_bytes = GGML_QUANT_SIZES[kind]
-    return math.prod(shape) // block * block_bytes
+def _n_bytes(name: str, kind: TensorType, shape: Sequence[int]) -> int:
+    n_bytes = kind.layout.n_bytes(shape) if kind.layout else None
+    if n_bytes is None:
+        raise ValueError(f"tensor {name!r} of shape {shape} doesn't fit {kind.name}")
+    return n_bytes
 
 
-def _require_places(path: Path, described: Mapping[str, TensorDescription], body_bytes: int) -> None:
+def _require_places(
+    path: Path, described: Mapping[str, TensorDescription], sizes: Mapping[str, int], body_bytes: int
+) -> None:
     """Check that no tensors overlap and that the file holds the data of all of them."""
     end, previous = 0, ""
-    for name, (kind, shape, offset) in sorted(described.items(), key=lambda item: item[1].offset):
+    for name, (_, _, offset) in sorted(described.items(), key=lambda item: item[1].offset):
         if offset < end:
             raise SourceError(f"{path}: the data of {name} overlaps {previous}; fetch or convert the file again")
-        end, previous = offset + _n_bytes(kind, shape), name
+        end, previous = offset + sizes[name], name
     if end > body_bytes:
         raise SourceError(
             f"{path}: is truncated, its header promises {end} bytes of tensors, the file has {max(body_bytes, 0)}; "

@@ -27,6 +27,7 @@ from tritgguf.converter.errors import TritggufError
 from tritgguf.converter.gguf_io.header import header_bytes
 from tritgguf.converter.gguf_io.metadata import joined, uint32
 from tritgguf.converter.gguf_io.reader import is_gguf, read_gguf
+from tritgguf.converter.gguf_io.tensor_types import shared_stock_types
 from tritgguf.converter.inspection.tensor_facts import TensorFacts, inspect_tensor
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.model import Model
@@ -150,7 +151,7 @@ def inspect(
     for found, n_bytes in parallel(facts, zip(specs, sizes_on_disk, strict=True), n_threads(threads)):
         tensors.append(found)
         report(n_bytes)
-    notes = (*model.notes, *dict.fromkeys(tensor.note for tensor in tensors if tensor.note))
+    notes = (*model.notes, *_stock_notes(place), *dict.fromkeys(tensor.note for tensor in tensors if tensor.note))
     classes = [] if is_gguf(place) else named_classes(read_config_json(place))
     return Inspection(
         kind="gguf" if is_gguf(place) else "folder",
@@ -206,10 +207,22 @@ def _architecture(model: Model) -> str | None:
 def _stored_bytes(path: Path) -> dict[str, int]:
     """Return each tensor's size in bytes by its name on disk."""
     if is_gguf(path):
-        return {name: tensor.data.nbytes for name, tensor in read_gguf(path).tensors.items()}
+        return {name: tensor.n_bytes for name, tensor in read_gguf(path).tensors.items()}
     if not safetensors_files.matches(path):
         return {}
     return {name: tensor.data.nbytes for name, tensor in safetensors_files.read_tensors(path).items()}
+
+
+def _stock_notes(path: Path) -> list[str]:
+    """Return which tensors have llama.cpp's own type of a number that other programs use for other types."""
+    if not is_gguf(path):
+        return []
+    types = Counter(tensor.ggml_type for tensor in read_gguf(path).tensors.values() if tensor.ggml_type is not None)
+    return [
+        f"{types[kind]} tensors are {kind.name} (type {kind:d}), {layout}, as in llama.cpp: programs made with it "
+        "load them"
+        for kind, layout in shared_stock_types(types).items()
+    ]
 
 
 def _with_companions(

@@ -18,8 +18,9 @@ from gguf import Keys
 from tritgguf.converter.core.settings import Settings
 from tritgguf.converter.core.tensors import ByteArray, Float32Array, RowIndices, SourceTensor, row_numbers
 from tritgguf.converter.errors import SourceError, TritggufError, UnsupportedError
+from tritgguf.converter.gguf_io.gguf_tensor import GgufTensor
 from tritgguf.converter.gguf_io.metadata import Metadata, Value
-from tritgguf.converter.gguf_io.reader import GgufFile, GgufTensor, read_gguf
+from tritgguf.converter.gguf_io.reader import GgufFile, read_gguf
 from tritgguf.converter.model.architecture import Architecture, TensorSpec, architectures
 from tritgguf.converter.model.config import DecoderConfig
 from tritgguf.converter.model.rope import ROPE_FREQS
@@ -78,6 +79,7 @@ class HfTensor(SourceTensor):
 def model_from_gguf(path: Path) -> FoundModel:
     """Read a GGUF file as a Hugging Face model; raise UnsupportedError where it can't be expressed as one."""
     file = read_gguf(path)
+    file.stock_tensors()  # raises UnsupportedError for what must be converted first
     known = [architecture for architecture in architectures() if architecture.name == file.architecture]
     if not known:
         names = ", ".join(sorted({architecture.name for architecture in architectures()}))
@@ -195,7 +197,7 @@ def _same(found: Value, expected: Value) -> bool:
 
 def _matched(file: GgufFile, specs: list[TensorSpec], config: DecoderConfig) -> dict[str, SourceTensor]:
     """Return the file's tensors by their names in the checkpoint; raise SourceError where one is missing or surplus."""
-    unused = dict(file.tensors)
+    unused = file.stock_tensors()
     matched: dict[str, SourceTensor] = {}
     for spec in specs:
         stored = unused.pop(spec.name, None)

@@ -20,6 +20,7 @@ class Model:
     None where there are no weights; `tokenizer` is None where there is none. `metadata` holds every key but those that
     depend on the chosen types. `scale_tensors` tells whether the graph multiplies by `.scale` tensors; `targets` are
     the only targets that the file can run on, None for any. `file_type` is what a GGUF file calls its mix of types.
+    `only_floats` is why only a float type that the user asks for will do, None where any type does.
     """
 
     path: Path
@@ -32,3 +33,4 @@ class Model:
     scale_tensors: bool
     targets: tuple[str, ...] | None = None
     file_type: int | None = None
+    only_floats: str | None = None

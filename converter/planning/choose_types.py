@@ -78,7 +78,8 @@ def choose_type(spec: TensorSpec, source: SourceTensor | None, request: Request,
     if spec.role not in REPLACEABLE:
         return _as_the_graph_needs(spec, source, asked, request.target)
     codec = asked.codec
-    if codec is None:
+    foreign = asked.by_default and source is not None and source.foreign  # such a type can't stay as it is
+    if codec is None or foreign:
         return smallest_exact(spec, source, asked, request, tied=tied)
     kept = passthrough(spec, source, request.target) if asked.by_default else None
     if kept is not None:

@@ -18,6 +18,8 @@ from tritgguf.converter.planning.request import Request, require_taken
 from tritgguf.converter.planning.tensor_types import require_used
 from tritgguf.converter.planning.type_notes import type_notes
 
+NEARLY_EXACT = ("f16", "bf16", "f32", "q8_0")  # types in which any weights lose next to nothing
+
 
 def make_plan(model: Model, request: Request, threads: int | None, progress: Progress | None) -> FilePlan:
     """Choose a type for every tensor and lay out the file.
@@ -33,6 +35,9 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
         )
     require_taken(request)
     require_used(request.tensor_types, model.specs)
+    if model.only_floats is not None and (request.type is None or request.type.name not in NEARLY_EXACT):
+        types = ", ".join(f"--type {name}" for name in NEARLY_EXACT)
+        raise UnsupportedError(f"{model.path.name}: {model.only_floats}; ask for a type that keeps them: {types}")
     total = sum(tensor.n_bytes for tensor in model.tensors.values()) if model.tensors else 0
     report = counted(progress, "reading", total)
     tensors = choose_types(

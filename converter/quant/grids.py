@@ -31,6 +31,7 @@ from tritgguf.converter.quant.codec import TernaryCodec, fp16
 from tritgguf.converter.quant.four_levels import LEVELS as FOUR
 from tritgguf.converter.quant.four_levels import signed_scales, widest_group
 
+TERNARY = 3  # levels
 GROUPS = (16, 32, 64, 128, 256)
 BF16_ROUNDING = 2 * 1.01 * 2.0**-8  # relative error of a quotient of two bf16 values, each off by half a unit
 FIRST_CHUNK = 1 << 14  # values
@@ -121,12 +122,12 @@ def _coded_grid(source: CodedTensor) -> Grid:
     if source.levels > FOUR:
         return Grid(source.levels, source.group, f"{source.group} columns")
     evidence = _Evidence(source.group, source.shape[-1])
-    first = 0
-    for scales in source.scale_chunks(FIRST_CHUNK):
+    first, most = 0, TERNARY
+    for scales, levels in source.leveled_scales(FIRST_CHUNK):
         evidence.apart |= _hides_codes(source, scales, first)
         evidence.add(scales, source.group)
-        first += len(scales)
-    return evidence.grid(n_values=None, levels=source.levels)
+        first, most = first + len(scales), max(most, levels)
+    return evidence.grid(n_values=None, levels=most)
 
 
 def _ternary_grid(source: SourceTensor) -> Grid | None:

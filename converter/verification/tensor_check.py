@@ -19,7 +19,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
 from tritgguf.converter.core.tensors import ByteArray, Float32Array, SourceTensor, row_chunks
 from tritgguf.converter.errors import TensorError, TritggufError
-from tritgguf.converter.gguf_io.reader import GgufTensor
+from tritgguf.converter.gguf_io.gguf_tensor import GgufTensor
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.planning.encoders import AsFloats, Encoder, encoder_for, values
 from tritgguf.converter.quant.codec import AnyCodec, AnyGgmlType, codecs

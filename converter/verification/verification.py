@@ -14,6 +14,7 @@ from typing import Any
 from tritgguf.converter.core.parallel import n_threads, parallel
 from tritgguf.converter.core.progress import Progress, counted
 from tritgguf.converter.errors import SourceError, TensorError, TokenizerError, TritggufError
+from tritgguf.converter.gguf_io.gguf_tensor import GgufTensor
 from tritgguf.converter.gguf_io.reader import GgufFile, read_gguf
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.model import Model
@@ -84,6 +85,7 @@ def verify(
     two can't be opened; differences are in the result.
     """
     file = read_gguf(Path(out))
+    stored = file.stock_tensors()
     overrides = key_overrides(override_kv, name)
     opened = open_model(Path(model), token_ids=token_ids)
     opened = replace(opened, metadata=overridden(opened.metadata, overrides))
@@ -91,7 +93,7 @@ def verify(
         raise SourceError(
             f"{model} holds no weights (model.safetensors or its index): there is nothing to compare with"
         )
-    pairs, unpaired = _pairs(opened, file)
+    pairs, unpaired = _pairs(opened, stored)
     checks = _check_all(
         pairs, n_threads(threads), counted(progress, "comparing", sum(pair.stored.data.nbytes for pair in pairs))
     )
@@ -111,32 +113,32 @@ def require_good(problems: Sequence[str], out: Path) -> None:
         raise TensorError(f"{out.name} differs from the model: {problems[0]}{more}; convert the model again")
 
 
-def _pairs(model: Model, file: GgufFile) -> tuple[list[Pair], list[TensorCheck]]:
+def _pairs(model: Model, stored: Mapping[str, GgufTensor]) -> tuple[list[Pair], list[TensorCheck]]:
     """Return the tensors that both sides have, and checks for those that only one side has."""
     specs = {spec.name: spec for spec in model.specs}
-    if OUTPUT in file.tensors and OUTPUT not in specs and EMBEDDING in specs:
+    if OUTPUT in stored and OUTPUT not in specs and EMBEDDING in specs:
         # Another converter wrote tied embeddings twice: the graph uses the second copy as its output layer.
         specs[OUTPUT] = replace(specs[EMBEDDING], name=OUTPUT, role="output")
-    scales = _scale_tensors(specs, file) if model.scale_tensors else {}
+    scales = _scale_tensors(specs, stored) if model.scale_tensors else {}
     pairs, unpaired = [], []
     for name, spec in specs.items():
-        if name in file.tensors:
+        if name in stored:
             source = model.tensors[spec.source] if model.tensors and spec.data is None else None
-            pairs.append(Pair(spec, source, file.tensors[name], scales.get(name, 1.0)))
+            pairs.append(Pair(spec, source, stored[name], scales.get(name, 1.0)))
         else:
             unpaired.append(TensorCheck(name, "", "missing", "the file doesn't have this tensor"))
     known = {*specs, *(name.removesuffix(WEIGHT) + SCALE for name in scales)}
-    for name in (name for name in file.tensors if name not in known):
+    for name in (name for name in stored if name not in known):
         reason = "the graph doesn't use this scale" if name.endswith(SCALE) else "the model has no such tensor"
-        unpaired.append(TensorCheck(name, file.tensors[name].dtype, "extra", reason))
+        unpaired.append(TensorCheck(name, stored[name].dtype, "extra", reason))
     return pairs, unpaired
 
 
-def _scale_tensors(specs: Mapping[str, TensorSpec], file: GgufFile) -> dict[str, float]:
+def _scale_tensors(specs: Mapping[str, TensorSpec], stored: Mapping[str, GgufTensor]) -> dict[str, float]:
     """Return the factor of each linear layer that has a `.scale` tensor of one value."""
     found = {}
     for name, spec in specs.items():
-        scale = file.tensors.get(name.removesuffix(WEIGHT) + SCALE)
+        scale = stored.get(name.removesuffix(WEIGHT) + SCALE)
         if spec.role == "linear" and scale is not None and scale.name not in specs and scale.shape == (1,):
             found[name] = float(scale.read(slice(None))[0, 0])
     return found

@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.engine import relu2
-from tritgguf.runtime.engine.gguf_header import Header, check_loadable, read_header
+from tritgguf.runtime.engine.gguf_header import (
+    Header,
+    check_loadable,
+    check_weights,
+    read_header,
+    why_not_loaded,
+)
 from tritgguf.runtime.engine.interrupt import interruptible
 from tritgguf.runtime.engine.memory import available_memory, cache_bytes, check_memory
 from tritgguf.runtime.engine.native_log import NativeLog
@@ -192,6 +198,8 @@ class Model:
         self.handle: Any = None
         self.header = header = header or read_header(self.path)
         check_loadable(self.path, header)
+        if not vocab_only:
+            check_weights(self.path, header)
         self.needs_relu2 = header.values["general.architecture"] == relu2.ARCHITECTURE
         params = native.llama_model_default_params()
         params.vocab_only = vocab_only
@@ -211,7 +219,10 @@ class Model:
             params.progress_callback = progress
             self.handle = native.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self.handle:
-            raise EngineError(f"{self.path}: llama.cpp can't load it ({_log.reason()}); convert the model again")
+            reason = why_not_loaded(self.path)
+            raise EngineError(
+                reason or f"{self.path}: llama.cpp can't load it ({_log.reason()}); convert the model again"
+            )
         self.vocab = Vocab(self)
         self.n_ctx_train: int = native.llama_model_n_ctx_train(self.handle)
         template = native.llama_model_chat_template(self.handle, None)

@@ -15,10 +15,12 @@ from typing import cast
 
 from gguf import GGUFValueType, Keys
 
-from tritgguf.converter.errors import EngineError, TritggufError
+from tritgguf.converter.errors import EngineError, TritggufError, UnsupportedError
 from tritgguf.converter.gguf_io import parts
+from tritgguf.converter.gguf_io.hadamard import convert_first, is_rotated
 from tritgguf.converter.gguf_io.header_reader import MAGIC, PREAMBLE, HeaderReader, map_file
 from tritgguf.converter.gguf_io.metadata import Scalar
+from tritgguf.converter.gguf_io.reader import read_gguf
 
 TOKENS_KEY = Keys.Tokenizer.LIST
 _KV_HEADS = ".attention.head_count_kv"
@@ -35,7 +37,8 @@ _SANE = {
 class Header:
     """A file's keys: `values` without the arrays, `tokens` the vocabulary; `values_end` is the byte after the keys.
 
-    `kv_heads` is each layer's number of key and value heads, where the file tells it for each layer.
+    `kv_heads` is each layer's number of key and value heads, where the file tells it for each layer; `basis` a key that
+    says that the weights are in a Hadamard basis.
     """
 
     version: int
@@ -43,6 +46,7 @@ class Header:
     tokens: Sequence[bytes]
     values_end: int
     kv_heads: Sequence[int] = ()
+    basis: str | None = None
 
     def value(self, key: str) -> object:
         """Return a key's value, None if the file hasn't that key."""
@@ -53,7 +57,9 @@ class _Arrays(Container[str]):
     """The keys whose arrays are read."""
 
     def __contains__(self, key: object) -> bool:
-        return key == TOKENS_KEY or (isinstance(key, str) and key.endswith(_KV_HEADS))
+        return key == TOKENS_KEY or (
+            isinstance(key, str) and (key.endswith(_KV_HEADS) or is_rotated((key,)) is not None)
+        )
 
 
 def read_header(path: Path) -> Header:
@@ -66,7 +72,7 @@ def read_header(path: Path) -> Header:
         with map_file(path) as data:
             reader = HeaderReader(path, data, text="bytes")
             metadata = reader.metadata(arrays=_Arrays())
-            version, values_end = reader.version, reader.position
+            version, values_end, basis = reader.version, reader.position, is_rotated(metadata)
     except TritggufError as error:
         raise EngineError(str(error)) from error
     arrays = {key: metadata.pop(key) for key, value in [*metadata.items()] if value.element is not None}
@@ -76,7 +82,8 @@ def read_header(path: Path) -> Header:
     if vocabulary is not None and vocabulary.element is GGUFValueType.STRING:
         tokens = cast("Sequence[bytes]", vocabulary.data)
     numbers = cast("Sequence[object]", kv_heads.data) if kv_heads is not None else ()
-    return Header(version, values, tokens, values_end, [number for number in numbers if isinstance(number, int)])
+    per_layer = [number for number in numbers if isinstance(number, int)]
+    return Header(version, values, tokens, values_end, per_layer, basis)
 
 
 def vocabulary_only(path: Path, header: Header) -> bytes:
@@ -118,6 +125,23 @@ def check_loadable(path: Path, header: Header) -> None:
         missing = [f"<0x{byte:02X}>" for byte in range(256) if not known & {b"<0x%02X>" % byte, bytes([byte])}]
         if missing:
             raise EngineError(f"{path}: no byte token {missing[0]}: text with that byte can't be tokenized")
+
+
+def check_weights(path: Path, header: Header) -> None:
+    """Raise EngineError for files whose weights the native library would take for others."""
+    if header.basis is not None:
+        raise EngineError(convert_first(path.name, header.basis))
+
+
+def why_not_loaded(path: Path) -> str | None:
+    """Return the reason why the native library couldn't load the file, where the tensors' types are it."""
+    try:
+        read_gguf(path).stock_tensors()
+    except UnsupportedError as error:
+        return str(error)
+    except TritggufError:
+        return None
+    return None
 
 
 def _check_numbers(path: Path, header: Header) -> None:

@@ -83,7 +83,7 @@ class Package:
 
 def pack(path: Path, *, system: str = "", context: int | None = None, progress: Progress | None = None) -> Package:
     """Plan what Ollama gets of a GGUF file, and write nothing; raise TritggufError if Ollama can't have it."""
-    file = read_gguf(path)
+    file = _stock_file(path)
     verdict = verdicts(file)[-1]
     types = refused(file)
     if verdict.loads is False and not repack_helps(file):
@@ -105,6 +105,13 @@ def pack(path: Path, *, system: str = "", context: int | None = None, progress: 
     )
     modelfile.text()  # raises, before anything is written, if a text can't be quoted
     return Package(file, files, plan, " and ".join(reasons), chat, modelfile)
+
+
+def _stock_file(path: Path) -> GgufFile:
+    """Read a file; raise UnsupportedError if only other programs than Ollama read its tensors."""
+    file = read_gguf(path)
+    file.stock_tensors()
+    return file
 
 
 def repack_helps(file: GgufFile) -> bool:
@@ -219,6 +226,6 @@ class Check:
 
 def check(path: Path) -> Check:
     """Return what `tritgguf ollama --check` reports about a file."""
-    file = read_gguf(path)
+    file = _stock_file(path)
     chat = chat_template_facts(file)
     return Check(verdicts(file), chat.family, chat.notes, repack_helps(file))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from tests import checkpoints, packed_checkpoints, quantized_checkpoints, tokenizer_folders
+from tests import checkpoints, foreign_gguf, packed_checkpoints, quantized_checkpoints, tokenizer_folders
 from tests.attacks.mutations import damage_bytes, damage_json
 from tritgguf.converter import convert
 from tritgguf.converter.checkpoint import safetensors_reader
@@ -117,6 +117,70 @@ class GgufHeader(Target):
         if rng.random() < 0.02:
             make_plan(opened, Request.named("auto", "mse"), 1, None)
         gguf_header.check_loadable(path, gguf_header.read_header(path))
+
+
+class ForeignGguf(Target):
+    """GGUF files with other programs' tensor types: the descriptions of the tensors, keys or weights are damaged."""
+
+    name, share = "foreign", 5
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        base = foreign_gguf.base_file(folder / "base.gguf", hidden=1024)
+        self.files = []
+        for number, kind in enumerate(foreign_gguf.KINDS.values()):
+            names = ("blk.0.attn_q.weight", "token_embd.weight", "blk.0.ssm_out.weight")
+            tensors = {name: kind.tensor(*foreign_gguf.coded(kind, (4, 1024), number)) for name in names}
+            for keys in ({}, _basis_keys()):
+                file = foreign_gguf.add_tensors(base, folder / "sound.gguf", tensors, keys=keys, without=VOCABULARY)
+                data = file.read_bytes()
+                entries = data.rindex(b"blk.0.attn_q.weight") - 8
+                first_key = data.find(b"prism.hadamard") if keys else 24
+                body = len(data) - sum(len(stored) for *_, stored in tensors.values()) - 4 * 3 * 1024
+                self.files.append((data, ((first_key, entries), (entries, entries + 150), (body, len(data)))))
+                file.unlink()
+
+    def damage(self, rng: random.Random) -> None:
+        sound, places = rng.choice(self.files)
+        data, (first, end) = bytearray(sound), rng.choices(places, (1, 1, 2))[0]
+        for _ in range(rng.choice((1, 1, 2, 8))):
+            at = rng.randrange(first, end)
+            length = min(rng.choice((1, 1, 2, 4)), end - at)
+            data[at : at + length] = rng.choice((rng.randbytes(length), bytes([rng.choice((0, 1, 255))]) * length))
+        if rng.random() < 0.1:
+            data = data[: len(data) - rng.choice((1, 33, 4096))]
+        (self.folder / "damaged.gguf").write_bytes(data)
+
+    def read(self, rng: random.Random) -> None:
+        path = self.folder / "damaged.gguf"
+        opened = open_model(path)
+        kind = rng.choice(("auto", "f16", "q2_0", "tq2_0"))
+        if rng.random() < 0.3:
+            convert(path, self.folder / "out.gguf", kind, force=True, check=False, threads=1)
+        else:
+            make_plan(opened, Request.named(kind, "mse"), 1, None)
+
+
+VOCABULARY = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges", "tokenizer.ggml.model")
+
+
+def _basis_keys() -> dict[str, object]:
+    """Return the keys of weights in a Hadamard basis."""
+    said = {
+        "version": 2,
+        "tied_output": True,
+        "block_size": 1024,
+        "transform": "normalized-sylvester-walsh-hadamard",
+        "axis": "input-last-dimension",
+        "sign_mode": "explicit",
+        "sign_widths": [1024],
+        "sign_values": [1, -1] * 512,
+        "weight_names": ["blk.0.attn_q.weight", "blk.0.ssm_out.weight"],
+        "inverse_weight_names": ["token_embd.weight"],
+        "gdn_v_grouped": True,
+    }
+    heads = {"llama.ssm.group_count": 4, "llama.ssm.time_step_rank": 8}
+    return {f"prism.hadamard.{name}": value for name, value in said.items()} | heads
 
 
 class ConfigJson(Target):
@@ -228,7 +292,7 @@ class PackedBytes(Target):
 
 TARGETS: Mapping[str, type[Target]] = {
     target.name: target
-    for target in (SafetensorsHeader, SafetensorsIndex, GgufHeader, ConfigJson, Tokenizer, PackedBytes)
+    for target in (SafetensorsHeader, SafetensorsIndex, GgufHeader, ForeignGguf, ConfigJson, Tokenizer, PackedBytes)
 }
 
 

@@ -433,7 +433,8 @@ EXPORT int64_t KERNEL(dequantize)(const int8_t *restrict codes, const float *res
 
 /* ---- codes: unpacked, or in the packings of checkpoints ---- */
 
-enum { CODES, BASE3, FOUR_ROWS };
+enum { CODES, BASE3, FOUR_ROWS, FOURS, QUARTERS };
+enum { FOURS_GROUP = 128, FOURS_HEAD = 2, FOURS_BYTES = 34 }; /* columns; bytes before their codes, and in all */
 
 #define EACH_BYTE 0x0101010101010101u
 
@@ -471,6 +472,44 @@ INLINE uint64_t unpack_base3(const uint8_t *restrict stored, int64_t n, int8_t *
     return invalid;
 }
 
+/* Bits 2i and 2i + 1 of a byte are the code + 1 of the i-th of four neighbours, in blocks of FOURS_GROUP columns. */
+INLINE void unpack_fours(const uint8_t *restrict stored, int64_t n, int8_t *restrict codes) {
+    for (int64_t number = 0; number < n / FOURS_GROUP; number++) {
+        const uint8_t *packed = stored + number * FOURS_BYTES + FOURS_HEAD;
+        for (int byte = 0; byte < FOURS_GROUP / 4; byte++) {
+            uint32_t four = packed[byte];
+            four = (four | four << 6 | four << 12 | four << 18) & 0x03030303u;     /* a digit in each byte */
+            four = ((four | 0x80808080u) - 0x01010101u) ^ 0x80808080u;             /* minus 1, byte by byte */
+            memcpy(codes + number * FOURS_GROUP + 4 * byte, &four, 4);
+        }
+    }
+}
+
+/* Bits 6 - 2i and 7 - 2i of byte p of 32 are the code + 1 of column 32i + p; returns nonzero if a code is invalid. */
+INLINE uint64_t unpack_quarters(const uint8_t *restrict stored, int64_t n, int8_t *restrict codes) {
+    uint64_t invalid = 0;
+    for (int64_t start = 0; start < n; start += 128)
+        for (int quarter = 0; quarter < 4; quarter++)
+            invalid |= unpack_four_rows(stored + start / 4, 6 - 2 * quarter, 32, codes + start + 32 * quarter);
+    return invalid;
+}
+
+/* Fill in the scales, fp16 in the first bytes of each of `n_blocks` blocks of FOURS; returns whether a code is 2. */
+EXPORT int64_t KERNEL(look_at_fours)(const uint8_t *restrict stored, int64_t n_blocks, float *restrict scales) {
+    uint64_t high = 0;
+    for (int64_t number = 0; number < n_blocks; number++) {
+        const uint8_t *block = stored + number * FOURS_BYTES;
+        uint64_t eights[FOURS_GROUP / 32];
+        uint16_t half;
+        memcpy(&half, block, FOURS_HEAD);
+        memcpy(eights, block + FOURS_HEAD, sizeof eights);
+        scales[number] = from_f16(half);
+        for (int index = 0; index < FOURS_GROUP / 32; index++)
+            high |= eights[index] & eights[index] >> 1 & 0x55 * EACH_BYTE;
+    }
+    return high != 0;
+}
+
 /* ---- codecs: pack codes into blocks of `block_bytes`, and unpack them; put_scales writes the scales ---- */
 
 /* 2 bits per code in 64 bytes: TQ2_0, and Q2_K where its scales are 1. */
@@ -496,6 +535,21 @@ INLINE uint64_t four_rows_to_pairs(const uint8_t *restrict stored, int shift, in
             memcpy(&digits, stored + half * 128 + place * 32, 32);
             pairs |= (digits >> shift & 3 * EACH_BYTE) << 2 * place;
         }
+        invalid |= pairs & pairs >> 1 & 0x55 * EACH_BYTE;
+        memcpy(blocks + half / 2 * block_bytes + half % 2 * 32, &pairs, 32);
+    }
+    return invalid[0] | invalid[1] | invalid[2] | invalid[3];
+}
+
+/* The same from the packing QUARTERS, which has the four codes of a byte in the opposite order. */
+INLINE uint64_t quarters_to_pairs(const uint8_t *restrict stored, int64_t n_blocks, uint8_t *restrict blocks,
+                                  int64_t block_bytes) {
+    ThirtyTwoBytes invalid = {0};
+    for (int64_t half = 0; half < 2 * n_blocks; half++) {
+        ThirtyTwoBytes pairs;
+        memcpy(&pairs, stored + half * 32, 32);
+        pairs = (pairs & 0x0F * EACH_BYTE) << 4 | (pairs >> 4 & 0x0F * EACH_BYTE);
+        pairs = (pairs & 0x33 * EACH_BYTE) << 2 | (pairs >> 2 & 0x33 * EACH_BYTE);
         invalid |= pairs & pairs >> 1 & 0x55 * EACH_BYTE;
         memcpy(blocks + half / 2 * block_bytes + half % 2 * 32, &pairs, 32);
     }
@@ -529,6 +583,16 @@ INLINE uint64_t base3_to_fours(const uint8_t *restrict stored, int64_t n_blocks,
     for (int64_t number = 0; number < n_blocks; number++)
         memcpy(blocks + number * block_bytes, fours + number * 16, 16);
     return most > 80;
+}
+
+/* The same from the packing FOURS, which has the same bytes for twice as many columns. */
+INLINE void fours_to_fours(const uint8_t *restrict stored, int64_t n_blocks, uint8_t *restrict blocks,
+                           int64_t block_bytes) {
+    for (int64_t number = 0; number < n_blocks; number += 2) {
+        const uint8_t *packed = stored + number / 2 * FOURS_BYTES + FOURS_HEAD;
+        memcpy(blocks + number * block_bytes, packed, 16);
+        memcpy(blocks + (number + 1) * block_bytes, packed + 16, 16);
+    }
 }
 
 /* Q4_0: nibbles of code + 8. */
@@ -578,6 +642,18 @@ INLINE int64_t pack_rows(int packing, Pack pack, int block, const uint8_t *restr
                 invalid |= base3_to_fours(row + column / 4, n / block, blocks, block_bytes);
             } else if (packing == FOUR_ROWS && pack == pack_pairs) {
                 invalid |= four_rows_to_pairs(row + column, shift, n / block, blocks, block_bytes);
+            } else if (packing == FOURS && pack == pack_fours) {
+                fours_to_fours(row + column / FOURS_GROUP * FOURS_BYTES, n / block, blocks, block_bytes);
+            } else if (packing == FOURS) {
+                int8_t strip[STRIP];
+                unpack_fours(row + column / FOURS_GROUP * FOURS_BYTES, n, strip);
+                pack(strip, n / block, blocks, block_bytes);
+            } else if (packing == QUARTERS && pack == pack_pairs) {
+                invalid |= quarters_to_pairs(row + column / 4, n / block, blocks, block_bytes);
+            } else if (packing == QUARTERS) {
+                int8_t strip[STRIP];
+                invalid |= unpack_quarters(row + column / 4, n, strip);
+                pack(strip, n / block, blocks, block_bytes);
             } else if (packing == CODES) {
                 pack((const int8_t *)row + column, n / block, blocks, block_bytes);
             } else {
@@ -593,7 +669,7 @@ INLINE int64_t pack_rows(int packing, Pack pack, int block, const uint8_t *restr
 }
 
 /* Pack the wanted rows of `n_stored` rows (FOUR_ROWS: of 4 * n_stored); `blocks` points to the first block's codes.
-   Returns whether there is an invalid code. */
+   Returns whether there is an invalid code; FOURS has none: which types hold a code 2 is the plan's to know. */
 #define PACK(name, pack, block)                                                                                \
     EXPORT int64_t KERNEL(name)(int64_t packing, const uint8_t *stored, int64_t n_stored, int64_t stored_bytes, \
                                 const int64_t *wanted, int64_t n_rows, int64_t n_columns, uint8_t *blocks,      \

@@ -15,7 +15,6 @@ class F32(FloatCodec):
     block = 1
     block_bytes = 4
     runs_on = EVERYWHERE
-    for_linear = False
 
     def encode(self, values: Float32Array) -> ByteArray:
         return np.ascontiguousarray(values, dtype="<f4").view(np.uint8)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tritgguf.converter.conversion.pipeline import Choices, Conversion
     from tritgguf.converter.planning.file_plan import FilePlan
 
-TYPES = ", ".join(name for name in names("tritgguf.converter.quant.codecs") if name != "f32")  # f32 is for norms only
+TYPES = ", ".join(names("tritgguf.converter.quant.codecs"))
 METHODS = ", ".join(names("tritgguf.converter.quant.methods"))
 
 

@@ -23,6 +23,7 @@ from tritgguf.converter.conversion.pipeline import write_model
 from tritgguf.converter.core import kernels, tensors
 from tritgguf.converter.core.floats import BEYOND_F16, checked, narrowed
 from tritgguf.converter.core.tensors import CodedRows, Floats, PackedRows
+from tritgguf.converter.gguf_io.fours import Fours
 from tritgguf.converter.model.open import open_model
 from tritgguf.converter.planning import encoders
 from tritgguf.converter.planning.request import Request
@@ -186,6 +187,73 @@ def test_stored_rows_are_packed_like_their_codes(
         with computed_by("numpy"):
             assert codec.pack_stored(rows) is None
             np.testing.assert_array_equal(packed, codec.pack(CodedRows(codes[numbers], scales, group)))
+
+
+@pytest.mark.parametrize("codec", TERNARY, ids=lambda codec: codec.name)
+@examples
+@given(seed=seeds, n_groups=st.integers(1, 40), four=st.booleans())
+def test_groups_of_128_are_packed_like_their_codes(codec: TernaryCodec, seed: int, n_groups: int, four: bool) -> None:
+    """Rows end anywhere in the kernel's strips of 2048; a type of four levels holds code 2 too."""
+    rng = np.random.default_rng(seed)
+    n_columns = n_groups * max(codec.block, 128)
+    codes = rng.integers(-1, 3 if four and 4 in codec.exact_levels else 2, (5, n_columns)).astype(np.int8)
+    group = max(codec.block, 128)
+    scales = np.repeat(rng.uniform(-1, 1, (5, n_columns // group)), group // 128, axis=1).astype("<f2")
+    stored = fours_of(codes, scales)
+    numbers = rng.permutation(5)[:3]
+    kept = scales[numbers].astype(np.float32)
+    rows = PackedRows("fours", stored, numbers, n_columns, kept, 128)
+    with computed_by("compiled"):
+        packed = codec.pack_stored(rows)
+    with computed_by("numpy"):
+        assert codec.pack_stored(rows) is None
+        np.testing.assert_array_equal(packed, codec.pack(CodedRows(codes[numbers], kept, 128)))
+    kind = Fours()
+    assert_same(lambda: kind.scales_and_levels(stored, stored[0, :0]))
+    assert kind.scales_and_levels(stored, stored[0, :0])[1] == (4 if (codes == 2).any() else 3)
+    assert_same(lambda: kind.codes(stored, n_columns))
+    np.testing.assert_array_equal(kind.codes(stored, n_columns), codes)
+    np.testing.assert_array_equal(kind.scales(stored, stored[0, :0]), scales)
+
+
+@pytest.mark.parametrize("codec", TERNARY, ids=lambda codec: codec.name)
+@examples
+@given(seed=seeds, n_blocks=st.integers(1, 40), damaged=st.booleans())
+def test_quarters_are_packed_like_their_codes(codec: TernaryCodec, seed: int, n_blocks: int, damaged: bool) -> None:
+    rng = np.random.default_rng(seed)
+    n_columns = n_blocks * max(codec.block, 128)
+    codes = rng.integers(-1, 2, (5, n_columns)).astype(np.int8)
+    digits = (codes + 1).astype(np.uint8).reshape(5, -1, 4, 32) << np.array([6, 4, 2, 0], np.uint8)[:, None]
+    stored = digits.sum(axis=2, dtype=np.uint8).reshape(5, -1)
+    numbers = rng.permutation(5)[:3]
+    rows = PackedRows("quarters", stored, numbers, n_columns, np.ones((3, 1), np.float32), n_columns)
+    if damaged:
+        stored[numbers[rng.integers(3)], rng.integers(n_columns // 4)] |= 3 << 2 * rng.integers(4)
+    with computed_by("compiled"):
+        packed = codec.pack_stored(rows)
+    if damaged:
+        assert packed is None
+    else:
+        np.testing.assert_array_equal(packed, codec.pack(CodedRows(codes[numbers], rows.scales, n_columns)))
+
+
+@pytest.mark.parametrize("place", [0, 63, 64, 127, 128, 300])
+def test_one_code_of_two_is_seen(place: int) -> None:
+    codes = np.zeros((2, 384), np.int8)
+    codes[1, place] = 2
+    stored = fours_of(codes, np.full((2, 3), 0xFFFF, "<u2").view("<f2"))  # all bits of the scales are set
+    for how in ("numpy", "compiled"):
+        with computed_by(how), np.errstate(invalid="ignore"):
+            assert Fours().scales_and_levels(stored, stored[0, :0])[1] == 4
+            assert Fours().scales_and_levels(stored[:1], stored[0, :0])[1] == 3
+
+
+def fours_of(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Return rows of blocks of an fp16 scale and 128 codes."""
+    digits = (codes + 1).astype(np.uint8).reshape(*scales.shape, 32, 4)
+    packed = (digits << np.array([0, 2, 4, 6], np.uint8)).sum(axis=-1, dtype=np.uint8)
+    halves = np.ascontiguousarray(scales).view(np.uint8).reshape(*scales.shape, 2)
+    return np.concatenate([halves, packed], axis=-1).reshape(len(codes), -1)
 
 
 @pytest.mark.parametrize("shift", [0, 2, 4, 6])

@@ -24,7 +24,7 @@ def test_the_types_for_each_target_smallest_first(target: str, monkeypatch) -> N
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     assert " ".join(ternary_types(target)) == TERNARY[target]
     with_nvfp4 = " nvfp4" if target in ("cpu", "cuda", "vulkan") else ""
-    assert " ".join(float_types(target)) == f"q2_k q3_k q4_k{with_nvfp4} q6_k q8_0 bf16 f16"
+    assert " ".join(float_types(target)) == f"q2_k q3_k q4_k{with_nvfp4} q6_k q8_0 bf16 f16 f32"
     refused = {name for name in codecs() if refuses(target, name.upper())}
     assert refused == ({"tq1_0", "tq2_0", "q2_0"} if target == "ollama" else set())
 
