@@ -79,6 +79,11 @@ class SourceTensor(ABC):
         """Return the rows of a tensor with a `ggml_type` as they are stored, uint8 (n_rows, row bytes)."""
         raise NotImplementedError(f"{self.name} ({self.dtype}) isn't a tensor of a GGUF file")
 
+    @property
+    def coded(self) -> CodedTensor | None:
+        """The tensor as codes and scales; None if the file stores values. The first time, scales may be read."""
+        return None
+
     def read_codes(self, rows: slice | RowIndices) -> CodedRows | None:
         """Return the codes and scales stored for the rows; None if the file stores values."""
         return None
@@ -140,6 +145,10 @@ class CodedTensor(SourceTensor):
     @property
     def n_bytes(self) -> int:
         return self.stored.n_bytes
+
+    @property
+    def coded(self) -> CodedTensor:
+        return self
 
     @property
     def levels(self) -> int:

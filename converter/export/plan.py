@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tritgguf.converter.checkpoint.safetensors_layout import Entry, Shard, shard
 from tritgguf.converter.core.dtypes import BY_NAME_IN_CONFIG, FLOAT_DTYPES
 from tritgguf.converter.core.parallel import parallel
 from tritgguf.converter.core.progress import Step
-from tritgguf.converter.core.tensors import CodedTensor, SourceTensor
+from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.export.scheme import Scheme
 from tritgguf.converter.gguf_io.reader import is_gguf, read_gguf
@@ -156,7 +156,7 @@ def _open_folder(folder: Path, form: Form) -> _Opened:
     if checkpoint.tensors is None:
         return _Opened(raw, specs, None, ["there are no weights: the loss isn't known"])
     found, notes = match_tensors(specs, checkpoint.tensors, config)
-    _require_sense(checkpoint, form)
+    _require_sense(checkpoint, found.values(), form)
     return _Opened(raw, specs, found, notes)
 
 
@@ -170,9 +170,8 @@ def _open_gguf(path: Path) -> _Opened:
     return _Opened(model.config, model.specs, model.tensors, notes, texts)
 
 
-def _require_sense(checkpoint: Checkpoint, form: Form) -> None:
-    assert checkpoint.tensors is not None
-    if form.scheme is None and not any(isinstance(tensor, CodedTensor) for tensor in checkpoint.tensors.values()):
+def _require_sense(checkpoint: Checkpoint, tensors: Iterable[SourceTensor], form: Form) -> None:
+    if form.scheme is None and all(tensor.dtype in FLOAT_DTYPES for tensor in tensors):
         raise UnsupportedError(
             f"{checkpoint.folder} holds {checkpoint.packing}: there is nothing to dequantize; "
             "--scheme would quantize it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.model.architecture import TensorSpec
@@ -127,9 +128,25 @@ def _beats(kept: Encoder, plan: TensorPlan, names: tuple[str, ...]) -> bool:
 
 
 def _smallest_float(spec: TensorSpec, source: SourceTensor, what: str) -> TensorPlan:
+    """Return the plan in the smallest float type that is exact; products of packed integers may be rounded to F16.
+
+    Programs that run packed checkpoints round these products too.
+    """
     *smaller, largest = FLOATS
     for name in smaller:
         plan = as_floats(spec, source, float_codec(name), f"{what}: kept as {name.upper()}")
         if plan.exact:
             return plan
+    if source.dtype not in FLOAT_DTYPES and source.ggml_type is None and _in_range(source, float_codec(smaller[0])):
+        return as_floats(spec, source, float_codec(smaller[0]), f"{what}: kept as {smaller[0].upper()}")
     return as_floats(spec, source, float_codec(largest), f"{what}: kept as {largest.upper()}")
+
+
+def _in_range(source: SourceTensor, codec: FloatCodec) -> bool:
+    """Whether the type stores all values, rounded or not."""
+    try:
+        for _, values in source.chunks():
+            codec.encode(values)
+    except TensorError:
+        return False
+    return True

@@ -108,8 +108,8 @@ def prefetch_first_rows(source: SourceTensor) -> None:
 
 def find_grid(source: SourceTensor) -> Grid | None:
     """Return the tensor's grid, None if it is on none; raise TensorError if a value is NaN or Inf."""
-    if isinstance(source, CodedTensor):
-        return _coded_grid(source)
+    if (coded := source.coded) is not None:
+        return _coded_grid(coded)
     ternary = _ternary_grid(source)
     if ternary is not None and ternary.outliers == 0:
         return ternary

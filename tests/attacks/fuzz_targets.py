@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from tests import checkpoints, packed_checkpoints, tokenizer_folders
+from tests import checkpoints, packed_checkpoints, scaled_checkpoints, tokenizer_folders
 from tests.attacks.mutations import damage_bytes, damage_json
 from tritgguf.converter import convert
 from tritgguf.converter.checkpoint import safetensors_reader
@@ -22,6 +22,7 @@ from tritgguf.converter.tokenizer import read_tokenizer
 from tritgguf.runtime.engine import gguf_header
 
 RECIPES = ("llama-gqa", "llama-yarn", "qwen2", "qwen3", "mistral-window")
+SCALED = ("ct-2bit", "ct-mixed", "gsq-4bit", "ct-int8", "ct-fp8", "fp8-blocks", "humming")
 PACKINGS = ("2b4t", "falcon3", "llama-rows", "14b-seed", "14b-newer", "14b-padded", "1bitllm", "bitcpm")
 
 
@@ -128,6 +129,7 @@ class ConfigJson(Target):
         self.documents: list[tuple[Path, Mapping[str, object]]] = []
         names = [(checkpoints.build, name) for name in (*RECIPES, "llama-linear")]
         names += [(packed_checkpoints.build, name) for name in PACKINGS]
+        names += [(scaled_checkpoints.build, name) for name in SCALED]
         for build, name in names:
             model = build(name, folder / name)
             for weights in sorted(model.glob("*.safetensors")):
@@ -194,8 +196,10 @@ class PackedBytes(Target):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.models = []
-        for name in PACKINGS:
-            model = packed_checkpoints.build(name, folder / name)
+        names = [(packed_checkpoints.build, name) for name in PACKINGS]
+        names += [(scaled_checkpoints.build, name) for name in SCALED]
+        for build, name in names:
+            model = build(name, folder / name)
             file = model / "model.safetensors"
             self.models.append((file, file.read_bytes()))
 
