@@ -87,6 +87,7 @@ golden: $(INSTALLED)  ## record the goldens again; needs torch and transformers
 	$(PY) -m tests.golden.record_bitnet
 	$(PY) -m tests.golden.record_packing
 	$(PY) -m tests.golden.record_exports
+	$(PY) -m tests.golden.record_compressed_tensors
 
 golden-go: $(INSTALLED)  ## record what Go renders of the templates for Ollama; needs go (1.18 or newer) on the PATH
 	$(PY) -m tests.golden.record_go_templates

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tritgguf.converter.checkpoint.config_json import FILE, ConfigJson
 from tritgguf.converter.checkpoint.packer import Packer
 from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
+from tritgguf.converter.checkpoint.unread_methods import WAYS_OUT
 from tritgguf.converter.core.registry import by_name
 from tritgguf.converter.core.settings import Settings, shown
 from tritgguf.converter.core.tensors import SourceTensor
@@ -60,6 +61,8 @@ def read_packing(
             f"the checkpoint looks like {' and like '.join(packing.name for packing in found)}: it is damaged"
         )
     if not found:
+        if method in WAYS_OUT:
+            raise UnsupportedError(f"{quantized.name('quant_method')} {shown(method)} isn't read: {WAYS_OUT[method]}")
         raise UnsupportedError(
             f"{quantized.name('quant_method')} {shown(method)} isn't known here, and reading such weights as plain "
             f"floats would give a wrong model; known packings are {', '.join(packings())}"

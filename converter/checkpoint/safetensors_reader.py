@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES, ITEM_BYTES
-from tritgguf.converter.core.floats import checked
+from tritgguf.converter.core.floats import EIGHT_BITS, checked, widened8
 from tritgguf.converter.core.json_files import read_object
 from tritgguf.converter.core.system import mapped
 from tritgguf.converter.core.tensors import ByteArray, Float32Array, Floats, RowIndices, SourceTensor, span
@@ -47,12 +47,14 @@ class SafetensorsTensor(SourceTensor):
         return [self.data.reshape(n_rows, -1)[span(rows, n_rows)].reshape(-1)] if self.data.size else []
 
     def floats(self, rows: slice | RowIndices) -> Floats:
+        row_length = self.shape[-1] if self.shape else 1
+        if self.dtype in EIGHT_BITS:
+            return widened8(self.data.reshape(-1, row_length)[rows], self.dtype)
         if self.dtype not in FLOAT_DTYPES:
             raise SourceError(
                 f"{self.file.name}: tensor {self.name} holds {self.dtype}; expected BF16, F16 or F32 "
-                "(packed and 8-bit checkpoints aren't read: give the unpacked float checkpoint)"
+                "(config.json names no packing of such weights: fetch it again, or give the unpacked checkpoint)"
             )
-        row_length = self.shape[-1] if self.shape else 1
         stored = self.data.view(FLOAT_DTYPES[self.dtype].words).reshape(-1, row_length)[rows]
         return Floats(np.ascontiguousarray(stored), self.dtype)
 

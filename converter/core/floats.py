@@ -1,4 +1,4 @@
-"""Convert between float32 and the 16-bit formats bf16 and fp16, and find values that aren't finite."""
+"""Convert between float32, the 16-bit formats bf16 and fp16 and 8-bit floats, and find values that aren't finite."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tritgguf.converter.core.kernels import WORDS, Kernel
-from tritgguf.converter.core.tensors import Float32Array, Floats
+from tritgguf.converter.core.tensors import ByteArray, Float32Array, Floats
 
 Half = npt.NDArray[np.uint16]
 
@@ -48,6 +48,35 @@ def narrowed(floats: Floats) -> tuple[Half, float]:
         halves = values.astype("<f2").view(np.uint16)
     return halves, float(np.abs(values).max(initial=0))
 
+
+def bf16(values: Float32Array) -> Float32Array:
+    """Round finite float32 values to bf16 and back, to nearest even; values out of range become infinite."""
+    words = np.ascontiguousarray(values).view(np.uint32)
+    words = words + (np.uint32(0x7FFF) + (words >> np.uint32(16) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    rounded: Float32Array = words.view(np.float32)
+    return rounded
+
+
+def widened8(stored: ByteArray, dtype: str) -> Floats:
+    """Return 8-bit floats as fp16, which holds each of their values, in the same shape; NaN stays NaN."""
+    return Floats(EIGHT_BITS[dtype][stored], "F16")
+
+
+def _e4m3_words() -> Half:
+    """Return the fp16 word of each byte of E4M3: bias 7, no infinity, NaN where all other bits are 1.
+
+    The format: https://arxiv.org/abs/2209.05433, table 1.
+    """
+    magnitudes = np.arange(128)
+    exponents, fractions = magnitudes >> 3, magnitudes & 7
+    values = np.where(exponents == 0, np.ldexp(fractions, -9), np.ldexp(8.0 + fractions, exponents - 10))
+    values[127] = np.nan
+    words: Half = values.astype("<f2").view(np.uint16)
+    return np.concatenate([words, words | np.uint16(0x8000)])
+
+
+# By the name that safetensors gives the type: the fp16 word of each byte. E5M2 is the upper half of an fp16 value.
+EIGHT_BITS = {"F8_E4M3": _e4m3_words(), "F8_E5M2": np.arange(256, dtype=np.uint16) << np.uint16(8)}
 
 WIDEN = Kernel("widen", WORDS, int, int, np.float32)
 NARROW = Kernel("narrow", WORDS, int, int, np.uint16)

@@ -17,7 +17,11 @@ def may_be_slow(pattern: str) -> bool:
 
     Python's `re` can't be interrupted, and tries every way to split a text among repetitions and alternatives.
     """
-    n_repetitions = len(_REPETITION.findall(pattern))
     n_choices = len(_GROUP.findall(pattern)) if "|" in pattern else 0
-    too_often = n_repetitions > MAX_REPETITIONS or n_choices > MAX_CHOICES
+    too_often = n_repetitions(pattern) > MAX_REPETITIONS or n_choices > MAX_CHOICES
     return len(pattern) > MAX_PATTERN or too_often or _REPEATED_GROUP.search(pattern) is not None
+
+
+def n_repetitions(pattern: str) -> int:
+    """Return how often a pattern repeats something; a text of n characters takes up to n ** that many steps."""
+    return len(_REPETITION.findall(pattern))

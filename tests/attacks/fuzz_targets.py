@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from tests import checkpoints, foreign_gguf, packed_checkpoints, quantized_checkpoints, tokenizer_folders
+from tests import (
+    checkpoints,
+    foreign_gguf,
+    packed_checkpoints,
+    quantized_checkpoints,
+    scaled_checkpoints,
+    tokenizer_folders,
+)
 from tests.attacks.mutations import damage_bytes, damage_json
 from tritgguf.converter import convert
 from tritgguf.converter.checkpoint import safetensors_reader
@@ -22,6 +29,7 @@ from tritgguf.converter.tokenizer import read_tokenizer
 from tritgguf.runtime.engine import gguf_header
 
 RECIPES = ("llama-gqa", "llama-yarn", "qwen2", "qwen3", "mistral-window")
+SCALED = ("ct-2bit", "ct-mixed", "gsq-4bit", "ct-int8", "ct-fp8", "fp8-blocks", "humming")
 PACKINGS = ("2b4t", "falcon3", "llama-rows", "14b-seed", "14b-newer", "14b-padded", "1bitllm", "bitcpm")
 QUANTIZED = ("gptq", "gptq-v2", "gptq-zeros", "auto-round", "mlx-bonsai", "mlx-auto-round")
 
@@ -194,6 +202,7 @@ class ConfigJson(Target):
         names = [(checkpoints.build, name) for name in (*RECIPES, "llama-linear")]
         names += [(packed_checkpoints.build, name) for name in PACKINGS]
         names += [(quantized_checkpoints.build, name) for name in QUANTIZED]
+        names += [(scaled_checkpoints.build, name) for name in SCALED]
         for build, name in names:
             model = build(name, folder / name)
             for weights in sorted(model.glob("*.safetensors")):
@@ -261,7 +270,9 @@ class PackedBytes(Target):
         super().__init__(folder)
         self.models = []
         names = [(packed_checkpoints.build, name) for name in PACKINGS]
-        for build, name in [*names, *((quantized_checkpoints.build, name) for name in QUANTIZED)]:
+        names += [(quantized_checkpoints.build, name) for name in QUANTIZED]
+        names += [(scaled_checkpoints.build, name) for name in SCALED]
+        for build, name in names:
             model = build(name, folder / name)
             file = model / "model.safetensors"
             self.models.append((file, file.read_bytes()))

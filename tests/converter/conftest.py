@@ -1,11 +1,11 @@
-"""The checkpoints of tests/checkpoints.py and tests/packed_checkpoints.py, each built once per test module."""
+"""The checkpoints of tests/checkpoints.py and its neighbours, each built once per test module."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests import checkpoints, packed_checkpoints
+from tests import checkpoints, packed_checkpoints, scaled_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     root = tmp_path_factory.mktemp("models")
 
     def folder(name: str) -> Path:
-        module = packed_checkpoints if name in packed_checkpoints.PACKED else checkpoints
-        return root / name if (root / name).exists() else module.build(name, root / name)
+        builders = {
+            **dict.fromkeys(packed_checkpoints.PACKED, packed_checkpoints.build),
+            **dict.fromkeys(scaled_checkpoints.QUANTIZED, scaled_checkpoints.build),
+        }
+        build = builders.get(name, checkpoints.build)
+        return root / name if (root / name).exists() else build(name, root / name)
 
     return folder

@@ -131,7 +131,9 @@ def differs(old: Arrays, new: Arrays) -> bool:
         return True
     return any(
         not (
-            np.array_equal(old[key], new[key]) if new[key].dtype.kind != "f" else np.allclose(old[key], new[key], 1e-6)
+            np.array_equal(old[key], new[key])
+            if new[key].dtype.kind != "f"
+            else np.allclose(old[key], new[key], 1e-6, equal_nan=True)
         )
         for key in new
         if key != "recorded_with"

@@ -13,7 +13,7 @@ class F16(FloatCodec):
     name = "f16"
     ggml_type = GGMLQuantizationType.F16
     file_type = LlamaFileType.MOSTLY_F16
-    holds_dtypes = ("F16",)
+    holds_dtypes = ("F16", "F8_E4M3", "F8_E5M2")
     block = 1
     block_bytes = 2
     runs_on = EVERYWHERE
