@@ -18,7 +18,7 @@ from tritgguf.converter import TensorError, convert
 from tritgguf.converter.checkpoint.folder import open_checkpoint
 from tritgguf.converter.checkpoint.packings import base3, bitnet_packed
 from tritgguf.converter.checkpoint.packings.bitnet_packed import BitnetTensor
-from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.conversion.pipeline import write_model
 from tritgguf.converter.core import kernels, tensors
 from tritgguf.converter.core.floats import BEYOND_F16, checked, narrowed
@@ -245,7 +245,7 @@ def test_bitnet_packing(n_columns: int, seed: int, invalid: bool) -> None:
     if invalid:
         digits[rng.integers(4), rng.integers(5), rng.integers(n_columns)] = 3
     packed = (digits << np.array([0, 2, 4, 6], np.uint8)[:, None, None]).sum(axis=0).astype(np.uint8)
-    stored = SafetensorsTensor("w", "U8", packed.shape, Path("w"), packed.reshape(-1))
+    stored = StoredTensor("w", "U8", packed.shape, Path("w"), packed.reshape(-1))
     tensor = BitnetTensor("w", "bitnet packing", (20, n_columns), n_columns, stored, np.ones((20, 1), np.float32))
     assert_same(lambda: tensor.read_codes(slice(None)))
     if not invalid:

@@ -1,0 +1,18 @@
+"""Find a folder's weights, in whichever format it has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tritgguf.converter.checkpoint import pytorch_reader, safetensors_reader
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
+
+FORMATS = (safetensors_reader, pytorch_reader)  # the order in which transformers looks for them
+
+
+def read_weights(folder: Path) -> dict[str, StoredTensor] | None:
+    """Return every tensor by name, None if the folder has no weights; raise SourceError if a file is damaged."""
+    for form in FORMATS:
+        if form.matches(folder):
+            return form.read_tensors(folder)
+    return None
