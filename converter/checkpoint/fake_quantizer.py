@@ -1,7 +1,7 @@
 """Recognize weights that the model's own code rounds each time it computes, which this package doesn't do.
 
-Such are the repositories BitCPM-CANN-…-unquantized: "full-precision latent weights with ternary fake quantizers defined
-in modeling.py", as their cards say (https://huggingface.co/openbmb/BitCPM-CANN-1B-unquantized). config.json doesn't tell.
+Such are the repositories BitCPM-CANN-…-unquantized: their cards say that the weights are latent ones and that
+modeling.py holds the fake quantizer (https://huggingface.co/openbmb/BitCPM-CANN-1B-unquantized).
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def _require_little_endian(path: Path, order: ByteArray | None) -> None:
     """Raise SourceError for numbers of another byte order; PyTorch before 2.1 doesn't say which it is."""
     if order is not None and order.tobytes() != LITTLE_ENDIAN:
         raise SourceError(
-            f"{path.name} says that its numbers' byte order is {shown(order[:16].tobytes())}; expected {LITTLE_ENDIAN!r}: "
+            f"{path.name} says that its byte order is {shown(order[:16].tobytes())}; expected {LITTLE_ENDIAN!r}: "
             "load it with torch on this machine and save it again"
         )
 

@@ -20,7 +20,7 @@ from tritgguf.converter.core.settings import shown
 from tritgguf.converter.errors import SourceError
 
 MAX_BYTES = 16_000_000  # some 60,000 tensors
-MAX_OPCODES = 4_000_000
+MAX_OPCODES = 2_000_000
 MAX_DIMENSIONS = 8
 PROTOCOLS = range(2, 6)  # torch.save's is 2 unless it is told another
 
@@ -51,19 +51,19 @@ class _Dtype(NamedTuple):
     dtype: str
 
 
-class _Wrong(ValueError):
+class _TensorError(ValueError):
     """What is wrong with a tensor."""
 
 
 class _Function(NamedTuple):
-    """Stands for a function of torch: `build` makes what it would return; it raises ValueError or _Wrong."""
+    """Stands for a function of torch: `build` makes what it would return; it raises ValueError or _TensorError."""
 
     build: Callable[[tuple[Any, ...]], object]
 
 
 def _ordered_dict(arguments: tuple[Any, ...]) -> dict[str, Any]:
     if arguments:
-        raise _Wrong("an OrderedDict made of something")
+        raise _TensorError("an OrderedDict made of something")
     return {}
 
 
@@ -75,7 +75,7 @@ def _tensor_v2(arguments: tuple[Any, ...]) -> PickledTensor:
 def _tensor_v3(arguments: tuple[Any, ...]) -> PickledTensor:
     storage, offset, shape, strides, _, hooks, dtype, *metadata = arguments
     if type(dtype) is not _Dtype:
-        raise _Wrong("a dtype that is none")
+        raise _TensorError("a dtype that is none")
     return _tensor(storage, dtype.dtype, offset, shape, strides, hooks, metadata)
 
 
@@ -83,25 +83,25 @@ def _tensor(
     storage: object, dtype: str | None, offset: object, shape: object, strides: object, hooks: object, metadata: object
 ) -> PickledTensor:
     if type(storage) is not Storage or dtype is None:
-        raise _Wrong("a storage that is none")
+        raise _TensorError("a storage that is none")
     if storage.dtype not in (None, dtype):
-        raise _Wrong(f"a storage of {storage.dtype} seen as {dtype}")
+        raise _TensorError(f"a storage of {storage.dtype} seen as {dtype}")
     if hooks != {} or metadata not in ([], [None], [{}]):
-        raise _Wrong("hooks or metadata, which change its values")
+        raise _TensorError("hooks or metadata, which change its values")
     if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides):
-        raise _Wrong("a shape that doesn't fit its strides")
+        raise _TensorError("a shape that doesn't fit its strides")
     if len(shape) > MAX_DIMENSIONS:
-        raise _Wrong(f"{len(shape)} dimensions")
+        raise _TensorError(f"{len(shape)} dimensions")
     numbers = (offset, *shape, *strides)
     if not all(type(number) is int and number >= 0 for number in numbers):
-        raise _Wrong("an offset, a shape or strides that aren't whole numbers from zero up")
+        raise _TensorError("an offset, a shape or strides that aren't whole numbers from zero up")
     return PickledTensor(storage, dtype, numbers[0], shape, strides)
 
 
 def _parameter(arguments: tuple[Any, ...]) -> PickledTensor:
     tensor, _, hooks = arguments
     if type(tensor) is not PickledTensor or hooks != {}:
-        raise _Wrong("a parameter that is no tensor")
+        raise _TensorError("a parameter that is no tensor")
     return tensor
 
 
@@ -134,7 +134,7 @@ GLOBALS: Mapping[str, object] = {
 
 
 def read_pickle(file: str, code: bytes) -> object:
-    """Return what the pickle `code` of the file named `file` builds: dicts, lists, tuples, plain values, PickledTensors.
+    """Return what the pickle `code` of the file named `file` builds: dicts, lists, tuples, plain values and tensors.
 
     Raises SourceError where it is damaged, or names or does anything that a state dict doesn't need.
     """
@@ -231,7 +231,7 @@ class _Machine:
             self.refuse("a call of something that isn't a function")
         try:
             self.push(function.build(arguments))
-        except _Wrong as error:
+        except _TensorError as error:
             self.refuse(f"a tensor with {error}")
         except ValueError:  # more or fewer arguments than the function takes
             self.refuse(f"a tensor made of {len(arguments)} arguments")

@@ -5,9 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from tritgguf.converter.checkpoint import pytorch_reader, safetensors_reader
+from tritgguf.converter.checkpoint.config_json import WEIGHTS
 from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 
 FORMATS = (safetensors_reader, pytorch_reader)  # the order in which transformers looks for them
+
+
+def files_with_weights(folder: Path) -> list[Path]:
+    """Return the folder's safetensors files, or else its files of other formats, in order of their names."""
+    for suffixes in ((".safetensors",), WEIGHTS):
+        files = sorted(path for path in folder.glob("*") if path.suffix in suffixes)
+        if files:
+            return files
+    return []
 
 
 def read_weights(folder: Path) -> dict[str, StoredTensor] | None:

@@ -148,7 +148,8 @@ def write_model(
     started = time.monotonic()
     if opened.tensors is None:
         raise SourceError(
-            f"{opened.path} holds no weights (model.safetensors, pytorch_model.bin or an index); it can only be planned: --dry-run"
+            f"{opened.path} holds no weights (model.safetensors, pytorch_model.bin or an index); it can only be "
+            "planned: --dry-run"
         )
     file_plan = file_plan or make_plan(opened, request, threads, progress)
     if planned:

@@ -89,7 +89,8 @@ def verify(
     opened = replace(opened, metadata=overridden(opened.metadata, overrides))
     if opened.tensors is None:
         raise SourceError(
-            f"{model} holds no weights (model.safetensors, pytorch_model.bin or an index): there is nothing to compare with"
+            f"{model} holds no weights (model.safetensors, pytorch_model.bin or an index): there is nothing to compare "
+            "with"
         )
     pairs, unpaired = _pairs(opened, file)
     checks = _check_all(
