@@ -49,8 +49,8 @@ def _refuse_adapters(folder: Path) -> None:
     for name in ADAPTERS:
         if (folder / name).exists():
             raise SourceError(
-                f"{folder} holds an adapter ({name}), which isn't read: merge it into the model with peft's "
-                "merge_and_unload() and save that, or move the adapter's files away to leave it out"
+                f"{folder} holds an adapter ({name}), which isn't read here: merge it with --lora, from a folder of "
+                "its own, or with peft's merge_and_unload(), or move the adapter's files away to leave it out"
             )
 
 

@@ -416,4 +416,4 @@ def test_an_adapter_beside_a_full_model_is_not_ignored(name, command, tmp_path, 
     (model / name).write_text("{}")
     options = ["--scheme", "bitnet"] if command == "quantize" else []
     assert run(monkeypatch, command, model, tmp_path / "out", *options) == 1
-    assert_one_error_line(capsys, rf"holds an adapter \({name}\), which isn't read: merge it")
+    assert_one_error_line(capsys, rf"holds an adapter \({name}\), which isn't read here: merge it with --lora")

@@ -17,7 +17,7 @@ import numpy as np
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson, named_classes
 from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
-from tritgguf.converter.core.patterns import MAX_REPETITIONS, may_be_slow
+from tritgguf.converter.core.patterns import require_quick
 from tritgguf.converter.core.tensors import (
     CodedRows,
     CodedTensor,
@@ -71,21 +71,11 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
 def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
     """Return the tensors; linear ones are ternarized unless modules_to_not_convert lists them."""
     kept = quantization(config).texts("modules_to_not_convert") or []
-    _require_quick(kept)
+    require_quick("config.json: modules_to_not_convert", kept)
     return {
         name: ternarized(tensor) if name in linear and not _kept(name, kept) else tensor
         for name, tensor in stored.items()
     }
-
-
-def _require_quick(patterns: Sequence[str]) -> None:
-    """Raise SourceError for a pattern that may take exponential time to match."""
-    for pattern in patterns:
-        if may_be_slow(pattern):
-            raise SourceError(
-                f"config.json: modules_to_not_convert holds the pattern {pattern!r:.80}, which can take for ever to "
-                f"match; expected the name of a module, or a pattern with at most {MAX_REPETITIONS} repetitions"
-            )
 
 
 def _kept(name: str, patterns: Sequence[str]) -> bool:
