@@ -81,10 +81,10 @@ class MergedTensor(SourceTensor):
         right = self.right.rows(slice(None)).reshape(-1, values.shape[1])
         left = np.ones((1, 1), np.float32) if self.left is None else self.left.rows(rows)
         for some in row_chunks(values.shape):
-            _add_product(left[some], right, np.float32(self.scaling), values[some])
+            add_product(left[some], right, np.float32(self.scaling), values[some])
         if self.magnitude is not None:
             norms = np.sqrt(np.square(values, dtype=np.float64).sum(axis=1)).astype(np.float32)
-            with np.errstate(divide="ignore", invalid="ignore"):
+            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
                 values *= (self.magnitude.read(slice(None))[0][rows] / norms)[:, None]
         if not np.isfinite(values).all():
             n_rows = math.prod(self.shape[:-1])
@@ -93,15 +93,16 @@ class MergedTensor(SourceTensor):
         return values
 
 
-def _add_product(left: Float32Array, right: Float32Array, scaling: np.float32, values: Float32Array) -> None:
+def add_product(left: Float32Array, right: Float32Array, scaling: np.float32, values: Float32Array) -> None:
     """Add scaling · (left · right) to `values`, (n_rows, n_columns), in place."""
     n_rows, rank = left.shape
     if ADD_PRODUCT(left, right, n_rows, rank, right.shape[1], float(scaling), values) is not None:
         return
     sums = np.zeros_like(values)
-    for place in range(rank):
-        sums += left[:, place, None] * right[place]
-    values += sums * scaling
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what isn't finite
+        for place in range(rank):
+            sums += left[:, place, None] * right[place]
+        values += sums * scaling
 
 
 ADD_PRODUCT = Kernel("add_product", np.float32, np.float32, int, int, int, float, np.float32)

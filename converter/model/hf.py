@@ -13,7 +13,7 @@ from tritgguf.converter.checkpoint.config_json import read_config_json
 from tritgguf.converter.checkpoint.folder import open_checkpoint
 from tritgguf.converter.core.system import trim_memory
 from tritgguf.converter.core.tensors import SourceTensor
-from tritgguf.converter.errors import UnsupportedError
+from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, joined, string
 from tritgguf.converter.model.architecture import TensorSpec, architecture_for, linear_names
 from tritgguf.converter.model.card_metadata import card_metadata, model_name
@@ -49,6 +49,8 @@ def open_hf_model(folder: Path, *, load_tokenizer: bool = True, lora: Path | Non
         notes.append("the folder has no tokenizer: its bytes aren't counted")
     tensors: Mapping[str, SourceTensor] | None = None
     if checkpoint.tensors is None:
+        if lora is not None:
+            raise SourceError(f"{folder} holds no weights, so there is nothing to merge the adapter {lora} into")
         notes.append("the folder has no weights: which tensors the type holds exactly isn't known")
     else:
         tensors, left_out = match_tensors(specs, checkpoint.tensors, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gguf import GGML_QUANT_VERSION, Keys
 
+from tritgguf.converter.checkpoint.merged_tensor import MergedTensor
 from tritgguf.converter.core.parallel import n_threads
 from tritgguf.converter.core.progress import Progress, counted
 from tritgguf.converter.errors import UnsupportedError
@@ -17,6 +18,7 @@ from tritgguf.converter.planning.layout import lay_out
 from tritgguf.converter.planning.request import Request, require_taken
 from tritgguf.converter.planning.tensor_types import require_used
 from tritgguf.converter.planning.type_notes import type_notes
+from tritgguf.converter.quant.grids import find_grid
 
 
 def make_plan(model: Model, request: Request, threads: int | None, progress: Progress | None) -> FilePlan:
@@ -33,6 +35,7 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
         )
     require_taken(request)
     require_used(request.tensor_types, model.specs)
+    _require_choice(model, request)
     total = sum(tensor.n_bytes for tensor in model.tensors.values()) if model.tensors else 0
     report = counted(progress, "reading", total)
     tensors = choose_types(
@@ -42,6 +45,22 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
     notes = (*model.notes, *type_notes(tensors, request), *override_notes(metadata, request.overrides))
     metadata = overridden(metadata, request.overrides)
     return FilePlan(lay_out(metadata, tensors, request.max_bytes), notes)
+
+
+def _require_choice(model: Model, request: Request) -> None:
+    """Raise UnsupportedError where an adapter takes weights off their grid and the user chose no type for them."""
+    if request.type is not None or request.max_bits is not None:
+        return
+    tensors = model.tensors or {}
+    for spec in model.specs:
+        tensor = tensors.get(spec.source) if spec.role == "linear" else None
+        grid = find_grid(tensor.base) if isinstance(tensor, MergedTensor) else None
+        if tensor is not None and grid is not None and not grid.outliers:
+            raise UnsupportedError(
+                f"{spec.source}: without the adapter {grid.description(tensor.shape)}, with it they are on none, and "
+                "no ternary type holds them exactly: add --type f16 to keep them nearly as they are, or --type tq2_0 "
+                "to quantize them anew, with loss"
+            )
 
 
 def _type_metadata(tensors: tuple[TensorPlan, ...], source_type: int | None) -> Metadata:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests import checkpoints, packed_checkpoints
 from tritgguf.converter import TensorError, convert
 from tritgguf.converter.checkpoint.folder import open_checkpoint
+from tritgguf.converter.checkpoint.merged_tensor import add_product
 from tritgguf.converter.checkpoint.packings import base3, bitnet_packed
 from tritgguf.converter.checkpoint.packings.bitnet_packed import BitnetTensor
 from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
@@ -234,6 +235,25 @@ def test_what_fp16_changes_is_found_the_same(values: np.ndarray, power: int) -> 
     scales = np.abs(values) / max(float(np.abs(values).max()), 1e-30) * np.float32(2.0) ** power
     with np.errstate(over="ignore", invalid="ignore"):
         assert_same(lambda: fp16_error(scales.astype(np.float32)))
+
+
+@pytest.mark.parametrize("n_columns", [1, 7, 256, 300, 600])
+@examples
+@given(seed=seeds, n_rows=st.integers(0, 5), rank=st.integers(1, 9))
+def test_products_are_added_the_same(n_columns: int, seed: int, n_rows: int, rank: int) -> None:
+    rng = np.random.default_rng(seed)
+    values, left, right = (
+        (rng.standard_normal(shape) * 10.0 ** rng.integers(-9, 9)).astype(np.float32)
+        for shape in ((n_rows, n_columns), (n_rows, rank), (rank, n_columns))
+    )
+    scaling = np.float32(rng.standard_normal())
+
+    def added() -> np.ndarray:
+        into = values.copy()
+        add_product(left, right, scaling, into)
+        return into
+
+    assert_same(added)
 
 
 @pytest.mark.parametrize("n_columns", [1, 7, 8, 100, 256])
