@@ -37,7 +37,7 @@ class StoredTensor(SourceTensor):
     def words(self) -> Words:
         """The float values as unsigned words, (n_rows, n_columns)."""
         row_length = self.shape[-1] if self.shape else 1
-        return self.data.view(FLOAT_DTYPES[self.dtype].words).reshape(-1, row_length)
+        return self.data.view(FLOAT_DTYPES[self.dtype].words).reshape(math.prod(self.shape[:-1]), row_length)
 
     def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
         n_rows = math.prod(self.shape[:-1])

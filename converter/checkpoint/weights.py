@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from tritgguf.converter.checkpoint import pytorch_reader, safetensors_reader
 from tritgguf.converter.checkpoint.config_json import WEIGHTS
 from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 
-FORMATS = (safetensors_reader, pytorch_reader)  # the order in which transformers looks for them
+
+class WeightsFormat(NamedTuple):
+    """A format of files that hold weights."""
+
+    matches: Callable[[Path], bool]
+    read_tensors: Callable[[Path], dict[str, StoredTensor]]
+
+
+# In the order in which transformers looks for them.
+FORMATS = (
+    WeightsFormat(safetensors_reader.matches, safetensors_reader.read_tensors),
+    WeightsFormat(pytorch_reader.matches, pytorch_reader.read_tensors),
+)
 
 
 def files_with_weights(folder: Path) -> list[Path]:
