@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from tritgguf.converter.checkpoint.pickle_globals import PickledTensor
 from tritgguf.converter.checkpoint.shards import read_shards
 from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.checkpoint.stored_zip import LOCAL, read_members
-from tritgguf.converter.checkpoint.tensor_pickle import PickledTensor, read_pickle
+from tritgguf.converter.checkpoint.tensor_pickle import read_pickle
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES, ITEM_BYTES
 from tritgguf.converter.core.settings import shown, shown_key
 from tritgguf.converter.core.tensors import ByteArray, RowIndices, Words

@@ -1,10 +1,10 @@
 """Read the pickle of a PyTorch state dict: a machine that knows tensors and nothing more.
 
 A pickle is a program for a stack machine that can name any function of any module and call it. This machine imports and
-calls nothing: it knows the opcodes that torch.save uses for a state dict, and the names in `GLOBALS`, each of which
-stands for a check here. Anything else is refused by its name before it does anything. A pickle's length, the number of
-its opcodes, the size of its numbers and the kind of its keys are bounded; nothing compares, hashes or walks nested
-values, which could take exponential time.
+calls nothing: it knows the opcodes that torch.save uses for a state dict, and the names in pickle_globals.py, each of
+which stands for a check there. Anything else is refused by its name before it does anything. A pickle's length, the
+number of its opcodes, the size of its numbers and the kind of its keys are bounded; nothing compares, hashes or walks
+nested values, which could take exponential time.
 
 The opcodes: https://github.com/python/cpython/blob/main/Lib/pickletools.py. What torch.save writes:
 https://github.com/pytorch/pytorch/blob/main/torch/serialization.py and https://github.com/pytorch/pytorch/blob/main/torch/_utils.py
@@ -14,123 +14,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
+from tritgguf.converter.checkpoint.pickle_globals import GLOBALS, Function, PickledTensorError, Storage, StorageType
 from tritgguf.converter.core.settings import shown
 from tritgguf.converter.errors import SourceError
 
 MAX_BYTES = 16_000_000  # some 60,000 tensors
 MAX_OPCODES = 2_000_000
-MAX_DIMENSIONS = 8
 PROTOCOLS = range(2, 6)  # torch.save's is 2 unless it is told another
-
-
-class Storage(NamedTuple):
-    """The numbers behind one or more tensors; `dtype` is None where each tensor says it, and `n_items` are bytes."""
-
-    key: str
-    dtype: str | None
-    n_items: int
-
-
-class PickledTensor(NamedTuple):
-    """A tensor as a view of a storage; `offset` and `strides` count items."""
-
-    storage: Storage
-    dtype: str
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class _StorageType(NamedTuple):
-    dtype: str | None
-
-
-class _Dtype(NamedTuple):
-    dtype: str
-
-
-class _TensorError(ValueError):
-    """What is wrong with a tensor."""
-
-
-class _Function(NamedTuple):
-    """Stands for a function of torch: `build` makes what it would return; it raises ValueError or _TensorError."""
-
-    build: Callable[[tuple[Any, ...]], object]
-
-
-def _ordered_dict(arguments: tuple[Any, ...]) -> dict[str, Any]:
-    if arguments:
-        raise _TensorError("an OrderedDict made of something")
-    return {}
-
-
-def _tensor_v2(arguments: tuple[Any, ...]) -> PickledTensor:
-    storage, offset, shape, strides, _, hooks, *metadata = arguments
-    return _tensor(storage, getattr(storage, "dtype", None), offset, shape, strides, hooks, metadata)
-
-
-def _tensor_v3(arguments: tuple[Any, ...]) -> PickledTensor:
-    storage, offset, shape, strides, _, hooks, dtype, *metadata = arguments
-    if type(dtype) is not _Dtype:
-        raise _TensorError("a dtype that is none")
-    return _tensor(storage, dtype.dtype, offset, shape, strides, hooks, metadata)
-
-
-def _tensor(
-    storage: object, dtype: str | None, offset: object, shape: object, strides: object, hooks: object, metadata: object
-) -> PickledTensor:
-    if type(storage) is not Storage or dtype is None:
-        raise _TensorError("a storage that is none")
-    if storage.dtype not in (None, dtype):
-        raise _TensorError(f"a storage of {storage.dtype} seen as {dtype}")
-    if hooks != {} or metadata not in ([], [None], [{}]):
-        raise _TensorError("hooks or metadata, which change its values")
-    if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides):
-        raise _TensorError("a shape that doesn't fit its strides")
-    if len(shape) > MAX_DIMENSIONS:
-        raise _TensorError(f"{len(shape)} dimensions")
-    numbers = (offset, *shape, *strides)
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise _TensorError("an offset, a shape or strides that aren't whole numbers from zero up")
-    return PickledTensor(storage, dtype, numbers[0], shape, strides)
-
-
-def _parameter(arguments: tuple[Any, ...]) -> PickledTensor:
-    tensor, _, hooks = arguments
-    if type(tensor) is not PickledTensor or hooks != {}:
-        raise _TensorError("a parameter that is no tensor")
-    return tensor
-
-
-_TYPED = {
-    "Float": "F32",
-    "Half": "F16",
-    "BFloat16": "BF16",
-    "Double": "F64",
-    "Byte": "U8",
-    "Char": "I8",
-    "Short": "I16",
-    "Int": "I32",
-    "Long": "I64",
-    "Bool": "BOOL",
-}
-_DTYPES = {
-    **{"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "bool": "BOOL"},
-    **{"uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64"},
-    **{"uint16": "U16", "uint32": "U32", "uint64": "U64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"},
-}
-GLOBALS: Mapping[str, object] = {
-    "collections.OrderedDict": _Function(_ordered_dict),
-    "torch._utils._rebuild_tensor_v2": _Function(_tensor_v2),
-    "torch._utils._rebuild_tensor_v3": _Function(_tensor_v3),
-    "torch._utils._rebuild_parameter": _Function(_parameter),
-    **{f"torch.{name}Storage": _StorageType(dtype) for name, dtype in _TYPED.items()},
-    "torch.storage.UntypedStorage": _StorageType(None),
-    **{f"torch.{name}": _Dtype(dtype) for name, dtype in _DTYPES.items()},
-}
 
 
 def read_pickle(file: str, code: bytes) -> object:
@@ -227,18 +119,18 @@ class _Machine:
 
     def call(self) -> None:
         arguments, function = self.pop(), self.pop()
-        if type(function) is not _Function or type(arguments) is not tuple:
+        if type(function) is not Function or type(arguments) is not tuple:
             self.refuse("a call of something that isn't a function")
         try:
             self.push(function.build(arguments))
-        except _TensorError as error:
+        except PickledTensorError as error:
             self.refuse(f"a tensor with {error}")
         except ValueError:  # more or fewer arguments than the function takes
             self.refuse(f"a tensor made of {len(arguments)} arguments")
 
     def load_storage(self) -> None:
         match self.pop():
-            case ("storage", _StorageType(dtype), str(key), str(_), n_items) if type(n_items) is int and n_items >= 0:
+            case ("storage", StorageType(dtype), str(key), str(_), n_items) if type(n_items) is int and n_items >= 0:
                 storage = Storage(key, dtype, n_items)
             case _:
                 self.refuse("a reference to something that isn't a storage")

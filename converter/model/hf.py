@@ -10,7 +10,7 @@ from gguf import Keys
 
 from tritgguf.converter.checkpoint.adapter import Adapter, open_adapter
 from tritgguf.converter.checkpoint.config_json import read_config_json
-from tritgguf.converter.checkpoint.folder import open_checkpoint
+from tritgguf.converter.checkpoint.folder import Checkpoint, open_checkpoint
 from tritgguf.converter.core.system import trim_memory
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import SourceError, UnsupportedError
@@ -47,19 +47,8 @@ def open_hf_model(folder: Path, *, load_tokenizer: bool = True, lora: Path | Non
         notes += tokenizer.notes
     else:
         notes.append("the folder has no tokenizer: its bytes aren't counted")
-    tensors: Mapping[str, SourceTensor] | None = None
-    if checkpoint.tensors is None:
-        if lora is not None:
-            raise SourceError(f"{folder} holds no weights, so there is nothing to merge the adapter {lora} into")
-        notes.append("the folder has no weights: which tensors the type holds exactly isn't known")
-    else:
-        tensors, left_out = match_tensors(specs, checkpoint.tensors, config)
-        notes += left_out
-        if lora is not None:
-            adapter = open_adapter(lora)
-            _refuse_untying(adapter, specs, config)
-            tensors = adapter.merged(tensors)
-            notes.append(adapter.note)
+    tensors, notes_on_tensors = _needed_tensors(checkpoint, specs, config, lora)
+    notes += notes_on_tensors
     card, card_notes = card_metadata(folder, raw, sum(math.prod(spec.shape) for spec in specs))
     notes += card_notes
     general: Metadata = {Keys.General.TYPE: string("model"), Keys.General.NAME: string(model_name(folder)), **card}
@@ -75,6 +64,22 @@ def open_hf_model(folder: Path, *, load_tokenizer: bool = True, lora: Path | Non
         scale_tensors=architecture.honours_scales,
         targets=architecture.targets,
     )
+
+
+def _needed_tensors(
+    checkpoint: Checkpoint, specs: Sequence[TensorSpec], config: DecoderConfig, lora: Path | None
+) -> tuple[Mapping[str, SourceTensor] | None, list[str]]:
+    """Return the tensors that the graph needs, with the adapter merged, and notes on them; None without weights."""
+    if checkpoint.tensors is None:
+        if lora is not None:
+            raise SourceError(f"{checkpoint.folder} holds no weights, so there is nothing to merge an adapter into")
+        return None, ["the folder has no weights: which tensors the type holds exactly isn't known"]
+    tensors, notes = match_tensors(specs, checkpoint.tensors, config)
+    if lora is None:
+        return tensors, notes
+    adapter = open_adapter(lora)
+    _refuse_untying(adapter, specs, config)
+    return adapter.merged(tensors), [*notes, adapter.note]
 
 
 def _refuse_untying(adapter: Adapter, specs: Sequence[TensorSpec], config: DecoderConfig) -> None:
