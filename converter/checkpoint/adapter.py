@@ -182,5 +182,5 @@ def _require_shape(tensor: StoredTensor, shape: tuple[int, ...]) -> None:
     if tensor.shape != shape:
         raise SourceError(
             f"{tensor.file.name}: tensor {tensor.name} has the shape {tensor.shape}, where the model and the adapter's "
-            f"config call for {shape}: they belong to different models"
+            f"config call for {shape}: they belong to different models, or the vocabulary was resized in training"
         )

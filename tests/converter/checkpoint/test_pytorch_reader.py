@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import packed_checkpoints
 from tests.checkpoints import build
 from tests.command_line import run
 from tests.pytorch_files import TINY, Storage, dumped, state, tensor, whole, write
@@ -15,7 +16,8 @@ from tritgguf.converter import SourceError, TensorError, UnsupportedError, conve
 from tritgguf.converter.checkpoint.folder import open_checkpoint
 from tritgguf.converter.checkpoint.pytorch_reader import StridedTensor, read_file
 from tritgguf.converter.checkpoint.safetensors_reader import read_tensors
-from tritgguf.converter.core.dtypes import FLOAT_DTYPES
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensors
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES, ITEM_BYTES
 from tritgguf.converter.inspection.inspection import inspect
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pytorch"
@@ -105,6 +107,27 @@ def test_what_is_no_state_dict_of_plain_tensors_is_refused(case: str) -> None:
         read_file(GOLDEN / f"{case}.bin")
 
 
+KINDS = {"U8": "Byte", "F32": "Float", "F16": "Half", "BF16": "BFloat16", "I64": "Long"}
+
+
+def write_tensors(path: Path, tensors: StoredTensors) -> None:
+    """Write tensors of safetensors files as torch.save would."""
+    code, storages = {}, {}
+    for key, (name, stored) in enumerate(tensors.items()):
+        storage = Storage(str(key), stored.n_bytes // ITEM_BYTES[stored.dtype], f"{KINDS[stored.dtype]}Storage")
+        code[name], storages[storage.key] = tensor(storage, stored.shape), stored.data.tobytes()
+    write(path, state(**code), storages)
+
+
+@pytest.mark.parametrize("name", ["llama-rows", "14b-seed", "1bitllm"])
+def test_packed_weights_are_the_same_as_from_safetensors(name: str, tmp_path: Path) -> None:
+    model = packed_checkpoints.build(name, tmp_path / "model")
+    expected = convert(model, tmp_path / "expected.gguf", check=False).out.read_bytes()
+    write_tensors(model / "pytorch_model.bin", read_tensors(model))
+    (model / "model.safetensors").unlink()
+    assert convert(model, tmp_path / "found.gguf", check=False).out.read_bytes() == expected
+
+
 @pytest.mark.parametrize("single", [False, True])
 def test_a_model_s_file_is_the_same_as_from_safetensors(single: bool, tmp_path: Path) -> None:
     model = build("tiny", tmp_path / "model", TINY)
@@ -112,11 +135,7 @@ def test_a_model_s_file_is_the_same_as_from_safetensors(single: bool, tmp_path: 
     tensors = read_tensors(model)
     (model / "model.safetensors").unlink()
     if single:
-        code = {}
-        for key, (name, stored) in enumerate(tensors.items()):
-            code[name] = tensor(Storage(str(key), stored.n_bytes // 2, "BFloat16Storage"), stored.shape)
-        storages = {str(key): stored.data.tobytes() for key, stored in enumerate(tensors.values())}
-        write(model / "pytorch_model.bin", state(**code), storages)
+        write_tensors(model / "pytorch_model.bin", tensors)
     else:
         shutil.copytree(GOLDEN / "model", model, dirs_exist_ok=True)
     assert convert(model, tmp_path / "found.gguf", "f16", check=False).out.read_bytes() == expected
