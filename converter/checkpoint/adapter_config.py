@@ -116,5 +116,5 @@ def _patterns(
     require_quick(said.name(key), values)
     try:
         return tuple((re.compile(rf"(.*\.)?({pattern})$"), read(values, pattern)) for pattern in values)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise SourceError(f"{said.name(key)} holds an invalid pattern: {error}") from error

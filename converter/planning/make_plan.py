@@ -49,11 +49,12 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
 
 def _require_choice(model: Model, request: Request) -> None:
     """Raise UnsupportedError where an adapter takes weights off their grid and the user chose no type for them."""
-    if request.type is not None or request.max_bits is not None:
+    if request.max_bits is not None:
         return
     tensors = model.tensors or {}
     for spec in model.specs:
-        tensor = tensors.get(spec.source) if spec.role == "linear" else None
+        asked = spec.role != "linear" or request.asked(spec).codec is not None
+        tensor = None if asked else tensors.get(spec.source)
         grid = find_grid(tensor.base) if isinstance(tensor, MergedTensor) else None
         if tensor is not None and grid is not None and not grid.outliers:
             raise UnsupportedError(

@@ -281,8 +281,11 @@ def test_ternary_weights_are_merged_only_where_a_type_is_chosen(recipe: str, tmp
         UnsupportedError, match=r"without the adapter its values are on a ternary grid .* add --type f16"
     ):
         convert(model, out, lora=adapter, check=False)
-    plan = convert(model, out, "f16", lora=adapter, check=False).plan
-    assert [tensor.exact for tensor in plan.tensors if tensor.spec.name == "blk.0.ffn_down.weight"] == [False]
+    kept = convert(model, out, "f16", lora=adapter, check=False).plan
+    chosen = convert(model, out, tensor_type=["blk.0.ffn_down=f16"], lora=adapter, check=False, force=True).plan
+    for plan in (kept, chosen):
+        found = next(tensor for tensor in plan.tensors if tensor.spec.name == "blk.0.ffn_down.weight")
+        assert (found.codec.name, found.exact) == ("f16", False)
 
 
 def test_what_an_adapter_cannot_be_merged_into(tmp_path: Path, monkeypatch, capsys) -> None:
