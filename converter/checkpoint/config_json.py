@@ -11,7 +11,7 @@ from tritgguf.converter.errors import SourceError
 
 ConfigJson = Mapping[str, Any]
 FILE = "config.json"
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin", "consolidated.00.pth")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")  # how the names of files with weights end
 
 
 def _require_folder(path: Path) -> None:
@@ -19,14 +19,7 @@ def _require_folder(path: Path) -> None:
         return
     if not path.exists():
         raise SourceError(f"{path} doesn't exist; expected a Hugging Face model folder with config.json")
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if path.name in PICKLES or magic[:2] == b"PK" or magic[:1] == b"\x80":
-        raise SourceError(
-            f"{path} is a PyTorch pickle, which can run code when loaded; expected a model folder with safetensors "
-            "files: save the model with save_pretrained(safe_serialization=True)"
-        )
-    if path.suffix == ".safetensors":
+    if path.suffix in WEIGHTS:
         raise SourceError(f"{path} is one file of a model; expected the folder that contains it and config.json")
     raise SourceError(f"{path} is a file; expected a Hugging Face model folder with config.json")
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tritgguf.converter.checkpoint import safetensors_reader as safetensors_files
-from tritgguf.converter.checkpoint.config_json import PICKLES, read_config_json
+from tritgguf.converter.checkpoint.config_json import read_config_json
+from tritgguf.converter.checkpoint.fake_quantizer import refuse_latents
 from tritgguf.converter.checkpoint.packing import read_packing
+from tritgguf.converter.checkpoint.safetensors_reader import INDEX, SINGLE
+from tritgguf.converter.checkpoint.weights import read_weights
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import SourceError
 
@@ -33,11 +35,13 @@ def open_checkpoint(path: Path, linear: Container[str]) -> Checkpoint:
     """
     config = read_config_json(path)
     _refuse_adapters(path)
-    if safetensors_files.matches(path):
-        packing, tensors = read_packing(config, safetensors_files.read_tensors(path), linear)
-        return Checkpoint(path, config, tensors, packing)
-    _refuse_other_weights(path)
-    return Checkpoint(path, config, None, None)
+    stored = read_weights(path)
+    if stored is None:
+        _refuse_other_weights(path)
+        return Checkpoint(path, config, None, None)
+    packing, tensors = read_packing(config, stored, linear)
+    refuse_latents(path, tensors, linear)
+    return Checkpoint(path, config, tensors, packing)
 
 
 def _refuse_adapters(folder: Path) -> None:
@@ -45,22 +49,15 @@ def _refuse_adapters(folder: Path) -> None:
     for name in ADAPTERS:
         if (folder / name).exists():
             raise SourceError(
-                f"{folder} holds an adapter ({name}), which isn't read: merge it into the model with peft's "
-                "merge_and_unload() and save that, or move the adapter's files away to leave it out"
+                f"{folder} holds an adapter ({name}), which isn't read here: merge it with --lora, from a folder of "
+                "its own, or with peft's merge_and_unload(), or move the adapter's files away to leave it out"
             )
 
 
 def _refuse_other_weights(folder: Path) -> None:
     """Raise SourceError if the folder has weights in files that aren't read, so that they aren't ignored silently."""
-    for name in PICKLES:
-        if (folder / name).exists():
-            raise SourceError(
-                f"{folder} holds its weights in {name}, a PyTorch pickle; expected model.safetensors: "
-                "save the model with save_pretrained(safe_serialization=True)"
-            )
     others = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth", ".gguf"))
     if others:
         raise SourceError(
-            f"{folder} holds {others[0]}, but neither {safetensors_files.SINGLE} nor {safetensors_files.INDEX}: "
-            "fetch the index, or rename a single file"
+            f"{folder} holds {others[0]}, but neither {SINGLE} nor {INDEX}: fetch the index, or rename a single file"
         )

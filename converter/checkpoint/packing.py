@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from tritgguf.converter.checkpoint.config_json import FILE, ConfigJson
 from tritgguf.converter.checkpoint.packer import Packer
-from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensors as StoredTensors
 from tritgguf.converter.checkpoint.unread_methods import WAYS_OUT
 from tritgguf.converter.core.registry import by_name
 from tritgguf.converter.core.settings import Settings, shown
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import SourceError, UnsupportedError
-
-StoredTensors = Mapping[str, SafetensorsTensor]
 
 
 @dataclass(frozen=True)

@@ -10,69 +10,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, TypeAlias
 
-import numpy as np
-
-from tritgguf.converter.core.dtypes import FLOAT_DTYPES, ITEM_BYTES
-from tritgguf.converter.core.floats import EIGHT_BITS, checked, widened8
-from tritgguf.converter.core.json_files import read_object
+from tritgguf.converter.checkpoint.shards import read_shards
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
+from tritgguf.converter.core.dtypes import ITEM_BYTES
 from tritgguf.converter.core.system import mapped
-from tritgguf.converter.core.tensors import ByteArray, Float32Array, Floats, RowIndices, SourceTensor, span
-from tritgguf.converter.errors import SourceError, TensorError
+from tritgguf.converter.errors import SourceError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
 
 
-@dataclass(frozen=True)
-class SafetensorsTensor(SourceTensor):
-    """One tensor of a memory-mapped file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    data: ByteArray
-
-    @property
-    def n_bytes(self) -> int:
-        return self.data.nbytes
-
-    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
-        n_rows = math.prod(self.shape[:-1])
-        return [self.data.reshape(n_rows, -1)[span(rows, n_rows)].reshape(-1)] if self.data.size else []
-
-    def floats(self, rows: slice | RowIndices) -> Floats:
-        row_length = self.shape[-1] if self.shape else 1
-        if self.dtype in EIGHT_BITS:
-            return widened8(self.data.reshape(-1, row_length)[rows], self.dtype)
-        if self.dtype not in FLOAT_DTYPES:
-            raise SourceError(
-                f"{self.file.name}: tensor {self.name} holds {self.dtype}; expected BF16, F16 or F32 "
-                "(config.json names no packing of such weights: fetch it again, or give the unpacked checkpoint)"
-            )
-        stored = self.data.view(FLOAT_DTYPES[self.dtype].words).reshape(-1, row_length)[rows]
-        return Floats(np.ascontiguousarray(stored), self.dtype)
-
-    def read(self, rows: slice | RowIndices) -> Float32Array:
-        values, all_finite = checked(self.floats(rows))
-        if not all_finite:
-            self._refuse(values, rows)
-        return values
-
-    def _refuse(self, values: Float32Array, rows: slice | RowIndices) -> NoReturn:
-        """Raise TensorError that names the first NaN or Inf."""
-        finite = np.isfinite(values)
-        row, column = (int(i) for i in np.argwhere(~finite)[0])
-        row = int(rows[row]) if isinstance(rows, np.ndarray) else row + (rows.start or 0)
-        raise TensorError(
-            f"{self.file.name}: tensor {self.name} has {(~finite).sum()} NaN or Inf values among the rows read, the "
-            f"first at row {row}, column {column}; expected finite weights: the checkpoint is damaged, fetch it again"
-        )
+SafetensorsTensor: TypeAlias = StoredTensor  # the name that packings of other packages know
 
 
 def matches(folder: Path) -> bool:
@@ -80,49 +32,14 @@ def matches(folder: Path) -> bool:
     return (folder / SINGLE).exists() or (folder / INDEX).exists()
 
 
-def read_tensors(folder: Path) -> dict[str, SafetensorsTensor]:
+def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return every tensor of the folder by name; no weight is read. Raise SourceError if a file is damaged."""
     if (folder / SINGLE).exists():
         return read_file(folder / SINGLE)
-    weight_map = _read_index(folder / INDEX)
-    shards = {name: read_file(_shard_path(folder, name)) for name in sorted(set(weight_map.values()))}
-    for tensor, shard in weight_map.items():
-        if tensor not in shards[shard]:
-            raise SourceError(f"{INDEX} says that {shard} holds {tensor}, but it doesn't: fetch the checkpoint again")
-    tensors: dict[str, SafetensorsTensor] = {}
-    for shard, content in shards.items():
-        for name, tensor_in_shard in content.items():
-            if name in tensors:
-                raise SourceError(f"{shard} and {tensors[name].file.name} both hold {name}: fetch the checkpoint again")
-            tensors[name] = tensor_in_shard
-    return tensors
+    return read_shards(folder / INDEX, read_file)
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    weight_map = read_object(path, SourceError).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise SourceError(f"{path.name} has no weight_map: fetch the checkpoint again")
-    if not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise SourceError(f"{path.name}: weight_map must map names to file names")
-    return weight_map
-
-
-def _shard_path(folder: Path, name: str) -> Path:
-    if "/" in name or "\\" in name or name in ("", ".", ".."):
-        raise SourceError(
-            f"{INDEX} names the shard {name!r}, which lies outside the folder; expected a plain file name"
-        )
-    path = folder / name
-    try:
-        found = path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or that no file can have
-        found = False
-    if not found:
-        raise SourceError(f"{INDEX} names the shard {name}, which isn't in the folder: fetch the missing file")
-    return path
-
-
-def read_file(path: Path) -> dict[str, SafetensorsTensor]:
+def read_file(path: Path) -> dict[str, StoredTensor]:
     """Return the tensors of one file by name; no weight is read. Raise SourceError that names what is damaged."""
     try:
         file_bytes = path.stat().st_size
@@ -142,7 +59,7 @@ def read_file(path: Path) -> dict[str, SafetensorsTensor]:
     ranges = {name: _checked_range(path, name, entry) for name, entry in header.items()}
     _require_contiguous(path, ranges, len(body))
     return {
-        name: SafetensorsTensor(name, header[name]["dtype"], tuple(header[name]["shape"]), path, body[start:stop])
+        name: StoredTensor(name, header[name]["dtype"], tuple(header[name]["shape"]), path, body[start:stop])
         for name, (start, stop) in ranges.items()
     }
 

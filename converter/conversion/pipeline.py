@@ -64,6 +64,7 @@ def plan(
     type: str = "auto",
     method: str = "mse",
     *,
+    lora: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
     **choices: Unpack[Choices],
@@ -73,7 +74,8 @@ def plan(
     A folder with only config.json can be planned too: then `exact` is None, and sizes don't include the tokenizer.
     Raises TritggufError.
     """
-    return make_plan(open_model(Path(model)), Request.named(type, method, **choices), threads, progress)
+    opened = open_model(Path(model), lora=None if lora is None else Path(lora))
+    return make_plan(opened, Request.named(type, method, **choices), threads, progress)
 
 
 def convert(
@@ -82,6 +84,7 @@ def convert(
     type: str = "auto",
     method: str = "mse",
     *,
+    lora: str | os.PathLike[str] | None = None,
     force: bool = False,
     check: TokenIdsProvider | bool = True,
     threads: int | None = None,
@@ -101,7 +104,7 @@ def convert(
     another type they are F16, or the type in a GGUF source. `tensor_type` has texts REGEX=TYPE: the first whose pattern
     is found in a tensor's GGUF name decides about it. `max_shard_size`, in bytes or like "4G", splits a larger file
     into parts; the result names the first part. `override_kv` has texts KEY=TYPE:VALUE (int, float, bool or str), and
-    `name` is general.name.
+    `name` is general.name. `lora` is the folder of a PEFT adapter to merge into the weights first.
 
     `check` compares the file's token ids with those of the source's tokenizer; True takes the installed provider of
     token ids, or give one. `progress` is called with a stage ("reading", then "writing"), the bytes done and the total
@@ -115,7 +118,9 @@ def convert(
         # The provider starts first and loads the source's tokenizer meanwhile, which would hold Python's lock here.
         provider = installed_provider() if check is True else check or None
         read = stack.enter_context(provider(_tokenizer_folder(Path(model)))) if provider else None
-        opened = open_model(Path(model), load_tokenizer=not check, token_ids=provider)
+        opened = open_model(
+            Path(model), load_tokenizer=not check, token_ids=provider, lora=None if lora is None else Path(lora)
+        )
         written = write_model(
             opened,
             target,
@@ -148,7 +153,8 @@ def write_model(
     started = time.monotonic()
     if opened.tensors is None:
         raise SourceError(
-            f"{opened.path} holds no weights (model.safetensors or its index); it can only be planned: --dry-run"
+            f"{opened.path} holds no weights (model.safetensors, pytorch_model.bin or an index); it can only be "
+            "planned: --dry-run"
         )
     file_plan = file_plan or make_plan(opened, request, threads, progress)
     if planned:

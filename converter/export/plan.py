@@ -13,6 +13,7 @@ from tritgguf.converter.checkpoint.folder import Checkpoint, open_checkpoint
 from tritgguf.converter.checkpoint.packer import Packer
 from tritgguf.converter.checkpoint.packings.plain import FloatPacker
 from tritgguf.converter.checkpoint.safetensors_layout import Entry, Shard, shards
+from tritgguf.converter.checkpoint.weights import files_with_weights
 from tritgguf.converter.core.dtypes import BY_NAME_IN_CONFIG, FLOAT_DTYPES
 from tritgguf.converter.core.parallel import parallel
 from tritgguf.converter.core.progress import Step
@@ -141,9 +142,9 @@ def plan_export(model: Path, form: Form, threads: int, progress: Step) -> Export
 
 
 def weight_files(model: Path) -> list[Path]:
-    """Return the files that hold a model's weights: the safetensors files of a folder, or a GGUF file and its parts."""
+    """Return the files that hold a model's weights: those of a folder, or a GGUF file and its parts."""
     if not model.is_file():
-        return sorted(model.glob("*.safetensors"))
+        return files_with_weights(model)
     return [model] if not is_gguf(model) else list(read_gguf(model).paths)
 
 

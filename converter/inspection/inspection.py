@@ -17,13 +17,13 @@ from typing import Any
 
 from gguf import GGML_QUANT_VERSION, Keys
 
-from tritgguf.converter.checkpoint import safetensors_reader as safetensors_files
 from tritgguf.converter.checkpoint.config_json import named_classes, read_config_json
 from tritgguf.converter.checkpoint.packing import read_packing
+from tritgguf.converter.checkpoint.weights import read_weights
 from tritgguf.converter.core.parallel import n_threads, parallel
 from tritgguf.converter.core.progress import Progress, counted
 from tritgguf.converter.core.tensors import SourceTensor
-from tritgguf.converter.errors import TritggufError
+from tritgguf.converter.errors import SourceError, TritggufError
 from tritgguf.converter.gguf_io.header import header_bytes
 from tritgguf.converter.gguf_io.metadata import joined, uint32
 from tritgguf.converter.gguf_io.reader import is_gguf, read_gguf
@@ -181,7 +181,9 @@ def _seen(path: Path, refusal: TritggufError) -> Model:
 def _open_tensors(path: Path) -> tuple[Mapping[str, SourceTensor], str | None]:
     if is_gguf(path):
         return read_gguf(path).tensors, "GGUF"
-    stored = safetensors_files.read_tensors(path)
+    stored = read_weights(path)
+    if stored is None:
+        raise SourceError(f"{path} holds no weights")
     linear = {name for name, tensor in stored.items() if _role(name, tensor.shape) == "linear"}
     config = read_config_json(path)
     try:
@@ -208,9 +210,7 @@ def _stored_bytes(path: Path) -> dict[str, int]:
     """Return each tensor's size in bytes by its name on disk."""
     if is_gguf(path):
         return {name: tensor.n_bytes for name, tensor in read_gguf(path).tensors.items()}
-    if not safetensors_files.matches(path):
-        return {}
-    return {name: tensor.data.nbytes for name, tensor in safetensors_files.read_tensors(path).items()}
+    return {name: tensor.n_bytes for name, tensor in (read_weights(path) or {}).items()}
 
 
 def _stock_notes(path: Path) -> list[str]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gguf import Keys
 
+from tritgguf.converter.checkpoint.adapter import Adapter, open_adapter
 from tritgguf.converter.checkpoint.config_json import read_config_json
-from tritgguf.converter.checkpoint.folder import open_checkpoint
+from tritgguf.converter.checkpoint.folder import Checkpoint, open_checkpoint
 from tritgguf.converter.core.system import trim_memory
 from tritgguf.converter.core.tensors import SourceTensor
+from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, joined, string
-from tritgguf.converter.model.architecture import architecture_for, linear_names
+from tritgguf.converter.model.architecture import TensorSpec, architecture_for, linear_names
 from tritgguf.converter.model.card_metadata import card_metadata, model_name
 from tritgguf.converter.model.config import DecoderConfig
 from tritgguf.converter.model.hyperparameters import context_length
@@ -24,10 +26,11 @@ from tritgguf.converter.quant.grids import prefetch_first_rows
 from tritgguf.converter.tokenizer import has_tokenizer, read_tokenizer
 
 
-def open_hf_model(folder: Path, *, load_tokenizer: bool = True) -> Model:
+def open_hf_model(folder: Path, *, load_tokenizer: bool = True, lora: Path | None = None) -> Model:
     """Open a Hugging Face folder; raise SourceError, UnsupportedError or TokenizerError where it can't be converted.
 
-    With `load_tokenizer` the reference tokenizer is loaded here, else when it first encodes.
+    With `load_tokenizer` the reference tokenizer is loaded here, else when it first encodes. `lora` is the folder of an
+    adapter to merge.
     """
     raw = read_config_json(folder)
     architecture = architecture_for(raw)
@@ -44,12 +47,8 @@ def open_hf_model(folder: Path, *, load_tokenizer: bool = True) -> Model:
         notes += tokenizer.notes
     else:
         notes.append("the folder has no tokenizer: its bytes aren't counted")
-    tensors: Mapping[str, SourceTensor] | None = None
-    if checkpoint.tensors is None:
-        notes.append("the folder has no weights: which tensors the type holds exactly isn't known")
-    else:
-        tensors, left_out = match_tensors(specs, checkpoint.tensors, config)
-        notes += left_out
+    tensors, notes_on_tensors = _needed_tensors(checkpoint, specs, config, lora)
+    notes += notes_on_tensors
     card, card_notes = card_metadata(folder, raw, sum(math.prod(spec.shape) for spec in specs))
     notes += card_notes
     general: Metadata = {Keys.General.TYPE: string("model"), Keys.General.NAME: string(model_name(folder)), **card}
@@ -65,6 +64,33 @@ def open_hf_model(folder: Path, *, load_tokenizer: bool = True) -> Model:
         scale_tensors=architecture.honours_scales,
         targets=architecture.targets,
     )
+
+
+def _needed_tensors(
+    checkpoint: Checkpoint, specs: Sequence[TensorSpec], config: DecoderConfig, lora: Path | None
+) -> tuple[Mapping[str, SourceTensor] | None, list[str]]:
+    """Return the tensors that the graph needs, with the adapter merged, and notes on them; None without weights."""
+    if checkpoint.tensors is None:
+        if lora is not None:
+            raise SourceError(f"{checkpoint.folder} holds no weights, so there is nothing to merge an adapter into")
+        return None, ["the folder has no weights: which tensors the type holds exactly isn't known"]
+    tensors, notes = match_tensors(specs, checkpoint.tensors, config)
+    if lora is None:
+        return tensors, notes
+    adapter = open_adapter(lora)
+    _refuse_untying(adapter, specs, config)
+    return adapter.merged(tensors), [*notes, adapter.note]
+
+
+def _refuse_untying(adapter: Adapter, specs: Sequence[TensorSpec], config: DecoderConfig) -> None:
+    """Raise UnsupportedError where the adapter changes embeddings that are the output layer's weights too."""
+    embeddings = next((spec.source for spec in specs if spec.role == "embedding"), "")
+    if embeddings in adapter.changed and not any(spec.role == "output" for spec in specs):
+        raise UnsupportedError(
+            f"{adapter.folder}: the adapter changes {embeddings}, which config.json ties the output layer to "
+            f"({config.graph} graph); PEFT changes one of the two alone: save the merged model untied "
+            "(tie_word_embeddings false) and convert that"
+        )
 
 
 def _context_notes(config: DecoderConfig) -> list[str]:

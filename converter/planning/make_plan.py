@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gguf import GGML_QUANT_VERSION, Keys
 
+from tritgguf.converter.checkpoint.merged_tensor import MergedTensor
 from tritgguf.converter.core.parallel import n_threads
 from tritgguf.converter.core.progress import Progress, counted
 from tritgguf.converter.errors import UnsupportedError
@@ -17,6 +18,7 @@ from tritgguf.converter.planning.layout import lay_out
 from tritgguf.converter.planning.request import Request, require_taken
 from tritgguf.converter.planning.tensor_types import require_used
 from tritgguf.converter.planning.type_notes import type_notes
+from tritgguf.converter.quant.grids import find_grid
 
 NEARLY_EXACT = ("f16", "bf16", "f32", "q8_0")  # types in which any weights lose next to nothing
 
@@ -38,6 +40,7 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
     if model.only_floats is not None and (request.type is None or request.type.name not in NEARLY_EXACT):
         types = ", ".join(f"--type {name}" for name in NEARLY_EXACT)
         raise UnsupportedError(f"{model.path.name}: {model.only_floats}; ask for a type that keeps them: {types}")
+    _require_choice(model, request)
     total = sum(tensor.n_bytes for tensor in model.tensors.values()) if model.tensors else 0
     report = counted(progress, "reading", total)
     tensors = choose_types(
@@ -47,6 +50,23 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
     notes = (*model.notes, *type_notes(tensors, request), *override_notes(metadata, request.overrides))
     metadata = overridden(metadata, request.overrides)
     return FilePlan(lay_out(metadata, tensors, request.max_bytes), notes)
+
+
+def _require_choice(model: Model, request: Request) -> None:
+    """Raise UnsupportedError where an adapter takes weights off their grid and the user chose no type for them."""
+    if request.max_bits is not None:
+        return
+    tensors = model.tensors or {}
+    for spec in model.specs:
+        asked = spec.role != "linear" or request.asked(spec).codec is not None
+        tensor = None if asked else tensors.get(spec.source)
+        grid = find_grid(tensor.base) if isinstance(tensor, MergedTensor) else None
+        if tensor is not None and grid is not None and not grid.outliers:
+            raise UnsupportedError(
+                f"{spec.source}: without the adapter {grid.description(tensor.shape)}, with it they are on none, and "
+                "no ternary type holds them exactly: add --type f16 to keep them nearly as they are, or --type tq2_0 "
+                "to quantize them anew, with loss"
+            )
 
 
 def _type_metadata(tensors: tuple[TensorPlan, ...], source_type: int | None) -> Metadata:

@@ -70,13 +70,14 @@ def verify(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
+    lora: str | os.PathLike[str] | None = None,
     token_ids: TokenIdsProvider | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
     override_kv: Iterable[str] = (),
     name: str | None = None,
 ) -> Verification:
-    """Compare the GGUF file `out` with `model`, the folder or GGUF file that it was made from.
+    """Compare the GGUF file `out` with `model`, the folder or GGUF file that it was made from, and the adapter `lora`.
 
     `override_kv` and `name` are those of `convert`, which then set what is expected.
 
@@ -87,11 +88,12 @@ def verify(
     file = read_gguf(Path(out))
     stored = file.stock_tensors()
     overrides = key_overrides(override_kv, name)
-    opened = open_model(Path(model), token_ids=token_ids)
+    opened = open_model(Path(model), token_ids=token_ids, lora=None if lora is None else Path(lora))
     opened = replace(opened, metadata=overridden(opened.metadata, overrides))
     if opened.tensors is None:
         raise SourceError(
-            f"{model} holds no weights (model.safetensors or its index): there is nothing to compare with"
+            f"{model} holds no weights (model.safetensors, pytorch_model.bin or an index): there is nothing to compare "
+            "with"
         )
     pairs, unpaired = _pairs(opened, stored)
     checks = _check_all(

@@ -25,5 +25,8 @@ OverrideKv = Annotated[
         "tokenizer.ggml.add_bos_token=bool:false; may be repeated.",
     ),
 ]
+Lora = Annotated[
+    Path | None, typer.Option(help="Folder of a PEFT LoRA adapter that is merged into the model's weights.")
+]
 Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor.")]
 Threads = Annotated[int | None, typer.Option(help="Number of worker threads (default: one per core).", min=1)]

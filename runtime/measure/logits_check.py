@@ -12,6 +12,7 @@ import numpy as np
 from gguf import Keys
 from numpy.typing import NDArray
 
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.errors import EngineError
 from tritgguf.converter.gguf_io.metadata import Metadata
@@ -145,12 +146,12 @@ def _reference_logits(torch: Any, transformers: Any, model: Model, ids: list[int
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            if any(tensor.dtype not in FLOAT_DTYPES for tensor in (model.tensors or {}).values()):
-                network = _with_effective_weights(torch, transformers, model)
-            else:
+            if _stored_as_computed(model):
                 network = transformers.AutoModelForCausalLM.from_pretrained(
                     model.path, dtype=torch.float32, trust_remote_code=False
                 )
+            else:
+                network = _with_effective_weights(torch, transformers, model)
             logits: NDArray[np.float32] = network.eval()(torch.tensor([ids])).logits[0].float().numpy()
     except Exception as error:  # transformers raises errors of any class
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -158,8 +159,23 @@ def _reference_logits(torch: Any, transformers: Any, model: Model, ids: list[int
     return logits
 
 
+def _stored_as_computed(model: Model) -> bool:
+    """Whether the weights are floats in the folder's safetensors files: not packed, merged or in a pickle."""
+    tensors = (model.tensors or {}).values()
+    return all(
+        isinstance(tensor, StoredTensor)
+        and tensor.dtype in FLOAT_DTYPES
+        and tensor.file.parent == model.path
+        and tensor.file.suffix == ".safetensors"
+        for tensor in tensors
+    )
+
+
 def _with_effective_weights(torch: Any, transformers: Any, model: Model) -> Any:  # noqa: ANN401
-    """Return the model's class with unpacked float weights, because the packed layers also round activations."""
+    """Return the model's class with the float weights that it computes with.
+
+    Packed layers would also round activations, and transformers knows nothing of a merged adapter.
+    """
     config = transformers.AutoConfig.from_pretrained(model.path, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

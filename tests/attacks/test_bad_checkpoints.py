@@ -327,10 +327,15 @@ def tensor_in_two_shards(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-@attack("pytorch_model.bin, a PyTorch pickle; expected model.safetensors")
-def only_a_pickle(folder: Path) -> None:
+@attack("pytorch_model.bin: the zip archive's directory is missing: the file is cut off; the file is damaged, fetch it")
+def only_a_pickle_that_is_cut_off(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
+
+
+@attack("holds consolidated.00.pth, but neither model.safetensors nor")
+def weights_of_another_program(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "consolidated.00.pth")
 
 
 @attack("holds weights.safetensors, but neither model.safetensors nor")
@@ -396,8 +401,8 @@ def test_other_commands_read_the_same_config(name, command, tmp_path, monkeypatc
     [
         ("model.gguf", b"GGUF\x03\0\0\0", "model.gguf: the header is damaged or cut off"),
         ("notes.txt", b"just some text", "is a file; expected a Hugging Face model folder"),
-        ("pytorch_model.bin", b"PK\x03\x04rest", "is a PyTorch pickle"),
-        ("old.bin", b"\x80\x02ctorch", "is a PyTorch pickle"),
+        ("pytorch_model.bin", b"PK\x03\x04rest", "expected the folder that contains it"),
+        ("consolidated.00.pth", b"\x80\x02ctorch", "expected the folder that contains it"),
         ("model.safetensors", b"\x10\0\0\0\0\0\0\0", "expected the folder that contains it"),
         ("empty", b"", "is a file; expected a Hugging Face model folder"),
     ],
@@ -421,4 +426,4 @@ def test_an_adapter_beside_a_full_model_is_not_ignored(name, command, tmp_path, 
     (model / name).write_text("{}")
     options = ["--scheme", "bitnet"] if command == "quantize" else []
     assert run(monkeypatch, command, model, tmp_path / "out", *options) == 1
-    assert_one_error_line(capsys, rf"holds an adapter \({name}\), which isn't read: merge it")
+    assert_one_error_line(capsys, rf"holds an adapter \({name}\), which isn't read here: merge it with --lora")

@@ -19,7 +19,7 @@ from tritgguf.converter.checkpoint.config_json import ConfigJson
 from tritgguf.converter.checkpoint.packer import Constants, Packer, Piece
 from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
 from tritgguf.converter.checkpoint.safetensors_layout import Entry
-from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core.kernels import Kernel
 from tritgguf.converter.core.settings import shown
 from tritgguf.converter.core.tensors import (
@@ -47,8 +47,8 @@ FOURS = ((np.arange(256)[:, None] // POWERS % 3).astype(np.int8) - np.int8(1)).v
 class Base3Tensor(PackedTensor):
     """One packed tensor; on disk, with padding, `stored_group` columns share a scale."""
 
-    stored: SafetensorsTensor
-    stored_scales: SafetensorsTensor
+    stored: StoredTensor
+    stored_scales: StoredTensor
     stored_group: int
     packing = "base-3"
 
@@ -144,7 +144,7 @@ def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> d
     return tensors
 
 
-def _packed_tensor(tensor: SafetensorsTensor, stored: StoredTensors, said_group: int | None) -> Base3Tensor:
+def _packed_tensor(tensor: StoredTensor, stored: StoredTensors, said_group: int | None) -> Base3Tensor:
     name = tensor.name
     if name + SCALES not in stored:
         raise SourceError(f"{name} is packed, but the checkpoint has no {name}{SCALES}: fetch it again")

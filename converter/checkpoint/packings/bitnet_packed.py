@@ -19,7 +19,7 @@ from tritgguf.converter.checkpoint.config_json import ConfigJson
 from tritgguf.converter.checkpoint.packer import Constants, Packer, Piece
 from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
 from tritgguf.converter.checkpoint.safetensors_layout import Entry
-from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core.kernels import Kernel
 from tritgguf.converter.core.settings import shown
 from tritgguf.converter.core.tensors import (
@@ -44,7 +44,7 @@ METHOD = "bitnet"
 class BitnetTensor(PackedTensor):
     """One packed tensor; `row_scales`, float32 (n_rows, 1), multiply the trits of each row."""
 
-    stored: SafetensorsTensor
+    stored: StoredTensor
     row_scales: Float32Array
     packing = "four rows"
 
@@ -120,7 +120,7 @@ def _multiplies(linear_class: str | None) -> bool:
     )
 
 
-def _row_scales(scale: SafetensorsTensor, packed: SafetensorsTensor, multiplies: bool) -> Float32Array:
+def _row_scales(scale: StoredTensor, packed: StoredTensor, multiplies: bool) -> Float32Array:
     if len(packed.shape) != 2:
         raise SourceError(f"{packed.name} has the shape {packed.shape}; expected packed rows and columns")
     n_rows = 4 * packed.shape[0]

@@ -18,7 +18,7 @@ from tritgguf.converter.checkpoint.config_json import ConfigJson
 from tritgguf.converter.checkpoint.packer import Constants, Packer, Piece
 from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
 from tritgguf.converter.checkpoint.safetensors_layout import Entry
-from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core.tensors import (
     ByteArray,
     CodedRows,
@@ -63,7 +63,7 @@ def trits_of(rows: CodedRows, steps: Float32Array, digits: int) -> ByteArray:
 class UniformTensor(CodedTensor):
     """One packed matrix."""
 
-    packed: SafetensorsTensor
+    packed: StoredTensor
     steps: Float32Array
     digits: int
 

@@ -431,6 +431,29 @@ EXPORT int64_t KERNEL(dequantize)(const int8_t *restrict codes, const float *res
     return 0;
 }
 
+/* values += scaling * (left . right), each value's products added in order; left is (n_rows, rank), right (rank,
+   n_columns). */
+EXPORT int64_t KERNEL(add_product)(const float *restrict left, const float *restrict right, int64_t n_rows, int64_t rank,
+                                   int64_t n_columns, float scaling, float *restrict values) {
+    enum { BLOCK = 256 };
+    float sums[BLOCK];
+    for (int64_t row = 0; row < n_rows; row++)
+        for (int64_t first = 0; first < n_columns; first += BLOCK) {
+            int64_t n = n_columns - first < BLOCK ? n_columns - first : BLOCK;
+            memset(sums, 0, sizeof sums);
+            for (int64_t place = 0; place < rank; place++) {
+                const float *factors = right + place * n_columns + first;
+                float factor = left[row * rank + place];
+                for (int64_t column = 0; column < n; column++)
+                    sums[column] += factor * factors[column];
+            }
+            float *found = values + row * n_columns + first;
+            for (int64_t column = 0; column < n; column++)
+                found[column] += sums[column] * scaling;
+        }
+    return 0;
+}
+
 /* ---- codes: unpacked, or in the packings of checkpoints ---- */
 
 enum { CODES, BASE3, FOUR_ROWS, FOURS, QUARTERS };

@@ -88,6 +88,7 @@ def convert(
     tensor_type: TensorType = None,
     override_kv: options.OverrideKv = None,
     name: options.Name = None,
+    lora: options.Lora = None,
     threads: options.Threads = None,
 ) -> None:
     """Convert a Hugging Face model or a GGUF file to a GGUF file with ternary tensors."""
@@ -105,7 +106,7 @@ def convert(
     }
     if dry_run:
         with show_progress(json_output) as progress:
-            plan = converter.plan(model, type, method, threads=threads, progress=progress, **choices)
+            plan = converter.plan(model, type, method, lora=lora, threads=threads, progress=progress, **choices)
         _print_plan(plan, json_output)
         return
     if out is None:
@@ -118,6 +119,7 @@ def convert(
             out,
             type,
             method,
+            lora=lora,
             force=force,
             check=token_ids_process if check else False,
             threads=threads,

@@ -28,6 +28,7 @@ def verify(
         bool,
         typer.Option("--logits", help="Also compare logits with transformers in float32 (needs the extra golden)."),
     ] = False,
+    lora: options.Lora = None,
     tensors: options.Tensors = False,
     override_kv: options.OverrideKv = None,
     name: options.Name = None,
@@ -44,6 +45,7 @@ def verify(
         found = compare(
             model,
             out,
+            lora=lora,
             token_ids=token_ids_process,
             threads=threads,
             progress=progress,

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from tests import checkpoints, packed_checkpoints
 from tritgguf.converter import TensorError, convert
 from tritgguf.converter.checkpoint.folder import open_checkpoint
+from tritgguf.converter.checkpoint.merged_tensor import add_product
 from tritgguf.converter.checkpoint.packings import base3, bitnet_packed
 from tritgguf.converter.checkpoint.packings.bitnet_packed import BitnetTensor
-from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.conversion.pipeline import write_model
 from tritgguf.converter.core import kernels, tensors
 from tritgguf.converter.core.floats import BEYOND_F16, checked, narrowed
@@ -304,6 +305,25 @@ def test_what_fp16_changes_is_found_the_same(values: np.ndarray, power: int) -> 
         assert_same(lambda: fp16_error(scales.astype(np.float32)))
 
 
+@pytest.mark.parametrize("n_columns", [1, 7, 256, 300, 600])
+@examples
+@given(seed=seeds, n_rows=st.integers(0, 5), rank=st.integers(1, 9))
+def test_products_are_added_the_same(n_columns: int, seed: int, n_rows: int, rank: int) -> None:
+    rng = np.random.default_rng(seed)
+    values, left, right = (
+        (rng.standard_normal(shape) * 10.0 ** rng.integers(-9, 9)).astype(np.float32)
+        for shape in ((n_rows, n_columns), (n_rows, rank), (rank, n_columns))
+    )
+    scaling = np.float32(rng.standard_normal())
+
+    def added() -> np.ndarray:
+        into = values.copy()
+        add_product(left, right, scaling, into)
+        return into
+
+    assert_same(added)
+
+
 @pytest.mark.parametrize("n_columns", [1, 7, 8, 100, 256])
 @examples
 @given(seed=seeds, invalid=st.booleans())
@@ -313,7 +333,7 @@ def test_bitnet_packing(n_columns: int, seed: int, invalid: bool) -> None:
     if invalid:
         digits[rng.integers(4), rng.integers(5), rng.integers(n_columns)] = 3
     packed = (digits << np.array([0, 2, 4, 6], np.uint8)[:, None, None]).sum(axis=0).astype(np.uint8)
-    stored = SafetensorsTensor("w", "U8", packed.shape, Path("w"), packed.reshape(-1))
+    stored = StoredTensor("w", "U8", packed.shape, Path("w"), packed.reshape(-1))
     tensor = BitnetTensor("w", "bitnet packing", (20, n_columns), n_columns, stored, np.ones((20, 1), np.float32))
     assert_same(lambda: tensor.read_codes(slice(None)))
     if not invalid:

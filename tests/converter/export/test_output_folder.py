@@ -15,6 +15,7 @@ import pytest
 import tritgguf
 from tests import checkpoints
 from tests.attacks.damage import edit_config
+from tests.pytorch_files import TINY
 from tritgguf.converter import OutputError, quantize
 from tritgguf.converter.core.new_file import temporary_name
 from tritgguf.converter.export import output_folder
@@ -47,6 +48,16 @@ def test_another_config_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="started from another model, with other options or by another version"):
         quantize(source, out, "absmean-g64", resume=True)
     assert not out.exists()
+
+
+def test_other_weights_in_a_pytorch_file_are_not_resumed(tmp_path: Path) -> None:
+    source, out = checkpoints.build("tiny", tmp_path / "model", TINY), tmp_path / "out"
+    (source / "model.safetensors").unlink()
+    shutil.copytree(Path(__file__).parents[2] / "golden" / "pytorch" / "model", source, dirs_exist_ok=True)
+    start(source, out)
+    os.utime(source / "pytorch_model-00001-of-00002.bin", ns=(1, 1))
+    with pytest.raises(OutputError, match="started from another model, with other options or by another version"):
+        quantize(source, out, "absmean-g64", resume=True)
 
 
 def test_another_version_of_the_program_is_not_resumed(tmp_path: Path, monkeypatch) -> None:
