@@ -7,7 +7,7 @@ of its own. A tensor or setting that llama.cpp's graph can't compute is refused,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, Keys
@@ -42,6 +42,10 @@ class TensorSpec:
     plus: float = 0.0
     stored_shape: tuple[int, ...] | None = None
     derive: Callable[[SourceTensor], SourceTensor] | None = None
+
+    def as_stored(self) -> TensorSpec:
+        """Return the tensor as checkpoints have it, for those who write checkpoints."""
+        return replace(self, shape=self.stored_shape or self.shape, plus=0.0, stored_shape=None, derive=None)
 
 
 @dataclass(frozen=True)
