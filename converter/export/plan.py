@@ -152,7 +152,7 @@ def _open_folder(folder: Path, form: Form) -> _Opened:
     raw = read_config_json(folder)
     architecture = architecture_for(raw)
     config = architecture.read_config(raw)
-    specs = [spec for spec in architecture.tensors(config) if spec.data is None]
+    specs = [spec.as_stored() for spec in architecture.tensors(config) if spec.data is None]
     checkpoint = open_checkpoint(folder, linear_names(specs))
     if checkpoint.tensors is None:
         return _Opened(raw, specs, None, ["there are no weights: the loss isn't known"])

@@ -7,29 +7,30 @@ of its own. A tensor or setting that llama.cpp's graph can't compute is refused,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, Keys
 
-from tritgguf.converter.checkpoint.config_json import ConfigJson, named_classes
+from tritgguf.converter.checkpoint.config_json import FILE, ConfigJson, named_classes
 from tritgguf.converter.core.registry import offered
 from tritgguf.converter.core.settings import Settings
-from tritgguf.converter.core.tensors import Float32Array, RowIndices
+from tritgguf.converter.core.tensors import Float32Array, RowIndices, SourceTensor
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, string
-from tritgguf.converter.model.config import DecoderConfig, read_decoder_config
+from tritgguf.converter.model.config import Ability, DecoderConfig, read_decoder_config
 from tritgguf.converter.model.hyperparameters import hyperparameters
 from tritgguf.converter.model.rope import ROPE_FREQS, rotation
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that the graph needs: `source` and `name` in checkpoint and GGUF, `shape` as in the checkpoint.
+    """A tensor that the graph needs: `source` and `name` in checkpoint and GGUF, `shape` as the graph wants it.
 
     `role` is "linear", "embedding", "output", "norm", "bias", "rope", "scale" or "kept": only linear tensors become
     ternary. `rows` is the order that the graph wants the rows in, None for the checkpoint's. A tensor with `data` isn't
-    in the checkpoint but follows from config.json.
+    in the checkpoint but follows from config.json; `plus` is added to the values of one that is. `derive` makes it of
+    one that checkpoints store in another form, with `stored_shape` where that is another shape.
     """
 
     source: str
@@ -38,20 +39,28 @@ class TensorSpec:
     role: str
     rows: RowIndices | None = None
     data: Float32Array | None = None
+    plus: float = 0.0
+    stored_shape: tuple[int, ...] | None = None
+    derive: Callable[[SourceTensor], SourceTensor] | None = None
+
+    def as_stored(self) -> TensorSpec:
+        """Return the tensor as checkpoints have it, for those who write checkpoints."""
+        return replace(self, shape=self.stored_shape or self.shape, plus=0.0, stored_shape=None, derive=None)
 
 
 @dataclass(frozen=True)
 class Architecture:
     """One graph of llama.cpp and the transformers classes that it computes.
 
-    `classes` maps each class to the config.json values that it assumes where the file has none. `tensors` lists the
-    file's tensors in the order in which they are written. `extra_keys` adds to, or replaces, the common
-    hyperparameters; it gets the prefix of the keys. Each of `requires` raises UnsupportedError for a model that the
-    graph can't compute; `activations` are those that it computes, the default first. `honours_scales` tells whether the
-    graph multiplies every linear layer by its `.scale` tensor. `own_name` is set where the stock graph alone would
-    compute another model: the file then has the keys under both names. On the way back from a GGUF file, `settings`
-    turns the architecture's keys into what `extra_keys` made them of; `model_type` is config.json's for the first of
-    `classes`, where it isn't that name in lower case.
+    `classes` maps each class to the config.json values that it assumes where the file has none. `respell` returns all
+    of these as `DecoderConfig` spells them, where the class has spellings of its own. `tensors` lists the file's
+    tensors in the order in which they are written. `extra_keys` adds to, or replaces, the common hyperparameters; it
+    gets the prefix of the keys. Each of `requires` raises UnsupportedError for a model that the graph can't compute;
+    `activations` are those that it computes, the default first, and `abilities` what it computes beyond other graphs.
+    `honours_scales` tells whether the graph multiplies every linear layer by its `.scale` tensor. `own_name` is set
+    where the stock graph alone would compute another model: the file then has the keys under both names. On the way
+    back from a GGUF file, `settings` turns the architecture's keys into what `extra_keys` made them of; `model_type` is
+    config.json's for the first of `classes`, where it isn't that name in lower case.
     """
 
     graph: MODEL_ARCH
@@ -60,6 +69,8 @@ class Architecture:
     extra_keys: Callable[[DecoderConfig, str], Metadata] = lambda _config, _arch: {}
     requires: tuple[Callable[[DecoderConfig], None], ...] = ()
     activations: tuple[str, ...] = ("silu", "swish")
+    respell: Callable[[Settings], ConfigJson] = lambda keys: keys
+    abilities: frozenset[Ability] = frozenset()
     honours_scales: bool = False
     own_name: str | None = None
     settings: Callable[[Settings], ConfigJson] = lambda _keys: {}
@@ -83,7 +94,8 @@ class Architecture:
     def read_config(self, raw: ConfigJson) -> DecoderConfig:
         """Read config.json; raise SourceError or UnsupportedError where the graph can't compute it."""
         assumed = self.classes[raw["architectures"][0]]
-        config = read_decoder_config({**assumed, **raw}, self.graph_name, self.activations)
+        keys = Settings(FILE, self.respell(Settings(FILE, {**assumed, **raw})))
+        config = read_decoder_config(keys, self.graph_name, self.activations, self.abilities)
         for require in self.requires:
             require(config)
         return config
@@ -124,5 +136,6 @@ def architecture_for(raw: dict[str, Any] | ConfigJson) -> Architecture:
             "models that generate text can be converted"
         )
     raise UnsupportedError(
-        f"config.json: architecture {named[0]:.80} isn't known; known are {', '.join(sorted(known))}"
+        f"config.json: architecture {named[0]:.80} isn't known; known are {', '.join(sorted(known))}. Convert the "
+        "model to an F16 GGUF file with llama.cpp's convert_hf_to_gguf.py, then give that file to tritgguf"
     )

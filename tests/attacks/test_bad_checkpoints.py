@@ -127,7 +127,7 @@ def unknown_pre_tokenizer(folder: Path) -> None:
     path.write_text(json.dumps(tokenizer))
 
 
-@attack("quantization_config.quant_method 'awq' isn't known here")
+@attack("quantization_config.quant_method 'awq' isn't read")
 def unknown_quantization(folder: Path) -> None:
     edit_config(folder, quantization_config={"quant_method": "awq"})
 

@@ -12,7 +12,15 @@ import pytest
 from tests import checkpoints, numpy_decoder, packed_checkpoints, paths
 from tests.checkpoint_recipes import RECIPES, config
 from tests.command_line import run_captured
-from tritgguf.converter import OutputError, TensorError, UnsupportedError, form_named, plan_quantization, quantize
+from tritgguf.converter import (
+    OutputError,
+    TensorError,
+    UnsupportedError,
+    convert,
+    form_named,
+    plan_quantization,
+    quantize,
+)
 from tritgguf.converter.checkpoint.folder import open_checkpoint
 from tritgguf.converter.checkpoint.safetensors_reader import read_tensors
 from tritgguf.converter.export.output_folder import STATE
@@ -122,6 +130,20 @@ def test_any_packed_folder_becomes_plain(name: str, model, tmp_path: Path) -> No
     keys = json.loads((out / "config.json").read_text())
     assert "quantization_config" not in keys
     assert keys["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen35"])
+def test_what_graphs_want_in_another_form_is_written_as_checkpoints_have_it(name: str, model, tmp_path: Path) -> None:
+    """Gemma's norms are one larger in GGUF; of Qwen3.5's linear attention much more is different."""
+    out = quantize(model(name), tmp_path / "out", form_named("absmean-g64")).out
+    stored, written = read_tensors(model(name)), read_tensors(out)
+    plain = [key for key in stored if not checkpoints.is_linear(key) and "embed" not in key and "lm_head" not in key]
+    assert len(plain) > 30 if name == "gemma3" else len(plain) > 25
+    for key in plain:
+        assert written[key].shape == stored[key].shape
+        np.testing.assert_array_equal(written[key].read(slice(None)), stored[key].read(slice(None)), err_msg=key)
+    rounded = convert(out, tmp_path / "out.gguf", "q2_0", check=False, method="absmean").plan
+    assert not [tensor for tensor in rounded.tensors if tensor.encoder.rounds]
 
 
 def test_packed_and_dequantized_hold_the_same(model, tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from gguf import quants
 
 from tests import checkpoints, packed_checkpoints, paths, scaled_checkpoints
 from tests.scaled_checkpoints import pack_words, weights
-from tritgguf.converter.checkpoint import safetensors_reader
+from tritgguf.converter.checkpoint import stored_tensor
 from tritgguf.converter.checkpoint.folder import open_checkpoint
 from tritgguf.converter.checkpoint.packing import read_packing
-from tritgguf.converter.checkpoint.safetensors_reader import read_tensors
 from tritgguf.converter.checkpoint.scaled_codes import PerBlock, Words, WordsDown
+from tritgguf.converter.checkpoint.stored_tensor import read_tensors
 from tritgguf.converter.core.floats import bf16
 from tritgguf.converter.errors import SourceError
 
@@ -66,7 +66,7 @@ def as_e5m2(codes: np.ndarray, dtype: str) -> Any:
 
 
 right_blocks = PerBlock.read
-right_widened = safetensors_reader.widened8
+right_widened = stored_tensor.widened8
 TWO_BITS = ("ct-2bit", "ct-2bit-row", "humming")
 WORDS = (*TWO_BITS, "gsq-4bit", "ct-mixed", "ct-2bit-asymmetric")
 BLOCKS = ("fp8-blocks", "fp8-bf16-scales")
@@ -78,7 +78,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, tuple[str, ...]]] = {
     "the next block's scale": (PerBlock, "read", other_blocks, ("ct-2bit", "humming", *BLOCKS)),
     "scales transposed": (PerBlock, "read", transposed, ("ct-2bit", "humming", *BLOCKS)),
     "scales inverted": (PerBlock, "read", inverted, (*TWO_BITS, "gsq-4bit", *BLOCKS, "ct-int8", "ct-fp8")),
-    "E5M2 for E4M3": (safetensors_reader, "widened8", as_e5m2, (*BLOCKS, "ct-fp8")),
+    "E5M2 for E4M3": (stored_tensor, "widened8", as_e5m2, (*BLOCKS, "ct-fp8")),
 }
 
 
