@@ -42,12 +42,11 @@ class Recipe:
     def size_per_head(self) -> int:
         return self.head_dim or self.hidden // self.heads
 
-    @property
-    def qk_norms(self) -> bool:
-        return self.architecture == _QWEN3
-
 
 _LLAMA, _MISTRAL, _QWEN2, _QWEN3 = (f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Qwen2", "Qwen3"))
+_HUNYUAN, _GEMMA3, _SMOLLM3, _PHI3, _GRANITE, _OLMO2, _OLMO3 = (
+    f"{name}ForCausalLM" for name in ("HunYuanDenseV1", "Gemma3", "SmolLM3", "Phi3", "Granite", "Olmo2", "Olmo3")
+)
 _BOTH = ("absmean", "mse")
 _LLAMA3_SCALING = {
     "rope_type": "llama3",
@@ -57,6 +56,28 @@ _LLAMA3_SCALING = {
     "original_max_position_embeddings": 64,
 }
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+# As HunYuan's files have it: of these, transformers reads alpha.
+_ALPHA = {"type": "dynamic", "alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0}
+_GRANITE_MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.09375,
+    "residual_multiplier": 0.75,
+    "logits_scaling": 4.0,
+}
+_PAD = {"pad_token_id": 0}  # transformers' own default lies beyond these small vocabularies
+_GEMMA = {"model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 64}
+
+
+def _longrope(n_factors: int, original: int) -> dict[str, Any]:
+    """Return factors that grow with the wavelength: short ones below 2, long ones up to 5."""
+    return {
+        "type": "longrope",
+        "short_factor": [1 + index / n_factors for index in range(n_factors)],
+        "long_factor": [1 + 4 * index / n_factors for index in range(n_factors)],
+        "original_max_position_embeddings": original,
+    }
+
+
 _QWEN_WINDOW_OFF = {"use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 1}
 
 RECIPES: Mapping[str, Recipe] = {
@@ -164,6 +185,143 @@ RECIPES: Mapping[str, Recipe] = {
         max_positions=256,
         n_tokens=192,
     ),
+    "hunyuan-alpha": Recipe(
+        _HUNYUAN,
+        "float",
+        head_dim=64,
+        tied=True,
+        rope_scaling=_ALPHA,
+        rms_norm_eps=0.05,
+        extra={"model_type": "hunyuan_v1_dense"},
+        methods=_BOTH,
+    ),
+    "hunyuan-head-dim": Recipe(
+        _HUNYUAN,
+        "ternary-row",
+        head_dim=128,
+        transformers=5,
+        rope_theta=1000000.0,
+        extra={"model_type": "hunyuan_v1_dense"},
+    ),
+    # Six layers, so that one is global; the window is shorter than the text.
+    "gemma3": Recipe(
+        _GEMMA3,
+        "float",
+        layers=6,
+        ffn=256,
+        head_dim=64,
+        tied=True,
+        rope_theta=1000000.0,
+        rms_norm_eps=0.05,
+        extra={**_GEMMA, "rope_local_base_freq": 5000.0, "sliding_window": 32, "sliding_window_pattern": 6},
+        n_tokens=128,
+        methods=_BOTH,
+    ),
+    "gemma3-linear": Recipe(
+        _GEMMA3,
+        "ternary-block",
+        layers=3,
+        head_dim=64,
+        tied=True,
+        transformers=5,
+        rope_scaling={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+        extra={
+            **_GEMMA,
+            "sliding_window": 48,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "final_logit_softcapping": 12.0,
+        },
+        n_tokens=160,
+    ),
+    # Five layers, so that the fourth has no rotation.
+    "smollm3": Recipe(
+        _SMOLLM3,
+        "float",
+        layers=5,
+        ffn=256,
+        tied=True,
+        rope_theta=5000000.0,
+        rms_norm_eps=0.05,
+        extra=_PAD,
+        methods=_BOTH,
+    ),
+    "smollm3-yarn": Recipe(
+        _SMOLLM3,
+        "ternary-block",
+        layers=4,
+        ffn=256,
+        transformers=5,
+        rope_scaling=_YARN,
+        max_positions=256,
+        n_tokens=192,
+        extra={**_PAD, "no_rope_layers": [1, 1, 1, 0]},
+    ),
+    "phi3": Recipe(
+        _PHI3, "float", kv_heads=4, rms_norm_eps=0.05, extra={**_PAD, "sliding_window": 2047}, methods=_BOTH
+    ),
+    "phi3-longrope-long": Recipe(
+        _PHI3,
+        "ternary-row",
+        tied=True,
+        rope_scaling=_longrope(24, 64),
+        max_positions=512,
+        n_tokens=192,
+        extra={
+            **_PAD,
+            "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 64,
+            "sliding_window": None,
+        },
+    ),
+    "phi3-longrope-short": Recipe(
+        _PHI3,
+        "float",
+        rope_scaling=_longrope(32, 256),
+        max_positions=2048,
+        n_tokens=192,
+        extra={**_PAD, "original_max_position_embeddings": 256},
+    ),
+    "granite": Recipe(_GRANITE, "float", tied=True, rms_norm_eps=0.05, extra=_GRANITE_MULTIPLIERS, methods=_BOTH),
+    "granite-biases": Recipe(
+        _GRANITE,
+        "ternary-tensor",
+        attention_bias=True,
+        mlp_bias=True,
+        transformers=5,
+        rope_scaling=_LLAMA3_SCALING,
+        n_tokens=160,
+        extra=_GRANITE_MULTIPLIERS,
+    ),
+    "olmo2": Recipe(_OLMO2, "float", kv_heads=4, rms_norm_eps=0.05, rope_theta=500000.0, methods=_BOTH),
+    "olmo2-gqa": Recipe(_OLMO2, "ternary-block", transformers=5, rope_scaling=_YARN, max_positions=256, n_tokens=192),
+    # Four layers, so that one is global; only that one's rotation is scaled.
+    "olmo3": Recipe(
+        _OLMO3,
+        "ternary-row",
+        layers=4,
+        ffn=256,
+        rope_theta=500000.0,
+        rope_scaling=_YARN,
+        max_positions=256,
+        n_tokens=192,
+        extra={"sliding_window": 40},
+    ),
+    "olmo3-types": Recipe(
+        _OLMO3,
+        "float",
+        kv_heads=4,
+        transformers=5,
+        rope_scaling={
+            "full_attention": {**_YARN, "rope_theta": 500000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
+        },
+        max_positions=256,
+        n_tokens=192,
+        extra={"sliding_window": 40, "layer_types": ["full_attention", "sliding_attention"]},
+    ),
 }
 
 
@@ -188,13 +346,15 @@ def config(recipe: Recipe) -> dict[str, Any]:
         keys["num_key_value_heads"] = recipe.kv_heads
     if recipe.head_dim is not None:
         keys["head_dim"] = recipe.head_dim
-    if recipe.architecture in (_LLAMA, _QWEN3):
+    if recipe.architecture in (_LLAMA, _QWEN3, _GRANITE):
         keys["attention_bias"] = recipe.attention_bias
-    if recipe.architecture == _LLAMA:
+    if recipe.architecture in (_LLAMA, _GRANITE):
         keys["mlp_bias"] = recipe.mlp_bias
     dtype = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}[recipe.dtype]
     if recipe.transformers == 4:
         theta = {} if recipe.rope_theta is None else {"rope_theta": recipe.rope_theta}
         return {**keys, **theta, "rope_scaling": recipe.rope_scaling, "torch_dtype": dtype}
+    if recipe.rope_scaling and "full_attention" in recipe.rope_scaling:
+        return {**keys, "rope_parameters": recipe.rope_scaling, "dtype": dtype}
     rope = {"rope_type": "default", **(recipe.rope_scaling or {}), "rope_theta": recipe.rope_theta}
     return {**keys, "rope_parameters": rope, "dtype": dtype}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from tests import tiny_tokenizers
 from tests.checkpoint_recipes import RECIPES, Recipe, config
+from tests.decoder_layers import NORMS_PLUS_ONE, QUERY_KEY_NORMS, has_query_key_norms, layer_shapes
 
 Floats = NDArray[np.float32]
 
@@ -70,48 +71,30 @@ def is_linear(tensor_name: str) -> bool:
 
 
 def _shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    hidden, ffn, vocab = recipe.hidden, recipe.ffn, recipe.vocab
-    q_rows, kv_rows = recipe.heads * recipe.size_per_head, recipe.kv_heads * recipe.size_per_head
-    attention = {"q_proj": (q_rows, hidden), "k_proj": (kv_rows, hidden), "v_proj": (kv_rows, hidden)}
-    linears = {f"self_attn.{key}": shape for key, shape in {**attention, "o_proj": (hidden, q_rows)}.items()}
-    linears |= {"mlp.gate_proj": (ffn, hidden), "mlp.up_proj": (ffn, hidden), "mlp.down_proj": (hidden, ffn)}
+    hidden, vocab = recipe.hidden, recipe.vocab
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
     for layer in range(recipe.layers):
-        prefix = f"model.layers.{layer}."
-        for key, shape in linears.items():
-            shapes[f"{prefix}{key}.weight"] = shape
-            if _has_bias(recipe, key):
-                shapes[f"{prefix}{key}.bias"] = shape[:1]
-        shapes[f"{prefix}input_layernorm.weight"] = (hidden,)
-        shapes[f"{prefix}post_attention_layernorm.weight"] = (hidden,)
-        if recipe.qk_norms:
-            shapes[f"{prefix}self_attn.q_norm.weight"] = (recipe.size_per_head,)
-            shapes[f"{prefix}self_attn.k_norm.weight"] = (recipe.size_per_head,)
+        shapes |= {f"model.layers.{layer}.{key}": shape for key, shape in layer_shapes(recipe).items()}
     if not recipe.tied:
         shapes["lm_head.weight"] = (vocab, hidden)
     return shapes
-
-
-def _has_bias(recipe: Recipe, linear: str) -> bool:
-    if recipe.architecture == "Qwen2ForCausalLM":
-        return linear.endswith(("q_proj", "k_proj", "v_proj"))
-    return recipe.mlp_bias if linear.startswith("mlp.") else recipe.attention_bias
 
 
 def _tensor(name: str, recipe: Recipe, key: str, shape: tuple[int, ...]) -> Floats:
     noise = _bell(f"{name}/{key}", shape)
     if key.endswith(".bias"):
         return noise * np.float32(0.5)
-    if key.endswith(("q_norm.weight", "k_norm.weight")):
-        return np.float32(1.25) + noise * np.float32(0.375)
+    base = 0 if recipe.architecture in NORMS_PLUS_ONE else 1
+    if key.endswith(QUERY_KEY_NORMS):
+        return np.float32(base + 0.25) + noise * np.float32(0.375)
     if key.endswith("norm.weight"):
-        return np.float32(1) + noise * np.float32(0.25)
+        return np.float32(base) + noise * np.float32(0.25)
     if key == ("model.embed_tokens.weight" if recipe.tied else "lm_head.weight"):
         return noise * _row_lengths(f"{name}/{key}/lengths", recipe.vocab) * np.float32(3 / math.sqrt(recipe.hidden))
     if key == "model.embed_tokens.weight":
         return noise
     gain = 1.0
-    if key.endswith(("q_proj.weight", "k_proj.weight")) and not recipe.qk_norms:
+    if key.endswith(("q_proj.weight", "k_proj.weight", "qkv_proj.weight")) and not has_query_key_norms(recipe):
         gain = 1.25  # large queries and keys make attention depend on positions, so that a wrong rotation shows
     if key.endswith(("o_proj.weight", "down_proj.weight")) and not recipe.tied:
         gain = 0.75  # and a residual stream that the embedding leads keeps the two best tokens apart

@@ -66,6 +66,10 @@ def int32s(numbers: Sequence[int]) -> Value:
     return Value(list(numbers), GGUFValueType.ARRAY, GGUFValueType.INT32)
 
 
+def booleans(flags: Sequence[bool]) -> Value:
+    return Value(list(flags), GGUFValueType.ARRAY, GGUFValueType.BOOL)
+
+
 def joined(keys: Metadata, *more: Metadata) -> Metadata:
     """Return one mapping of all keys; raise ValueError where two share a key, which is a bug in this program."""
     whole = dict(keys)

@@ -12,13 +12,13 @@ from typing import Any
 
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, Keys
 
-from tritgguf.converter.checkpoint.config_json import ConfigJson, named_classes
+from tritgguf.converter.checkpoint.config_json import FILE, ConfigJson, named_classes
 from tritgguf.converter.core.registry import offered
 from tritgguf.converter.core.settings import Settings
 from tritgguf.converter.core.tensors import Float32Array, RowIndices
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, string
-from tritgguf.converter.model.config import DecoderConfig, read_decoder_config
+from tritgguf.converter.model.config import Ability, DecoderConfig, read_decoder_config
 from tritgguf.converter.model.hyperparameters import hyperparameters
 from tritgguf.converter.model.rope import ROPE_FREQS, rotation
 
@@ -38,20 +38,22 @@ class TensorSpec:
     role: str
     rows: RowIndices | None = None
     data: Float32Array | None = None
+    plus: float = 0.0
 
 
 @dataclass(frozen=True)
 class Architecture:
     """One graph of llama.cpp and the transformers classes that it computes.
 
-    `classes` maps each class to the config.json values that it assumes where the file has none. `tensors` lists the
-    file's tensors in the order in which they are written. `extra_keys` adds to, or replaces, the common
-    hyperparameters; it gets the prefix of the keys. Each of `requires` raises UnsupportedError for a model that the
-    graph can't compute; `activations` are those that it computes, the default first. `honours_scales` tells whether the
-    graph multiplies every linear layer by its `.scale` tensor. `own_name` is set where the stock graph alone would
-    compute another model: the file then has the keys under both names. On the way back from a GGUF file, `settings`
-    turns the architecture's keys into what `extra_keys` made them of; `model_type` is config.json's for the first of
-    `classes`, where it isn't that name in lower case.
+    `classes` maps each class to the config.json values that it assumes where the file has none. `respell` returns all
+    of these as `DecoderConfig` spells them, where the class has spellings of its own. `tensors` lists the file's
+    tensors in the order in which they are written. `extra_keys` adds to, or replaces, the common hyperparameters; it
+    gets the prefix of the keys. Each of `requires` raises UnsupportedError for a model that the graph can't compute;
+    `activations` are those that it computes, the default first, and `abilities` what it computes beyond other graphs.
+    `honours_scales` tells whether the graph multiplies every linear layer by its `.scale` tensor. `own_name` is set
+    where the stock graph alone would compute another model: the file then has the keys under both names. On the way
+    back from a GGUF file, `settings` turns the architecture's keys into what `extra_keys` made them of; `model_type` is
+    config.json's for the first of `classes`, where it isn't that name in lower case.
     """
 
     graph: MODEL_ARCH
@@ -60,6 +62,8 @@ class Architecture:
     extra_keys: Callable[[DecoderConfig, str], Metadata] = lambda _config, _arch: {}
     requires: tuple[Callable[[DecoderConfig], None], ...] = ()
     activations: tuple[str, ...] = ("silu", "swish")
+    respell: Callable[[Settings], ConfigJson] = lambda keys: keys
+    abilities: frozenset[Ability] = frozenset()
     honours_scales: bool = False
     own_name: str | None = None
     settings: Callable[[Settings], ConfigJson] = lambda _keys: {}
@@ -83,7 +87,8 @@ class Architecture:
     def read_config(self, raw: ConfigJson) -> DecoderConfig:
         """Read config.json; raise SourceError or UnsupportedError where the graph can't compute it."""
         assumed = self.classes[raw["architectures"][0]]
-        config = read_decoder_config({**assumed, **raw}, self.graph_name, self.activations)
+        keys = Settings(FILE, self.respell(Settings(FILE, {**assumed, **raw})))
+        config = read_decoder_config(keys, self.graph_name, self.activations, self.abilities)
         for require in self.requires:
             require(config)
         return config

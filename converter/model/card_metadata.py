@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ _SAMPLING = {
     "repetition_penalty": (Keys.General.SAMPLING_PENALTY_REPEAT, SMALLEST, LARGEST),
 }
 
+_PHI3 = re.compile("(phi)-?3", re.IGNORECASE)
+_TOKENS_OF_PHI3 = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
+
 
 def card_metadata(folder: Path) -> tuple[Metadata, list[str]]:
     """Return the keys of README.md's licence and generation_config.json's sampling, and notes for the user.
@@ -52,6 +56,15 @@ def model_name(folder: Path) -> str:
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.split("--")[-1]
     return folder.stem if folder.is_file() else folder.name
+
+
+def loadable_name(name: str, tokens: Collection[str]) -> str:
+    """Return `name`, with Phi-3's name in it spelt apart unless `tokens`, the vocabulary, has Phi-3's special tokens.
+
+    llama.cpp gives these attributes in every model whose general.name has "phi-3" or "phi3", and can't load a file
+    without them: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp
+    """
+    return name if set(tokens) >= _TOKENS_OF_PHI3 else _PHI3.sub(r"\1 3", name)
 
 
 def _licence(folder: Path) -> tuple[Metadata, list[str]]:

@@ -16,7 +16,7 @@ from tritgguf.converter.core.tensors import RowIndices
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.config import DecoderConfig
-from tritgguf.converter.model.rope import ROPE_FREQS, rotation
+from tritgguf.converter.model.rope import ROPE_FREQS, longrope_divisors, rotation
 
 RowOrder = Callable[[int, int], RowIndices]  # (n_heads, head_dim) → the order of n_heads * head_dim rows
 
@@ -37,6 +37,18 @@ def rope_divisors(config: DecoderConfig) -> list[TensorSpec]:
     """
     divisors = rotation(config, config.graph, reads_divisors=True).divisors
     return [] if divisors is None else [TensorSpec("config.json", ROPE_FREQS, divisors.shape, "rope", data=divisors)]
+
+
+def longrope_factors(config: DecoderConfig) -> list[TensorSpec]:
+    """Return LongRoPE's two sets of divisors, (rotated_size / 2,), for graphs that choose one by the context's size."""
+    if config.rope.kind != "longrope":
+        return []
+    sets = {"long_factor": MODEL_TENSOR.ROPE_FACTORS_LONG, "short_factor": MODEL_TENSOR.ROPE_FACTORS_SHORT}
+    divisors = {tensor: longrope_divisors(config, key) for key, tensor in sets.items()}
+    return [
+        TensorSpec(f"config.json: {tensor.name.lower()}", gguf_name(tensor), values.shape, "rope", data=values)
+        for tensor, values in divisors.items()
+    ]
 
 
 def layers(config: DecoderConfig, layer: Callable[[DecoderConfig, int], Iterable[TensorSpec]]) -> list[TensorSpec]:
@@ -173,4 +185,22 @@ def require_tied_output(config: DecoderConfig) -> None:
         raise UnsupportedError(
             f"config.json: tie_word_embeddings is false, but llama.cpp's {config.graph} graph has no output layer of "
             "its own"
+        )
+
+
+def require_untied_output(config: DecoderConfig) -> None:
+    """Raise UnsupportedError where the output layer is tied to the embeddings."""
+    if config.tied:
+        raise UnsupportedError(
+            f"config.json: tie_word_embeddings is true, but llama.cpp's {config.graph} graph needs an output layer of "
+            "its own"
+        )
+
+
+def require_no_attention_bias(config: DecoderConfig) -> None:
+    """Raise UnsupportedError where the attention has biases."""
+    if config.flag("attention_bias"):
+        raise UnsupportedError(
+            "config.json: attention_bias is true, which gives o_proj a bias that llama.cpp's "
+            f"{config.graph} graph doesn't add"
         )

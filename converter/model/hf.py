@@ -13,12 +13,12 @@ from tritgguf.converter.core.system import trim_memory
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.gguf_io.metadata import Metadata, joined, string
 from tritgguf.converter.model.architecture import architecture_for, linear_names
-from tritgguf.converter.model.card_metadata import card_metadata, model_name
+from tritgguf.converter.model.card_metadata import card_metadata, loadable_name, model_name
 from tritgguf.converter.model.config import DecoderConfig
 from tritgguf.converter.model.hyperparameters import context_length
 from tritgguf.converter.model.match import match_tensors
 from tritgguf.converter.model.model import Model
-from tritgguf.converter.model.rope import trained_length
+from tritgguf.converter.model.rope import original_length, trained_length
 from tritgguf.converter.quant.grids import prefetch_first_rows
 from tritgguf.converter.tokenizer import has_tokenizer, read_tokenizer
 
@@ -51,7 +51,8 @@ def open_hf_model(folder: Path, *, load_tokenizer: bool = True) -> Model:
         notes += left_out
     card, card_notes = card_metadata(folder)
     notes += card_notes
-    general: Metadata = {Keys.General.TYPE: string("model"), Keys.General.NAME: string(model_name(folder)), **card}
+    name = loadable_name(model_name(folder), tokenizer.special_tokens if tokenizer else ())
+    general: Metadata = {Keys.General.TYPE: string("model"), Keys.General.NAME: string(name), **card}
     metadata = joined(architecture.metadata(config), general, tokenizer.metadata if tokenizer else {})
     return Model(
         path=folder,
@@ -72,6 +73,11 @@ def _context_notes(config: DecoderConfig) -> list[str]:
         return [
             f"context length {length} instead of {trained}: beyond its sliding window of {length} tokens, llama.cpp's "
             "graph would attend to more tokens than the model does"
+        ]
+    if config.rope.kind == "longrope" and trained > (original := int(original_length(config))):
+        return [
+            f"in contexts of more than {original} tokens, llama.cpp's graph uses LongRoPE's long factors for every "
+            "text; transformers uses the short ones for texts up to that length"
         ]
     if length < config.max_positions:
         return [

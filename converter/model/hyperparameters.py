@@ -5,7 +5,7 @@ from __future__ import annotations
 from gguf import Keys
 
 from tritgguf.converter.gguf_io.metadata import Metadata, float32, uint32
-from tritgguf.converter.model.config import DecoderConfig
+from tritgguf.converter.model.config import Ability, DecoderConfig
 from tritgguf.converter.model.rope import trained_length
 
 
@@ -34,4 +34,6 @@ def hyperparameters(config: DecoderConfig, arch: str) -> Metadata:
 def context_length(config: DecoderConfig) -> int:
     """Return how many tokens the graph computes correctly: within the window, sliding attention is full attention."""
     length = trained_length(config)
-    return length if config.sliding_window is None else min(length, config.sliding_window)
+    if config.sliding_window is None or Ability.SLIDING_LAYERS in config.abilities:
+        return length
+    return min(length, config.sliding_window)

@@ -9,6 +9,7 @@ from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.config import DecoderConfig
+from tritgguf.converter.model.shifted import ShiftedTensor
 
 # Buffers in old checkpoints; the graph computes them itself.
 IGNORED = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)$")
@@ -32,7 +33,7 @@ def match_tensors(
                 f"tensor {name} has the shape {found[name].shape}, but config.json calls for {spec.shape}: "
                 "weights and config.json belong to different models"
             )
-        matched[name] = fitted
+        matched[name] = ShiftedTensor(name, fitted.shape, fitted, spec.plus) if spec.plus else fitted
     left_out = [name for name in found if name not in needed and not IGNORED.search(name)]
     notes = []
     if config.tied and "lm_head.weight" in left_out:

@@ -2,7 +2,8 @@
 
 llama.cpp's graphs scale by the keys `rope.scaling.*`. Of YaRN's parameters they don't read beta_fast, beta_slow and
 truncate. Some graphs, such as llama, also divide every frequency by the tensor `rope_freqs.weight`. That expresses any
-scaling that doesn't change with the position; its magnitude goes into `rope.scaling.attn_factor`.
+scaling that doesn't change with the position; its magnitude goes into `rope.scaling.attn_factor`. A few graphs have two
+such tensors for LongRoPE, and choose by the size of the context.
 
 The rules are those of transformers:
 https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_rope_utils.py
@@ -22,7 +23,7 @@ from tritgguf.converter.core.settings import LARGEST_INTEGER, shown
 from tritgguf.converter.core.tensors import Float32Array
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, float32, string, uint32
-from tritgguf.converter.model.config import ORIGINAL_LENGTH, DecoderConfig, RopeConfig
+from tritgguf.converter.model.config import ORIGINAL_LENGTH, Ability, DecoderConfig, RopeConfig
 
 ROPE_FREQS = "rope_freqs.weight"
 NATIVE_KINDS = ("default", "linear", "yarn")
@@ -31,7 +32,7 @@ YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # llama.cpp always computes 
 
 @dataclass(frozen=True)
 class Rotation:
-    """A model's rotary embedding in GGUF: its keys, and the frequency divisors, (head_dim / 2,), or None."""
+    """A model's rotary embedding in GGUF: its keys, and the frequency divisors, (rotated_size / 2,), or None."""
 
     metadata: Metadata
     divisors: Float32Array | None = None
@@ -45,7 +46,7 @@ def rotation(config: DecoderConfig, arch: str, *, reads_divisors: bool) -> Rotat
     """
     rope = config.rope
     keys: Metadata = {
-        Keys.Rope.DIMENSION_COUNT.format(arch=arch): uint32(config.head_dim),
+        Keys.Rope.DIMENSION_COUNT.format(arch=arch): uint32(config.rotated_size),
         Keys.Rope.FREQ_BASE.format(arch=arch): float32(rope.theta),
     }
     if rope.kind == "default":
@@ -53,6 +54,10 @@ def rotation(config: DecoderConfig, arch: str, *, reads_divisors: bool) -> Rotat
     if rope.kind == "linear":
         keys[Keys.Rope.SCALING_TYPE.format(arch=arch)] = string(RopeScalingType.LINEAR.value)
         keys[Keys.Rope.SCALING_FACTOR.format(arch=arch)] = float32(rope.options.number("factor"))
+        return Rotation(keys)
+    if rope.kind == "longrope" and Ability.BOTH_LONGROPE_SETS in config.abilities:
+        keys[Keys.Rope.SCALING_ORIG_CTX_LEN.format(arch=arch)] = uint32(int(original_length(config)))
+        keys[Keys.Rope.SCALING_ATTN_FACTOR.format(arch=arch)] = float32(_longrope_magnitude(config))
         return Rotation(keys)
     if rope.kind == "yarn" and not (changed := _changed_yarn_options(rope)):
         return Rotation({**keys, **_yarn_keys(config, arch)})
@@ -76,10 +81,10 @@ def trained_length(config: DecoderConfig) -> int:
     """Return how many positions the rotation covers.
 
     YaRN stretches the original length by its factor. LongRoPE uses other frequencies as soon as a text is longer than
-    the original length. A file can hold only one set, so it gets the short one and ends at the original length.
+    the original length. For most graphs a file can hold only one set, so it gets the short one and ends there.
     """
-    if config.rope.kind == "longrope":
-        return int(_original_length(config))
+    if config.rope.kind == "longrope" and Ability.BOTH_LONGROPE_SETS not in config.abilities:
+        return int(original_length(config))
     if config.rope.kind != "yarn":
         return config.max_positions
     original, factor = _yarn_stretch(config)
@@ -91,7 +96,7 @@ def trained_length(config: DecoderConfig) -> int:
     return max(config.max_positions, round(original * factor))
 
 
-def _original_length(config: DecoderConfig) -> float:
+def original_length(config: DecoderConfig) -> float:
     """Return the length that the model was trained for before its rotation was stretched, in tokens, at least 2."""
     return config.rope.options.number(ORIGINAL_LENGTH, config.max_positions, least=2, most=LARGEST_INTEGER)
 
@@ -119,7 +124,7 @@ def _yarn_keys(config: DecoderConfig, arch: str) -> Metadata:
 
 def _yarn_stretch(config: DecoderConfig) -> tuple[float, float]:
     """Return the original length and the factor."""
-    original = _original_length(config)
+    original = original_length(config)
     return original, config.rope.options.number("factor", config.max_positions / original)
 
 
@@ -139,16 +144,16 @@ def _yarn_magnitude(config: DecoderConfig) -> float:
 
 
 def _wavelengths(config: DecoderConfig) -> npt.NDArray[np.float64]:
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    exponents = np.arange(0, config.rotated_size, 2, dtype=np.float64) / config.rotated_size
     return np.asarray(2 * np.pi * config.rope.theta**exponents)
 
 
 def llama3_divisors(config: DecoderConfig) -> Float32Array:
-    """Return the frequency divisors of Llama 3.1, (head_dim / 2,), as transformers' `_compute_llama3_parameters` does.
+    """Return Llama 3.1's frequency divisors, (rotated_size / 2,), as transformers' `_compute_llama3_parameters` does.
 
     Long wavelengths are stretched by `factor`, short ones are kept, and those in between are interpolated.
     """
-    options, original = config.rope.options, _original_length(config)
+    options, original = config.rope.options, original_length(config)
     factor, low, high = (options.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     if high <= low:
         raise options.wrong("high_freq_factor", f"larger than low_freq_factor {low:g}")
@@ -160,7 +165,7 @@ def llama3_divisors(config: DecoderConfig) -> Float32Array:
 
 
 def yarn_divisors(config: DecoderConfig) -> Float32Array:
-    """Return the frequency divisors of YaRN, (head_dim / 2,), as transformers' `_compute_yarn_parameters` does.
+    """Return the frequency divisors of YaRN, (rotated_size / 2,), as transformers' `_compute_yarn_parameters` does.
 
     A dimension that turns `beta_fast` times or more within the original length is kept. One that turns `beta_slow`
     times or less is stretched by the factor. In between, the stretching grows linearly.
@@ -170,25 +175,25 @@ def yarn_divisors(config: DecoderConfig) -> Float32Array:
         raise SourceError(f"config.json: rope_theta must be larger than 1 for yarn rope scaling, found {rope.theta:g}")
 
     def dimension(turns: float) -> float:
-        return config.head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+        return config.rotated_size * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     low, high = (dimension(rope.options.number(key, value)) for key, value in YARN_BETAS.items())
     if rope.options.flag("truncate", True):
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0.0), min(high, config.head_dim - 1.0)
+    low, high = max(low, 0.0), min(high, config.rotated_size - 1.0)
     width = high - low if high != low else 0.001
-    stretched = np.clip((np.arange(config.head_dim // 2, dtype=np.float64) - low) / width, 0, 1)
+    stretched = np.clip((np.arange(config.rotated_size // 2, dtype=np.float64) - low) / width, 0, 1)
     return (1 / (stretched / factor + 1 - stretched)).astype(np.float32)
 
 
-def longrope_divisors(config: DecoderConfig) -> Float32Array:
-    """Return LongRoPE's short factors, (head_dim / 2,): the frequency divisors up to the original length."""
-    return np.array(config.rope.options.numbers("short_factor", config.head_dim // 2), np.float32)
+def longrope_divisors(config: DecoderConfig, key: str = "short_factor") -> Float32Array:
+    """Return LongRoPE's factors, (rotated_size / 2,): the short ones divide frequencies up to the original length."""
+    return np.array(config.rope.options.numbers(key, config.rotated_size // 2), np.float32)
 
 
 def _longrope_magnitude(config: DecoderConfig) -> float:
     """Return what sine and cosine are multiplied by, as transformers' `_compute_longrope_parameters` does."""
-    options, original = config.rope.options, _original_length(config)
+    options, original = config.rope.options, original_length(config)
     if options.has("attention_factor"):
         return options.number("attention_factor")
     factor = options.number("factor", config.max_positions / original)

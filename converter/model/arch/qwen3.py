@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gguf import MODEL_ARCH
 
-from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.model.architecture import Architecture, TensorSpec
 from tritgguf.converter.model.config import DecoderConfig
 from tritgguf.converter.model.decoder import (
@@ -16,6 +15,7 @@ from tritgguf.converter.model.decoder import (
     layers,
     output,
     query_key_norms,
+    require_no_attention_bias,
 )
 
 
@@ -35,20 +35,12 @@ def layer(config: DecoderConfig, number: int) -> list[TensorSpec]:
     ]
 
 
-def require_no_bias(config: DecoderConfig) -> None:
-    """Raise UnsupportedError where the attention has biases."""
-    if config.flag("attention_bias"):
-        raise UnsupportedError(
-            "config.json: attention_bias is true, which gives o_proj a bias that llama.cpp's qwen3 graph doesn't add"
-        )
-
-
 QWEN3 = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "head_dim": 128, "sliding_window": 4096}
 
 ARCHITECTURE = Architecture(
     graph=MODEL_ARCH.QWEN3,
     classes={"Qwen3ForCausalLM": QWEN3},
     tensors=tensors,
-    requires=(require_no_bias,),
+    requires=(require_no_attention_bias,),
     honours_scales=True,
 )

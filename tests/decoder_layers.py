@@ -1,0 +1,106 @@
+"""The shapes of a decoder layer's tensors in each class of transformers, by their names in the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from tests.checkpoint_recipes import Recipe
+
+Shapes: TypeAlias = "dict[str, tuple[int, ...]]"
+
+# The names of the norms of queries and keys.
+QUERY_KEY_NORMS = ("q_norm.weight", "k_norm.weight", "query_layernorm.weight", "key_layernorm.weight")
+# Classes whose norms multiply by 1 + weight.
+NORMS_PLUS_ONE = frozenset({"Gemma3ForCausalLM"})
+
+
+def layer_shapes(recipe: Recipe) -> Shapes:
+    """Return the shapes of the tensors of one layer of the recipe's class."""
+    return _LAYERS.get(recipe.architecture, _llama)(recipe)
+
+
+def has_query_key_norms(recipe: Recipe) -> bool:
+    """Say whether the class has norms of queries and keys."""
+    return any(name.endswith(QUERY_KEY_NORMS) for name in layer_shapes(recipe))
+
+
+def _linears(recipe: Recipe) -> Shapes:
+    hidden, ffn, size = recipe.hidden, recipe.ffn, recipe.size_per_head
+    q_rows, kv_rows = recipe.heads * size, recipe.kv_heads * size
+    shapes: Shapes = {}
+    for name, shape in {
+        "self_attn.q_proj": (q_rows, hidden),
+        "self_attn.k_proj": (kv_rows, hidden),
+        "self_attn.v_proj": (kv_rows, hidden),
+        "self_attn.o_proj": (hidden, q_rows),
+        "mlp.gate_proj": (ffn, hidden),
+        "mlp.up_proj": (ffn, hidden),
+        "mlp.down_proj": (hidden, ffn),
+    }.items():
+        shapes[f"{name}.weight"] = shape
+        if _has_bias(recipe, name):
+            shapes[f"{name}.bias"] = shape[:1]
+    return shapes
+
+
+def _has_bias(recipe: Recipe, linear: str) -> bool:
+    if recipe.architecture == "Qwen2ForCausalLM":
+        return linear.endswith(("q_proj", "k_proj", "v_proj"))
+    return recipe.mlp_bias if linear.startswith("mlp.") else recipe.attention_bias
+
+
+def _norms(recipe: Recipe, *names: str) -> Shapes:
+    return {f"{name}.weight": (recipe.hidden,) for name in names}
+
+
+def _head_norms(recipe: Recipe, *names: str) -> Shapes:
+    return {f"self_attn.{name}.weight": (recipe.size_per_head,) for name in names}
+
+
+def _llama(recipe: Recipe) -> Shapes:
+    return {**_linears(recipe), **_norms(recipe, "input_layernorm", "post_attention_layernorm")}
+
+
+def _qwen3(recipe: Recipe) -> Shapes:
+    return {**_llama(recipe), **_head_norms(recipe, "q_norm", "k_norm")}
+
+
+def _hunyuan(recipe: Recipe) -> Shapes:
+    return {**_llama(recipe), **_head_norms(recipe, "query_layernorm", "key_layernorm")}
+
+
+def _gemma3(recipe: Recipe) -> Shapes:
+    return {**_qwen3(recipe), **_norms(recipe, "pre_feedforward_layernorm", "post_feedforward_layernorm")}
+
+
+def _olmo2(recipe: Recipe) -> Shapes:
+    size = recipe.size_per_head
+    return {
+        **_linears(recipe),
+        **_norms(recipe, "post_attention_layernorm", "post_feedforward_layernorm"),
+        "self_attn.q_norm.weight": (recipe.heads * size,),
+        "self_attn.k_norm.weight": (recipe.kv_heads * size,),
+    }
+
+
+def _phi3(recipe: Recipe) -> Shapes:
+    queries, keys = recipe.heads * recipe.size_per_head, recipe.kv_heads * recipe.size_per_head
+    return {
+        "self_attn.qkv_proj.weight": (queries + 2 * keys, recipe.hidden),
+        "self_attn.o_proj.weight": (recipe.hidden, queries),
+        "mlp.gate_up_proj.weight": (2 * recipe.ffn, recipe.hidden),
+        "mlp.down_proj.weight": (recipe.hidden, recipe.ffn),
+        **_norms(recipe, "input_layernorm", "post_attention_layernorm"),
+    }
+
+
+_LAYERS: Mapping[str, Callable[[Recipe], Shapes]] = {
+    "Qwen3ForCausalLM": _qwen3,
+    "HunYuanDenseV1ForCausalLM": _hunyuan,
+    "Gemma3ForCausalLM": _gemma3,
+    "Olmo2ForCausalLM": _olmo2,
+    "Olmo3ForCausalLM": _olmo2,
+    "Phi3ForCausalLM": _phi3,
+}
