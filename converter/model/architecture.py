@@ -129,5 +129,6 @@ def architecture_for(raw: dict[str, Any] | ConfigJson) -> Architecture:
             "models that generate text can be converted"
         )
     raise UnsupportedError(
-        f"config.json: architecture {named[0]:.80} isn't known; known are {', '.join(sorted(known))}"
+        f"config.json: architecture {named[0]:.80} isn't known; known are {', '.join(sorted(known))}. Convert the "
+        "model to an F16 GGUF file with llama.cpp's convert_hf_to_gguf.py, then give that file to tritgguf"
     )

@@ -58,8 +58,8 @@ def require_one_theta(config: DecoderConfig) -> None:
     """Raise UnsupportedError where the sliding layers' rope_theta isn't that of the others."""
     if (local := config.raw.number(LOCAL_THETA, config.rope.theta)) != config.rope.theta:
         raise UnsupportedError(
-            f"config.json: the sliding layers' rope_theta is {local:g}, but llama.cpp's olmo2 graph rotates them by "
-            f"{config.rope.theta:g} as the others"
+            f"config.json: the sliding layers' rope_theta ({LOCAL_THETA}) is {local:g}, but llama.cpp's olmo2 graph "
+            f"rotates them by {config.rope.theta:g} as the others"
         )
 
 

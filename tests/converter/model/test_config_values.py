@@ -101,12 +101,44 @@ OF_ONE: dict[str, dict[str, tuple[Any, ...]]] = {
     "llama-gqa": dict.fromkeys(("attention_bias", "mlp_bias"), NO_FLAGS),
     "mistral-window": {"sliding_window": NO_SIZES[:-1]},
     "qwen3": {"attention_bias": NO_FLAGS},
+    "hunyuan-alpha": {"attention_bias": NO_FLAGS},
+    "gemma3": {
+        "hidden_activation": (0, NAN, True, [], "gelu", "a\nb"),
+        "sliding_window": (*NO_SIZES[:-1], None),
+        "sliding_window_pattern": NO_SIZES[:-1],
+        **dict.fromkeys(("rope_local_base_freq", "query_pre_attn_scalar", "final_logit_softcapping"), NO_NUMBERS),
+        "attn_logit_softcapping": (50.0, *NO_NUMBERS),
+        **dict.fromkeys(("use_bidirectional_attention", "attention_bias"), NO_FLAGS),
+        "rope_parameters": ("a", 1, [1], DEEP, {"rope_theta": 1.0}, {"full_attention": 1}, {"sliding_attention": [1]}),
+    },
+    "smollm3": {
+        "no_rope_layers": ("a", 1, NAN, True, [], [1, 1, 1, 1, 1], [1, 1, 1], {"a": 1}, DEEP),
+        "no_rope_layer_interval": (*NO_SIZES, 3),
+        **dict.fromkeys(("attention_bias", "mlp_bias"), NO_FLAGS),
+    },
+    "phi3": {"sliding_window": NO_SIZES[:-1], "partial_rotary_factor": (*NO_NUMBERS, 0.01, 0.52, 1.5)},
+    "granite": {
+        **dict.fromkeys(
+            ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"), NO_NUMBERS
+        ),
+        **dict.fromkeys(("attention_bias", "mlp_bias"), NO_FLAGS),
+    },
+    "olmo2": {"attention_bias": (*NO_FLAGS, True), "tie_word_embeddings": (*NO_FLAGS, True)},
+    "olmo3": {
+        "sliding_window": (*NO_SIZES[:-1], None),
+        "sliding_window_pattern": NO_SIZES[:-1],
+        "rope_local_base_freq": (*NO_NUMBERS, 10000.0),
+    },
     "bitcpm": {
         **dict.fromkeys(("scale_emb", "scale_depth", "dim_model_base"), NO_NUMBERS),
         "sparse_config": ("a", 1, NAN, HUGE, True, [1], DEEP),
     },
 }
 BASES = {name: config(RECIPES[name]) for name in ("llama-gqa", "mistral-window", "qwen2", "qwen3")}
+BASES |= {name: config(RECIPES[name]) for name in ("hunyuan-alpha", "gemma3", "smollm3", "phi3", "granite")}
+BASES |= {name: config(RECIPES[name]) for name in ("olmo2", "olmo3")}
+# What isn't read: Gemma has hidden_activation, and where layers slide is told by layer_types.
+UNREAD = {"gemma3": ("hidden_act", "use_sliding_window"), "olmo3": ("use_sliding_window",)}
 BASES |= {name: config(PACKED[name].base) for name in ("1bitllm", "2b4t", "bitcpm")}
 
 
@@ -138,7 +170,8 @@ def wrong_values() -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield each base with each of its keys set to each wrong value."""
     for name, base in BASES.items():
         for key, values in {**EVERYWHERE, **OF_ONE.get(name, {})}.items():
-            yield from ((name, {**base, key: bad}, key.removesuffix("s")) for bad in values)
+            if key not in UNREAD.get(name, ()):
+                yield from ((name, {**base, key: bad}, key.removesuffix("s")) for bad in values)
     for kind, (_, keys) in ROPES.items():
         scaled = with_rope(BASES["llama-gqa"], kind)
         assert scaled["rope_scaling"]
