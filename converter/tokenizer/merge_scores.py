@@ -17,17 +17,19 @@ from gguf import Keys, TokenType
 
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import Metadata, boolean, string
-from tritgguf.converter.tokenizer.files import TOKENIZER_JSON, SideFiles
+from tritgguf.converter.tokenizer.files import TOKENIZER_JSON, AddedToken, SideFiles, token_text
 from tritgguf.converter.tokenizer.first_space import first_space
 from tritgguf.converter.tokenizer.post_processor import around_text, beyond_llama_cpp, overruled
 from tritgguf.converter.tokenizer.source import SourceTokenizer
+from tritgguf.converter.tokenizer.space_runs import SPACE, SPACES_NOTE, cut_out_before_merging, runs_of_spaces
 from tritgguf.converter.tokenizer.special_ids import SpecialIds, special_metadata
 from tritgguf.converter.tokenizer.tokenizer_json import TokenizerJson, words_beyond_merging
 from tritgguf.converter.tokenizer.vocabulary import Vocabulary
 
-SPACE = "▁"
 BYTE_PIECES = {f"<0x{byte:02X}>" for byte in range(256)}
 _ESCAPE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+# Gemma's pre-tokenizer splits at spaces, which its normalizer has replaced: it never finds one.
+_IDLE_SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
 _PREPEND = {"type": "Prepend", "prepend": SPACE}
 
 NO_SECOND_SPACE = "the tokenizer puts no space before text that has one already, llama.cpp puts another"
@@ -57,13 +59,16 @@ def merge_scored_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int
     spaces = _spaces(source.structure.get("normalizer"), source.structure.get("pre_tokenizer"))
     unknown = source.structure["model"].get("unk_token")
     added = {token.text for token in source.added_tokens}
-    scores = _scores(source, added | BYTE_PIECES, spaces)
+    runs = runs_of_spaces(source.pairs())
+    scores = _scores(source, added, spaces, runs)
     vocabulary = Vocabulary(n_vocab, TOKENIZER_JSON)
     for text, token_id in source.vocab.items():
         vocabulary.put(
             token_id, text, TokenType.BYTE if text in BYTE_PIECES else TokenType.NORMAL, scores.get(text, 0.0)
         )
-    vocabulary.put_added(source.added_tokens)
+    left_out = _image_tokens(source, files, n_vocab)
+    # As added tokens llama.cpp would print runs of spaces as they are written, and not as spaces.
+    vocabulary.put_added(t for t in source.added_tokens if t.text not in runs and t not in left_out)
     if unknown in source.vocab:
         vocabulary.put(source.vocab[unknown], unknown, TokenType.UNKNOWN)
     vocabulary.check()
@@ -85,10 +90,21 @@ def merge_scored_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int
         metadata=metadata,
         special_tokens=vocabulary.special_texts(),
         encode_with_source=source.reference,
-        notes=beyond + overruled(around, files.tokenizer_config) + ((first.note,) if first else ()),
+        ambiguous=SPACE if runs else "",
+        notes=beyond
+        + overruled(around, files.tokenizer_config)
+        + ((SPACES_NOTE,) if runs else ())
+        + ((first.note,) if first else ())
+        + tuple(f"{token.text!r:.80} is left out: the model has no embedding for images" for token in left_out),
         hint="; ".join(filter(None, [*beyond, spaces.difference, *source.differences()])),
         compared=first,
     )
+
+
+def _image_tokens(source: TokenizerJson, files: SideFiles, n_vocab: int) -> list[AddedToken]:
+    """Return the tokens for images that a text model, as Gemma 3 1B, has no embeddings for."""
+    text = token_text(files.tokenizer_config.get("image_token"))
+    return [token for token in source.added_tokens if token.text == text and token.token_id >= n_vocab]
 
 
 def _spaces(normalizer: object, pre_tokenizer: object) -> Spaces:
@@ -100,7 +116,7 @@ def _spaces(normalizer: object, pre_tokenizer: object) -> Spaces:
     )
     if pre_tokenizer is None and steps == [_PREPEND, _ESCAPE]:
         return Spaces("always")
-    if pre_tokenizer is None and steps == [_ESCAPE]:
+    if pre_tokenizer in (None, _IDLE_SPLIT) and steps == [_ESCAPE]:
         return Spaces("never")
     metaspace = pre_tokenizer if isinstance(pre_tokenizer, Mapping) and steps in ([], [None]) else {}
     if metaspace.get("type") == "Metaspace" and metaspace.get("replacement") == SPACE:
@@ -123,7 +139,7 @@ def _name(part: object) -> str:
     return str(part.get("type")) if isinstance(part, Mapping) else "none"
 
 
-def _scores(source: TokenizerJson, never_merged: set[str], spaces: Spaces) -> dict[str, float]:
+def _scores(source: TokenizerJson, added: set[str], spaces: Spaces, runs: Mapping[str, float]) -> dict[str, float]:
     """Return the score of each piece that a merge makes; llama.cpp never looks at the score of any other."""
     _check_nothing_ignored(source)
     pairs = source.pairs()
@@ -132,6 +148,8 @@ def _scores(source: TokenizerJson, never_merged: set[str], spaces: Spaces) -> di
     previous = None
     for left, right in pairs:
         piece = left + right
+        if piece in runs or cut_out_before_merging(piece, added):
+            continue
         if piece != previous and piece in scores:
             raise TokenizerError(
                 f"{TOKENIZER_JSON}: the merges into {piece!r} don't follow each other, "
@@ -139,7 +157,7 @@ def _scores(source: TokenizerJson, never_merged: set[str], spaces: Spaces) -> di
             )
         scores.setdefault(piece, -float(len(scores)))
         previous = piece
-    for piece in source.vocab.keys() - never_merged:
+    for piece in source.vocab.keys() - added - BYTE_PIECES:
         if spaces.split and SPACE in piece[1:]:
             raise TokenizerError(
                 f"{TOKENIZER_JSON}: Metaspace splits at each space, but piece {piece!r} holds one inside"
@@ -151,7 +169,7 @@ def _scores(source: TokenizerJson, never_merged: set[str], spaces: Spaces) -> di
                     f"{TOKENIZER_JSON}: llama.cpp would join {pair[0]!r} and {pair[1]!r} into {piece!r}, "
                     "which no merge allows"
                 )
-    return scores
+    return {**scores, **runs}
 
 
 def _check_nothing_ignored(source: TokenizerJson) -> None:
