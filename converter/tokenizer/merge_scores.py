@@ -59,7 +59,7 @@ def merge_scored_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int
     spaces = _spaces(source.structure.get("normalizer"), source.structure.get("pre_tokenizer"))
     unknown = source.structure["model"].get("unk_token")
     added = {token.text for token in source.added_tokens}
-    runs = runs_of_spaces(source.pairs())
+    runs = runs_of_spaces(source.pairs(), added)
     scores = _scores(source, added, spaces, runs)
     vocabulary = Vocabulary(n_vocab, TOKENIZER_JSON)
     for text, token_id in source.vocab.items():

