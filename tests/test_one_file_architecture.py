@@ -1,4 +1,4 @@
-"""A new architecture is one new file: phi3's graph, whose q, k, v are one tensor, and gate and up another.
+"""A new architecture is one new file: phi3's graph for a class with other names of its fused q, k, v, gate and up.
 
 llama.cpp computes with the converted file, and tests/numpy_decoder.py with the separate weights; the logits agree.
 """

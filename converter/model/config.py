@@ -180,11 +180,26 @@ def _require_plain_decoder(config: DecoderConfig, activations: tuple[str, ...]) 
             f"config.json: {key} says that the weights are in a Hadamard basis (as in Bonsai 2); no graph of llama.cpp "
             "transforms the activations into that basis"
         )
+    _require_no_fake_quantizer(config.raw)
     key = "hidden_activation" if config.raw.has("hidden_activation") else "hidden_act"  # Gemma's key comes first
     activation = config.raw.get(key, activations[0])
     if activation not in activations:
         raise UnsupportedError(f"config.json: {key} is {shown(activation)}, but the graph computes {activations[0]}")
     _require_head_sizes(config)
+
+
+def _require_no_fake_quantizer(keys: Settings) -> None:
+    """Raise UnsupportedError for BitCPM-CANN's unquantized models: code in modeling.py rounds their weights.
+
+    https://huggingface.co/openbmb/BitCPM-CANN-1B-unquantized
+    """
+    code = keys.object("auto_map").get("AutoModelForCausalLM")
+    if isinstance(code, str) and code.startswith("modeling."):
+        raise UnsupportedError(
+            "config.json: auto_map runs the model by the folder's own modeling.py, which ternarizes the weights of "
+            "BitCPM-CANN's unquantized models; convert the pseudo-quantized model, or remove auto_map where that code "
+            "computes what the class in transformers does"
+        )
 
 
 def _require_head_sizes(config: DecoderConfig) -> None:

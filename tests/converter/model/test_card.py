@@ -11,7 +11,7 @@ from tests.checkpoints import build
 from tritgguf.converter import convert, plan
 from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_io.reader import read_gguf
-from tritgguf.converter.model.card_metadata import card_metadata, model_name
+from tritgguf.converter.model.card_metadata import card_metadata, loadable_name, model_name
 
 NAMES = {
     "license": "general.license",
@@ -119,3 +119,13 @@ def test_a_damaged_generation_config(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.7', encoding="utf-8")
     with pytest.raises(SourceError, match=r"generation_config\.json is damaged at line 1, column 20"):
         card_metadata(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("Phi-3-mini", "Phi 3-mini"), ("my-PHI3.5", "my-PHI 3.5"), ("Phi-4-mini", "Phi-4-mini"), ("graphi32", "graphi 32")],
+)
+def test_llama_cpp_can_load_the_name(name: str, expected: str) -> None:
+    """It sets attributes of Phi-3's special tokens where general.name has phi-3 or phi3, and throws without them."""
+    assert loadable_name(name, ["<s>", "</s>", "<unk>"]) == expected
+    assert loadable_name(name, ["<s>", "</s>", "<unk>", "<|endoftext|>", "a"]) == name

@@ -187,6 +187,11 @@ def test_phi_s_factors_are_tensors(tmp_path: Path) -> None:
         ("smollm3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, but the graph rotates whole heads"),
         ("hunyuan-alpha", {"attention_bias": True}, "attention_bias is true"),
         ("phi3", {"partial_rotary_factor": 0.52}, "partial_rotary_factor is 0.52, 33 of a head's 64 values"),
+        (
+            "smollm3",
+            {"auto_map": {"AutoModelForCausalLM": "modeling.SmolLM3ForCausalLM"}},
+            r"the folder's own modeling",
+        ),
         ("phi3", {"head_dim": 32}, "head_dim 32 isn't hidden_size"),
         ("olmo2", {"tie_word_embeddings": True}, "tie_word_embeddings is true, .* output layer of its own"),
         ("olmo3", {"rope_local_base_freq": 10000.0}, r"\(rope_local_base_freq\) is 10000, .* by 500000"),
@@ -197,6 +202,11 @@ def test_what_the_graph_lacks_is_refused_by_name(name: str, changes: dict[str, A
     decoder(config(RECIPES[name]))
     with pytest.raises(TritggufError, match=words):
         decoder({**config(RECIPES[name]), **changes})
+
+
+def test_known_code_in_the_folder_is_no_obstacle() -> None:
+    """As of Phi-3 and MiniCPM, whose classes were published as code first."""
+    decoder({**config(RECIPES["phi3"]), "auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}})
 
 
 def test_an_unknown_class_is_told_the_way_round() -> None:
