@@ -123,7 +123,7 @@ def test_a_damaged_generation_config(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("Phi-3-mini", "Phi 3-mini"), ("my-PHI3.5", "my-PHI 3.5"), ("Phi-4-mini", "Phi-4-mini"), ("graphi32", "graphi 32")],
+    [("Phi-3-mini", "Phi 3-mini"), ("PHI3.5", "PHI 3.5"), ("Phi-4-mini", "Phi-4-mini"), ("graphi32", "graphi 32")],
 )
 def test_llama_cpp_can_load_the_name(name: str, expected: str) -> None:
     """It sets attributes of Phi-3's special tokens where general.name has phi-3 or phi3, and throws without them."""
