@@ -41,7 +41,7 @@ class FoundModel:
 
 @dataclass(frozen=True)
 class HfTensor(SourceTensor):
-    """A GGUF tensor in the order of rows that transformers has; `factor` is the value of its `.scale` tensor, or 1.
+    """A GGUF tensor in transformers' order of rows, times `factor`, the value of its `.scale` tensor, less `plus`.
 
     Row i of it is row `places[i]` of the file's; a one-dimensional tensor's values are ordered so.
     """
@@ -51,6 +51,7 @@ class HfTensor(SourceTensor):
     stored: GgufTensor
     places: RowIndices | None
     factor: float = 1.0
+    plus: float = 0.0
 
     @property
     def dtype(self) -> str:  # type: ignore[override]
@@ -67,7 +68,8 @@ class HfTensor(SourceTensor):
             found = self.stored.read(rows)[:, self.places]
         else:
             found = self.stored.read(self.places[row_numbers(rows, self.shape[0])])
-        return found if self.factor == 1 else found * np.float32(self.factor)
+        scaled = found if self.factor == 1 else found * np.float32(self.factor)
+        return scaled - np.float32(self.plus) if self.plus else scaled
 
     def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
         if self.places is None or len(self.shape) == 1:
@@ -213,7 +215,7 @@ def _matched(file: GgufFile, specs: list[TensorSpec], config: DecoderConfig) -> 
         scale = unused.pop(spec.name.removesuffix(".weight") + ".scale", None) if spec.role == "linear" else None
         factor = 1.0 if scale is None else float(scale.read(slice(None)).reshape(-1)[0])
         places = None if spec.rows is None else np.argsort(spec.rows)
-        matched[spec.source] = HfTensor(spec.source, spec.shape, stored, places, factor)
+        matched[spec.source] = HfTensor(spec.source, spec.shape, stored, places, factor, spec.plus)
     if unused:
         raise UnsupportedError(
             f"{file.path.name} holds {min(unused)}, which {config.graph} has no place for in a checkpoint "

@@ -63,6 +63,14 @@ def require_window(config: DecoderConfig) -> None:
         raise config.raw.wrong("sliding_window", "a positive integer, since layer_types has sliding layers")
 
 
+def layer_types_setting(keys: Settings) -> ConfigJson:
+    """Return layer_types of a GGUF file's keys, nothing without a pattern: the way back of `pattern_metadata`."""
+    if not keys.has("attention.sliding_window"):
+        return {"layer_types": [FULL] * keys.integer("block_count", most=MOST_LAYERS)}
+    pattern = keys.get("attention.sliding_window_pattern")
+    return {"layer_types": [SLIDING if slides else FULL for slides in pattern]} if isinstance(pattern, list) else {}
+
+
 def pattern_metadata(config: DecoderConfig, arch: str) -> Metadata:
     """Return the key that tells llama.cpp's graph which layers slide, nothing where none does."""
     if config.sliding_window is None:

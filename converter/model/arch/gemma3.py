@@ -9,6 +9,8 @@ from dataclasses import replace
 
 from gguf import MODEL_ARCH, MODEL_TENSOR, Keys
 
+from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.core.settings import Settings
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, float32
 from tritgguf.converter.model.architecture import Architecture, TensorSpec
@@ -24,9 +26,17 @@ from tritgguf.converter.model.decoder import (
     query_key_norms,
     require_no_attention_bias,
 )
-from tritgguf.converter.model.sliding import LOCAL_THETA, PERIOD, pattern_metadata, require_window, with_one_rotation
+from tritgguf.converter.model.sliding import (
+    LOCAL_THETA,
+    PERIOD,
+    layer_types_setting,
+    pattern_metadata,
+    require_window,
+    with_one_rotation,
+)
 
 LAYERS_OF_27B = 62  # by this number llama.cpp knows the one size whose attention isn't scaled by its head_dim
+CAP = "final_logit_softcapping"
 
 
 def tensors(config: DecoderConfig) -> list[TensorSpec]:
@@ -54,15 +64,36 @@ def windows_and_caps(config: DecoderConfig, arch: str) -> Metadata:
     keys = pattern_metadata(config, arch)
     if config.sliding_window is not None:
         keys[Keys.Rope.FREQ_BASE_SWA.format(arch=arch)] = float32(config.raw.number(LOCAL_THETA))
-    if config.raw.has("final_logit_softcapping"):
-        cap = config.raw.number("final_logit_softcapping")
+    if config.raw.has(CAP):
+        cap = config.raw.number(CAP)
         keys[Keys.LLM.FINAL_LOGIT_SOFTCAPPING.format(arch=arch)] = float32(cap)
     return keys
 
 
+def settings(keys: Settings) -> ConfigJson:
+    """Return config.json's settings from a GGUF file's keys: the way back of `windows_and_caps`."""
+    found = {
+        **layer_types_setting(keys),
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": attention_divisor(
+            keys.integer("block_count"),
+            keys.integer("embedding_length") // keys.integer("attention.head_count"),
+            keys.integer("attention.key_length", 256),
+        ),
+        LOCAL_THETA: keys.number("rope.freq_base_swa", 10000.0),
+    }
+    cap = {CAP: keys.number(CAP)} if keys.has(CAP) else {}
+    return found | cap
+
+
+def attention_divisor(n_layers: int, hidden_per_head: int, head_dim: int) -> int:
+    """Return the square of what llama.cpp's graph divides attention scores by."""
+    return hidden_per_head if n_layers == LAYERS_OF_27B else head_dim
+
+
 def require_the_graph_s_attention(config: DecoderConfig) -> None:
     """Raise UnsupportedError for a scale or a direction of the attention that the graph doesn't have."""
-    heads = config.hidden_size // config.n_heads if config.n_layers == LAYERS_OF_27B else config.head_dim
+    heads = attention_divisor(config.n_layers, config.hidden_size // config.n_heads, config.head_dim)
     if (scalar := config.raw.number("query_pre_attn_scalar", 256)) != heads:
         raise UnsupportedError(
             f"config.json: query_pre_attn_scalar is {scalar:g}, but llama.cpp's gemma3 graph computes with {heads} "
@@ -103,5 +134,7 @@ ARCHITECTURE = Architecture(
     requires=(require_window, require_the_graph_s_attention, require_unscaled_windows, require_no_attention_bias),
     activations=("gelu_pytorch_tanh",),
     respell=with_one_rotation,
+    settings=settings,
+    model_type="gemma3_text",
     abilities=frozenset({Ability.SLIDING_LAYERS}),
 )

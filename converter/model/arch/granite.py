@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from gguf import MODEL_ARCH, Keys
 
+from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.core.settings import Settings
 from tritgguf.converter.gguf_io.metadata import Metadata, float32
 from tritgguf.converter.model.arch import llama
 from tritgguf.converter.model.architecture import Architecture
@@ -22,9 +24,15 @@ def multipliers(config: DecoderConfig, arch: str) -> Metadata:
     return {key.format(arch=arch): float32(config.raw.number(name)) for name, key in MULTIPLIERS.items()}
 
 
+def settings(keys: Settings) -> ConfigJson:
+    """Return config.json's multipliers from a GGUF file's keys: the way back of `multipliers`."""
+    return {name: keys.number(key.removeprefix("{arch}."), 1.0) for name, key in MULTIPLIERS.items()}
+
+
 ARCHITECTURE = Architecture(
     graph=MODEL_ARCH.GRANITE,
     classes={"GraniteForCausalLM": dict.fromkeys(MULTIPLIERS, 1.0)},
     tensors=llama.tensors,
     extra_keys=multipliers,
+    settings=settings,
 )

@@ -58,5 +58,6 @@ ARCHITECTURE = Architecture(
     classes={"HunYuanDenseV1ForCausalLM": {"rms_norm_eps": 1e-05}},
     tensors=tensors,
     respell=with_stretched_base,
+    model_type="hunyuan_v1_dense",
     requires=(require_no_attention_bias,),
 )

@@ -26,6 +26,7 @@ from tritgguf.converter.model.decoder import (
 from tritgguf.converter.model.sliding import (
     LOCAL_THETA,
     PERIOD,
+    layer_types_setting,
     pattern_metadata,
     require_window,
     with_one_rotation,
@@ -63,6 +64,13 @@ def require_one_theta(config: DecoderConfig) -> None:
         )
 
 
+def settings(keys: Settings) -> ConfigJson:
+    """Return OLMo 3's class and layer types where a GGUF file's keys have a window: the way back of `extra_keys`."""
+    if not keys.has("attention.sliding_window"):
+        return {}
+    return {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3", **layer_types_setting(keys)}
+
+
 OLMO3 = {"rms_norm_eps": 1e-05, "rope_theta": 500000.0, "sliding_window": 4096, PERIOD: 4}
 
 ARCHITECTURE = Architecture(
@@ -78,5 +86,6 @@ ARCHITECTURE = Architecture(
         require_no_attention_bias,
     ),
     respell=with_own_rotation,
+    settings=settings,
     abilities=frozenset({Ability.SLIDING_LAYERS}),
 )

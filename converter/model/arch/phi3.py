@@ -52,6 +52,15 @@ def with_longrope_s_name(keys: Settings) -> ConfigJson:
     return {**keys, key: {**keys.object(key), "rope_type": "longrope"}}
 
 
+def settings(keys: Settings) -> ConfigJson:
+    """Return config.json's partial_rotary_factor from a GGUF file's keys."""
+    head_dim = keys.integer(
+        "attention.key_length", keys.integer("embedding_length") // keys.integer("attention.head_count")
+    )
+    rotated = keys.integer("rope.dimension_count", head_dim, most=head_dim)
+    return {"partial_rotary_factor": rotated / head_dim}
+
+
 PHI3 = {
     "rms_norm_eps": 1e-05,
     "max_position_embeddings": 4096,
@@ -65,5 +74,6 @@ ARCHITECTURE = Architecture(
     tensors=tensors,
     requires=(require_heads_of_hidden_size,),
     respell=with_longrope_s_name,
+    settings=settings,
     abilities=frozenset({Ability.PARTIAL_ROTATION, Ability.BOTH_LONGROPE_SETS}),
 )
