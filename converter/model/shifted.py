@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -18,7 +17,7 @@ class ShiftedTensor(SourceTensor):
     shape: tuple[int, ...]
     stored: SourceTensor
     plus: float
-    dtype: ClassVar[str] = "F32"
+    dtype: str = "F32"
 
     @property
     def n_bytes(self) -> int:

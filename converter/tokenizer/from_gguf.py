@@ -14,8 +14,8 @@ from gguf import Keys, TokenType
 
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata
-from tritgguf.converter.tokenizer.merge_scores import SPACE
 from tritgguf.converter.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer, as_pre_tokenizer
+from tritgguf.converter.tokenizer.space_runs import SPACE
 from tritgguf.converter.tokenizer.template_keys import DEFAULT
 
 ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
@@ -23,10 +23,11 @@ ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 # https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp).
 SAME_AS = {
     **dict.fromkeys(("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), "llama-bpe"),
-    **dict.fromkeys(("deepseek-r1-qwen", "kormo", "stablelm2"), "qwen2"),
+    **dict.fromkeys(("deepseek-r1-qwen", "kormo", "stablelm2", "hunyuan"), "qwen2"),
     **dict.fromkeys(("starcoder", "refact", "command-r"), "smollm"),
     **dict.fromkeys(("olmo", "phi-2", "gigachat", "mellum"), "gpt-2"),
     **dict.fromkeys(("llama4", "kanana2"), "gpt-4o"),
+    "hunyuan-dense": "deepseek-v3",
 }
 ADDS_BOS = ("llama-bpe", "tekken")
 

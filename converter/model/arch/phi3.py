@@ -5,6 +5,8 @@ The graph has both sets of LongRoPE's factors. It uses NEOX rope, so rows keep t
 
 from __future__ import annotations
 
+import math
+
 from gguf import MODEL_ARCH, MODEL_TENSOR
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson
@@ -58,7 +60,9 @@ def settings(keys: Settings) -> ConfigJson:
         "attention.key_length", keys.integer("embedding_length") // keys.integer("attention.head_count")
     )
     rotated = keys.integer("rope.dimension_count", head_dim, most=head_dim)
-    return {"partial_rotary_factor": rotated / head_dim}
+    factor = rotated / head_dim
+    # int(head_dim * factor) is how many values are rotated: a quotient that was rounded down would make it one less.
+    return {"partial_rotary_factor": factor if int(head_dim * factor) == rotated else math.nextafter(factor, 1)}
 
 
 PHI3 = {
