@@ -47,6 +47,7 @@ _LLAMA, _MISTRAL, _QWEN2, _QWEN3 = (f"{name}ForCausalLM" for name in ("Llama", "
 _HUNYUAN, _GEMMA3, _SMOLLM3, _PHI3, _GRANITE, _OLMO2, _OLMO3 = (
     f"{name}ForCausalLM" for name in ("HunYuanDenseV1", "Gemma3", "SmolLM3", "Phi3", "Granite", "Olmo2", "Olmo3")
 )
+_QWEN35 = "Qwen3_5ForCausalLM"
 _BOTH = ("absmean", "mse")
 _LLAMA3_SCALING = {
     "rope_type": "llama3",
@@ -66,6 +67,15 @@ _GRANITE_MULTIPLIERS = {
 }
 _PAD = {"pad_token_id": 0}  # transformers' own default lies beyond these small vocabularies
 _GEMMA = {"model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 64}
+_DELTA_NET = {
+    "model_type": "qwen3_5_text",
+    "full_attention_interval": 4,
+    "linear_conv_kernel_dim": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+}
 
 
 def _longrope(n_factors: int, original: int) -> dict[str, Any]:
@@ -297,6 +307,33 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "olmo2": Recipe(_OLMO2, "float", kv_heads=4, rms_norm_eps=0.05, rope_theta=500000.0, methods=_BOTH),
     "olmo2-gqa": Recipe(_OLMO2, "ternary-block", transformers=5, rope_scaling=_YARN, max_positions=256, n_tokens=192),
+    # Four layers, so that one's attention is full; two value heads per key head.
+    "qwen35": Recipe(
+        _QWEN35,
+        "float",
+        layers=4,
+        ffn=256,
+        head_dim=64,
+        tokenizer="qwen2",
+        transformers=5,
+        rope_scaling={"mrope_section": [3, 3, 2], "mrope_interleaved": True, "partial_rotary_factor": 0.25},
+        rope_theta=10000000.0,
+        rms_norm_eps=1e-06,
+        extra=_DELTA_NET,
+        methods=_BOTH,
+    ),
+    "qwen35-one-to-one": Recipe(
+        _QWEN35,
+        "ternary-row",
+        layers=4,
+        ffn=256,
+        head_dim=64,
+        tokenizer="qwen2",
+        transformers=5,
+        rope_scaling={"partial_rotary_factor": 0.5},
+        rms_norm_eps=1e-06,
+        extra={**_DELTA_NET, "linear_num_key_heads": 4, "linear_num_value_heads": 4, "full_attention_interval": 2},
+    ),
     # Four layers, so that one is global; only that one's rotation is scaled.
     "olmo3": Recipe(
         _OLMO3,

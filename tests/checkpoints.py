@@ -64,7 +64,7 @@ def weights(name: str, recipe: Recipe | None = None) -> dict[str, Floats]:
 
 def is_linear(tensor_name: str) -> bool:
     """Say whether a tensor is one of the linear weights that become ternary."""
-    return tensor_name.endswith("_proj.weight")
+    return tensor_name.endswith(("_proj.weight", "in_proj_qkv.weight", "in_proj_z.weight"))
 
 
 # --- values ------------------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def _shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
     hidden, vocab = recipe.hidden, recipe.vocab
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
     for layer in range(recipe.layers):
-        shapes |= {f"model.layers.{layer}.{key}": shape for key, shape in layer_shapes(recipe).items()}
+        shapes |= {f"model.layers.{layer}.{key}": shape for key, shape in layer_shapes(recipe, layer).items()}
     if not recipe.tied:
         shapes["lm_head.weight"] = (vocab, hidden)
     return shapes
@@ -84,7 +84,14 @@ def _tensor(name: str, recipe: Recipe, key: str, shape: tuple[int, ...]) -> Floa
     noise = _bell(f"{name}/{key}", shape)
     if key.endswith(".bias"):
         return noise * np.float32(0.5)
-    base = 0 if recipe.architecture in NORMS_PLUS_ONE else 1
+    if key.endswith(("A_log", "dt_bias")):
+        return noise * np.float32(0.75)
+    if key.endswith("conv1d.weight"):
+        return noise * np.float32(0.5)
+    if key.endswith(("in_proj_a.weight", "in_proj_b.weight")):
+        return noise * np.float32(1 / math.sqrt(recipe.hidden))
+    plus_one = recipe.architecture in NORMS_PLUS_ONE and not key.endswith("linear_attn.norm.weight")
+    base = 0 if plus_one else 1
     if key.endswith(QUERY_KEY_NORMS):
         return np.float32(base + 0.25) + noise * np.float32(0.375)
     if key.endswith("norm.weight"):
@@ -96,7 +103,7 @@ def _tensor(name: str, recipe: Recipe, key: str, shape: tuple[int, ...]) -> Floa
     gain = 1.0
     if key.endswith(("q_proj.weight", "k_proj.weight", "qkv_proj.weight")) and not has_query_key_norms(recipe):
         gain = 1.25  # large queries and keys make attention depend on positions, so that a wrong rotation shows
-    if key.endswith(("o_proj.weight", "down_proj.weight")) and not recipe.tied:
+    if key.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight")) and not recipe.tied:
         gain = 0.75  # and a residual stream that the embedding leads keeps the two best tokens apart
     deviation = gain / math.sqrt(shape[-1])
     return noise * np.float32(deviation) if recipe.weights == "float" else _ternary(name, recipe, key, noise, deviation)

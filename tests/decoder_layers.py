@@ -13,11 +13,13 @@ Shapes: TypeAlias = "dict[str, tuple[int, ...]]"
 # The names of the norms of queries and keys.
 QUERY_KEY_NORMS = ("q_norm.weight", "k_norm.weight", "query_layernorm.weight", "key_layernorm.weight")
 # Classes whose norms multiply by 1 + weight.
-NORMS_PLUS_ONE = frozenset({"Gemma3ForCausalLM"})
+NORMS_PLUS_ONE = frozenset({"Gemma3ForCausalLM", "Qwen3_5ForCausalLM"})
 
 
-def layer_shapes(recipe: Recipe) -> Shapes:
+def layer_shapes(recipe: Recipe, number: int = 0) -> Shapes:
     """Return the shapes of the tensors of one layer of the recipe's class."""
+    if recipe.architecture == "Qwen3_5ForCausalLM":
+        return _qwen35(recipe, number)
     return _LAYERS.get(recipe.architecture, _llama)(recipe)
 
 
@@ -94,6 +96,29 @@ def _phi3(recipe: Recipe) -> Shapes:
         "mlp.down_proj.weight": (recipe.hidden, recipe.ffn),
         **_norms(recipe, "input_layernorm", "post_attention_layernorm"),
     }
+
+
+def _qwen35(recipe: Recipe, number: int) -> Shapes:
+    hidden, get = recipe.hidden, recipe.extra.__getitem__
+    shapes = {**_llama(recipe), **_head_norms(recipe, "q_norm", "k_norm")}
+    shapes["self_attn.q_proj.weight"] = (2 * recipe.heads * recipe.size_per_head, hidden)
+    if (number + 1) % get("full_attention_interval") == 0:
+        return shapes
+    heads, head_dim = get("linear_num_value_heads"), get("linear_value_head_dim")
+    values, keys = heads * head_dim, get("linear_num_key_heads") * get("linear_key_head_dim")
+    linear = {
+        "in_proj_qkv.weight": (2 * keys + values, hidden),
+        "in_proj_z.weight": (values, hidden),
+        "in_proj_b.weight": (heads, hidden),
+        "in_proj_a.weight": (heads, hidden),
+        "out_proj.weight": (hidden, values),
+        "conv1d.weight": (2 * keys + values, 1, get("linear_conv_kernel_dim")),
+        "A_log": (heads,),
+        "dt_bias": (heads,),
+        "norm.weight": (head_dim,),
+    }
+    others = {name: shape for name, shape in shapes.items() if not name.startswith("self_attn.")}
+    return {**others, **{f"linear_attn.{name}": shape for name, shape in linear.items()}}
 
 
 _LAYERS: Mapping[str, Callable[[Recipe], Shapes]] = {

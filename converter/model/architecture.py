@@ -15,7 +15,7 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, Keys
 from tritgguf.converter.checkpoint.config_json import FILE, ConfigJson, named_classes
 from tritgguf.converter.core.registry import offered
 from tritgguf.converter.core.settings import Settings
-from tritgguf.converter.core.tensors import Float32Array, RowIndices
+from tritgguf.converter.core.tensors import Float32Array, RowIndices, SourceTensor
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, string
 from tritgguf.converter.model.config import Ability, DecoderConfig, read_decoder_config
@@ -25,11 +25,12 @@ from tritgguf.converter.model.rope import ROPE_FREQS, rotation
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that the graph needs: `source` and `name` in checkpoint and GGUF, `shape` as in the checkpoint.
+    """A tensor that the graph needs: `source` and `name` in checkpoint and GGUF, `shape` as the graph wants it.
 
     `role` is "linear", "embedding", "output", "norm", "bias", "rope", "scale" or "kept": only linear tensors become
     ternary. `rows` is the order that the graph wants the rows in, None for the checkpoint's. A tensor with `data` isn't
-    in the checkpoint but follows from config.json.
+    in the checkpoint but follows from config.json; `plus` is added to the values of one that is. `derive` makes it of
+    one that checkpoints store in another form, with `stored_shape` where that is another shape.
     """
 
     source: str
@@ -39,6 +40,8 @@ class TensorSpec:
     rows: RowIndices | None = None
     data: Float32Array | None = None
     plus: float = 0.0
+    stored_shape: tuple[int, ...] | None = None
+    derive: Callable[[SourceTensor], SourceTensor] | None = None
 
 
 @dataclass(frozen=True)

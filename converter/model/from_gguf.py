@@ -212,6 +212,11 @@ def _matched(file: GgufFile, specs: list[TensorSpec], config: DecoderConfig) -> 
             raise SourceError(
                 f"{file.path.name} {found} {spec.name}; expected {spec.shape}: it is another architecture"
             )
+        if spec.derive is not None:
+            raise UnsupportedError(
+                f"{file.path.name}: the way back to a Hugging Face folder isn't known for architecture "
+                f"{file.architecture}, which stores {spec.name} in another form"
+            )
         scale = unused.pop(spec.name.removesuffix(".weight") + ".scale", None) if spec.role == "linear" else None
         factor = 1.0 if scale is None else float(scale.read(slice(None)).reshape(-1)[0])
         places = None if spec.rows is None else np.argsort(spec.rows)

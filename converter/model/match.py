@@ -12,6 +12,7 @@ from tritgguf.converter.model.config import DecoderConfig
 from tritgguf.converter.model.shifted import ShiftedTensor
 
 # Buffers in old checkpoints; the graph computes them itself.
+MULTI_TOKEN = re.compile(r"^mtp\.")  # layers that guess further tokens at once; transformers leaves them out as well
 IGNORED = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)$")
 
 
@@ -27,15 +28,20 @@ def match_tensors(
     for name, spec in needed.items():
         if name not in found:
             raise SourceError(f"the checkpoint has no tensor {name}, which config.json calls for (shape {spec.shape})")
-        fitted = found[name].fitted(spec.shape)
+        shape = spec.stored_shape or spec.shape
+        fitted = found[name].fitted(shape)
         if fitted is None:
             raise SourceError(
-                f"tensor {name} has the shape {found[name].shape}, but config.json calls for {spec.shape}: "
+                f"tensor {name} has the shape {found[name].shape}, but config.json calls for {shape}: "
                 "weights and config.json belong to different models"
             )
+        fitted = spec.derive(fitted) if spec.derive else fitted
         matched[name] = ShiftedTensor(name, fitted.shape, fitted, spec.plus) if spec.plus else fitted
     left_out = [name for name in found if name not in needed and not IGNORED.search(name)]
     notes = []
+    if guessing := [name for name in left_out if MULTI_TOKEN.match(name)]:
+        left_out = [name for name in left_out if not MULTI_TOKEN.match(name)]
+        notes.append(f"{len(guessing)} tensors mtp.* are left out: the model computes without them")
     if config.tied and "lm_head.weight" in left_out:
         left_out.remove("lm_head.weight")
         notes.append("lm_head.weight is left out: config.json ties the output to the embeddings")
