@@ -123,6 +123,17 @@ OF_ONE: dict[str, dict[str, tuple[Any, ...]]] = {
         ),
         **dict.fromkeys(("attention_bias", "mlp_bias"), NO_FLAGS),
     },
+    "qwen35-one-to-one": {
+        **dict.fromkeys(
+            ("linear_num_key_heads", "linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim"),
+            NO_SIZES,
+        ),
+        "linear_num_value_heads": (*NO_SIZES, 6),
+        "full_attention_interval": NO_SIZES[:-1],
+        "attention_bias": (*NO_FLAGS, True),
+        "rms_norm_eps": (1e-5,),
+        "rope_parameters": ("a", 1, [1], DEEP),
+    },
     "olmo2": {"attention_bias": (*NO_FLAGS, True), "tie_word_embeddings": (*NO_FLAGS, True)},
     "olmo3": {
         "sliding_window": (*NO_SIZES[:-1], None),
@@ -136,9 +147,14 @@ OF_ONE: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 BASES = {name: config(RECIPES[name]) for name in ("llama-gqa", "mistral-window", "qwen2", "qwen3")}
 BASES |= {name: config(RECIPES[name]) for name in ("hunyuan-alpha", "gemma3", "smollm3", "phi3", "granite")}
-BASES |= {name: config(RECIPES[name]) for name in ("olmo2", "olmo3")}
+BASES |= {name: config(RECIPES[name]) for name in ("olmo2", "olmo3", "qwen35-one-to-one")}
 # What isn't read: Gemma has hidden_activation, and where layers slide is told by layer_types.
 UNREAD = {"gemma3": ("hidden_act", "use_sliding_window"), "olmo3": ("use_sliding_window",)}
+UNREAD["qwen35-one-to-one"] = (
+    "use_sliding_window",
+    "rope_theta",
+    "partial_rotary_factor",
+)  # these keys of rope_parameters come first
 BASES |= {name: config(PACKED[name].base) for name in ("1bitllm", "2b4t", "bitcpm")}
 
 

@@ -1,4 +1,4 @@
-"""HunYuan, Gemma 3, SmolLM3, Phi-3, Granite and OLMo: their keys and tensors, and what their graphs can't compute."""
+"""HunYuan, Gemma 3, Qwen3.5, SmolLM3, Phi-3, Granite, OLMo: keys and tensors, and what their graphs can't compute."""
 
 from __future__ import annotations
 
@@ -97,12 +97,13 @@ def test_a_gemma_without_sliding_layers_has_no_window() -> None:
     assert not [key for key in keys if "sliding" in key or "swa" in key]
 
 
-# Values of Gemma3TextConfig(), SmolLM3Config(), Phi3Config(), GraniteConfig(), Olmo2Config(), Olmo3Config(),
-# HunYuanDenseV1Config() of transformers 5.23.0.
+# Values of Gemma3TextConfig(), Qwen3_5TextConfig(), SmolLM3Config(), Phi3Config(), GraniteConfig(), Olmo2Config(),
+# Olmo3Config() and HunYuanDenseV1Config() of transformers 5.23.0.
 @pytest.mark.parametrize(
     ("name", "eps", "theta", "tied", "kv_heads", "window", "positions"),
     [
         ("gemma3", 1e-6, 1000000.0, True, 4, 4096, 131072),
+        ("qwen35", 1e-6, 10000.0, False, 4, None, 32768),
         ("smollm3", 1e-6, 2000000.0, True, 4, None, 32768),
         ("phi3", 1e-5, 10000.0, False, 4, None, 4096),
         ("granite", 1e-6, 10000.0, False, 4, None, 2048),
@@ -119,7 +120,8 @@ def test_absent_keys_are_those_of_the_class(
     read = decoder({**{key: given[key] for key in sizes}, "vocab_size": 320, "query_pre_attn_scalar": 256})
     assert (read.rms_norm_eps, read.rope.theta, read.tied, read.n_kv_heads) == (eps, theta, tied, kv_heads)
     assert (read.sliding_window, read.max_positions) == (window, positions)
-    assert read.head_dim == (256 if name == "gemma3" else 64)
+    assert read.head_dim == (256 if name in ("gemma3", "qwen35") else 64)
+    assert read.rotated_size == (64 if name == "qwen35" else read.head_dim)
 
 
 def test_granite_s_absent_multipliers_are_one() -> None:
@@ -169,6 +171,17 @@ def test_phi_s_factors_are_tensors(tmp_path: Path) -> None:
     assert file.value("phi3.rope.dimension_count") == 48
 
 
+def test_layers_that_guess_further_tokens_are_left_out_with_a_note(tmp_path: Path) -> None:
+    folder = checkpoints.build("qwen35", tmp_path)
+    tensors = {f"{key}.weight": ("F32", (1,), b"\0" * 4) for key in ("mtp.norm", "mtp.fc")}
+    stored = {
+        name: ("BF16", t.shape, checkpoints._encode(t, "BF16")) for name, t in checkpoints.weights("qwen35").items()
+    }
+    checkpoints._write_safetensors(folder / "model.safetensors", {**stored, **tensors})
+    result = convert(folder, tmp_path / "out.gguf", "f16", check=False)
+    assert "2 tensors mtp.* are left out: the model computes without them" in result.plan.notes
+
+
 # --- refusals -----------------------------------------------------------------------------------------------------
 
 
@@ -193,15 +206,22 @@ def test_phi_s_factors_are_tensors(tmp_path: Path) -> None:
             r"the folder's own modeling",
         ),
         ("phi3", {"head_dim": 32}, "head_dim 32 isn't hidden_size"),
+        ("qwen35", {"linear_value_head_dim": 32}, "linear_value_head_dim is 32, .* linear_key_head_dim, 64"),
+        ("qwen35", {"linear_num_value_heads": 5}, "linear_num_value_heads must be a multiple of .* 2, found 5"),
+        ("qwen35", {"layer_types": ["mamba"] * 4}, "layer_types has 'mamba'"),
+        ("qwen35", {"layer_types": ["full_attention"]}, "layer_types must be a list of 4 texts"),
+        ("qwen35", {"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-05, .* transformers adds 1e-06"),
+        ("qwen35", {"rope_parameters": {"mrope_section": [3, 3]}}, "mrope_section must be a list of 3 integers"),
+        ("qwen35", {"rope_parameters": {"mrope_section": [99, 3, 3]}}, "mrope_section must be a list .* 64 or less"),
         ("olmo2", {"tie_word_embeddings": True}, "tie_word_embeddings is true, .* output layer of its own"),
         ("olmo3", {"rope_local_base_freq": 10000.0}, r"\(rope_local_base_freq\) is 10000, .* by 500000"),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 16 else "",
 )
 def test_what_the_graph_lacks_is_refused_by_name(name: str, changes: dict[str, Any], words: str) -> None:
-    decoder(config(RECIPES[name]))
+    metadata(config(RECIPES[name]))
     with pytest.raises(TritggufError, match=words):
-        decoder({**config(RECIPES[name]), **changes})
+        metadata({**config(RECIPES[name]), **changes})
 
 
 def test_known_code_in_the_folder_is_no_obstacle() -> None:
@@ -229,6 +249,7 @@ def test_an_unknown_class_is_told_the_way_round() -> None:
         ("gemma3", {"rope_theta": 5000.0}),
         ("gemma3-linear", {"final_logit_softcapping": None}),
         ("phi3-longrope-long", {"original_max_position_embeddings": 512}),
+        ("qwen35", {"rope_parameters": {"rope_theta": 10000000.0, "partial_rotary_factor": 1.0}}),
         ("granite", {"embedding_multiplier": 1.0}),
         ("granite", {"attention_multiplier": 0.125}),
         ("granite", {"residual_multiplier": 1.0}),
