@@ -17,8 +17,8 @@ class SourceTokenizer:
     `metadata` holds every `tokenizer.*` key in the order to write them. `special_tokens` are the texts that become one
     token each anywhere in a prompt. `notes` are differences that no GGUF file can avoid, one sentence each; `hint`
     tells why token ids may differ, for the error where they do. `compared` tells for which texts a file can give the
-    same ids, None for all (first_space.py); texts with `ambiguous`, if it isn't empty, have other ids in every GGUF file.
-    A "passthrough" tokenizer is a GGUF source's own.
+    same ids, None for all (first_space.py); those with `ambiguous`, if it isn't empty, have other ids in every file. A
+    "passthrough" tokenizer is a GGUF source's own.
     """
 
     kind: Literal["bpe", "sentencepiece", "passthrough"]

@@ -64,7 +64,8 @@ class DeltaNet:
     def value_order(self, head_dim: int) -> RowIndices:
         """Return the graph's order of the value heads, with `head_dim` values each: (n_value_heads * head_dim,)."""
         numbers: RowIndices = np.arange(self.n_value_heads * head_dim, dtype=np.int64)
-        return numbers.reshape(self.n_key_heads, -1, head_dim).swapaxes(0, 1).ravel()
+        numbers = numbers.reshape(self.n_key_heads, -1, head_dim).swapaxes(0, 1).ravel()
+        return numbers
 
     def channel_order(self) -> RowIndices:
         """Return the order of queries, keys and values, of which only the values' changes."""
