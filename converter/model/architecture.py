@@ -7,7 +7,7 @@ of its own. A tensor or setting that llama.cpp's graph can't compute is refused,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, Keys
@@ -21,16 +21,19 @@ from tritgguf.converter.gguf_io.metadata import Metadata, string
 from tritgguf.converter.model.config import Ability, DecoderConfig, read_decoder_config
 from tritgguf.converter.model.hyperparameters import hyperparameters
 from tritgguf.converter.model.rope import ROPE_FREQS, rotation
+from tritgguf.converter.model.stored_forms import StoredForm, Whole
 
 
 @dataclass(frozen=True)
 class TensorSpec:
     """A tensor that the graph needs: `source` and `name` in checkpoint and GGUF, `shape` as the graph wants it.
 
-    `role` is "linear", "embedding", "output", "norm", "bias", "rope", "scale" or "kept": only linear tensors become
-    ternary. `rows` is the order that the graph wants the rows in, None for the checkpoint's. A tensor with `data` isn't
-    in the checkpoint but follows from config.json; `plus` is added to the values of one that is. `derive` makes it of
-    one that checkpoints store in another form, with `stored_shape` where that is another shape.
+    `role` is "linear", "embedding", "output", "norm", "bias", "router", "rope", "scale" or "kept": only linear tensors
+    become ternary. `rows` is the order that the graph wants the rows in, None for the checkpoint's. A tensor with
+    `data` isn't in the checkpoint but follows from config.json; `plus` is added to the values of one that is. `derive`
+    makes it of one that checkpoints store in another form, with `stored_shape` where that is another shape. One that
+    isn't simply stored as `source` has the ways in which checkpoints store it in `stored`, the usual one first; then
+    `source` only names it in messages.
     """
 
     source: str
@@ -42,6 +45,23 @@ class TensorSpec:
     plus: float = 0.0
     stored_shape: tuple[int, ...] | None = None
     derive: Callable[[SourceTensor], SourceTensor] | None = None
+    stored: tuple[StoredForm, ...] = ()
+
+    @property
+    def forms(self) -> tuple[StoredForm, ...]:
+        """The ways in which checkpoints store the tensor."""
+        return self.stored or (Whole((self.source,)),)
+
+    @property
+    def names(self) -> list[str]:
+        """The names that checkpoints may store the tensor under."""
+        return [name for form in self.forms for name in form.names]
+
+    def matrices(self) -> list[TensorSpec]:
+        """Return what checkpoints usually store: the tensor, or a matrix of its own for each of its matrices."""
+        form = self.forms[0]
+        shape = form.stored_shape(self.shape)
+        return [replace(self, source=name, shape=shape, stored=()) for name in form.names]
 
 
 @dataclass(frozen=True)
@@ -109,8 +129,9 @@ class Architecture:
 
 
 def linear_names(specs: Iterable[TensorSpec]) -> frozenset[str]:
-    """Return the checkpoint's names of the linear tensors."""
-    return frozenset(spec.source for spec in specs if spec.role == "linear")
+    """Return the checkpoint's names of the linear layers' matrices, for each expert that of its own."""
+    linear = [spec for spec in specs if spec.role == "linear"]
+    return frozenset(matrix.source for spec in linear for matrix in spec.matrices())
 
 
 def architectures() -> tuple[Architecture, ...]:
