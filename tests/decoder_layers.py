@@ -121,6 +121,27 @@ def _qwen35(recipe: Recipe, number: int) -> Shapes:
     return {**others, **{f"linear_attn.{name}": shape for name, shape in linear.items()}}
 
 
+def _experts(recipe: Recipe, module: str, gate: str, up: str, down: str) -> Shapes:
+    """Return the shapes of a router and of each expert's matrices."""
+    hidden, ffn = recipe.hidden, recipe.ffn
+    shapes = {gate: (ffn, hidden), up: (ffn, hidden), down: (hidden, ffn)}
+    return {f"{module}.gate.weight": (recipe.experts, hidden)} | {
+        f"{module}.experts.{expert}.{name}.weight": shape
+        for expert in range(recipe.experts)
+        for name, shape in shapes.items()
+    }
+
+
+def _qwen3_moe(recipe: Recipe) -> Shapes:
+    dense = {name: shape for name, shape in _qwen3(recipe).items() if "mlp." not in name}
+    return {**dense, **_experts(recipe, "mlp", "gate_proj", "up_proj", "down_proj")}
+
+
+def _mixtral(recipe: Recipe) -> Shapes:
+    dense = {name: shape for name, shape in _llama(recipe).items() if "mlp." not in name}
+    return {**dense, **_experts(recipe, "block_sparse_moe", "w1", "w3", "w2")}
+
+
 _LAYERS: Mapping[str, Callable[[Recipe], Shapes]] = {
     "Qwen3ForCausalLM": _qwen3,
     "HunYuanDenseV1ForCausalLM": _hunyuan,
@@ -128,4 +149,6 @@ _LAYERS: Mapping[str, Callable[[Recipe], Shapes]] = {
     "Olmo2ForCausalLM": _olmo2,
     "Olmo3ForCausalLM": _olmo2,
     "Phi3ForCausalLM": _phi3,
+    "Qwen3MoeForCausalLM": _qwen3_moe,
+    "MixtralForCausalLM": _mixtral,
 }
