@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +128,12 @@ def plan_export(model: Path, form: Form, threads: int, progress: Step) -> Export
             f"config.json: {ROUNDS_ITSELF} rounds its weights to three levels each time it computes, so floats that "
             "are rounded already would change: choose a packed scheme, or convert to GGUF"
         )
-    found = opened.tensors or {}
 
-    def choose(spec: TensorSpec) -> TensorExport:
-        return _choose(spec, found.get(spec.source), form, opened.config)
+    def choose(matrix: tuple[TensorSpec, SourceTensor | None]) -> TensorExport:
+        return _choose(*matrix, form, opened.config)
 
     tensors = []
-    for tensor in parallel(choose, opened.specs, threads):
+    for tensor in parallel(choose, _matrices(opened.specs, opened.tensors), threads):
         tensors.append(tensor)
         progress(tensor.source.n_bytes if tensor.source else 0)
     files = shards((tensor.entries for tensor in tensors), form.shard_bytes)
@@ -168,6 +168,15 @@ def _open_gguf(path: Path) -> _Opened:
     except UnsupportedError as error:
         texts, notes = {}, [f"the folder gets no tokenizer: {error}"]
     return _Opened(model.config, model.specs, model.tensors, notes, texts)
+
+
+def _matrices(
+    specs: Sequence[TensorSpec], found: Mapping[str, SourceTensor] | None
+) -> Iterator[tuple[TensorSpec, SourceTensor | None]]:
+    """Yield the model's tensors; of experts each matrix on its own, as schemes quantize it and checkpoints name it."""
+    for spec in specs:
+        stored: Iterable[SourceTensor | None] = repeat(None) if found is None else found[spec.source].matrices()
+        yield from zip(spec.matrices(), stored, strict=False)
 
 
 def _require_sense(checkpoint: Checkpoint, form: Form) -> None:

@@ -16,15 +16,15 @@ class Grid:
     """A tensor's grid.
 
     `levels` is 3, 4, 9 or 27. `group` neighbouring columns share one scale (the row's length if whole rows do), and
-    `extent` names the group for messages. `scale` is the scale of the whole tensor, if it has only one. `fp16_error` is
-    the largest relative error of rounding a scale to fp16, `zeros` the share of zeros (None if unknown), `outliers` the
-    number of values off the grid.
+    `extent` names the group for messages. `scales` are those of the tensor's matrices, if each has only one: of most
+    tensors one number, of a layer's experts one each. `fp16_error` is the largest relative error of rounding a scale to
+    fp16, `zeros` the share of zeros (None if unknown), `outliers` the number of values off the grid.
     """
 
     levels: int
     group: int
     extent: str
-    scale: float | None = None
+    scales: tuple[float, ...] | None = None
     fp16_error: float = 0.0
     zeros: float | None = None
     outliers: int = 0
@@ -44,6 +44,11 @@ class Grid:
         outliers = f", but {self.outliers} of {math.prod(shape)} values are off it" if self.outliers else ""
         return f"its values are on a {self.kind} grid per {self.extent}{outliers}"
 
+    @property
+    def scale(self) -> float | None:
+        """The scale of the whole tensor, if it has only one."""
+        return self.scales[0] if self.scales and len(self.scales) == 1 else None
+
     def fits(self, codec: TernaryCodec) -> bool:
         """Whether a type stores the grid's codes: it has the levels, and each of its blocks lies in one group."""
         return self.levels in codec.exact_levels and self.outliers == 0 and self.group % codec.block == 0
@@ -62,6 +67,7 @@ def common_grid(grids: Sequence[Grid], n_columns: int) -> Grid:
         levels=max(grid.levels for grid in grids),
         group=group,
         extent="matrix" if extent == "tensor" else extent,
+        scales=tuple(scale for grid in grids for scale in grid.scales or ()) if extent == "tensor" else None,
         fp16_error=max(grid.fp16_error for grid in grids),
         zeros=math.fsum(zeros) / len(zeros) if len(zeros) == len(grids) else None,
         outliers=sum(grid.outliers for grid in grids),

@@ -277,7 +277,7 @@ class _Evidence:
     def grid(self, n_values: int | None, levels: int = 3) -> Grid:
         """Return the grid with the widest groups that all rows allow."""
         group = self.widest()
-        scale, extent = None, f"{group} columns"
+        scales, extent = None, f"{group} columns"
         if group == self.n_columns:
             per_row = np.concatenate(self.row_scales)
             used = per_row[per_row != 0]
@@ -286,9 +286,9 @@ class _Evidence:
             if n_shards == 1 and not self.apart:
                 extent = "tensor"
             if extent == "tensor":
-                scale = float(used[0]) if used.size else 0.0
+                scales = (float(used[0]) if used.size else 0.0,)
         zeros = self.n_zeros / n_values if self.n_zeros is not None and n_values else None
-        return Grid(levels, group, extent, scale, self.fp16_error, zeros, self.outliers)
+        return Grid(levels, group, extent, scales, self.fp16_error, zeros, self.outliers)
 
 
 ON_GRID = Kernel("on_grid", WORDS, int, int, int, np.float32, np.int8)
