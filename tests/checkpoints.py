@@ -64,7 +64,8 @@ def weights(name: str, recipe: Recipe | None = None) -> dict[str, Floats]:
 
 def is_linear(tensor_name: str) -> bool:
     """Say whether a tensor is one of the linear weights that become ternary."""
-    return tensor_name.endswith(("_proj.weight", "in_proj_qkv.weight", "in_proj_z.weight"))
+    ends = ("_proj.weight", "in_proj_qkv.weight", "in_proj_z.weight", ".w1.weight", ".w2.weight", ".w3.weight")
+    return tensor_name.endswith(ends)
 
 
 # --- values ------------------------------------------------------------------------------------------------------
