@@ -150,5 +150,6 @@ _LAYERS: Mapping[str, Callable[[Recipe], Shapes]] = {
     "Olmo3ForCausalLM": _olmo2,
     "Phi3ForCausalLM": _phi3,
     "Qwen3MoeForCausalLM": _qwen3_moe,
+    "MapleForCausalLM": _qwen3_moe,
     "MixtralForCausalLM": _mixtral,
 }

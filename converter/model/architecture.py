@@ -68,18 +68,19 @@ class TensorSpec:
 class Architecture:
     """One graph of llama.cpp and the transformers classes that it computes.
 
-    `classes` maps each class to the config.json values that it assumes where the file has none. `respell` returns all
-    of these as `DecoderConfig` spells them, where the class has spellings of its own. `tensors` lists the file's
-    tensors in the order in which they are written. `extra_keys` adds to, or replaces, the common hyperparameters; it
-    gets the prefix of the keys. Each of `requires` raises UnsupportedError for a model that the graph can't compute;
-    `activations` are those that it computes, the default first, and `abilities` what it computes beyond other graphs.
-    `honours_scales` tells whether the graph multiplies every linear layer by its `.scale` tensor. `own_name` is set
-    where the stock graph alone would compute another model: the file then has the keys under both names. On the way
-    back from a GGUF file, `settings` turns the architecture's keys into what `extra_keys` made them of; `model_type` is
-    config.json's for the first of `classes`, where it isn't that name in lower case.
+    `graph` is its number in the package gguf, or its name where that package doesn't know it yet. `classes` maps each
+    class to the config.json values that it assumes where the file has none. `respell` returns all of these as
+    `DecoderConfig` spells them, where the class has spellings of its own. `tensors` lists the file's tensors in the
+    order in which they are written. `extra_keys` adds to, or replaces, the common hyperparameters; it gets the prefix
+    of the keys. Each of `requires` raises UnsupportedError for a model that the graph can't compute; `activations` are
+    those that it computes, the default first, and `abilities` what it computes beyond other graphs. `honours_scales`
+    tells whether the graph multiplies every linear layer by its `.scale` tensor. `own_name` is set where the stock
+    graph alone would compute another model: the file then has the keys under both names. On the way back from a GGUF
+    file, `settings` turns the architecture's keys into what `extra_keys` made them of; `model_type` is config.json's
+    for the first of `classes`, where it isn't that name in lower case.
     """
 
-    graph: MODEL_ARCH
+    graph: MODEL_ARCH | str
     classes: Mapping[str, ConfigJson]
     tensors: Callable[[DecoderConfig], list[TensorSpec]]
     extra_keys: Callable[[DecoderConfig, str], Metadata] = lambda _config, _arch: {}
@@ -95,7 +96,7 @@ class Architecture:
     @property
     def graph_name(self) -> str:
         """What llama.cpp calls the graph."""
-        return MODEL_ARCH_NAMES[self.graph]
+        return self.graph if isinstance(self.graph, str) else MODEL_ARCH_NAMES[self.graph]
 
     @property
     def name(self) -> str:
