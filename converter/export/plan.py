@@ -78,6 +78,7 @@ class ExportPlan:
     """The folder: its safetensors files, the tensors in order, and notes for the user.
 
     `model` is the model's folder or GGUF file; `texts` are JSON files made of a GGUF file's keys, by name.
+    `packs_experts`: it holds packed experts, which transformers can't load, since it keeps a layer's in one tensor.
     """
 
     model: Path
@@ -87,6 +88,7 @@ class ExportPlan:
     shards: tuple[Shard, ...]
     notes: tuple[str, ...]
     texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    packs_experts: bool = False
 
     @property
     def weight_bytes(self) -> int:
@@ -137,7 +139,10 @@ def plan_export(model: Path, form: Form, threads: int, progress: Step) -> Export
         tensors.append(tensor)
         progress(tensor.source.n_bytes if tensor.source else 0)
     files = shards((tensor.entries for tensor in tensors), form.shard_bytes)
-    return ExportPlan(model, opened.config, form, tuple(tensors), files, tuple(opened.notes), opened.texts)
+    packs_experts, notes = not form.dequantized and any(len(spec.shape) > 2 for spec in opened.specs), opened.notes
+    if packs_experts:
+        notes.append("transformers can't load packed experts; tritgguf convert can, and --dequantized writes floats")
+    return ExportPlan(model, opened.config, form, tuple(tensors), files, tuple(notes), opened.texts, packs_experts)
 
 
 def weight_files(model: Path) -> list[Path]:

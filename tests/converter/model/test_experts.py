@@ -141,7 +141,7 @@ def test_a_mix_up_would_show(mix_up: Callable[[str, dict[str, Floats]], None], n
     right = write(tmp_path / "right", name, tensors)
     mix_up(name, tensors)
     out = convert(write(tmp_path / "wrong", name, tensors), tmp_path / "out.gguf", "f16", check=False).out
-    assert logits_error(out, name) > WRONG / 5
+    assert logits_error(out, name) > WRONG
     bad = {check.name for check in verify(right, out).tensors if check.verdict == "wrong"}
     assert bad
     assert all(name.startswith("blk.1.ffn_") and name.endswith("_exps.weight") for name in bad)
@@ -255,7 +255,8 @@ def test_a_gguf_file_s_experts_are_treated_alike(model: Folder, tmp_path: Path) 
 @pytest.mark.parametrize("scheme", ["bitnet", "absmean-g64", "uniform-d1"])
 @pytest.mark.parametrize("name", ["qwen3moe", "mixtral"])
 def test_quantize_writes_each_expert_under_its_own_name(name: str, scheme: str, model: Folder, tmp_path: Path) -> None:
-    quantize(model(name), tmp_path / "separate", scheme)
+    quantized = quantize(model(name), tmp_path / "separate", scheme)
+    assert ("transformers can't load packed experts" in " ".join(quantized.plan.notes)) == (scheme != "uniform-d1")
     together = write(tmp_path / "fused", name, without_experts(name, fused(name)))
     quantize(together, tmp_path / "together", scheme)
     files = [tmp_path / folder / "model.safetensors" for folder in ("separate", "together")]
