@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gguf import MODEL_TENSOR, Keys
 
-from tritgguf.converter.core.settings import shown
+from tritgguf.converter.core.settings import Settings, shown
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, uint32
 from tritgguf.converter.model.architecture import TensorSpec
@@ -96,6 +96,11 @@ def expert_keys(config: DecoderConfig, arch: str) -> Metadata:
         Keys.LLM.EXPERT_COUNT.format(arch=arch): uint32(count),
         Keys.LLM.EXPERT_USED_COUNT.format(arch=arch): uint32(used),
     }
+
+
+def expert_settings(keys: Settings, count: str = COUNTS[0]) -> dict[str, int]:
+    """Return config.json's settings from a GGUF file's keys: the way back of `expert_keys`."""
+    return {count: keys.integer("expert_count"), "num_experts_per_tok": keys.integer("expert_used_count")}
 
 
 def expert_size(config: DecoderConfig) -> int:

@@ -14,7 +14,8 @@ import tritgguf.runtime as rt
 from tests import maple_model, numpy_decoder
 from tests.checkpoint_recipes import config
 from tests.maple_model import CLAMP, RECIPE, TOKEN_IDS, TYPES, WINDOW, Floats
-from tritgguf.converter import convert, plan
+from tritgguf.converter import convert, form_named, plan, quantize
+from tritgguf.converter.checkpoint.safetensors_reader import read_tensors
 from tritgguf.converter.errors import SourceError, TritggufError, UnsupportedError
 from tritgguf.converter.gguf_io.reader import read_gguf
 from tritgguf.converter.verification.verification import verify
@@ -100,6 +101,21 @@ def test_the_keys_are_those_of_the_graph(folder: Path, tmp_path: Path) -> None:
     assert file.architecture == "maple"
     assert {key: file.value(f"maple.{key}") for key in expected} == expected
     assert file.value("tokenizer.ggml.pre") == "qwen2"
+
+
+def test_the_way_back_and_there_again_is_the_same_file(folder: Path, tmp_path: Path) -> None:
+    made = convert(folder, tmp_path / "made.gguf", "f16", check=False).out
+    back = quantize(made, tmp_path / "model", form_named(None, dtype="f32")).out
+    stored = read_tensors(back)
+    assert stored.keys() == maple_model.weights().keys()
+    again = read_gguf(convert(back, tmp_path / "again.gguf", "f16", check=False).out)
+    expected = read_gguf(made)
+    assert {name: tensor.data.tobytes() for name, tensor in again.tensors.items()} == {
+        name: tensor.data.tobytes() for name, tensor in expected.tensors.items()
+    }
+    assert {key: value for key, value in again.metadata.items() if key.startswith("maple.")} == {
+        key: value for key, value in expected.metadata.items() if key.startswith("maple.")
+    }
 
 
 @pytest.mark.parametrize(

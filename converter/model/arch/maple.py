@@ -10,6 +10,8 @@ from dataclasses import replace
 
 from gguf import Keys
 
+from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.core.settings import Settings
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, float32s, uint32
 from tritgguf.converter.model.architecture import Architecture, TensorSpec
@@ -24,8 +26,8 @@ from tritgguf.converter.model.decoder import (
     query_key_norms,
     require_untied_output,
 )
-from tritgguf.converter.model.experts import expert_keys, expert_size, experts, require
-from tritgguf.converter.model.sliding import pattern_metadata, require_window
+from tritgguf.converter.model.experts import expert_keys, expert_settings, expert_size, experts, require
+from tritgguf.converter.model.sliding import layer_types_setting, pattern_metadata, require_window
 
 CLAMP = 7.0  # of an expert's gate from above, of its up from both sides; the model's code has the number in it
 # What the graph assumes, by the key that could say otherwise.
@@ -67,6 +69,18 @@ def keys(config: DecoderConfig, arch: str) -> Metadata:
     }
 
 
+def settings(keys: Settings) -> ConfigJson:
+    """Return config.json's settings from a GGUF file's keys: the way back of `keys`."""
+    return {
+        **expert_settings(keys),
+        **layer_types_setting(keys),
+        "moe_intermediate_size": keys.integer("expert_feed_forward_length"),
+        "partial_rotary_factor": keys.integer("rope.dimension_count") / keys.integer("attention.key_length"),
+        "nope_on_global_attention": True,
+        "norm_topk_prob": True,
+    }
+
+
 def require_what_the_graph_assumes(config: DecoderConfig) -> None:
     """Raise UnsupportedError where config.json asks for something else."""
     for key, (value, why) in ASSUMED.items():
@@ -90,5 +104,6 @@ ARCHITECTURE = Architecture(
     tensors=tensors,
     extra_keys=keys,
     requires=(require_untied_output, require_what_the_graph_assumes, require_sliding_layers),
+    settings=settings,
     abilities=frozenset({Ability.PARTIAL_ROTATION, Ability.SLIDING_LAYERS}),
 )

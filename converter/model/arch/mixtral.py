@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from gguf import MODEL_ARCH
 
 from tritgguf.converter.model.architecture import Architecture, TensorSpec
@@ -16,7 +18,7 @@ from tritgguf.converter.model.decoder import (
     pair_neighbours,
     rope_divisors,
 )
-from tritgguf.converter.model.experts import ExpertNames, expert_keys, experts
+from tritgguf.converter.model.experts import ExpertNames, expert_keys, expert_settings, experts
 
 NAMES = ExpertNames("block_sparse_moe", gate="w1", up="w3", down="w2")
 
@@ -51,5 +53,6 @@ ARCHITECTURE = Architecture(
     classes={"MixtralForCausalLM": MIXTRAL},
     tensors=tensors,
     extra_keys=expert_keys,
+    settings=partial(expert_settings, count="num_local_experts"),
     honours_scales=True,
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from gguf import MODEL_ARCH, Keys
 
+from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.core.settings import Settings
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, uint32
 from tritgguf.converter.model.architecture import Architecture, TensorSpec
@@ -18,7 +20,7 @@ from tritgguf.converter.model.decoder import (
     query_key_norms,
     require_no_attention_bias,
 )
-from tritgguf.converter.model.experts import expert_keys, expert_size, experts, require
+from tritgguf.converter.model.experts import expert_keys, expert_settings, expert_size, experts, require
 
 
 def tensors(config: DecoderConfig) -> list[TensorSpec]:
@@ -41,6 +43,12 @@ def keys(config: DecoderConfig, arch: str) -> Metadata:
     """Return the numbers and the size of the experts."""
     size = {Keys.LLM.EXPERT_FEED_FORWARD_LENGTH.format(arch=arch): uint32(expert_size(config))}
     return {**expert_keys(config, arch), **size}
+
+
+def settings(keys: Settings) -> ConfigJson:
+    """Return config.json's settings from a GGUF file's keys: the way back of `keys`."""
+    size = keys.integer("expert_feed_forward_length")
+    return {**expert_settings(keys), "moe_intermediate_size": size, "norm_topk_prob": True}
 
 
 def require_experts_in_every_layer(config: DecoderConfig) -> None:
@@ -74,5 +82,7 @@ ARCHITECTURE = Architecture(
     tensors=tensors,
     extra_keys=keys,
     requires=(require_no_attention_bias, require_experts_in_every_layer, require_normalized_scores),
+    settings=settings,
+    model_type="qwen3_moe",
     honours_scales=True,
 )

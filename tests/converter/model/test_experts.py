@@ -16,7 +16,7 @@ import tritgguf.runtime as rt
 from tests import checkpoints, gguf_weights, numpy_decoder, packed_checkpoints, paths, tiny_tokenizers
 from tests.checkpoint_recipes import RECIPES, config
 from tests.decoder_layers import EXPERTS
-from tritgguf.converter import convert, plan, quantize
+from tritgguf.converter import convert, form_named, plan, quantize
 from tritgguf.converter.checkpoint.safetensors_reader import read_tensors
 from tritgguf.converter.errors import SourceError, TensorError, TritggufError, UnsupportedError
 from tritgguf.converter.gguf_io.reader import read_gguf
@@ -269,6 +269,15 @@ def test_quantize_writes_each_expert_under_its_own_name(name: str, scheme: str, 
         scales = {stored[f"{expert(name, 0, n, 0)}_scale"].read(slice(None)).item() for n in range(4)}
         assert len(scales) == 4  # each expert its own
         assert grids["blk.0.ffn_gate_exps.weight"] is not None
+
+
+def test_the_way_back_multiplies_each_expert_by_its_scale(tmp_path: Path) -> None:
+    folder, weights = packed(tmp_path / "model", packed_checkpoints.LONG)
+    made = convert(folder, tmp_path / "made.gguf", "tq2_0", check=False).out
+    stored = read_tensors(quantize(made, tmp_path / "floats", form_named(None, dtype="f32")).out)
+    assert stored.keys() == weights.keys()
+    for name in filter(checkpoints.is_linear, weights):
+        np.testing.assert_array_equal(stored[name].read(slice(None)), weights[name], err_msg=name)
 
 
 def test_latent_experts_are_rounded_one_by_one(model: Folder, tmp_path: Path) -> None:
