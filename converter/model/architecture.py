@@ -50,7 +50,7 @@ class TensorSpec:
     @property
     def forms(self) -> tuple[StoredForm, ...]:
         """The ways in which checkpoints store the tensor."""
-        return self.stored or (Whole((self.source,)),)
+        return self.stored or (Whole(self.source),)
 
     @property
     def names(self) -> list[str]:
@@ -132,7 +132,7 @@ class Architecture:
 def linear_names(specs: Iterable[TensorSpec]) -> frozenset[str]:
     """Return the checkpoint's names of the linear layers' matrices, for each expert that of its own."""
     linear = [spec for spec in specs if spec.role == "linear"]
-    return frozenset(matrix.source for spec in linear for matrix in spec.matrices())
+    return frozenset(name for spec in linear for name in spec.forms[0].names)
 
 
 def architectures() -> tuple[Architecture, ...]:

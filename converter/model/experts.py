@@ -49,6 +49,7 @@ def experts(config: DecoderConfig, layer: int, size: int, names: ExpertNames = E
     `size` is an expert's number of inner values. transformers 5 may store gate and up of all experts as one tensor.
     """
     count, hidden = n_experts(config), config.hidden_size
+    gate_up, down = (in_layer(layer, f"mlp.experts.{matrices}") for matrices in ("gate_up_proj", "down_proj"))
     router = [in_layer(layer, f"{module}.gate.weight") for module in dict.fromkeys((names.module, "mlp"))]
     return [
         TensorSpec(
@@ -56,35 +57,23 @@ def experts(config: DecoderConfig, layer: int, size: int, names: ExpertNames = E
             gguf_name(MODEL_TENSOR.FFN_GATE_INP, layer),
             (count, hidden),
             "router",
-            stored=tuple(Whole((name,)) for name in router),
+            stored=tuple(Whole(name) for name in router),
         ),
         *(
             TensorSpec(
-                in_layer(layer, f"{names.module}.experts.*.{matrix}.weight"),
+                name := in_layer(layer, f"{names.module}.experts.*.{matrix}.weight"),
                 gguf_name(tensor, layer),
                 (count, *shape),
                 "linear",
-                stored=(_each(layer, names.module, matrix, count), fused),
+                stored=(Matrices(name, count), together),
             )
-            for matrix, tensor, shape, fused in (
-                (names.gate, MODEL_TENSOR.FFN_GATE_EXP, (size, hidden), _gate_and_up(layer, 0, size)),
-                (names.up, MODEL_TENSOR.FFN_UP_EXP, (size, hidden), _gate_and_up(layer, size, size)),
-                (names.down, MODEL_TENSOR.FFN_DOWN_EXP, (hidden, size), Whole((_fused(layer, "down_proj"),))),
+            for matrix, tensor, shape, together in (
+                (names.gate, MODEL_TENSOR.FFN_GATE_EXP, (size, hidden), RowsOfMatrices(gate_up, 0, 2 * size)),
+                (names.up, MODEL_TENSOR.FFN_UP_EXP, (size, hidden), RowsOfMatrices(gate_up, size, 2 * size)),
+                (names.down, MODEL_TENSOR.FFN_DOWN_EXP, (hidden, size), Whole(down)),
             )
         ),
     ]
-
-
-def _each(layer: int, module: str, matrix: str, count: int) -> Matrices:
-    return Matrices(tuple(in_layer(layer, f"{module}.experts.{expert}.{matrix}.weight") for expert in range(count)))
-
-
-def _gate_and_up(layer: int, first: int, size: int) -> RowsOfMatrices:
-    return RowsOfMatrices((_fused(layer, "gate_up_proj"),), first, 2 * size)
-
-
-def _fused(layer: int, matrices: str) -> str:
-    return in_layer(layer, f"mlp.experts.{matrices}")
 
 
 def expert_keys(config: DecoderConfig, arch: str) -> Metadata:

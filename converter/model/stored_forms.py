@@ -16,11 +16,13 @@ from tritgguf.converter.core.tensors import RowsOf, SourceTensor
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
 class StoredForm(ABC):
-    """One way of storing a tensor; `names` are the checkpoint's tensors that hold it."""
+    """One way of storing a tensor."""
 
-    names: tuple[str, ...]
+    @property
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """The names of the checkpoint's tensors that hold it."""
 
     @abstractmethod
     def stored_shape(self, shape: Shape) -> Shape:
@@ -33,7 +35,13 @@ class StoredForm(ABC):
 
 @dataclass(frozen=True)
 class Whole(StoredForm):
-    """The tensor itself, under the one name."""
+    """The tensor itself, called `stored_name`."""
+
+    stored_name: str
+
+    @property
+    def names(self) -> Sequence[str]:
+        return (self.stored_name,)
 
     def stored_shape(self, shape: Shape) -> Shape:
         return shape
@@ -44,7 +52,15 @@ class Whole(StoredForm):
 
 @dataclass(frozen=True)
 class Matrices(StoredForm):
-    """A tensor of three dimensions as one matrix under each name."""
+    """A tensor of three dimensions as `count` matrices, whose names have their numbers instead of the star."""
+
+    pattern: str
+    count: int
+
+    @property
+    def names(self) -> Sequence[str]:
+        before, _, after = self.pattern.partition("*")
+        return [f"{before}{number}{after}" for number in range(self.count)]
 
     def stored_shape(self, shape: Shape) -> Shape:
         return shape[1:]
@@ -55,10 +71,15 @@ class Matrices(StoredForm):
 
 @dataclass(frozen=True)
 class RowsOfMatrices(StoredForm):
-    """The rows from `first` on in each matrix of a tensor of three dimensions, whose matrices have `n_rows` rows."""
+    """The rows from `first` on in each matrix of `stored_name`, a tensor whose matrices have `n_rows` rows."""
 
+    stored_name: str
     first: int
     n_rows: int
+
+    @property
+    def names(self) -> Sequence[str]:
+        return (self.stored_name,)
 
     def stored_shape(self, shape: Shape) -> Shape:
         return (shape[0], self.n_rows, shape[2])

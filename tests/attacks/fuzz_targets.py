@@ -21,7 +21,7 @@ from tritgguf.converter.planning.request import Request
 from tritgguf.converter.tokenizer import read_tokenizer
 from tritgguf.runtime.engine import gguf_header
 
-RECIPES = ("llama-gqa", "llama-yarn", "qwen2", "qwen3", "mistral-window")
+RECIPES = ("llama-gqa", "llama-yarn", "qwen2", "qwen3", "mistral-window", "qwen3moe")
 PACKINGS = ("2b4t", "falcon3", "llama-rows", "14b-seed", "14b-newer", "14b-padded", "1bitllm", "bitcpm")
 
 
