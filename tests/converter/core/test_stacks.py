@@ -109,7 +109,7 @@ def test_kernels_read_the_rows_of_one_matrix(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [0, 3])
 def test_damage_is_told_with_the_matrix_s_own_name(number: int, tmp_path: Path) -> None:
-    values = np.zeros((EXPERTS, ROWS, COLUMNS), np.float32)
+    values = np.ones((EXPERTS, ROWS, COLUMNS), np.float32)
     values[number, 7, 5] = np.nan
     entries = {f"expert.{n}.weight": packed_checkpoints.floats(values[n], "F32") for n in range(EXPERTS)}
     packed_checkpoints.write_tensors(tmp_path, entries)

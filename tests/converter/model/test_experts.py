@@ -191,6 +191,31 @@ def test_packed_experts_are_exact(bits: int, type_name: str, tmp_path: Path) -> 
     assert np.linalg.norm(found_logits - expected) / np.linalg.norm(expected) < WRONG
 
 
+def test_base_3_packed_experts_are_exact(tmp_path: Path) -> None:
+    """Each group of 64 columns has a scale of its own."""
+    stored: packed_checkpoints.Stored = {}
+    weights = checkpoints.weights("mixtral")
+    for key, values in weights.items():
+        if not checkpoints.is_linear(key):
+            stored[key] = packed_checkpoints.floats(values, "BF16")
+            continue
+        trits, n_rows = np.sign(values).astype(np.int8), len(values)
+        digits = packed_checkpoints.pack_base3(trits)
+        scales = packed_checkpoints._scales(key, (n_rows, values.shape[1] // 64), 64, packed_checkpoints.SHORT)
+        stored |= {
+            key: ("U8", digits.shape, digits.tobytes()),
+            f"{key}.scales": packed_checkpoints.floats(scales, "F32"),
+        }
+        weights[key] = trits * np.repeat(scales, 64, axis=1)
+    write(tmp_path / "model", "mixtral", {})
+    packed_checkpoints.write_tensors(tmp_path / "model", stored)
+    out = convert(tmp_path / "model", tmp_path / "out.gguf", "q4_0", check=False).out
+    found = {tensor.name: gguf_weights.dequantized(tensor) for tensor in gguf.GGUFReader(out).tensors}
+    for part, tensor in enumerate(("gate", "up", "down")):
+        np.testing.assert_array_equal(found[f"blk.1.ffn_{tensor}_exps.weight"], stacked("mixtral", 1, part, weights))
+    assert {check.verdict for check in verify(tmp_path / "model", out).tensors if "_exps" in check.name} == {"exact"}
+
+
 def test_a_wrong_scale_of_one_expert_is_found(tmp_path: Path) -> None:
     folder, _ = packed(tmp_path / "model", packed_checkpoints.LONG)
     out = convert(folder, tmp_path / "out.gguf", "tq2_0", check=False).out
