@@ -190,7 +190,7 @@ def _ternary_groups(floats: Floats, group: int) -> tuple[Float32Array, int, int,
         suspects = np.where(magnitudes[bad] == 0, np.nan, magnitudes[bad])
         usual = np.nanquantile(suspects, 0.5, axis=-1, method="nearest").astype(np.float32)
         outliers = int((~np.isnan(suspects) & (suspects != usual[:, None])).sum())
-        scales[bad] = usual
+        scales[bad] = np.where(np.isfinite(magnitudes[bad]).all(axis=-1), usual, np.nan)
     return scales, int((magnitudes == 0).sum()), outliers, int(bad.sum())
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from gguf import MODEL_ARCH, MODEL_TENSORS, TENSOR_NAMES, get_tensor_name_map
 
-from tests import checkpoints, maple_model, packed_checkpoints
+from tests import maple_model
 from tests.checkpoint_recipes import RECIPES, config
 from tests.packed_checkpoints import PACKED
 from tritgguf.converter.errors import UnsupportedError
