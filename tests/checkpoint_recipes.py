@@ -33,6 +33,8 @@ class Recipe:
     rms_norm_eps: float = 1e-05
     shards: int = 1
     tokenizer: str = "llama3"
+    experts: int = 0  # in each layer; with `ffn` inner values each
+    experts_used: int = 2  # for each token
     inv_freq: bool = False  # Llama 1 files carry the rotary frequencies as tensors
     extra: Mapping[str, Any] = field(default_factory=dict)  # further config.json keys
     n_tokens: int = 96  # length of the recorded sequence
@@ -48,6 +50,8 @@ _HUNYUAN, _GEMMA3, _SMOLLM3, _PHI3, _GRANITE, _OLMO2, _OLMO3 = (
     f"{name}ForCausalLM" for name in ("HunYuanDenseV1", "Gemma3", "SmolLM3", "Phi3", "Granite", "Olmo2", "Olmo3")
 )
 _QWEN35 = "Qwen3_5ForCausalLM"
+_QWEN3_MOE, _MIXTRAL = "Qwen3MoeForCausalLM", "MixtralForCausalLM"
+_MODEL_TYPES = {_QWEN3_MOE: "qwen3_moe"}
 _BOTH = ("absmean", "mse")
 _LLAMA3_SCALING = {
     "rope_type": "llama3",
@@ -359,6 +363,14 @@ RECIPES: Mapping[str, Recipe] = {
         n_tokens=192,
         extra={"sliding_window": 40, "layer_types": ["full_attention", "sliding_attention"]},
     ),
+    "qwen3moe": Recipe(
+        _QWEN3_MOE, "float", head_dim=128, tokenizer="qwen2", ffn=256, experts=8, experts_used=3, rms_norm_eps=0.05
+    ),
+    "qwen3moe-ternary": Recipe(
+        _QWEN3_MOE, "ternary-row", head_dim=64, transformers=5, tokenizer="qwen2", ffn=256, experts=6, shards=3
+    ),
+    "mixtral": Recipe(_MIXTRAL, "float", ffn=256, experts=4, rope_theta=1000000.0, rms_norm_eps=0.05),
+    "mixtral-ternary": Recipe(_MIXTRAL, "ternary-tensor", "F16", ffn=512, experts=4, transformers=5, experts_used=1),
 }
 
 
@@ -366,7 +378,7 @@ def config(recipe: Recipe) -> dict[str, Any]:
     """Return config.json as the recipe's major version of transformers writes it."""
     keys: dict[str, Any] = {
         "architectures": [recipe.architecture],
-        "model_type": recipe.architecture.removesuffix("ForCausalLM").lower(),
+        "model_type": _MODEL_TYPES.get(recipe.architecture, recipe.architecture.removesuffix("ForCausalLM").lower()),
         "hidden_act": "silu",
         "hidden_size": recipe.hidden,
         "intermediate_size": recipe.ffn,
@@ -385,6 +397,11 @@ def config(recipe: Recipe) -> dict[str, Any]:
         keys["head_dim"] = recipe.head_dim
     if recipe.architecture in (_LLAMA, _QWEN3, _GRANITE):
         keys["attention_bias"] = recipe.attention_bias
+    if recipe.experts:
+        count = "num_local_experts" if recipe.architecture == _MIXTRAL or recipe.transformers == 5 else "num_experts"
+        keys |= {count: recipe.experts, "num_experts_per_tok": recipe.experts_used}
+    if recipe.architecture == _QWEN3_MOE:  # without experts, layers would have twice as many inner values
+        keys |= {"moe_intermediate_size": recipe.ffn, "intermediate_size": 2 * recipe.ffn, "norm_topk_prob": True}
     if recipe.architecture in (_LLAMA, _GRANITE):
         keys["mlp_bias"] = recipe.mlp_bias
     dtype = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}[recipe.dtype]

@@ -64,7 +64,8 @@ def weights(name: str, recipe: Recipe | None = None) -> dict[str, Floats]:
 
 def is_linear(tensor_name: str) -> bool:
     """Say whether a tensor is one of the linear weights that become ternary."""
-    return tensor_name.endswith(("_proj.weight", "in_proj_qkv.weight", "in_proj_z.weight"))
+    ends = ("_proj.weight", "in_proj_qkv.weight", "in_proj_z.weight", ".w1.weight", ".w2.weight", ".w3.weight")
+    return tensor_name.endswith(ends)
 
 
 # --- values ------------------------------------------------------------------------------------------------------
@@ -100,10 +101,12 @@ def _tensor(name: str, recipe: Recipe, key: str, shape: tuple[int, ...]) -> Floa
         return noise * _row_lengths(f"{name}/{key}/lengths", recipe.vocab) * np.float32(3 / math.sqrt(recipe.hidden))
     if key == "model.embed_tokens.weight":
         return noise
+    if key.endswith(".gate.weight"):  # large enough that roundings seldom choose other experts
+        return noise * np.float32(4 / math.sqrt(recipe.hidden))
     gain = 1.0
     if key.endswith(("q_proj.weight", "k_proj.weight", "qkv_proj.weight")) and not has_query_key_norms(recipe):
         gain = 1.25  # large queries and keys make attention depend on positions, so that a wrong rotation shows
-    if key.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight")) and not recipe.tied:
+    if key.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight", "w2.weight")) and not recipe.tied:
         gain = 0.75  # and a residual stream that the embedding leads keeps the two best tokens apart
     deviation = gain / math.sqrt(shape[-1])
     return noise * np.float32(deviation) if recipe.weights == "float" else _ternary(name, recipe, key, noise, deviation)

@@ -12,6 +12,12 @@ Shapes: TypeAlias = "dict[str, tuple[int, ...]]"
 
 # The names of the norms of queries and keys.
 QUERY_KEY_NORMS = ("q_norm.weight", "k_norm.weight", "query_layernorm.weight", "key_layernorm.weight")
+# The module of a layer's experts, and what it calls gate, up and down.
+EXPERTS = {
+    "Qwen3MoeForCausalLM": ("mlp", "gate_proj", "up_proj", "down_proj"),
+    "MapleForCausalLM": ("mlp", "gate_proj", "up_proj", "down_proj"),
+    "MixtralForCausalLM": ("block_sparse_moe", "w1", "w3", "w2"),
+}
 # Classes whose norms multiply by 1 + weight.
 NORMS_PLUS_ONE = frozenset({"Gemma3ForCausalLM", "Qwen3_5ForCausalLM"})
 
@@ -121,6 +127,30 @@ def _qwen35(recipe: Recipe, number: int) -> Shapes:
     return {**others, **{f"linear_attn.{name}": shape for name, shape in linear.items()}}
 
 
+def _experts(recipe: Recipe) -> Shapes:
+    """Return the shapes of a router and of each expert's matrices."""
+    hidden, ffn = recipe.hidden, recipe.ffn
+    module, *names = EXPERTS[recipe.architecture]
+    shapes = dict(zip(names, ((ffn, hidden), (ffn, hidden), (hidden, ffn)), strict=True))
+    return {f"{module}.gate.weight": (recipe.experts, hidden)} | {
+        f"{module}.experts.{expert}.{name}.weight": shape
+        for expert in range(recipe.experts)
+        for name, shape in shapes.items()
+    }
+
+
+def _qwen3_moe(recipe: Recipe) -> Shapes:
+    return {**_without_feed_forward(_qwen3(recipe)), **_experts(recipe)}
+
+
+def _mixtral(recipe: Recipe) -> Shapes:
+    return {**_without_feed_forward(_llama(recipe)), **_experts(recipe)}
+
+
+def _without_feed_forward(shapes: Shapes) -> Shapes:
+    return {name: shape for name, shape in shapes.items() if "mlp." not in name}
+
+
 _LAYERS: Mapping[str, Callable[[Recipe], Shapes]] = {
     "Qwen3ForCausalLM": _qwen3,
     "HunYuanDenseV1ForCausalLM": _hunyuan,
@@ -128,4 +158,7 @@ _LAYERS: Mapping[str, Callable[[Recipe], Shapes]] = {
     "Olmo2ForCausalLM": _olmo2,
     "Olmo3ForCausalLM": _olmo2,
     "Phi3ForCausalLM": _phi3,
+    "Qwen3MoeForCausalLM": _qwen3_moe,
+    "MapleForCausalLM": _qwen3_moe,
+    "MixtralForCausalLM": _mixtral,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -132,6 +132,46 @@ class SourceTensor(ABC):
     def fitted(self, shape: tuple[int, ...]) -> SourceTensor | None:
         """Return the tensor as one of the model's shape; None if it can't be that tensor."""
         return self if self.shape == shape else None
+
+    def matrices(self) -> Sequence[SourceTensor]:
+        """Return the tensor, or where it has more than two dimensions its matrices, such as one for each expert."""
+        n_matrices, shape = math.prod(self.shape[:-2]), self.shape[-2:]
+        if n_matrices == 1:
+            return (self,)
+        return [RowsOf(self.name, self.dtype, shape, self, number * shape[0]) for number in range(n_matrices)]
+
+
+@dataclass(frozen=True)
+class RowsOf(SourceTensor):
+    """Neighbouring rows of the tensor `whole`, from row `first` on, as a tensor of their own."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    whole: SourceTensor
+    first: int
+
+    @property
+    def n_bytes(self) -> int:
+        return self.whole.n_bytes * math.prod(self.shape) // math.prod(self.whole.shape)
+
+    def read(self, rows: slice | RowIndices) -> Float32Array:
+        return self.whole.read(self._in_whole(rows))
+
+    def floats(self, rows: slice | RowIndices) -> Floats:
+        return self.whole.floats(self._in_whole(rows))
+
+    def read_codes(self, rows: slice | RowIndices) -> CodedRows | None:
+        return self.whole.read_codes(self._in_whole(rows))
+
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        return self.whole.on_disk(self._in_whole(rows))
+
+    def _in_whole(self, rows: slice | RowIndices) -> slice | RowIndices:
+        if not isinstance(rows, slice):
+            return rows + self.first
+        start, stop, _ = rows.indices(math.prod(self.shape[:-1]))
+        return slice(self.first + start, self.first + stop)
 
 
 @dataclass(frozen=True)

@@ -94,4 +94,6 @@ def _reading(plan: ExportPlan) -> str:
     if plan.form.dequantized:
         return "Plain floats: `transformers.AutoModelForCausalLM.from_pretrained` loads this folder."
     assert plan.form.scheme is not None
+    if plan.packs_experts:
+        return "`tritgguf convert` makes a GGUF file of this folder; transformers can't load packed experts."
     return plan.form.scheme.reading + " `tritgguf convert` makes a GGUF file of it."

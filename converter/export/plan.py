@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ class ExportPlan:
     """The folder: its safetensors files, the tensors in order, and notes for the user.
 
     `model` is the model's folder or GGUF file; `texts` are JSON files made of a GGUF file's keys, by name.
+    `packs_experts`: it holds packed experts, which transformers can't load, since it keeps a layer's in one tensor.
     """
 
     model: Path
@@ -87,6 +89,7 @@ class ExportPlan:
     shards: tuple[Shard, ...]
     notes: tuple[str, ...]
     texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    packs_experts: bool = False
 
     @property
     def weight_bytes(self) -> int:
@@ -128,17 +131,19 @@ def plan_export(model: Path, form: Form, threads: int, progress: Step) -> Export
             f"config.json: {ROUNDS_ITSELF} rounds its weights to three levels each time it computes, so floats that "
             "are rounded already would change: choose a packed scheme, or convert to GGUF"
         )
-    found = opened.tensors or {}
 
-    def choose(spec: TensorSpec) -> TensorExport:
-        return _choose(spec, found.get(spec.source), form, opened.config)
+    def choose(matrix: tuple[TensorSpec, SourceTensor | None]) -> TensorExport:
+        return _choose(*matrix, form, opened.config)
 
     tensors = []
-    for tensor in parallel(choose, opened.specs, threads):
+    for tensor in parallel(choose, _matrices(opened.specs, opened.tensors), threads):
         tensors.append(tensor)
         progress(tensor.source.n_bytes if tensor.source else 0)
     files = shards((tensor.entries for tensor in tensors), form.shard_bytes)
-    return ExportPlan(model, opened.config, form, tuple(tensors), files, tuple(opened.notes), opened.texts)
+    packs_experts, notes = not form.dequantized and any(len(spec.shape) > 2 for spec in opened.specs), opened.notes
+    if packs_experts:
+        notes.append("transformers can't load packed experts; tritgguf convert can, and --dequantized writes floats")
+    return ExportPlan(model, opened.config, form, tuple(tensors), files, tuple(notes), opened.texts, packs_experts)
 
 
 def weight_files(model: Path) -> list[Path]:
@@ -169,6 +174,15 @@ def _open_gguf(path: Path) -> _Opened:
     except UnsupportedError as error:
         texts, notes = {}, [f"the folder gets no tokenizer: {error}"]
     return _Opened(model.config, model.specs, model.tensors, notes, texts)
+
+
+def _matrices(
+    specs: Sequence[TensorSpec], found: Mapping[str, SourceTensor] | None
+) -> Iterator[tuple[TensorSpec, SourceTensor | None]]:
+    """Yield the model's tensors; of experts each matrix on its own, as schemes quantize it and checkpoints name it."""
+    for spec in specs:
+        stored: Iterable[SourceTensor | None] = repeat(None) if found is None else found[spec.source].matrices()
+        yield from zip(spec.matrices(), stored, strict=False)
 
 
 def _require_sense(checkpoint: Checkpoint, tensors: Iterable[SourceTensor], form: Form) -> None:

@@ -228,16 +228,23 @@ def _stock_notes(path: Path) -> list[str]:
 def _with_companions(
     specs: Sequence[TensorSpec], stored: Mapping[str, int], tensors: Mapping[str, SourceTensor]
 ) -> list[int]:
-    """Return each tensor's size in bytes, including its scales; mostly their names begin with the tensor's name."""
+    """Return each tensor's size in bytes, including its scales; mostly their names begin with the tensor's name.
+
+    Where one stored tensor holds several of the model's, each has an equal share.
+    """
     names = sorted(stored)
-    sizes = []
-    for spec in specs:
-        first = last = bisect_left(names, spec.source)
-        while last < len(names) and names[last].startswith(spec.source):
+    shares = Counter(name for spec in specs for name in spec.names)
+
+    def size(name: str) -> int:
+        first = last = bisect_left(names, name)
+        while last < len(names) and names[last].startswith(name):
             last += 1
-        with_scales = sum(stored[name] for name in names[first:last])
-        sizes.append(max(with_scales, tensors[spec.source].n_bytes if spec.source in tensors else 0))
-    return sizes
+        return sum(stored[companion] for companion in names[first:last]) // shares[name]
+
+    return [
+        max(sum(size(name) for name in spec.names), tensors[spec.source].n_bytes if spec.source in tensors else 0)
+        for spec in specs
+    ]
 
 
 def _sizes(model: Model, tensors: Sequence[TensorFacts]) -> dict[str, Size]:

@@ -21,16 +21,19 @@ from tritgguf.converter.gguf_io.metadata import Metadata, string
 from tritgguf.converter.model.config import Ability, DecoderConfig, read_decoder_config
 from tritgguf.converter.model.hyperparameters import hyperparameters
 from tritgguf.converter.model.rope import ROPE_FREQS, rotation
+from tritgguf.converter.model.stored_forms import StoredForm, Whole
 
 
 @dataclass(frozen=True)
 class TensorSpec:
     """A tensor that the graph needs: `source` and `name` in checkpoint and GGUF, `shape` as the graph wants it.
 
-    `role` is "linear", "embedding", "output", "norm", "bias", "rope", "scale" or "kept": only linear tensors become
-    ternary. `rows` is the order that the graph wants the rows in, None for the checkpoint's. A tensor with `data` isn't
-    in the checkpoint but follows from config.json; `plus` is added to the values of one that is. `derive` makes it of
-    one that checkpoints store in another form, with `stored_shape` where that is another shape.
+    `role` is "linear", "embedding", "output", "norm", "bias", "router", "rope", "scale" or "kept": only linear tensors
+    become ternary. `rows` is the order that the graph wants the rows in, None for the checkpoint's. A tensor with
+    `data` isn't in the checkpoint but follows from config.json; `plus` is added to the values of one that is. `derive`
+    makes it of one that checkpoints store in another form, with `stored_shape` where that is another shape. One that
+    isn't simply stored as `source` has the ways in which checkpoints store it in `stored`, the usual one first; then
+    `source` only names it in messages.
     """
 
     source: str
@@ -42,6 +45,23 @@ class TensorSpec:
     plus: float = 0.0
     stored_shape: tuple[int, ...] | None = None
     derive: Callable[[SourceTensor], SourceTensor] | None = None
+    stored: tuple[StoredForm, ...] = ()
+
+    @property
+    def forms(self) -> tuple[StoredForm, ...]:
+        """The ways in which checkpoints store the tensor."""
+        return self.stored or (Whole(self.source),)
+
+    @property
+    def names(self) -> list[str]:
+        """The names that checkpoints may store the tensor under."""
+        return [name for form in self.forms for name in form.names]
+
+    def matrices(self) -> list[TensorSpec]:
+        """Return what checkpoints usually store: the tensor, or a matrix of its own for each of its matrices."""
+        form = self.forms[0]
+        shape = form.stored_shape(self.shape)
+        return [replace(self, source=name, shape=shape, stored=()) for name in form.names]
 
     def as_stored(self) -> TensorSpec:
         """Return the tensor as checkpoints have it, for those who write checkpoints."""
@@ -52,18 +72,19 @@ class TensorSpec:
 class Architecture:
     """One graph of llama.cpp and the transformers classes that it computes.
 
-    `classes` maps each class to the config.json values that it assumes where the file has none. `respell` returns all
-    of these as `DecoderConfig` spells them, where the class has spellings of its own. `tensors` lists the file's
-    tensors in the order in which they are written. `extra_keys` adds to, or replaces, the common hyperparameters; it
-    gets the prefix of the keys. Each of `requires` raises UnsupportedError for a model that the graph can't compute;
-    `activations` are those that it computes, the default first, and `abilities` what it computes beyond other graphs.
-    `honours_scales` tells whether the graph multiplies every linear layer by its `.scale` tensor. `own_name` is set
-    where the stock graph alone would compute another model: the file then has the keys under both names. On the way
-    back from a GGUF file, `settings` turns the architecture's keys into what `extra_keys` made them of; `model_type` is
-    config.json's for the first of `classes`, where it isn't that name in lower case.
+    `graph` is its number in the package gguf, or its name where that package doesn't know it yet. `classes` maps each
+    class to the config.json values that it assumes where the file has none. `respell` returns all of these as
+    `DecoderConfig` spells them, where the class has spellings of its own. `tensors` lists the file's tensors in the
+    order in which they are written. `extra_keys` adds to, or replaces, the common hyperparameters; it gets the prefix
+    of the keys. Each of `requires` raises UnsupportedError for a model that the graph can't compute; `activations` are
+    those that it computes, the default first, and `abilities` what it computes beyond other graphs. `honours_scales`
+    tells whether the graph multiplies every linear layer by its `.scale` tensor. `own_name` is set where the stock
+    graph alone would compute another model: the file then has the keys under both names. On the way back from a GGUF
+    file, `settings` turns the architecture's keys into what `extra_keys` made them of; `model_type` is config.json's
+    for the first of `classes`, where it isn't that name in lower case.
     """
 
-    graph: MODEL_ARCH
+    graph: MODEL_ARCH | str
     classes: Mapping[str, ConfigJson]
     tensors: Callable[[DecoderConfig], list[TensorSpec]]
     extra_keys: Callable[[DecoderConfig, str], Metadata] = lambda _config, _arch: {}
@@ -79,7 +100,7 @@ class Architecture:
     @property
     def graph_name(self) -> str:
         """What llama.cpp calls the graph."""
-        return MODEL_ARCH_NAMES[self.graph]
+        return self.graph if isinstance(self.graph, str) else MODEL_ARCH_NAMES[self.graph]
 
     @property
     def name(self) -> str:
@@ -113,8 +134,9 @@ class Architecture:
 
 
 def linear_names(specs: Iterable[TensorSpec]) -> frozenset[str]:
-    """Return the checkpoint's names of the linear tensors."""
-    return frozenset(spec.source for spec in specs if spec.role == "linear")
+    """Return the checkpoint's names of the linear layers' matrices, for each expert that of its own."""
+    linear = [spec for spec in specs if spec.role == "linear"]
+    return frozenset(name for spec in linear for name in spec.forms[0].names)
 
 
 def architectures() -> tuple[Architecture, ...]:

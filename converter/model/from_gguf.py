@@ -16,6 +16,7 @@ import numpy as np
 from gguf import Keys
 
 from tritgguf.converter.core.settings import Settings
+from tritgguf.converter.core.stacks import Stack
 from tritgguf.converter.core.tensors import ByteArray, Float32Array, RowIndices, SourceTensor, row_numbers
 from tritgguf.converter.errors import SourceError, TritggufError, UnsupportedError
 from tritgguf.converter.gguf_io.gguf_tensor import GgufTensor
@@ -49,7 +50,7 @@ class HfTensor(SourceTensor):
 
     name: str
     shape: tuple[int, ...]
-    stored: GgufTensor
+    stored: SourceTensor
     places: RowIndices | None
     factor: float = 1.0
     plus: float = 0.0
@@ -220,12 +221,24 @@ def _matched(file: GgufFile, specs: list[TensorSpec], config: DecoderConfig) -> 
                 f"{file.architecture}, which stores {spec.name} in another form"
             )
         scale = unused.pop(spec.name.removesuffix(".weight") + ".scale", None) if spec.role == "linear" else None
-        factor = 1.0 if scale is None else float(scale.read(slice(None)).reshape(-1)[0])
-        places = None if spec.rows is None else np.argsort(spec.rows)
-        matched[spec.source] = HfTensor(spec.source, spec.shape, stored, places, factor, spec.plus)
+        matched[spec.source] = _in_checkpoint(spec, stored, scale)
     if unused:
         raise UnsupportedError(
             f"{file.path.name} holds {min(unused)}, which {config.graph} has no place for in a checkpoint "
             f"({len(unused)} such tensors)"
         )
     return matched
+
+
+def _in_checkpoint(spec: TensorSpec, stored: GgufTensor, scale: GgufTensor | None) -> SourceTensor:
+    """Return a tensor as the checkpoint has it; `scale` has one value for each of its matrices."""
+    matrices = stored.matrices()
+    factors = [1.0] * len(matrices) if scale is None else scale.read(slice(None)).reshape(-1).tolist()
+    if len(factors) != len(matrices):
+        raise SourceError(f"{stored.file.name}: {spec.name} has {len(factors)} scales; expected {len(matrices)}")
+    places = None if spec.rows is None else np.argsort(spec.rows)
+    parts = [
+        HfTensor(spec.source, matrix.shape, matrix, places, factor, spec.plus)
+        for matrix, factor in zip(matrices, factors, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else Stack.of(spec.source, parts)

@@ -10,6 +10,7 @@ from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.config import DecoderConfig
 from tritgguf.converter.model.shifted import ShiftedTensor
+from tritgguf.converter.model.stored_forms import StoredForm
 
 # Buffers in old checkpoints; the graph computes them itself.
 MULTI_TOKEN = re.compile(r"^mtp\.")  # layers that guess further tokens at once; transformers leaves them out as well
@@ -19,24 +20,19 @@ IGNORED = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)$")
 def match_tensors(
     specs: Sequence[TensorSpec], found: Mapping[str, SourceTensor], config: DecoderConfig
 ) -> tuple[dict[str, SourceTensor], list[str]]:
-    """Return the checkpoint's tensors that the graph needs, by name, and notes on those that are left out.
+    """Return the tensors that the graph needs, by `TensorSpec.source`, and notes on those that are left out.
 
     Raises SourceError where one is missing or has another shape, UnsupportedError where the graph can't use one.
     """
-    needed = {spec.source: spec for spec in specs if spec.data is None}
     matched: dict[str, SourceTensor] = {}
-    for name, spec in needed.items():
-        if name not in found:
-            raise SourceError(f"the checkpoint has no tensor {name}, which config.json calls for (shape {spec.shape})")
-        shape = spec.stored_shape or spec.shape
-        fitted = found[name].fitted(shape)
-        if fitted is None:
-            raise SourceError(
-                f"tensor {name} has the shape {found[name].shape}, but config.json calls for {shape}: "
-                "weights and config.json belong to different models"
-            )
-        fitted = spec.derive(fitted) if spec.derive else fitted
-        matched[name] = ShiftedTensor(name, fitted.shape, fitted, spec.plus) if spec.plus else fitted
+    needed: set[str] = set()
+    for spec in (spec for spec in specs if spec.data is None):
+        form, shape = _form_in(spec, found), spec.stored_shape or spec.shape
+        needed |= set(form.names)
+        stored = [_fitted(name, form.stored_shape(shape), found) for name in form.names]
+        tensor = form.assembled(spec.source, shape, stored)
+        tensor = spec.derive(tensor) if spec.derive else tensor
+        matched[spec.source] = ShiftedTensor(spec.source, tensor.shape, tensor, spec.plus) if spec.plus else tensor
     left_out = [name for name in found if name not in needed and not IGNORED.search(name)]
     notes = []
     if guessing := [name for name in left_out if MULTI_TOKEN.match(name)]:
@@ -51,3 +47,21 @@ def match_tensors(
             f"({len(left_out)} such tensors): without it the model would compute something else"
         )
     return matched, notes
+
+
+def _form_in(spec: TensorSpec, found: Mapping[str, SourceTensor]) -> StoredForm:
+    """Return the way in which the checkpoint stores a tensor; where it has none of its tensors, the usual one."""
+    forms = (form for form in spec.forms if any(name in found for name in form.names))
+    return next(forms, spec.forms[0])
+
+
+def _fitted(name: str, shape: tuple[int, ...], found: Mapping[str, SourceTensor]) -> SourceTensor:
+    if name not in found:
+        raise SourceError(f"the checkpoint has no tensor {name}, which config.json calls for (shape {shape})")
+    fitted = found[name].fitted(shape)
+    if fitted is None:
+        raise SourceError(
+            f"tensor {name} has the shape {found[name].shape}, but config.json calls for {shape}: "
+            "weights and config.json belong to different models"
+        )
+    return fitted

@@ -210,12 +210,17 @@ def relative_error(source: SourceTensor, codec: TernaryCodec, method: Method) ->
 
 
 def with_scale_tensor(plan: TensorPlan) -> list[TensorPlan]:
-    """Return the plan, or two plans if fp16 would round the tensor's one scale: unit scales and a float32 `.scale`."""
+    """Return the plan, or two plans if fp16 would round the one scale of a tensor, or of each of its matrices.
+
+    The two are unit scales, and float32 `.scale`s, (n_matrices,).
+    """
     encoder, grid = plan.encoder, plan.grid
-    if grid is None or not grid.scale or grid.fp16_error == 0 or plan.spec.role != "linear":
+    if grid is None or grid.scales is None or grid.fp16_error == 0 or plan.spec.role != "linear":
         return [plan]
     name = plan.spec.name.removesuffix(".weight") + ".scale"
-    scale = TensorSpec(plan.spec.source, name, (1,), "scale", data=np.array([grid.scale], np.float32))
-    reason = plan.reason.split(";")[0] + "; its scale is stored as float32 in a tensor of its own"
+    scales = np.array(grid.scales, np.float32)
+    scale = TensorSpec(plan.spec.source, name, scales.shape, "scale", data=scales)
+    which = "its scale is" if len(scales) == 1 else "their scales are"
+    reason = plan.reason.split(";")[0] + f"; {which} stored as float32 in a tensor of its own"
     exact = replace(plan, encoder=encoder.with_unit_scale(), exact=True, reason=reason)
     return [exact, TensorPlan(Constant(scale, float_codec("f32")), "scale of the previous tensor", exact=True)]

@@ -7,6 +7,7 @@ that is stored in another tensor.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -171,15 +172,19 @@ class OnGrid(Encoder):
         return CodedRows(coded.codes, np.ones_like(coded.scales), coded.group) if self.unit_scale else coded
 
     def pieces(self, source: SourceTensor | None) -> Iterator[tuple[slice, ...]]:
-        packing, (*_, n_columns) = _present(source).kernel_packing, self.spec.shape
-        if packing != "four rows" or self.spec.rows is not None:
-            n_values = MORE_IF_PACKED * PIECE_VALUES if packing else PIECE_VALUES
-            yield from ((rows,) for rows in row_chunks(self.spec.shape, n_values=n_values))
+        packing, (n_rows, n_columns) = _present(source).kernel_packing, self.spec.shape[-2:]
+        if packing is None:
+            yield from super().pieces(source)
             return
-        # A byte holds one value from each quarter of the rows: convert all four together, to read each byte once.
-        n_stored = self.spec.shape[0] // 4
-        for rows in row_chunks((n_stored, n_columns), n_values=MORE_IF_PACKED * PIECE_VALUES // 4):
-            yield tuple(slice(rows.start + first, rows.stop + first) for first in range(0, 4 * n_stored, n_stored))
+        in_order = packing != "four rows" or self.spec.rows is not None
+        # Kernels read rows of one matrix. Where a byte holds one value from each quarter of its rows, all four are
+        # converted together, to read each byte once.
+        n_stored = n_rows if in_order else n_rows // 4
+        n_values = MORE_IF_PACKED * PIECE_VALUES * n_stored // n_rows
+        for start in range(0, math.prod(self.spec.shape[:-1]), n_rows):
+            firsts = range(start, start + n_rows, n_stored)
+            for rows in row_chunks((n_stored, n_columns), n_values=n_values):
+                yield tuple(slice(rows.start + first, rows.stop + first) for first in firsts)
 
     def values_per_call(self, source: SourceTensor | None) -> int | None:
         if not kernels.available():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -71,7 +72,7 @@ def _wholly_on(source: SourceTensor, levels: int) -> bool:
 
 def sample(source: SourceTensor) -> Float32Array:
     """Return about CHUNK_VALUES values of the tensor, float32 (n_rows, n_columns), rows spread evenly over it."""
-    n_rows = source.shape[0]
+    n_rows = math.prod(source.shape[:-1])
     wanted = min(n_rows, max(1, CHUNK_VALUES // source.shape[-1]))
     return source.read(np.linspace(0, n_rows - 1, wanted).astype(np.int64))
 

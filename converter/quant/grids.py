@@ -27,9 +27,11 @@ from tritgguf.converter.core.tensors import (
     SourceTensor,
     row_chunks,
 )
-from tritgguf.converter.quant.codec import TernaryCodec, fp16
+from tritgguf.converter.quant.codec import fp16
 from tritgguf.converter.quant.four_levels import LEVELS as FOUR
 from tritgguf.converter.quant.four_levels import signed_scales, widest_group
+from tritgguf.converter.quant.grid import Grid as Grid
+from tritgguf.converter.quant.grid import common_grid
 
 TERNARY = 3  # levels
 GROUPS = (16, 32, 64, 128, 256)
@@ -39,44 +41,6 @@ CHUNK = 1 << 21  # values; larger than numpy's chunks, since kernels need no flo
 FEW = 64  # groups: enough to see that nearly any tensor without a grid has none
 FEW_ROWS = 8  # rows: mostly enough to see that groups have different scales
 NEAR = 0.05  # report a grid, and count its outliers, if at most this share of the groups has any
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A tensor's grid.
-
-    `levels` is 3, 4, 9 or 27. `group` neighbouring columns share one scale (the row's length if whole rows do), and
-    `extent` names the group for messages. `scale` is the scale of the whole tensor, if it has only one. `fp16_error` is
-    the largest relative error of rounding a scale to fp16, `zeros` the share of zeros (None if unknown), `outliers` the
-    number of values off the grid.
-    """
-
-    levels: int
-    group: int
-    extent: str
-    scale: float | None = None
-    fp16_error: float = 0.0
-    zeros: float | None = None
-    outliers: int = 0
-
-    @property
-    def ternary(self) -> bool:
-        """Whether ternary codes and scales reproduce every value."""
-        return self.levels == 3 and self.outliers == 0
-
-    @property
-    def kind(self) -> str:
-        """What messages call the grid."""
-        return "ternary" if self.levels == 3 else f"{self.levels}-level"
-
-    def description(self, shape: tuple[int, ...]) -> str:
-        """Describe, for messages, the grid of a tensor of that shape."""
-        outliers = f", but {self.outliers} of {math.prod(shape)} values are off it" if self.outliers else ""
-        return f"its values are on a {self.kind} grid per {self.extent}{outliers}"
-
-    def fits(self, codec: TernaryCodec) -> bool:
-        """Whether a type stores the grid's codes: it has the levels, and each of its blocks lies in one group."""
-        return self.levels in codec.exact_levels and self.outliers == 0 and self.group % codec.block == 0
 
 
 def code_on_grid(rows: Floats, group: int) -> CodedRows | None:
@@ -108,7 +72,23 @@ def prefetch_first_rows(source: SourceTensor) -> None:
 
 
 def find_grid(source: SourceTensor) -> Grid | None:
-    """Return the tensor's grid, None if it is on none; raise TensorError if a value is NaN or Inf."""
+    """Return the tensor's grid, None if it is on none; raise TensorError if a value is NaN or Inf.
+
+    The matrices of a tensor of three dimensions each have their own; the grid returned describes all of them.
+    """
+    matrices = source.matrices()
+    if len(matrices) == 1:
+        return _matrix_grid(matrices[0])
+    grids: list[Grid] = []
+    for matrix in matrices:
+        grid = _matrix_grid(matrix)
+        if grid is None:
+            return None
+        grids.append(grid)
+    return common_grid(grids, source.shape[-1])
+
+
+def _matrix_grid(source: SourceTensor) -> Grid | None:
     if (coded := source.coded) is not None:
         return _coded_grid(coded)
     ternary = _ternary_grid(source)
@@ -211,7 +191,7 @@ def _ternary_groups(floats: Floats, group: int) -> tuple[Float32Array, int, int,
         suspects = np.where(magnitudes[bad] == 0, np.nan, magnitudes[bad])
         usual = np.nanquantile(suspects, 0.5, axis=-1, method="nearest").astype(np.float32)
         outliers = int((~np.isnan(suspects) & (suspects != usual[:, None])).sum())
-        scales[bad] = usual
+        scales[bad] = np.where(np.isfinite(magnitudes[bad]).all(axis=-1), usual, np.nan)
     return scales, int((magnitudes == 0).sum()), outliers, int(bad.sum())
 
 
@@ -298,7 +278,7 @@ class _Evidence:
     def grid(self, n_values: int | None, levels: int = 3) -> Grid:
         """Return the grid with the widest groups that all rows allow."""
         group = self.widest()
-        scale, extent = None, f"{group} columns"
+        scales, extent = None, f"{group} columns"
         if group == self.n_columns:
             per_row = np.concatenate(self.row_scales)
             used = per_row[per_row != 0]
@@ -307,9 +287,9 @@ class _Evidence:
             if n_shards == 1 and not self.apart:
                 extent = "tensor"
             if extent == "tensor":
-                scale = float(used[0]) if used.size else 0.0
+                scales = (float(used[0]) if used.size else 0.0,)
         zeros = self.n_zeros / n_values if self.n_zeros is not None and n_values else None
-        return Grid(levels, group, extent, scale, self.fp16_error, zeros, self.outliers)
+        return Grid(levels, group, extent, scales, self.fp16_error, zeros, self.outliers)
 
 
 ON_GRID = Kernel("on_grid", WORDS, int, int, int, np.float32, np.int8)

@@ -73,15 +73,19 @@ class TensorCheck:
 
 @dataclass(frozen=True)
 class Pair:
-    """A stored tensor and its source; `factor` is the value of the `.scale` tensor that it is multiplied by, or 1."""
+    """A stored tensor and its source; its matrices are multiplied by `factors`, (n_matrices,), its `.scale` tensor."""
 
     spec: TensorSpec
     source: SourceTensor | None
     stored: GgufTensor
-    factor: float = 1.0
+    factors: Float32Array | None = None
 
     def have(self, rows: slice) -> Float32Array:
-        return self.stored.read(rows) * self.factor
+        values = self.stored.read(rows)
+        if self.factors is None:
+            return values
+        n_rows = self.spec.shape[-2]
+        return values * self.factors[np.arange(rows.start, rows.start + len(values)) // n_rows, None]
 
     def want(self, rows: slice) -> Float32Array:
         """Return the source's effective weights in the order that the graph needs, float32 (n_rows, n_columns)."""
@@ -90,7 +94,7 @@ class Pair:
     def same_bytes(self) -> bool:
         """Whether the bytes of a GGUF source were passed through; some types can be compared only this way."""
         source = self.source
-        if source is None or source.ggml_type != self.stored.ggml_type or self.factor != 1:
+        if source is None or source.ggml_type != self.stored.ggml_type or self.factors is not None:
             return False
         return all(np.array_equal(source.read_bytes(rows), self.stored.read_bytes(rows)) for rows in self.chunks)
 

@@ -5,6 +5,7 @@ The chat template's rendering and the logits need the runtime, whose logits chec
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 
 from tritgguf.converter.core.parallel import n_threads, parallel
 from tritgguf.converter.core.progress import Progress, counted
+from tritgguf.converter.core.tensors import Float32Array
 from tritgguf.converter.errors import SourceError, TensorError, TokenizerError, TritggufError
 from tritgguf.converter.gguf_io.gguf_tensor import GgufTensor
 from tritgguf.converter.gguf_io.reader import GgufFile, read_gguf
@@ -126,7 +128,7 @@ def _pairs(model: Model, stored: Mapping[str, GgufTensor]) -> tuple[list[Pair], 
     for name, spec in specs.items():
         if name in stored:
             source = model.tensors[spec.source] if model.tensors and spec.data is None else None
-            pairs.append(Pair(spec, source, stored[name], scales.get(name, 1.0)))
+            pairs.append(Pair(spec, source, stored[name], scales.get(name)))
         else:
             unpaired.append(TensorCheck(name, "", "missing", "the file doesn't have this tensor"))
     known = {*specs, *(name.removesuffix(WEIGHT) + SCALE for name in scales)}
@@ -136,13 +138,15 @@ def _pairs(model: Model, stored: Mapping[str, GgufTensor]) -> tuple[list[Pair], 
     return pairs, unpaired
 
 
-def _scale_tensors(specs: Mapping[str, TensorSpec], stored: Mapping[str, GgufTensor]) -> dict[str, float]:
-    """Return the factor of each linear layer that has a `.scale` tensor of one value."""
+def _scale_tensors(specs: Mapping[str, TensorSpec], stored: Mapping[str, GgufTensor]) -> dict[str, Float32Array]:
+    """Return the factors of each linear layer that has a `.scale` tensor of one value, or of one for each matrix."""
     found = {}
     for name, spec in specs.items():
         scale = stored.get(name.removesuffix(WEIGHT) + SCALE)
-        if spec.role == "linear" and scale is not None and scale.name not in specs and scale.shape == (1,):
-            found[name] = float(scale.read(slice(None))[0, 0])
+        if spec.role != "linear" or scale is None or scale.name in specs:
+            continue
+        if scale.shape == (math.prod(spec.shape[:-2]),):
+            found[name] = scale.read(slice(None))[0]
     return found
 
 

@@ -32,7 +32,7 @@ from tritgguf.converter.planning.request import Request
 from tritgguf.converter.tokenizer import read_tokenizer
 from tritgguf.runtime.engine import gguf_header
 
-RECIPES = ("llama-gqa", "llama-yarn", "qwen2", "qwen3", "mistral-window")
+RECIPES = ("llama-gqa", "llama-yarn", "qwen2", "qwen3", "mistral-window", "qwen3moe")
 SCALED = ("ct-2bit", "ct-mixed", "gsq-4bit", "ct-int8", "ct-fp8", "fp8-blocks", "humming")
 PACKINGS = ("2b4t", "falcon3", "llama-rows", "14b-seed", "14b-newer", "14b-padded", "1bitllm", "bitcpm")
 QUANTIZED = ("gptq", "gptq-v2", "gptq-zeros", "auto-round", "mlx-bonsai", "mlx-auto-round")

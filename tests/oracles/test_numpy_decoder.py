@@ -16,6 +16,8 @@ from tritgguf.converter import convert
 
 GOLDENS = paths.GOLDEN
 TOKEN_IDS = [int(word % 320) for word in checkpoints._raw_words("numpy_decoder/token_ids", 96)]
+DENSE = ("llama-gqa", "llama-tied", "llama-head-dim", "mistral-no-window", "qwen3")
+MIXTURES = ("qwen3moe", "qwen3moe-ternary", "mixtral", "mixtral-ternary")
 GOLDEN_ROUNDING = 2e-4  # the goldens are int16 and were computed in float32
 ACTIVATIONS_ROUNDED = 5e-2  # to 8 bits, per 32 or 256 values
 ALLOWED = {"f16": 2e-3, "tq1_0": ACTIVATIONS_ROUNDED, "tq2_0": ACTIVATIONS_ROUNDED, "q2_0": ACTIVATIONS_ROUNDED,
@@ -40,7 +42,7 @@ def reference(name: str, **changes: Any) -> np.ndarray:
     return numpy_decoder.logits(packed_checkpoints.weights(name), keys, TOKEN_IDS, packed.sub_norms)
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "llama-tied", "llama-head-dim", "mistral-no-window", "qwen3"])
+@pytest.mark.parametrize("name", [*DENSE, *MIXTURES])
 def test_the_decoder_computes_what_transformers_does(name: str) -> None:
     keys = config(RECIPES[name])
     keys.setdefault("rope_theta", keys.get("rope_parameters", {}).get("rope_theta"))

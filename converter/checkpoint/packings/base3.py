@@ -54,6 +54,8 @@ class Base3Tensor(PackedTensor):
 
     def fitted(self, shape: tuple[int, ...]) -> SourceTensor | None:
         """Return the tensor without its padding; None if padding `shape` doesn't give this tensor's shape."""
+        if len(shape) != 2:
+            return None
         rows, columns = shape
         if rows != self.shape[0] or not 0 <= self.shape[1] - columns < self.stored_group:
             return None

@@ -25,6 +25,7 @@ RECIPES = [
     "llama-yarn-betas", "llama-yarn-attention-factor", "mistral-window", "qwen2", "qwen2-tied", "qwen2-yarn", "qwen3",
     "qwen3-tied", "qwen3-yarn", "hunyuan-alpha", "gemma3", "gemma3-linear", "smollm3", "smollm3-yarn", "phi3",
     "granite", "granite-biases", "olmo2", "olmo2-gqa", "olmo3", "olmo3-types",
+    "qwen3moe", "mixtral",
 ]  # fmt: skip
 # llama.cpp's vocabularies, whose token ids its authors recorded from transformers
 RECORDED = ("gpt-2", "starcoder", "refact", "llama-spm", "llama-bpe", "qwen2")
