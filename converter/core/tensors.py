@@ -14,15 +14,17 @@ from gguf import GGMLQuantizationType
 
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.kernels import KINDS, Kernel
+from tritgguf.converter.core.rows import CHUNK_VALUES as CHUNK_VALUES
+from tritgguf.converter.core.rows import RowIndices as RowIndices
+from tritgguf.converter.core.rows import row_chunks as row_chunks
+from tritgguf.converter.core.rows import row_numbers as row_numbers
+from tritgguf.converter.core.rows import span as span
 from tritgguf.converter.core.system import ByteArray as ByteArray
 from tritgguf.converter.core.system import advise, require_unchanged
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 Codes: TypeAlias = npt.NDArray[np.int8]
-RowIndices: TypeAlias = npt.NDArray[np.int64]
 Words: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
-
-CHUNK_VALUES = 1 << 19  # 2 MB of float32, which stay in the cache
 
 
 class Floats(NamedTuple):
@@ -161,17 +163,24 @@ class RowsOf(SourceTensor):
     def floats(self, rows: slice | RowIndices) -> Floats:
         return self.whole.floats(self._in_whole(rows))
 
+    @property
+    def coded(self) -> CodedRowsOf | None:
+        coded = self.whole.coded
+        return None if coded is None else CodedRowsOf(self.name, self.dtype, self.shape, coded.group, self, coded)
+
     def read_codes(self, rows: slice | RowIndices) -> CodedRows | None:
         return self.whole.read_codes(self._in_whole(rows))
 
     def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
         return self.whole.on_disk(self._in_whole(rows))
 
-    def _in_whole(self, rows: slice | RowIndices) -> slice | RowIndices:
-        if not isinstance(rows, slice):
-            return rows + self.first
+    def slice_in_whole(self, rows: slice) -> slice:
+        """Return where `rows` are in the whole tensor."""
         start, stop, _ = rows.indices(math.prod(self.shape[:-1]))
         return slice(self.first + start, self.first + stop)
+
+    def _in_whole(self, rows: slice | RowIndices) -> slice | RowIndices:
+        return self.slice_in_whole(rows) if isinstance(rows, slice) else rows + self.first
 
 
 @dataclass(frozen=True)
@@ -204,14 +213,14 @@ class CodedTensor(SourceTensor):
     def scales(self, rows: slice) -> Float32Array:
         """Return the scales of the rows, float32 (n_rows, n_columns / group)."""
 
-    def scale_chunks(self, first: int) -> Iterator[Float32Array]:
-        """Yield the scales of all rows, chunk by chunk, the first chunk with about `first` of them."""
-        for rows in row_chunks((self.shape[0], self.shape[-1] // self.group), first=first):
-            yield self.scales(rows)
+    def scale_chunks(self, first: int, rows: slice = slice(None)) -> Iterator[Float32Array]:
+        """Yield the scales of all rows, or of `rows`, chunk by chunk, the first chunk with about `first` of them."""
+        for some in row_chunks((math.prod(self.shape[:-1]), self.shape[-1] // self.group), rows, first=first):
+            yield self.scales(some)
 
-    def leveled_scales(self, first: int) -> Iterator[tuple[Float32Array, int]]:
+    def leveled_scales(self, first: int, rows: slice = slice(None)) -> Iterator[tuple[Float32Array, int]]:
         """Yield what `scale_chunks` does, each chunk with the levels of its rows' codes: at most `levels`."""
-        for scales in self.scale_chunks(first):
+        for scales in self.scale_chunks(first, rows):
             yield scales, self.levels
 
     @abstractmethod
@@ -223,6 +232,29 @@ class CodedTensor(SourceTensor):
 
     def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
         return self.stored.on_disk(rows)
+
+
+@dataclass(frozen=True)
+class CodedRowsOf(CodedTensor):
+    """Neighbouring rows of the tensor `whole` of codes, as a tensor of their own."""
+
+    stored: RowsOf
+    whole: CodedTensor
+
+    @property
+    def levels(self) -> int:
+        return self.whole.levels
+
+    def scales(self, rows: slice) -> Float32Array:
+        return self.whole.scales(self.stored.slice_in_whole(rows))
+
+    def leveled_scales(self, first: int, rows: slice = slice(None)) -> Iterator[tuple[Float32Array, int]]:
+        return self.whole.leveled_scales(first, self.stored.slice_in_whole(rows))
+
+    def read_codes(self, rows: slice | RowIndices) -> CodedRows:
+        coded = self.stored.read_codes(rows)
+        assert coded is not None
+        return coded
 
 
 @dataclass(frozen=True)
@@ -293,32 +325,4 @@ class PackedRows:
         return cls("codes", codes, numbers, rows.codes.shape[1], rows.scales, rows.group)
 
 
-def row_numbers(rows: slice | RowIndices, n_rows: int) -> RowIndices:
-    """Return the row numbers that `rows` selects from `n_rows` rows, int64 (n_selected,)."""
-    return np.arange(*rows.indices(n_rows)) if isinstance(rows, slice) else np.ascontiguousarray(rows)
-
-
 DEQUANTIZE = Kernel("dequantize", np.int8, np.float32, int, int, np.float32)
-
-
-def span(rows: slice | RowIndices, n_rows: int) -> slice:
-    """Return the smallest slice of `n_rows` rows that contains all of `rows`."""
-    if isinstance(rows, slice):
-        return slice(*rows.indices(n_rows)[:2])
-    return slice(int(rows.min(initial=n_rows)), int(rows.max(initial=-1)) + 1)
-
-
-def row_chunks(
-    shape: tuple[int, ...], rows: slice = slice(None), *, n_values: int | None = None, first: int | None = None
-) -> Iterator[slice]:
-    """Yield slices over the rows of a tensor of `shape`, or over `rows` of it, of about `n_values` values each.
-
-    `n_values` is CHUNK_VALUES by default; `first` is another number for the first slice. A one-dimensional tensor is
-    one row.
-    """
-    start, end, _ = rows.indices(math.prod(shape[:-1]))
-    wanted = first or n_values or CHUNK_VALUES
-    while start < end:
-        stop = min(start + max(1, wanted // max(shape[-1], 1)), end)
-        yield slice(start, stop)
-        start, wanted = stop, n_values or CHUNK_VALUES

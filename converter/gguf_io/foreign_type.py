@@ -135,15 +135,15 @@ class ForeignTensor(CodedTensor):
     def scales(self, rows: slice | RowIndices) -> Float32Array:
         return self._finite(self._named(partial(self.kind.scales, self.stored.read_bytes(rows), self.tail)))
 
-    def leveled_scales(self, first: int) -> Iterator[tuple[Float32Array, int]]:
+    def leveled_scales(self, first: int, rows: slice = slice(None)) -> Iterator[tuple[Float32Array, int]]:
         n_rows = math.prod(self.shape[:-1])
-        for rows in row_chunks((n_rows, self.shape[-1] // self.group), first=first):
+        for some in row_chunks((n_rows, self.shape[-1] // self.group), rows, first=first):
             if not self.tail.size:  # else the scale is there, and no row is read
-                self.read_now(rows)
-            stored = self.stored.read_bytes(rows)
+                self.read_now(some)
+            stored = self.stored.read_bytes(some)
             scales, levels = self._named(partial(self.kind.scales_and_levels, stored, self.tail))
             yield self._finite(scales), levels
-            self.evict(rows)
+            self.evict(some)
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
         stored, n_columns = np.ascontiguousarray(self.stored.read_bytes(rows)), self.shape[-1]

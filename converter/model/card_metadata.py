@@ -16,7 +16,7 @@ from tritgguf.converter.core.json_files import read_object_if_present
 from tritgguf.converter.core.settings import LARGEST, SMALLEST, Settings
 from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_io.metadata import Metadata, Value, float32, string
-from tritgguf.converter.model.description import description
+from tritgguf.converter.model.description import Parameters, description
 
 _LICENSE = {
     "license": Keys.General.LICENSE,
@@ -35,7 +35,7 @@ _PHI3 = re.compile("(phi)-?3", re.IGNORECASE)
 _TOKENS_OF_PHI3 = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 
 
-def card_metadata(folder: Path, config: Mapping[str, Any], n_parameters: int) -> tuple[Metadata, list[str]]:
+def card_metadata(folder: Path, config: Mapping[str, Any], parameters: Parameters) -> tuple[Metadata, list[str]]:
     """Return the keys of the description, the licence and generation_config.json's sampling, and notes for the user.
 
     `config` is config.json. A missing file gives no keys. Front matter that can't be read gives a note and no licence.
@@ -43,7 +43,7 @@ def card_metadata(folder: Path, config: Mapping[str, Any], n_parameters: int) ->
     """
     card, notes = _card(folder)
     licence = {key: string(text) for name, key in _LICENSE.items() if (text := _text(card.get(name)))}
-    return description(card, config, model_name(folder), n_parameters) | licence | _sampling(folder), notes
+    return description(card, config, model_name(folder), parameters) | licence | _sampling(folder), notes
 
 
 def model_name(folder: Path) -> str:

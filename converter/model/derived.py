@@ -42,10 +42,11 @@ class ComputedTensor(SourceTensor):
 
 @dataclass(frozen=True)
 class ReorderedColumns(SourceTensor):
-    """A tensor of floats with its columns in another order."""
+    """A tensor with its columns in another order, in which runs of `run` neighbours stay together."""
 
     stored: SourceTensor
     columns: RowIndices
+    run: int
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -70,6 +71,14 @@ class ReorderedColumns(SourceTensor):
         words, dtype = self.stored.floats(rows)
         return Floats(np.ascontiguousarray(words[:, self.columns]), dtype)
 
+    @property
+    def coded(self) -> ReorderedCodes | None:
+        coded = self.stored.coded
+        return None if coded is None else ReorderedCodes.of(coded, self.columns, self.run)
+
+    def read_codes(self, rows: slice | RowIndices) -> CodedRows | None:
+        return None if self.coded is None else self.coded.read_codes(rows)
+
     def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
         return self.stored.on_disk(rows)
 
@@ -78,23 +87,29 @@ class ReorderedColumns(SourceTensor):
 class ReorderedCodes(CodedTensor):
     """A tensor of codes with its columns in another order, which keeps groups of `group` neighbours together."""
 
-    coded: CodedTensor
+    original: CodedTensor
     columns: RowIndices
+
+    @classmethod
+    def of(cls, coded: CodedTensor, columns: RowIndices, run: int) -> ReorderedCodes:
+        """Return the tensor with its columns in that order, in which runs of `run` neighbours stay together."""
+        group = coded.group if coded.group == coded.shape[-1] else math.gcd(coded.group, run)
+        return cls(coded.name, coded.dtype, coded.shape, group, coded, coded, columns)
 
     @property
     def levels(self) -> int:
-        return self.coded.levels
+        return self.original.levels
 
     def scales(self, rows: slice) -> Float32Array:
-        return self._reordered(self.coded.scales(rows))
+        return self._reordered(self.original.scales(rows))
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
-        coded = self.coded.read_codes(rows)
+        coded = self.original.read_codes(rows)
         codes = np.ascontiguousarray(coded.codes[:, self.columns])
         return CodedRows(codes, self._reordered(coded.scales), self.group)
 
     def _reordered(self, scales: Float32Array) -> Float32Array:
-        return np.ascontiguousarray(scales[:, self.columns[:: self.group] // self.coded.group])
+        return np.ascontiguousarray(scales[:, self.columns[:: self.group] // self.original.group])
 
 
 def with_columns(source: SourceTensor, columns: RowIndices, run: int) -> SourceTensor:
@@ -102,7 +117,6 @@ def with_columns(source: SourceTensor, columns: RowIndices, run: int) -> SourceT
 
     They move in runs of `run` neighbours. So groups of columns with one scale stay whole, or fall into smaller ones.
     """
-    if not isinstance(source, CodedTensor):
-        return ReorderedColumns(source, columns)
-    group = source.group if source.group == source.shape[-1] else math.gcd(source.group, run)
-    return ReorderedCodes(source.name, source.dtype, source.shape, group, source, source, columns)
+    if isinstance(source, CodedTensor):
+        return ReorderedCodes.of(source, columns, run)
+    return ReorderedColumns(source, columns, run)

@@ -7,16 +7,19 @@ They are what llama.cpp's converter writes, by the heuristics of the package ggu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gguf import Keys
 from gguf import Metadata as GgufMetadata
 from gguf.utility import size_label
 
 from tritgguf.converter.gguf_io.metadata import Metadata, string, strings, uint32
+from tritgguf.converter.model.architecture import TensorSpec
 
+EXPERTS = "_exps."  # in the names of tensors of experts
 LONGEST = 5000  # characters of a text that is taken apart
 _TEXTS = {
     "author": Keys.General.AUTHOR,
@@ -39,8 +42,28 @@ _PARENTS = {
 _PARENT_TEXTS = ("name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url")
 
 
-def description(card: Mapping[str, Any], config: Mapping[str, Any], name: str, n_parameters: int) -> Metadata:
-    """Return the keys, of README.md's front matter, config.json, the model's name and its number of parameters.
+class Parameters(NamedTuple):
+    """A model's numbers: of all parameters, of those outside experts, of one expert in all layers, and of experts."""
+
+    total: int
+    shared: int
+    of_an_expert: int = 0
+    n_experts: int = 0
+
+
+def counted(specs: Sequence[TensorSpec]) -> Parameters:
+    """Count the parameters of a model's tensors, as gguf's writer does."""
+    total = sum(math.prod(spec.shape) for spec in specs)
+    experts = [spec.shape for spec in specs if EXPERTS in spec.name]
+    if not experts:
+        return Parameters(total, total)
+    in_experts = sum(math.prod(shape) for shape in experts)
+    of_an_expert = sum(math.prod(shape[1:]) for shape in experts)
+    return Parameters(total, total - in_experts, of_an_expert, sum(shape[0] for shape in experts) // len(experts))
+
+
+def description(card: Mapping[str, Any], config: Mapping[str, Any], name: str, parameters: Parameters) -> Metadata:
+    """Return the keys, of README.md's front matter, config.json, the model's name and its numbers of parameters.
 
     Texts that are no texts, or too long, are left out: they come with the model, and only describe it.
     """
@@ -50,9 +73,9 @@ def description(card: Mapping[str, Any], config: Mapping[str, Any], name: str, n
         {key: _usable(value) for key, value in card.items() if isinstance(key, str) and _usable(value) is not None},
         {"_name_or_path": origin} if isinstance(origin, str) and _usable(origin) else {},
         Path(name),
-        n_parameters,
+        parameters.total,
     )
-    found.size_label = found.size_label or size_label(n_parameters, n_parameters, 0, 0)
+    found.size_label = found.size_label or size_label(*parameters)
     keys: Metadata = {}
     for attribute, key in _TEXTS.items():
         if (text := _text(getattr(found, attribute))) is not None:

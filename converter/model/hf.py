@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from gguf import Keys
 
@@ -18,12 +18,21 @@ from tritgguf.converter.gguf_io.metadata import Metadata, joined, string
 from tritgguf.converter.model.architecture import TensorSpec, architecture_for, linear_names
 from tritgguf.converter.model.card_metadata import card_metadata, loadable_name, model_name
 from tritgguf.converter.model.config import DecoderConfig
+from tritgguf.converter.model.description import counted
 from tritgguf.converter.model.hyperparameters import context_length
-from tritgguf.converter.model.match import match_tensors
+from tritgguf.converter.model.match import assembled_tensors, needed_tensors
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.model.rope import original_length, trained_length
 from tritgguf.converter.quant.grids import prefetch_first_rows
 from tritgguf.converter.tokenizer import has_tokenizer, read_tokenizer
+
+
+class _Tensors(NamedTuple):
+    """The tensors that the graph needs, with an adapter merged, None without weights; those that it changes without."""
+
+    tensors: Mapping[str, SourceTensor] | None
+    unmerged: Mapping[str, SourceTensor]
+    notes: list[str]
 
 
 def open_hf_model(folder: Path, *, load_tokenizer: bool = True, lora: Path | None = None) -> Model:
@@ -47,9 +56,9 @@ def open_hf_model(folder: Path, *, load_tokenizer: bool = True, lora: Path | Non
         notes += tokenizer.notes
     else:
         notes.append("the folder has no tokenizer: its bytes aren't counted")
-    tensors, notes_on_tensors = _needed_tensors(checkpoint, specs, config, lora)
-    notes += notes_on_tensors
-    card, card_notes = card_metadata(folder, raw, sum(math.prod(spec.shape) for spec in specs))
+    needed = _needed_tensors(checkpoint, specs, config, lora)
+    notes += needed.notes
+    card, card_notes = card_metadata(folder, raw, counted(specs))
     notes += card_notes
     name = loadable_name(model_name(folder), tokenizer.special_tokens if tokenizer else ())
     general: Metadata = {Keys.General.TYPE: string("model"), Keys.General.NAME: string(name), **card}
@@ -58,29 +67,32 @@ def open_hf_model(folder: Path, *, load_tokenizer: bool = True, lora: Path | Non
         path=folder,
         source=checkpoint.packing,
         specs=specs,
-        tensors=tensors,
+        tensors=needed.tensors,
         metadata=metadata,
         tokenizer=tokenizer,
         notes=notes,
         scale_tensors=architecture.honours_scales,
         targets=architecture.targets,
+        unmerged=needed.unmerged,
     )
 
 
 def _needed_tensors(
     checkpoint: Checkpoint, specs: Sequence[TensorSpec], config: DecoderConfig, lora: Path | None
-) -> tuple[Mapping[str, SourceTensor] | None, list[str]]:
-    """Return the tensors that the graph needs, with the adapter merged, and notes on them; None without weights."""
+) -> _Tensors:
     if checkpoint.tensors is None:
         if lora is not None:
             raise SourceError(f"{checkpoint.folder} holds no weights, so there is nothing to merge an adapter into")
-        return None, ["the folder has no weights: which tensors the type holds exactly isn't known"]
-    tensors, notes = match_tensors(specs, checkpoint.tensors, config)
+        return _Tensors(None, {}, ["the folder has no weights: which tensors the type holds exactly isn't known"])
+    stored, notes = needed_tensors(specs, checkpoint.tensors, config)
     if lora is None:
-        return tensors, notes
+        return _Tensors(assembled_tensors(specs, stored), {}, notes)
     adapter = open_adapter(lora)
     _refuse_untying(adapter, specs, config)
-    return adapter.merged(tensors), [*notes, adapter.note]
+    # Adapters change the checkpoint's tensors, of which the graph's are made: several, reordered or shifted.
+    merged = assembled_tensors(specs, adapter.merged(stored))
+    changed = [spec for spec in specs if not adapter.changed.isdisjoint(spec.names)]
+    return _Tensors(merged, assembled_tensors(changed, stored), [*notes, adapter.note])
 
 
 def _refuse_untying(adapter: Adapter, specs: Sequence[TensorSpec], config: DecoderConfig) -> None:

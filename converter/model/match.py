@@ -24,15 +24,29 @@ def match_tensors(
 
     Raises SourceError where one is missing or has another shape, UnsupportedError where the graph can't use one.
     """
-    matched: dict[str, SourceTensor] = {}
-    needed: set[str] = set()
+    stored, notes = needed_tensors(specs, found, config)
+    return assembled_tensors(specs, stored), notes
+
+
+def assembled_tensors(specs: Sequence[TensorSpec], stored: Mapping[str, SourceTensor]) -> dict[str, SourceTensor]:
+    """Return the tensors that the graph needs, by `TensorSpec.source`, made of those that `needed_tensors` returns."""
+    assembled: dict[str, SourceTensor] = {}
+    for spec in (spec for spec in specs if spec.data is None):
+        form, shape = _form_in(spec, stored), spec.stored_shape or spec.shape
+        tensor = form.assembled(spec.source, shape, [stored[name] for name in form.names])
+        tensor = spec.derive(tensor) if spec.derive else tensor
+        assembled[spec.source] = ShiftedTensor(spec.source, tensor.shape, tensor, spec.plus) if spec.plus else tensor
+    return assembled
+
+
+def needed_tensors(
+    specs: Sequence[TensorSpec], found: Mapping[str, SourceTensor], config: DecoderConfig
+) -> tuple[dict[str, SourceTensor], list[str]]:
+    """Return the checkpoint's tensors that the graph needs, by their names in it; else as `match_tensors`."""
+    needed: dict[str, SourceTensor] = {}
     for spec in (spec for spec in specs if spec.data is None):
         form, shape = _form_in(spec, found), spec.stored_shape or spec.shape
-        needed |= set(form.names)
-        stored = [_fitted(name, form.stored_shape(shape), found) for name in form.names]
-        tensor = form.assembled(spec.source, shape, stored)
-        tensor = spec.derive(tensor) if spec.derive else tensor
-        matched[spec.source] = ShiftedTensor(spec.source, tensor.shape, tensor, spec.plus) if spec.plus else tensor
+        needed |= {name: _fitted(name, form.stored_shape(shape), found) for name in form.names}
     left_out = [name for name in found if name not in needed and not IGNORED.search(name)]
     notes = []
     if guessing := [name for name in left_out if MULTI_TOKEN.match(name)]:
@@ -46,7 +60,7 @@ def match_tensors(
             f"the checkpoint holds {left_out[0]}, which llama.cpp's {config.graph} graph doesn't use "
             f"({len(left_out)} such tensors): without it the model would compute something else"
         )
-    return matched, notes
+    return needed, notes
 
 
 def _form_in(spec: TensorSpec, found: Mapping[str, SourceTensor]) -> StoredForm:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tritgguf.converter.core.tensors import SourceTensor
@@ -20,7 +20,8 @@ class Model:
     None where there are no weights; `tokenizer` is None where there is none. `metadata` holds every key but those that
     depend on the chosen types. `scale_tensors` tells whether the graph multiplies by `.scale` tensors; `targets` are
     the only targets that the file can run on, None for any. `file_type` is what a GGUF file calls its mix of types.
-    `only_floats` is why only a float type that the user asks for will do, None where any type does.
+    `only_floats` is why only a float type that the user asks for will do, None where any type does. `unmerged` are the
+    tensors that an adapter changes, without it.
     """
 
     path: Path
@@ -34,3 +35,4 @@ class Model:
     targets: tuple[str, ...] | None = None
     file_type: int | None = None
     only_floats: str | None = None
+    unmerged: Mapping[str, SourceTensor] = field(default_factory=dict)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gguf import GGML_QUANT_VERSION, Keys
 
-from tritgguf.converter.checkpoint.merged_tensor import MergedTensor
 from tritgguf.converter.core.parallel import n_threads
 from tritgguf.converter.core.progress import Progress, counted
 from tritgguf.converter.errors import UnsupportedError
@@ -56,11 +55,10 @@ def _require_choice(model: Model, request: Request) -> None:
     """Raise UnsupportedError where an adapter takes weights off their grid and the user chose no type for them."""
     if request.max_bits is not None:
         return
-    tensors = model.tensors or {}
     for spec in model.specs:
         asked = spec.role != "linear" or request.asked(spec).codec is not None
-        tensor = None if asked else tensors.get(spec.source)
-        grid = find_grid(tensor.base) if isinstance(tensor, MergedTensor) else None
+        tensor = None if asked else model.unmerged.get(spec.source)
+        grid = find_grid(tensor) if tensor is not None else None
         if tensor is not None and grid is not None and not grid.outliers:
             raise UnsupportedError(
                 f"{spec.source}: without the adapter {grid.description(tensor.shape)}, with it they are on none, and "

@@ -78,11 +78,11 @@ class Base3Tensor(PackedTensor):
             return stored
         return np.repeat(stored, self.stored_group // self.group, axis=1)[:, : self.shape[1] // self.group]
 
-    def scale_chunks(self, first: int) -> Iterator[Float32Array]:
-        for rows in row_chunks((self.shape[0], self.shape[-1] // self.group), first=first):
-            self.stored_scales.read_now(rows)
-            yield self.scales(rows)
-            self.stored_scales.evict(rows)
+    def scale_chunks(self, first: int, rows: slice = slice(None)) -> Iterator[Float32Array]:
+        for some in row_chunks((self.shape[0], self.shape[-1] // self.group), rows, first=first):
+            self.stored_scales.read_now(some)
+            yield self.scales(some)
+            self.stored_scales.evict(some)
 
     def read_packed(self, rows: slice | RowIndices) -> PackedRows:
         stored, numbers = self.stored.data.reshape(self.stored.shape), row_numbers(rows, self.shape[0])

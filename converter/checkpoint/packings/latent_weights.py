@@ -29,6 +29,7 @@ from tritgguf.converter.core.tensors import (
 from tritgguf.converter.errors import SourceError, UnsupportedError
 
 LEAST_SCALE = np.float32(1e-5)
+EXPERTS = ".experts."  # in the names of the tensors that hold all matrices of a layer's experts
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,11 @@ def recognizes(config: ConfigJson, stored: StoredTensors) -> bool:
 def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> dict[str, SourceTensor]:
     """Return the tensors; linear ones, each on its own, are ternarized unless modules_to_not_convert lists them.
 
-    Raises UnsupportedError for a tensor that holds several matrices.
+    Raises UnsupportedError for a tensor of experts that holds all their matrices.
     """
     kept = quantization(config).texts("modules_to_not_convert") or []
     require_quick(kept, "modules_to_not_convert")
-    if stacked := next((name for name, tensor in stored.items() if len(tensor.shape) > 2), None):
+    if stacked := next((name for name, tensor in stored.items() if EXPERTS in name and len(tensor.shape) > 2), None):
         raise UnsupportedError(
             f"{stacked} holds the matrices of all experts, and it isn't known whether the model rounds those to three "
             "levels: expected a tensor for each expert, as save_pretrained(save_original_format=True) writes"

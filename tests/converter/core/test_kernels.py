@@ -22,6 +22,7 @@ from tritgguf.converter.checkpoint.packings.bitnet_packed import BitnetTensor
 from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.conversion.pipeline import write_model
 from tritgguf.converter.core import kernels, tensors
+from tritgguf.converter.core import rows as core_rows
 from tritgguf.converter.core.floats import BEYOND_F16, checked, narrowed
 from tritgguf.converter.core.tensors import CodedRows, Floats, PackedRows
 from tritgguf.converter.gguf_io.fours import Fours
@@ -465,7 +466,7 @@ def test_a_file_is_the_same_whatever_made_it(name: str, tmp_path: Path, monkeypa
     rows = (1, 1 if name == "floats, mse" else 3000, 3)
     for how in ("numpy", "compiled"):
         for chunk, piece, threads in ((1 << 17, 1 << 21, 1), rows, (3000, 20_000, 2), (1 << 14, 1 << 14, 5)):
-            monkeypatch.setattr(tensors, "CHUNK_VALUES", chunk)
+            monkeypatch.setattr(core_rows, "CHUNK_VALUES", chunk)
             monkeypatch.setattr(encoders, "PIECE_VALUES", piece)
             with computed_by(how):
                 out = tmp_path / "out.gguf"
@@ -476,7 +477,7 @@ def test_a_file_is_the_same_whatever_made_it(name: str, tmp_path: Path, monkeypa
 
 def test_numpy_takes_few_values_at_a_time(tmp_path: Path, monkeypatch) -> None:
     """It needs several times their memory."""
-    monkeypatch.setattr(tensors, "CHUNK_VALUES", 2000)
+    monkeypatch.setattr(core_rows, "CHUNK_VALUES", 2000)
     taken: list[int] = []
 
     def code(rows: Floats, group: int) -> CodedRows:

@@ -7,7 +7,8 @@ import pytest
 
 from tests.checkpoints import build
 from tritgguf.converter.checkpoint.folder import open_checkpoint
-from tritgguf.converter.core import parallel, tensors
+from tritgguf.converter.core import parallel
+from tritgguf.converter.core import rows as core_rows
 from tritgguf.converter.core.system import advise, mapped
 from tritgguf.converter.core.tensors import row_chunks, span
 
@@ -68,7 +69,7 @@ def test_reading_in_chunks_is_reading_whole(tmp_path: Path, monkeypatch) -> None
     assert opened is not None
     for tensor in opened.values():
         whole = tensor.read(slice(None))
-        monkeypatch.setattr(tensors, "CHUNK_VALUES", 300)
+        monkeypatch.setattr(core_rows, "CHUNK_VALUES", 300)
         chunks = list(tensor.chunks())
         assert [rows.start for rows, _ in chunks[1:]] == [rows.stop for rows, _ in chunks[:-1]]
         np.testing.assert_array_equal(np.concatenate([values for _, values in chunks]), whole)

@@ -12,6 +12,7 @@ from tritgguf.converter import convert, plan
 from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_io.reader import read_gguf
 from tritgguf.converter.model.card_metadata import card_metadata, loadable_name, model_name
+from tritgguf.converter.model.description import Parameters
 
 NAMES = {
     "license": "general.license",
@@ -21,7 +22,7 @@ NAMES = {
 
 
 def licence(folder: Path) -> tuple[dict[str, object], list[str]]:
-    keys, notes = card_metadata(folder, {}, 1000)
+    keys, notes = card_metadata(folder, {}, Parameters(1000, 1000))
     return {key: value.data for key, value in keys.items() if key.startswith("general.license")}, notes
 
 
@@ -117,7 +118,7 @@ def test_front_matter_that_cannot_be_read_is_noted(readme: bytes, tmp_path: Path
 def test_a_damaged_generation_config(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.7', encoding="utf-8")
     with pytest.raises(SourceError, match=r"generation_config\.json is damaged at line 1, column 20"):
-        card_metadata(tmp_path, {}, 1000)
+        card_metadata(tmp_path, {}, Parameters(1000, 1000))
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from tritgguf.converter.gguf_io.header import header_bytes
 from tritgguf.converter.gguf_io.metadata import Metadata
 from tritgguf.converter.model.architecture import architecture_for
 from tritgguf.converter.model.card_metadata import card_metadata
+from tritgguf.converter.model.description import Parameters
 
 NAN, INFINITY = float("nan"), float("inf")
 HUGE = 10**400
@@ -301,7 +302,7 @@ SAMPLING = {
 
 
 def sampling(folder: Path) -> list[Any]:
-    keys, notes = card_metadata(folder, {}, 1000)
+    keys, notes = card_metadata(folder, {}, Parameters(1000, 1000))
     assert notes == []
     return [value.data for key, value in keys.items() if key.startswith("general.sampling")]
 

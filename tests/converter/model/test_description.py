@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 
+from tests.checkpoint_recipes import RECIPES
 from tests.checkpoints import build
 from tritgguf.converter import convert
 from tritgguf.converter.gguf_io.reader import read_gguf
-from tritgguf.converter.model.description import description
+from tritgguf.converter.model.description import Parameters, description
 
 # The converter's own rules: README.md's licence in one text, sampling checked and typed, the folder's name as it is.
 OWN = ("general.license", "general.sampling", "general.name", "general.architecture")
@@ -84,6 +86,17 @@ def test_the_keys_are_gguf_s(folder: str, card: str, origin: str | None, tmp_pat
     assert "general.size_label" in named
 
 
+@pytest.mark.parametrize("name", ["qwen3moe", "mixtral"])
+def test_the_size_label_tells_the_number_of_experts(name: str, tmp_path: Path) -> None:
+    written = convert(build(name, tmp_path / "model"), tmp_path / "out.gguf", "f16", check=False)
+    writer = gguf.GGUFWriter(None, "llama")
+    for tensor in gguf.GGUFReader(written.out).tensors:
+        writer.add_tensor(tensor.name, np.zeros(tuple(reversed(tensor.shape.tolist())), np.int8))
+    label = gguf.utility.size_label(*writer.get_total_parameter_count())
+    assert label.startswith(f"{RECIPES[name].experts}x")
+    assert read_gguf(written.out).metadata["general.size_label"].data == label
+
+
 def test_what_describes_nothing_is_left_out() -> None:
     """Front matter is a stranger's: values of other types, and texts without end, give no keys and no error."""
     card = {
@@ -97,7 +110,8 @@ def test_what_describes_nothing_is_left_out() -> None:
         "description": "x" * 100_000,
         7: "seven",
     }
-    keys = {key: value.data for key, value in description(card, {"_name_or_path": ["a"]}, "model", 1_234_567).items()}
+    described = description(card, {"_name_or_path": ["a"]}, "model", Parameters(1_234_567, 1_234_567))
+    keys = {key: value.data for key, value in described.items()}
     assert keys == {
         "general.version": "1.5",
         "general.size_label": "1.2M",
