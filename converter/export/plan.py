@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +139,8 @@ def plan_export(model: Path, form: Form, threads: int, progress: Step) -> Export
         tensors.append(tensor)
         progress(tensor.source.n_bytes if tensor.source else 0)
     files = shards((tensor.entries for tensor in tensors), form.shard_bytes)
-    packs_experts, notes = not form.dequantized and any(len(spec.shape) > 2 for spec in opened.specs), opened.notes
+    notes = opened.notes
+    packs_experts = not form.dequantized and any(spec.role == "linear" and spec.stored for spec in opened.specs)
     if packs_experts:
         notes.append("transformers can't load packed experts; tritgguf convert can, and --dequantized writes floats")
     return ExportPlan(model, opened.config, form, tuple(tensors), files, tuple(notes), opened.texts, packs_experts)
@@ -181,8 +181,13 @@ def _matrices(
 ) -> Iterator[tuple[TensorSpec, SourceTensor | None]]:
     """Yield the model's tensors; of experts each matrix on its own, as schemes quantize it and checkpoints name it."""
     for spec in specs:
-        stored: Iterable[SourceTensor | None] = repeat(None) if found is None else found[spec.source].matrices()
-        yield from zip(spec.matrices(), stored, strict=False)
+        matrices = spec.matrices()
+        if found is None:
+            yield from ((matrix, None) for matrix in matrices)
+            continue
+        tensor = found[spec.source]
+        # A tensor of three dimensions that checkpoints store as one isn't several matrices: a convolution.
+        yield from zip(matrices, tensor.matrices() if spec.stored else [tensor], strict=True)
 
 
 def _require_sense(checkpoint: Checkpoint, tensors: Iterable[SourceTensor], form: Form) -> None:
