@@ -78,23 +78,23 @@ class ReorderedColumns(SourceTensor):
 class ReorderedCodes(CodedTensor):
     """A tensor of codes with its columns in another order, which keeps groups of `group` neighbours together."""
 
-    coded: CodedTensor
+    original: CodedTensor
     columns: RowIndices
 
     @property
     def levels(self) -> int:
-        return self.coded.levels
+        return self.original.levels
 
     def scales(self, rows: slice) -> Float32Array:
-        return self._reordered(self.coded.scales(rows))
+        return self._reordered(self.original.scales(rows))
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
-        coded = self.coded.read_codes(rows)
+        coded = self.original.read_codes(rows)
         codes = np.ascontiguousarray(coded.codes[:, self.columns])
         return CodedRows(codes, self._reordered(coded.scales), self.group)
 
     def _reordered(self, scales: Float32Array) -> Float32Array:
-        return np.ascontiguousarray(scales[:, self.columns[:: self.group] // self.coded.group])
+        return np.ascontiguousarray(scales[:, self.columns[:: self.group] // self.original.group])
 
 
 def with_columns(source: SourceTensor, columns: RowIndices, run: int) -> SourceTensor:
@@ -102,7 +102,7 @@ def with_columns(source: SourceTensor, columns: RowIndices, run: int) -> SourceT
 
     They move in runs of `run` neighbours. So groups of columns with one scale stay whole, or fall into smaller ones.
     """
-    if not isinstance(source, CodedTensor):
+    if (coded := source.coded) is None:
         return ReorderedColumns(source, columns)
-    group = source.group if source.group == source.shape[-1] else math.gcd(source.group, run)
-    return ReorderedCodes(source.name, source.dtype, source.shape, group, source, source, columns)
+    group = coded.group if coded.group == coded.shape[-1] else math.gcd(coded.group, run)
+    return ReorderedCodes(coded.name, coded.dtype, coded.shape, group, coded, coded, columns)
