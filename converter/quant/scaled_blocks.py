@@ -150,7 +150,7 @@ def _fit(d: Float32Array, steps: Float32Array, weights: Float32Array, most: Floa
 def halves_above(values: Float32Array) -> Float32Array:
     """Round up to fp16 values; return them as float32."""
     with np.errstate(over="ignore"):
-        nearest = values.astype(np.float16)
+        nearest = (values + np.float32(0)).astype(np.float16)  # -0 becomes 0
         above = np.where(nearest.astype(np.float32) < values, np.nextafter(nearest, np.float16(np.inf)), nearest)
     return above.astype(np.float32)
 

@@ -47,6 +47,7 @@ INLINE float nearest(float value) {
 
 /* The fp16 word of a magnitude, infinite beyond fp16's range. */
 INLINE uint32_t half_of(float magnitude) {
+    magnitude += 0.0f; /* -0 becomes 0 */
     return magnitude < 65520 ? to_f16(magnitude) : INFINITE_HALF;
 }
 
