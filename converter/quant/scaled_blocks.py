@@ -152,7 +152,8 @@ def halves_above(values: Float32Array) -> Float32Array:
     with np.errstate(over="ignore"):
         nearest = (values + np.float32(0)).astype(np.float16)  # -0 becomes 0
         above = np.where(nearest.astype(np.float32) < values, np.nextafter(nearest, np.float16(np.inf)), nearest)
-    return above.astype(np.float32)
+    rounded: Float32Array = above.astype(np.float32)
+    return rounded
 
 
 def quotient(dividends: Float32Array | np.float32, divisors: Float32Array) -> Float32Array:
