@@ -17,8 +17,8 @@ from tests.scaled_checkpoints import pack_words, weights
 from tritgguf.converter.checkpoint import stored_tensor
 from tritgguf.converter.checkpoint.folder import open_checkpoint
 from tritgguf.converter.checkpoint.packing import read_packing
+from tritgguf.converter.checkpoint.safetensors_reader import read_tensors
 from tritgguf.converter.checkpoint.scaled_codes import PerBlock, Words, WordsDown
-from tritgguf.converter.checkpoint.stored_tensor import read_tensors
 from tritgguf.converter.core.floats import bf16
 from tritgguf.converter.errors import SourceError
 
