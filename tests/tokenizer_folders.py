@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import sentencepiece
 import tokenizers
 from gguf import GGUFReader, TokenType
-from tokenizers import AddedToken, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors, trainers
 
 from tritgguf.converter.tokenizer.battery import TEXTS
 
@@ -83,6 +84,77 @@ def sentencepiece_model(**options: Any) -> bytes:
         },
     )
     return model.getvalue()
+
+
+def unigram_model(**options: Any) -> bytes:
+    """A SentencePiece model as T5's are made: unigram, NFKC by a precompiled charsmap, one space between words."""
+    defaults = {
+        "model_type": "unigram",
+        "vocab_size": 600,
+        "hard_vocab_limit": False,
+        "byte_fallback": False,
+        "normalization_rule_name": "nmt_nfkc",
+        "remove_extra_whitespaces": True,
+        "allow_whitespace_only_pieces": False,
+    }
+    return sentencepiece_model(**(defaults | options))
+
+
+def metaspace(scheme: str, *, split: bool = True) -> dict[str, Any]:
+    return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
+
+
+def normalizing(charsmap: bytes, *steps: Mapping[str, Any]) -> dict[str, Any]:
+    """The normalizer that rewrites characters by a charsmap, unless it is empty, and then takes some steps."""
+    encoded = base64.b64encode(charsmap).decode()
+    first = [{"type": "Precompiled", "precompiled_charsmap": encoded}] if charsmap else []
+    return {"type": "Sequence", "normalizers": [*first, *steps]}
+
+
+STRIP = {"type": "Strip", "strip_left": False, "strip_right": True}
+MERGE_SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}
+
+
+def unigram_structure(
+    pieces: Sequence[tuple[str, float]], normalizer: object, pre_tokenizer: object, **changes: Any
+) -> dict[str, Any]:
+    """The tokenizer.json that transformers makes of a SentencePiece unigram model; the first three are special."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": token_id, "content": pieces[token_id][0], **flags} for token_id in range(3)],
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": list(map(list, pieces)), "byte_fallback": False, **changes},
+    }
+
+
+def trained_unigram_structure(charsmap: bytes) -> dict[str, Any]:
+    """A Unigram tokenizer.json that the tokenizers library trained: its scores have 64 bits."""
+    untrained = unigram_structure([("<unk>", 0.0)] * 3, normalizing(charsmap, STRIP, MERGE_SPACES), metaspace("always"))
+    trained = tokenizers.Tokenizer.from_str(json.dumps(untrained | {"added_tokens": []}))
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.UnigramTrainer(vocab_size=700, special_tokens=special, unk_token="<unk>", show_progress=False)
+    trained.train_from_iterator(_NO_CONTROL_CHARACTERS * 3, trainer)
+    structure: dict[str, Any] = json.loads(trained.to_str())
+    return structure
+
+
+def wordpiece_structure(*, lowercase: bool, strip_accents: bool | None = None) -> dict[str, Any]:
+    """BERT's tokenizer.json, trained on the battery's texts; Chinese and emoji are unknown to it."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trained = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    trained.train_from_iterator([text for text in _NO_CONTROL_CHARACTERS if max(text) < "\u2000"] * 3, trainer)
+    trained.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    structure: dict[str, Any] = json.loads(trained.to_str())
+    return structure
 
 
 def scored_pieces(model: bytes) -> list[tuple[str, float]]:

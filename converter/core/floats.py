@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
 from tritgguf.converter.core.kernels import WORDS, Kernel
 from tritgguf.converter.core.tensors import ByteArray, Float32Array, Floats
 
+Real = TypeVar("Real", np.float32, np.float64)
 Half = npt.NDArray[np.uint16]
 
+LANES, SQUARES_PER_SUM = 16, 256
 LARGEST_F16 = np.float32(65504)
 BEYOND_F16 = np.float32(65520)  # the smallest magnitude that fp16 rounds to infinity
 
@@ -78,5 +82,37 @@ def _e4m3_words() -> Half:
 # By the name that safetensors gives the type: the fp16 word of each byte. E5M2 is the upper half of an fp16 value.
 EIGHT_BITS = {"F8_E4M3": _e4m3_words(), "F8_E5M2": np.arange(256, dtype=np.uint16) << np.uint16(8)}
 
+
+def squares(values: Float32Array, stored: Float32Array) -> tuple[float, float]:
+    """Return the sums of (stored - values)² and of values²; every SQUARES_PER_SUM values are added in a fixed order."""
+    n_sums = -(-values.size // SQUARES_PER_SUM)
+    errors, totals = np.zeros(n_sums, np.float64), np.zeros(n_sums, np.float64)
+    own, kept = np.ascontiguousarray(values), np.ascontiguousarray(stored)
+    if SQUARES(own, kept, own.size, errors, totals) is None:
+        errors, totals = _sums_of_squares(kept - own), _sums_of_squares(own)
+    return float(errors.sum()), float(totals.sum())
+
+
+def _sums_of_squares(values: Float32Array) -> npt.NDArray[np.float64]:
+    padded = np.pad(values.reshape(-1), (0, -values.size % SQUARES_PER_SUM))
+    return lane_sums(np.square(padded.reshape(-1, SQUARES_PER_SUM // LANES, LANES), dtype=np.float64))
+
+
+def lane_sums(values: npt.NDArray[Real]) -> npt.NDArray[Real]:
+    """Return sums, (n,), of values (n, n_steps, n_lanes): step by step in each lane, then the lanes in halves.
+
+    Kernels add in the same order, which decides the rounding; the number of lanes is a power of two.
+    """
+    sums = values[:, 0].copy()
+    for step in range(1, values.shape[1]):
+        sums += values[:, step]
+    while sums.shape[1] > 1:
+        half = sums.shape[1] // 2
+        sums = sums[:, :half] + sums[:, half:]
+    total: npt.NDArray[Real] = sums[:, 0]
+    return total
+
+
+SQUARES = Kernel("squares", np.float32, np.float32, int, np.float64, np.float64)
 WIDEN = Kernel("widen", WORDS, int, int, np.float32)
 NARROW = Kernel("narrow", WORDS, int, int, np.uint16)

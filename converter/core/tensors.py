@@ -14,7 +14,6 @@ from gguf import GGMLQuantizationType
 
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.kernels import KINDS, Kernel
-from tritgguf.converter.core.rows import CHUNK_VALUES as CHUNK_VALUES
 from tritgguf.converter.core.rows import RowIndices as RowIndices
 from tritgguf.converter.core.rows import row_chunks as row_chunks
 from tritgguf.converter.core.rows import row_numbers as row_numbers

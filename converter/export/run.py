@@ -17,8 +17,10 @@ import numpy as np
 import tritgguf
 from tritgguf.converter.checkpoint.safetensors_layout import Shard, index_file
 from tritgguf.converter.core.dtypes import BY_CODEC
+from tritgguf.converter.core.floats import squares
 from tritgguf.converter.core.parallel import n_threads, parallel
 from tritgguf.converter.core.progress import Progress, Step, counted
+from tritgguf.converter.core.system import keep_free_memory
 from tritgguf.converter.core.whole_files import whole_files, write_at
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.export.code_files import code_files
@@ -98,6 +100,7 @@ def quantize(
     started = time.monotonic()
     source, target = Path(model), Path(out)
     require_folder(target, source, force)
+    keep_free_memory()
     plan = plan_quantization(
         source, form_named(form) if isinstance(form, str) else form, threads=threads, progress=progress
     )
@@ -152,13 +155,14 @@ def _write_tensor(file: BinaryIO, shard: Shard, tensor: TensorExport, threads: i
     coder = tensor.scheme.coder(source, tensor.grid, threads) if tensor.scheme else None
 
     def write_chunk(chunk: slice) -> tuple[int, float, float]:
-        source.require_unchanged()
-        values = source.read(packer.rows(shape, chunk))
+        rows = packer.rows(shape, chunk)
+        source.read_now(rows)
+        values = source.read(rows)
+        source.evict(rows)
         pieces, stored = packer.encode(name, shape, chunk, values, coder)
         for entry, offset, data in pieces:
             write_at(file, np.ascontiguousarray(data).data, shard.offsets[entry] + offset)
-        squared = float(np.square(stored - values, dtype=np.float64).sum())
-        return sum(data.nbytes for *_, data in pieces), squared, float(np.square(values, dtype=np.float64).sum())
+        return sum(data.nbytes for *_, data in pieces), *squares(values, stored)
 
     error = total = 0.0
     for n_bytes, squared, sum_of_squares in parallel(write_chunk, list(packer.chunks(shape)), threads):

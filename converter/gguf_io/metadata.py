@@ -70,6 +70,10 @@ def booleans(flags: Sequence[bool]) -> Value:
     return Value(list(flags), GGUFValueType.ARRAY, GGUFValueType.BOOL)
 
 
+def uint8s(data: bytes) -> Value:
+    return Value(list(data), GGUFValueType.ARRAY, GGUFValueType.UINT8)
+
+
 def joined(keys: Metadata, *more: Metadata) -> Metadata:
     """Return one mapping of all keys; raise ValueError where two share a key, which is a bug in this program."""
     whole = dict(keys)

@@ -7,43 +7,54 @@ from dataclasses import replace
 
 import numpy as np
 
-from tritgguf.converter.core.tensors import CHUNK_VALUES, Float32Array, SourceTensor, row_chunks
+from tritgguf.converter.core.floats import squares
+from tritgguf.converter.core.rows import CHUNK_VALUES
+from tritgguf.converter.core.tensors import Float32Array, SourceTensor
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.planning.encoders import AsFloats
 from tritgguf.converter.planning.file_plan import TensorPlan
 from tritgguf.converter.planning.targets import float_types
 from tritgguf.converter.quant.codec import Codec, FloatCodec, codecs
-from tritgguf.converter.quant.grids import Grid, find_grid
+from tritgguf.converter.quant.grids import Grid
 from tritgguf.converter.quant.known_grid import GROUP, KnownGridCodec, codes_and_steps
+
+TERNARY = 3
 
 
 def by_known_grid(plan: TensorPlan, source: SourceTensor, grid: Grid | None) -> TensorPlan:
     """Return the plan with the type's scales fitted to the tensor's own codes; unchanged if the type can't do that."""
-    codec = _fit_to(plan.codec, source, grid)
-    if codec is None or grid is None:
+    if grid is None or not _could_fit(plan.codec, source, grid) or not _wholly_on(source, grid.levels):
         return plan
+    codec = KnownGridCodec(plan.codec, grid.levels)
     error = stored_error(codec, sample(source))
     fit = f"{codec.name.upper()} with scales fitted to its codes, relative error {error:.2g}"
     reason = f"on a {grid.kind} grid per {grid.extent}: {fit}"
     return replace(plan, encoder=AsFloats(plan.spec, codec), reason=reason, exact=False, error=error)
 
 
-def least_error(spec: TensorSpec, source: SourceTensor, target: str, max_bits: float) -> TensorPlan | None:
+def least_error(
+    spec: TensorSpec, source: SourceTensor, grid: Grid | None, target: str, max_bits: float
+) -> TensorPlan | None:
     """Return the plan with the type of least error on the target, among those of at most `max_bits` per weight.
 
-    None if the rows fit no such type.
+    `grid` is the tensor's. None if the rows fit no such type.
     """
-    grid = find_grid(source)
+    candidates = [
+        codec
+        for name, codec in codecs().items()
+        if name in float_types(target) and codec.bits_per_weight <= max_bits and source.shape[-1] % codec.block == 0
+    ]
+    fitting = any(_could_fit(codec, source, grid) for codec in candidates)
+    on_grid = grid is not None and fitting and _wholly_on(source, grid.levels)
     values = sample(source)
     found: dict[FloatCodec, float] = {}
-    for name, codec in codecs().items():
-        if name not in float_types(target) or codec.bits_per_weight > max_bits:
-            continue
-        fitted = _fit_to(codec, source, grid)
-        usable = fitted or (None if codec.ternary else codec)
-        if usable is not None and source.shape[-1] % codec.block == 0:
-            found[usable] = stored_error(usable, values)
+    for codec in candidates:
+        if grid is not None and on_grid and _could_fit(codec, source, grid):
+            fitted = KnownGridCodec(codec, grid.levels)
+            found[fitted] = stored_error(fitted, values)
+        elif codec.ternary is False:
+            found[codec] = stored_error(codec, values)
     if not found:
         return None
     best = min(found, key=lambda codec: found[codec])
@@ -52,19 +63,20 @@ def least_error(spec: TensorSpec, source: SourceTensor, target: str, max_bits: f
     return TensorPlan(AsFloats(spec, best), reason, exact=False, error=found[best])
 
 
-def _fit_to(codec: Codec, source: SourceTensor, grid: Grid | None) -> KnownGridCodec | None:
+def _could_fit(codec: Codec, source: SourceTensor, grid: Grid | None) -> bool:
+    """Whether the type's scales can be fitted to the codes of a tensor that is wholly on the grid."""
     if grid is None or grid.levels not in codec.grid_levels or grid.outliers or grid.group % GROUP:
-        return None
-    if source.shape[-1] % codec.block or not _wholly_on(source, grid.levels):
-        return None
-    return KnownGridCodec(codec, grid.levels)
+        return False
+    return source.shape[-1] % codec.block == 0
 
 
 def _wholly_on(source: SourceTensor, levels: int) -> bool:
-    """Whether all groups of 16 columns are on a grid of that many levels."""
+    """Whether all groups of 16 columns are on a grid of that many levels; `find_grid` saw all of a ternary tensor."""
+    if levels == TERNARY:
+        return True
     try:
-        for rows in row_chunks(source.shape):
-            codes_and_steps(source.read(rows).reshape(-1, GROUP), (levels - 1) // 2)
+        for _, values in source.chunks():
+            codes_and_steps(values.reshape(-1, GROUP), (levels - 1) // 2)
     except TensorError:
         return False
     return True
@@ -80,8 +92,7 @@ def sample(source: SourceTensor) -> Float32Array:
 def stored_error(codec: FloatCodec, values: Float32Array) -> float:
     """Return |stored - values| / |values|, infinite if a value is out of the type's range."""
     try:
-        lost = codec.decode(codec.encode(values)) - values
+        lost, norm = squares(values, codec.decode(codec.encode(values)))
     except TensorError:  # out of the type's range
         return float("inf")
-    norm = float(np.square(values, dtype=np.float64).sum())
-    return float(np.sqrt(np.square(lost, dtype=np.float64).sum() / norm)) if norm else 0.0
+    return float(np.sqrt(lost / norm)) if norm else 0.0

@@ -49,13 +49,13 @@ def smallest_exact(
         return TensorPlan(kept, f"{what}: passthrough", exact=True)
     if spec.role != "linear":
         return as_floats(spec, source, float_codec(FLOATS[0]), f"{spec.role}: {what}: {FLOATS[0].upper()}")
-    return _not_on_grid(spec, source, what, request)
+    return _not_on_grid(spec, source, grid, what, request)
 
 
-def _not_on_grid(spec: TensorSpec, source: SourceTensor, what: str, request: Request) -> TensorPlan:
+def _not_on_grid(spec: TensorSpec, source: SourceTensor, grid: Grid | None, what: str, request: Request) -> TensorPlan:
     """Return the plan of a linear layer in a type of at most --max-bits, or in the smallest float type."""
     if request.max_bits is not None:
-        plan = least_error(spec, source, request.target, request.max_bits)
+        plan = least_error(spec, source, grid, request.target, request.max_bits)
         if plan is not None:
             return plan
         if request.fallback is None:

@@ -47,6 +47,7 @@ class Codec(ABC):
     slow_on_x86: bool = False
     for_linear: bool = True
     grid_levels: tuple[int, ...] = ()
+    values_kernel: Kernel | None = None
 
     @abstractmethod
     def decode(self, stored: ByteArray) -> Float32Array:
@@ -61,10 +62,19 @@ class Codec(ABC):
         """Return the number of bytes of a row of `n_columns` values, a multiple of the block."""
         return n_columns // self.block * self.block_bytes
 
-    def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
+    def dequantize(self, stored: ByteArray) -> Float32Array:
+        """Return the float32 values, (n_rows, n_columns), of any blocks of the type, as gguf's reader does."""
+        values: Float32Array = np.empty((len(stored), stored.shape[1] // self.block_bytes * self.block), np.float32)
+        kernel = self.values_kernel
+        if kernel is None or kernel(np.ascontiguousarray(stored), values.size // self.block, values) is None:
+            values = quants.dequantize(stored, self.ggml_type)
+        return values
+
+    def pack_grid(self, codes: Codes, steps: Float32Array) -> ByteArray:
         """Return the blocks of least squared error, uint8 (n_blocks, block_bytes), for the values code · step.
 
-        `codes` is (n_blocks, block / 16, 16), `steps` (n_blocks, block / 16): 16 columns share a step.
+        `codes` is (n_blocks, block / 16, 16), from -13 to 13; `steps` (n_blocks, block / 16), zero or more: 16 columns
+        share a step. Raise TensorError if a step is out of the type's range.
         """
         raise NotImplementedError(f"{self.name} can't pack grids")
 
@@ -259,6 +269,21 @@ def stored_scales(stored: ByteArray) -> Float32Array:
 def pack_kernel(name: str) -> Kernel:
     """Return the kernel of that name, one that packs codes into a type's blocks."""
     return Kernel(name, int, np.uint8, int, int, np.int64, int, int, np.uint8, int)
+
+
+def values_kernel(name: str) -> Kernel:
+    """Return the kernel of that name, one that computes the values of a type's blocks."""
+    return Kernel(name, np.uint8, int, np.float32)
+
+
+def floats_kernel(name: str) -> Kernel:
+    """Return the kernel of that name, one that searches blocks for floats: values, number, numbers to try, blocks."""
+    return Kernel(name, np.float32, int, np.float32, int, np.uint8)
+
+
+def grid_kernel(name: str) -> Kernel:
+    """Return the kernel of that name, one that searches blocks for a grid: codes, steps, and then as for floats."""
+    return Kernel(name, np.int8, np.float32, int, np.float32, int, np.uint8)
 
 
 PUT_SCALES = Kernel("put_scales", np.float32, int, int, np.uint8, int, int)

@@ -16,7 +16,7 @@ from tritgguf.converter.errors import TensorError
 SUB = 16  # values that share a scale
 SUBS = 16  # sub-blocks that share d
 SMALLEST = np.float32(2.0**-24)  # fp16's smallest value; all codes are 0 in sub-blocks of smaller values
-CANDIDATES = 32  # values of d to try for a known grid
+D_FACTORS = np.linspace(1, 2, 32, dtype=np.float32)  # times the least possible d of a known grid: what is tried
 MOST_MULTIPLES = 8  # codes to try per level of a known grid
 
 Codes = npt.NDArray[np.int8]
@@ -68,33 +68,43 @@ def encoded(
         wanted = best_scales(columns, lowest_code, largest_codes).reshape(-1, SUBS)
         d = block_scales(wanted, lowest_scale)
     if not np.isfinite(d).all():
-        raise TensorError(f"a value is {np.abs(columns).max():g}, but {limit}: store this tensor as f32")
+        raise too_large(columns, limit)
     steps = d.astype(np.float32)[:, None]
     scales = np.clip(np.rint(quotient(wanted, steps)), lowest_scale, -lowest_scale - 1)
     codes = np.clip(np.rint(quotient(columns, (steps * scales).reshape(-1))), lowest_code, -lowest_code - 1)
     return d, scales.astype(np.int8), codes.astype(np.int8).T.reshape(len(d), -1)
 
 
-def fitted(
-    codes: Float32Array, steps: Float32Array, highest_code: int, lowest_scale: int
-) -> tuple[Halves, Codes, Codes]:
+def too_large(values: Float32Array, limit: str) -> TensorError:
+    """Return the error of values beyond a type's range, which `limit` describes."""
+    return TensorError(f"a value is {np.abs(values).max():g}, but {limit}: store this tensor as f32")
+
+
+def fitted(grid_codes: Codes, steps: Float32Array, highest_code: int, lowest_scale: int) -> tuple[Halves, Codes, Codes]:
     """Return d, scales and codes as `encoded` does, with the least squared error for values known to be code * step.
 
-    `codes` is (n_blocks, subs, 16), `steps` (n_blocks, subs). The type can store a sub-block's codes times any m that
+    `grid_codes` is (n_blocks, 16, 16), `steps` (n_blocks, 16). The type can store a sub-block's codes times any m that
     its range of codes allows. Then m * scale * d has to approximate the step, which offers more choices than scale * d.
     Several d are tried. Scales are negative, since there is one more of them. Raises TensorError if d overflows fp16.
     """
+    codes = grid_codes.astype(np.float32)
     most = np.maximum(highest_code // np.maximum(np.abs(codes).max(axis=2), 1), 1)
     weights = np.square(codes).sum(axis=2)
     limit = np.float32(-lowest_scale)
     least_d = np.maximum((steps / (limit * most)).max(axis=1), np.where((steps * weights).any(axis=1), SMALLEST, 0))
-    best = _Fit(np.full(len(steps), np.inf), least_d, np.zeros_like(steps), np.ones_like(steps))
-    for factor in np.linspace(1, 2, CANDIDATES, dtype=np.float32):
-        best = best.better(_fit(halves_above(least_d * factor), steps, weights, most, limit))
+    best = _Fit(np.full(len(steps), np.inf), halves_above(least_d), np.zeros_like(steps), np.ones_like(steps))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for factor in D_FACTORS:
+            best = best.better(_fit(halves_above(least_d * factor), steps, weights, most, limit))
     if not np.isfinite(best.d).all():
-        raise TensorError(f"the levels are {steps.max():g} apart, out of this type's range: store this tensor as f32")
+        raise out_of_range(steps)
     signed = -codes * best.multiples[:, :, None]
     return best.d.astype(np.float16), (-best.scales).astype(np.int8), signed.astype(np.int8).reshape(len(codes), -1)
+
+
+def out_of_range(steps: Float32Array) -> TensorError:
+    """Return the error of a grid whose steps are too large for a type."""
+    return TensorError(f"the levels are {steps.max():g} apart, out of this type's range: store this tensor as f32")
 
 
 @dataclass(frozen=True)
@@ -131,17 +141,22 @@ def _fit(d: Float32Array, steps: Float32Array, weights: Float32Array, most: Floa
         better = error < least
         least = np.where(better, error, least)
         scales, multiples = np.where(better, scale, scales), np.where(better, multiple, multiples)
-    return _Fit((least * weights).sum(axis=1, dtype=np.float64), d, scales, multiples)
+    errors = (least * weights).astype(np.float64)
+    while errors.shape[1] > 1:  # in halves, as the kernel does
+        errors = errors[:, : errors.shape[1] // 2] + errors[:, errors.shape[1] // 2 :]
+    return _Fit(errors[:, 0], d, scales, multiples)
 
 
 def halves_above(values: Float32Array) -> Float32Array:
     """Round up to fp16 values; return them as float32."""
     with np.errstate(over="ignore"):
-        nearest = values.astype(np.float16)
+        nearest = (values + np.float32(0)).astype(np.float16)  # -0 becomes 0
         above = np.where(nearest.astype(np.float32) < values, np.nextafter(nearest, np.float16(np.inf)), nearest)
-    return above.astype(np.float32)
+    rounded: Float32Array = above.astype(np.float32)
+    return rounded
 
 
 def quotient(dividends: Float32Array | np.float32, divisors: Float32Array) -> Float32Array:
     """Return dividends / divisors, or 0 if the divisor is 0."""
-    return np.where(divisors == 0, np.float32(0), dividends / np.where(divisors == 0, np.float32(1), divisors))
+    with np.errstate(over="ignore", invalid="ignore"):  # of values near the ends of float32
+        return np.where(divisors == 0, np.float32(0), dividends / np.where(divisors == 0, np.float32(1), divisors))

@@ -62,8 +62,8 @@ def battery(tokenizer: SourceTokenizer) -> list[str]:
 
     For a tokenizer that composes accents (Unicode NFC) the texts are composed first. llama.cpp has no such step, which
     one of the tokenizer's `notes` tells; the rest of its work on these texts can still be compared. For one that puts a
-    space before the first text alone, the texts are those for which a file can do the same (first_space.py). Texts with
-    what the tokenizer calls `ambiguous` are left out, which another note tells.
+    space before the first text alone, the texts are those for which a file can do the same (first_space.py). Texts that
+    a tokenizer's notes leave out (`comparable`) aren't compared.
     """
     texts = list(TEXTS)
     for special in tokenizer.special_tokens:
@@ -75,6 +75,4 @@ def battery(tokenizer: SourceTokenizer) -> list[str]:
         texts = [first.begins + text for text in texts]
     if tokenizer.normalizes_nfc:
         texts = [unicodedata.normalize("NFC", text) for text in texts]
-    if tokenizer.ambiguous:
-        texts = [text for text in texts if tokenizer.ambiguous not in text]
-    return list(dict.fromkeys(texts))
+    return [text for text in dict.fromkeys(texts) if tokenizer.comparable(text)]

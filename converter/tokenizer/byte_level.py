@@ -13,7 +13,7 @@ from tritgguf.converter.tokenizer.post_processor import around_text, beyond_llam
 from tritgguf.converter.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer, candidates, steps_of
 from tritgguf.converter.tokenizer.source import SourceTokenizer
 from tritgguf.converter.tokenizer.special_ids import SpecialIds, special_metadata
-from tritgguf.converter.tokenizer.tokenizer_json import TokenizerJson, words_beyond_merging
+from tritgguf.converter.tokenizer.tokenizer_json import BpeJson, words_beyond_merging
 from tritgguf.converter.tokenizer.vocabulary import Vocabulary
 
 NFC_NOTE = (
@@ -22,7 +22,7 @@ NFC_NOTE = (
 )
 
 
-def byte_level_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) -> SourceTokenizer:
+def byte_level_tokenizer(source: BpeJson, files: SideFiles, n_vocab: int) -> SourceTokenizer:
     """Convert a byte-level BPE tokenizer; raise TokenizerError if llama.cpp has no pre-tokenizer like its own."""
     vocabulary = Vocabulary(n_vocab, TOKENIZER_JSON)
     vocabulary.put_all(source.vocab, TokenType.NORMAL)
@@ -50,7 +50,7 @@ def byte_level_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) 
     )
 
 
-def _pre_tokenizer(source: TokenizerJson) -> PreTokenizer:
+def _pre_tokenizer(source: BpeJson) -> PreTokenizer:
     """Return the row that splits and merges like the source; raise TokenizerError where there is none."""
     steps = steps_of(source.structure.get("pre_tokenizer"))
     rows = candidates(steps)
@@ -85,7 +85,7 @@ def _composes_accents(normalizer: object) -> bool:
             )
 
 
-def _unknown(source: TokenizerJson, vocabulary: Vocabulary) -> dict[str, int]:
+def _unknown(source: BpeJson, vocabulary: Vocabulary) -> dict[str, int]:
     unknown = source.structure["model"].get("unk_token")
     token_id = vocabulary.ids.get(unknown) if unknown else None
     return {} if token_id is None else {"unk": token_id}

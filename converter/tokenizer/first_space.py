@@ -40,7 +40,9 @@ class FirstSpace(NamedTuple):
 
 
 def first_space(keys: Metadata, vocabulary: Vocabulary) -> FirstSpace:
-    """Choose for a vocabulary with these keys."""
+    """Choose for a vocabulary with these keys. Where llama.cpp removes extra spaces, it adds one before each text."""
+    if (removes := keys.get(Keys.Tokenizer.REMOVE_EXTRA_WS)) is not None and removes.data:
+        return FirstSpace(adds=True, begins="", note=IN_TEXTS)
     texts = vocabulary.special_texts()
     ids = {"bos_token": Keys.Tokenizer.BOS_ID, "eos_token": Keys.Tokenizer.EOS_ID, "unk_token": Keys.Tokenizer.UNK_ID}
     names = {name: vocabulary.texts.get(_number(keys, key)) for name, key in ids.items()}

@@ -15,7 +15,7 @@ from gguf import Keys, TokenType
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata
 from tritgguf.converter.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer, as_pre_tokenizer
-from tritgguf.converter.tokenizer.space_runs import SPACE
+from tritgguf.converter.tokenizer.spaces import SPACE
 from tritgguf.converter.tokenizer.template_keys import DEFAULT
 
 ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)

@@ -10,8 +10,6 @@ SentencePiece model that is the score it had there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
 
 from gguf import Keys, TokenType
 
@@ -20,43 +18,29 @@ from tritgguf.converter.gguf_io.metadata import Metadata, boolean, string
 from tritgguf.converter.tokenizer.files import TOKENIZER_JSON, AddedToken, SideFiles, token_text
 from tritgguf.converter.tokenizer.first_space import first_space
 from tritgguf.converter.tokenizer.post_processor import around_text, beyond_llama_cpp, overruled
-from tritgguf.converter.tokenizer.source import SourceTokenizer
-from tritgguf.converter.tokenizer.space_runs import SPACE, SPACES_NOTE, cut_out_before_merging, runs_of_spaces
+from tritgguf.converter.tokenizer.source import SourceTokenizer, always
+from tritgguf.converter.tokenizer.space_runs import SPACES_NOTE, cut_out_before_merging, runs_of_spaces
+from tritgguf.converter.tokenizer.spaces import SPACE, Spaces, spaces_of
 from tritgguf.converter.tokenizer.special_ids import SpecialIds, special_metadata
-from tritgguf.converter.tokenizer.tokenizer_json import TokenizerJson, words_beyond_merging
+from tritgguf.converter.tokenizer.tokenizer_json import BpeJson, TokenizerJson, words_beyond_merging
 from tritgguf.converter.tokenizer.vocabulary import Vocabulary
 
 BYTE_PIECES = {f"<0x{byte:02X}>" for byte in range(256)}
-_ESCAPE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-# Gemma's pre-tokenizer splits at spaces, which its normalizer has replaced: it never finds one.
-_IDLE_SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
-_PREPEND = {"type": "Prepend", "prepend": SPACE}
-
-NO_SECOND_SPACE = "the tokenizer puts no space before text that has one already, llama.cpp puts another"
-
-
-@dataclass(frozen=True)
-class Spaces:
-    """How spaces are treated: before which texts one is added, and whether a piece ends before each space."""
-
-    prefix: Literal["always", "first", "never"]
-    split: bool = False
-    difference: str = ""
 
 
 def has_byte_pieces(source: TokenizerJson) -> bool:
     """Return whether characters that the vocabulary lacks become <0x00> … <0xFF>, as in SentencePiece."""
-    return bool(source.structure["model"].get("byte_fallback", False))
+    return bool(source.model.get("byte_fallback", False))
 
 
-def merge_scored_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int) -> SourceTokenizer:
+def merge_scored_tokenizer(source: BpeJson, files: SideFiles, n_vocab: int) -> SourceTokenizer:
     """Convert a SentencePiece-style BPE tokenizer; raise TokenizerError if scores can't replace its merges."""
     missing = BYTE_PIECES - source.vocab.keys()
     if missing:
         raise TokenizerError(
             f"{TOKENIZER_JSON}: byte_fallback is on but {len(missing)} byte pieces such as {min(missing)} are missing"
         )
-    spaces = _spaces(source.structure.get("normalizer"), source.structure.get("pre_tokenizer"))
+    spaces = spaces_of(source.structure.get("normalizer"), source.structure.get("pre_tokenizer"))
     unknown = source.structure["model"].get("unk_token")
     added = {token.text for token in source.added_tokens}
     runs = runs_of_spaces(source.pairs(), added)
@@ -90,7 +74,7 @@ def merge_scored_tokenizer(source: TokenizerJson, files: SideFiles, n_vocab: int
         metadata=metadata,
         special_tokens=vocabulary.special_texts(),
         encode_with_source=source.reference,
-        ambiguous=SPACE if runs else "",
+        comparable=(lambda text: SPACE not in text) if runs else always,
         notes=beyond
         + overruled(around, files.tokenizer_config)
         + ((SPACES_NOTE,) if runs else ())
@@ -107,39 +91,7 @@ def _image_tokens(source: TokenizerJson, files: SideFiles, n_vocab: int) -> list
     return [token for token in source.added_tokens if token.text == text and token.token_id >= n_vocab]
 
 
-def _spaces(normalizer: object, pre_tokenizer: object) -> Spaces:
-    """Read how spaces are treated from the normalizer and pre-tokenizer; raise TokenizerError for an unknown pair."""
-    steps = (
-        normalizer.get("normalizers")
-        if isinstance(normalizer, Mapping) and "normalizers" in normalizer
-        else [normalizer]
-    )
-    if pre_tokenizer is None and steps == [_PREPEND, _ESCAPE]:
-        return Spaces("always")
-    if pre_tokenizer in (None, _IDLE_SPLIT) and steps == [_ESCAPE]:
-        return Spaces("never")
-    metaspace = pre_tokenizer if isinstance(pre_tokenizer, Mapping) and steps in ([], [None]) else {}
-    if metaspace.get("type") == "Metaspace" and metaspace.get("replacement") == SPACE:
-        return _metaspace(metaspace)
-    raise TokenizerError(
-        f"{TOKENIZER_JSON}: normalizer {_name(normalizer)} with pre-tokenizer {_name(pre_tokenizer)} isn't how "
-        "SentencePiece treats spaces; expected Prepend and Replace, or Metaspace"
-    )
-
-
-def _metaspace(pre_tokenizer: Mapping[str, Any]) -> Spaces:
-    scheme = pre_tokenizer.get("prepend_scheme", "always" if pre_tokenizer.get("add_prefix_space", True) else "never")
-    split = bool(pre_tokenizer.get("split", True))
-    if scheme == "first":
-        return Spaces("first", split)
-    return Spaces("always", split, NO_SECOND_SPACE) if scheme == "always" else Spaces("never", split)
-
-
-def _name(part: object) -> str:
-    return str(part.get("type")) if isinstance(part, Mapping) else "none"
-
-
-def _scores(source: TokenizerJson, added: set[str], spaces: Spaces, runs: Mapping[str, float]) -> dict[str, float]:
+def _scores(source: BpeJson, added: set[str], spaces: Spaces, runs: Mapping[str, float]) -> dict[str, float]:
     """Return the score of each piece that a merge makes; llama.cpp never looks at the score of any other."""
     _check_nothing_ignored(source)
     pairs = source.pairs()
@@ -172,7 +124,7 @@ def _scores(source: TokenizerJson, added: set[str], spaces: Spaces, runs: Mappin
     return {**scores, **runs}
 
 
-def _check_nothing_ignored(source: TokenizerJson) -> None:
+def _check_nothing_ignored(source: BpeJson) -> None:
     beyond = words_beyond_merging(source) if source.ignores_merges() else []
     if beyond:
         raise TokenizerError(

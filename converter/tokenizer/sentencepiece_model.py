@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import sentencepiece
 from gguf import Keys, TokenType
@@ -15,8 +16,6 @@ from tritgguf.converter.tokenizer.first_space import first_space
 from tritgguf.converter.tokenizer.merge_scores import BYTE_PIECES
 from tritgguf.converter.tokenizer.post_processor import around_in_llama_cpp
 from tritgguf.converter.tokenizer.sentencepiece_proto import (
-    BPE_MODEL,
-    MODEL_TYPES,
     WITHOUT_DUMMY_PREFIX,
     SentencePieceProto,
     parse_model,
@@ -33,11 +32,35 @@ BOS_BY_CLASS = (
 )
 
 
-def sentencepiece_tokenizer(files: SideFiles, n_vocab: int) -> SourceTokenizer:
-    """Convert a SentencePiece BPE model; raise TokenizerError if llama.cpp would tokenize differently."""
+class ModelFile(NamedTuple):
+    """A tokenizer.model: its bytes and what is in them."""
+
+    data: bytes
+    proto: SentencePieceProto
+
+
+def read_model_file(files: SideFiles) -> ModelFile:
+    """Read tokenizer.model; raise TokenizerError if it isn't a SentencePiece model."""
     data = read_bytes(files.folder / SENTENCEPIECE_MODEL)
-    proto = _parse(data)
-    _check_supported(proto)
+    return ModelFile(data, _parse(data))
+
+
+def merging_tokenizer(model: ModelFile, files: SideFiles, n_vocab: int) -> SourceTokenizer:
+    """Convert a SentencePiece BPE model; raise TokenizerError if llama.cpp would tokenize differently."""
+    refuse(_problems(model.proto))
+    keys = {Keys.Tokenizer.MODEL: string("llama"), Keys.Tokenizer.PRE: string("default")}
+    return model_file_tokenizer("sentencepiece", model, files, n_vocab, keys)
+
+
+def model_file_tokenizer(
+    kind: Literal["sentencepiece", "unigram"],
+    model: ModelFile,
+    files: SideFiles,
+    n_vocab: int,
+    keys: Metadata,
+) -> SourceTokenizer:
+    """Convert a model with its own pieces, scores and types; `keys` come before those."""
+    data, proto = model
     vocabulary = Vocabulary(n_vocab, SENTENCEPIECE_MODEL)
     for token_id, piece in enumerate(proto.pieces):
         vocabulary.put(token_id, piece.text, TYPES[piece.kind], piece.score)
@@ -45,12 +68,12 @@ def sentencepiece_tokenizer(files: SideFiles, n_vocab: int) -> SourceTokenizer:
     vocabulary.check()
     # transformers adds a space before each text between special tokens, or with "legacy": false before the first only.
     first_only = proto.adds_dummy_prefix and files.tokenizer_config.get("legacy") is False
-    processor = sentencepiece.SentencePieceProcessor(model_proto=data + (WITHOUT_DUMMY_PREFIX if first_only else b""))
+    processor = processor_of(data, SENTENCEPIECE_MODEL)
+    later = processor_of(data + WITHOUT_DUMMY_PREFIX, SENTENCEPIECE_MODEL) if first_only else processor
     own = {"bos": processor.bos_id(), "eos": processor.eos_id(), "unk": processor.unk_id(), "pad": processor.pad_id()}
     defaults = {name: token_id for name, token_id in own.items() if token_id >= 0}
     metadata: Metadata = {
-        Keys.Tokenizer.MODEL: string("llama"),
-        Keys.Tokenizer.PRE: string("default"),
+        **keys,
         **vocabulary.metadata(with_scores=True),
         Keys.Tokenizer.ADD_PREFIX: boolean(proto.adds_dummy_prefix),
         **special_metadata(SpecialIds(files, vocabulary, defaults, None)),
@@ -59,12 +82,12 @@ def sentencepiece_tokenizer(files: SideFiles, n_vocab: int) -> SourceTokenizer:
     if first is not None:
         metadata[Keys.Tokenizer.ADD_PREFIX] = boolean(first.adds)
     special_texts = vocabulary.special_texts()
-    encode = _encoder(processor, special_texts, vocabulary.ids, first_only)
+    encode = _encoder(processor, later, special_texts, vocabulary.ids)
     # The model's file doesn't tell what is added, so the configs' answer is compared with what llama.cpp makes of it.
     before, after = around_in_llama_cpp(metadata)
     bos_notes = (BOS_BY_CLASS,) if before and files.tokenizer_config.get("add_bos_token") is None else ()
     return SourceTokenizer(
-        kind="sentencepiece",
+        kind=kind,
         metadata=metadata,
         special_tokens=special_texts,
         encode_with_source=lambda text, prompt: [*before, *encode(text), *after] if prompt else encode(text),
@@ -83,21 +106,31 @@ def _parse(data: bytes) -> SentencePieceProto:
         ) from error
 
 
-def _check_supported(proto: SentencePieceProto) -> None:
-    kind = MODEL_TYPES.get(proto.model_type, str(proto.model_type))
+def processor_of(data: bytes, origin: str) -> sentencepiece.SentencePieceProcessor:
+    """Have SentencePiece load a model that is in the file `origin`; raise TokenizerError where it refuses it."""
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=data)
+    except RuntimeError as error:
+        raise TokenizerError(f"{origin} is refused by SentencePiece: {error!s:.200}") from error
+
+
+def refuse(problems: Mapping[str, bool]) -> None:
+    """Raise TokenizerError for the first problem that is there."""
+    for problem, present in problems.items():
+        if present:
+            raise TokenizerError(f"{SENTENCEPIECE_MODEL} is {problem}")
+
+
+def _problems(proto: SentencePieceProto) -> dict[str, bool]:
     has_bytes = proto.byte_fallback and {piece.text for piece in proto.pieces} >= BYTE_PIECES
-    rewrites = proto.charsmap_bytes > 0
-    problems = {
-        f"a {kind} model; only bpe ones merge as llama.cpp does": proto.model_type != BPE_MODEL,
+    rewrites = len(proto.charsmap) > 0
+    return {
         "a model without byte_fallback, which llama.cpp needs for characters beyond the vocabulary": not has_bytes,
         "a model that rewrites characters first (precompiled_charsmap), which llama.cpp doesn't": rewrites,
         "a model that removes extra spaces, which llama.cpp keeps": proto.removes_extra_whitespaces,
         "a model that leaves spaces unescaped, which llama.cpp escapes": not proto.escapes_whitespaces,
         "a model that puts spaces behind words, which llama.cpp puts before": proto.whitespace_is_suffix,
     }
-    for problem, present in problems.items():
-        if present:
-            raise TokenizerError(f"{SENTENCEPIECE_MODEL} is {problem}")
 
 
 def _is_own(token: AddedToken, proto: SentencePieceProto) -> bool:
@@ -108,23 +141,29 @@ def _is_own(token: AddedToken, proto: SentencePieceProto) -> bool:
     return piece.text == token.text and piece.kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
 
 
-def _encoder(
-    processor: sentencepiece.SentencePieceProcessor,
-    special_texts: Sequence[str],
-    ids_by_text: dict[str, int],
-    first_only: bool,
-) -> Callable[[str], list[int]]:
-    """Return an encoder like transformers': it cuts special tokens out and has the model encode the rest."""
+def cutter(special_texts: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return a function that cuts special tokens out of a text: every second part, from the second on, is one."""
     longest_first = sorted((text for text in special_texts if text), key=len, reverse=True)
     cut = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+    return lambda text: cut.split(text) if cut else [text]
+
+
+def _encoder(
+    first: sentencepiece.SentencePieceProcessor,
+    later: sentencepiece.SentencePieceProcessor,
+    special_texts: Sequence[str],
+    ids_by_text: Mapping[str, int],
+) -> Callable[[str], list[int]]:
+    """Return an encoder like transformers': it cuts special tokens out and has the model encode the rest."""
+    cut = cutter(special_texts)
 
     def encode(text: str) -> list[int]:
         ids: list[int] = []
-        for place, part in enumerate(cut.split(text) if cut else [text]):
+        for place, part in enumerate(cut(text)):
             if place % 2:
                 ids.append(ids_by_text[part])
             elif part:
-                ids += processor.encode(f" {part}" if first_only and not ids else part)
+                ids += (later if ids else first).encode(part)
         return ids
 
     return encode

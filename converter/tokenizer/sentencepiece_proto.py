@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-BPE_MODEL = 2
+UNIGRAM_MODEL, BPE_MODEL = 1, 2
 # Appended to a model, this turns add_dummy_prefix off: protobuf merges a message given twice, the last value wins.
 WITHOUT_DUMMY_PREFIX = bytes([3 << 3 | 2, 2, 3 << 3, 0])
 LAST_KIND = 6
@@ -32,7 +32,7 @@ class SentencePieceProto:
     model_type: int
     byte_fallback: bool
     whitespace_is_suffix: bool
-    charsmap_bytes: int
+    charsmap: bytes
     adds_dummy_prefix: bool
     removes_extra_whitespaces: bool
     escapes_whitespaces: bool
@@ -55,17 +55,33 @@ def parse_model(data: bytes) -> SentencePieceProto:
             normalizer |= dict(_fields(_message(value)))
     if not pieces or not trainer:
         raise ValueError("no pieces or no trainer settings")
-    charsmap = normalizer.get(2, b"")
     return SentencePieceProto(
         pieces=tuple(pieces),
         model_type=_number(trainer.get(3, 1)),
         byte_fallback=bool(trainer.get(35, 0)),
         whitespace_is_suffix=bool(trainer.get(24, 0)),
-        charsmap_bytes=len(_message(charsmap)),
+        charsmap=_message(normalizer.get(2, b"")),
         adds_dummy_prefix=bool(normalizer.get(3, 1)),
         removes_extra_whitespaces=bool(normalizer.get(4, 1)),
         escapes_whitespaces=bool(normalizer.get(5, 1)),
     )
+
+
+def model_with_charsmap(charsmap: bytes) -> bytes:
+    """Return a model file that does nothing but rewrite characters by a precompiled charsmap."""
+    unknown = _bytes_field(1, _bytes_field(1, b"<unk>") + bytes([3 << 3, 2]))
+    letter = _bytes_field(1, _bytes_field(1, b"a") + bytes([3 << 3, 1]))
+    trainer = _bytes_field(2, bytes([3 << 3, UNIGRAM_MODEL]))
+    no_spaces = bytes([3 << 3, 0, 4 << 3, 0, 5 << 3, 0])  # no dummy prefix, none removed, none escaped
+    return unknown + letter + trainer + _bytes_field(3, _bytes_field(2, charsmap) + no_spaces)
+
+
+def _bytes_field(number: int, data: bytes) -> bytes:
+    length, head = len(data), bytearray([number << 3 | 2])
+    while length > 0x7F:
+        head.append(length & 0x7F | 0x80)
+        length >>= 7
+    return bytes(head) + bytes([length]) + data
 
 
 def _piece(data: bytes) -> Piece:

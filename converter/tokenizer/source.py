@@ -10,6 +10,11 @@ from tritgguf.converter.gguf_io.metadata import Metadata
 from tritgguf.converter.tokenizer.first_space import FirstSpace
 
 
+def always(_text: str) -> bool:
+    """Call every text comparable."""
+    return True
+
+
 @dataclass(frozen=True)
 class SourceTokenizer:
     """A tokenizer read from a checkpoint folder.
@@ -17,19 +22,19 @@ class SourceTokenizer:
     `metadata` holds every `tokenizer.*` key in the order to write them. `special_tokens` are the texts that become one
     token each anywhere in a prompt. `notes` are differences that no GGUF file can avoid, one sentence each; `hint`
     tells why token ids may differ, for the error where they do. `compared` tells for which texts a file can give the
-    same ids, None for all (first_space.py); those with `ambiguous`, if it isn't empty, have other ids in every file. A
-    "passthrough" tokenizer is a GGUF source's own.
+    same ids, None for all (first_space.py). `comparable` is false for texts that one of the notes says get other ids.
+    A "passthrough" tokenizer is a GGUF source's own.
     """
 
-    kind: Literal["bpe", "sentencepiece", "passthrough"]
+    kind: Literal["bpe", "sentencepiece", "unigram", "wordpiece", "passthrough"]
     metadata: Metadata = field(repr=False)
     special_tokens: tuple[str, ...] = field(repr=False)
     encode_with_source: Callable[[str, bool], list[int]] = field(repr=False)
     normalizes_nfc: bool = False
-    ambiguous: str = ""
     notes: tuple[str, ...] = ()
     hint: str = ""
     compared: FirstSpace | None = None
+    comparable: Callable[[str], bool] = field(default=always, repr=False)
 
     def encode(self, text: str) -> list[int]:
         """Return ids by the source's own library: special tokens in the text are parsed, no bos or eos is added."""

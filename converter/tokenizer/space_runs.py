@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-SPACE = "▁"
+from tritgguf.converter.tokenizer.spaces import SPACE
+
 SPACES_NOTE = f"texts with the character {SPACE} itself get other token ids in llama.cpp, which takes it for a space"
 
 

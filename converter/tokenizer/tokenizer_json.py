@@ -24,11 +24,9 @@ KEEPS_SPACES = ("<unk>", "<s>", "<|endoftext|>")  # the added tokens of Phi-3 be
 
 @dataclass(frozen=True)
 class TokenizerJson:
-    """A checked tokenizer.json with a BPE model; `merges` are pairs, joined by a space, in order of rank."""
+    """A tokenizer.json whose parts aren't checked yet but for the added tokens; its "model" is an object."""
 
     structure: Mapping[str, Any]
-    vocab: Mapping[str, int]
-    merges: list[str]
     added_tokens: tuple[AddedToken, ...]
     reference: Reference
 
@@ -53,6 +51,19 @@ class TokenizerJson:
             for token in self.added_tokens
         )
 
+    @property
+    def model(self) -> Mapping[str, Any]:
+        model: Mapping[str, Any] = self.structure["model"]
+        return model
+
+
+@dataclass(frozen=True)
+class BpeJson(TokenizerJson):
+    """A tokenizer.json with a BPE model; `merges` are pairs, joined by a space, in order of rank."""
+
+    vocab: Mapping[str, int]
+    merges: list[str]
+
     def pairs(self) -> list[tuple[str, str]]:
         """Return the merges as pairs of pieces."""
         return [(left, right) for left, _, right in (merge.partition(" ") for merge in self.merges)]
@@ -62,31 +73,39 @@ class TokenizerJson:
 
 
 def read_tokenizer_json(files: SideFiles) -> TokenizerJson:
-    """Read tokenizer.json with the tokens that other files add; raise TokenizerError if it isn't plain BPE."""
+    """Read tokenizer.json with the tokens that other files add; raise TokenizerError if it has no model."""
     structure = parse_object(read_text(files.folder / TOKENIZER_JSON), TOKENIZER_JSON)
-    model = structure.get("model")
-    if not isinstance(model, Mapping) or not isinstance(model.get("vocab"), Mapping) or "merges" not in model:
-        found = model.get("type") if isinstance(model, Mapping) else None
-        raise TokenizerError(f"{TOKENIZER_JSON}: the model is of type {found}; expected BPE with a vocab and merges")
-    if model.get("type", "BPE") != "BPE":
-        raise TokenizerError(f"{TOKENIZER_JSON}: the model is of type {model['type']}; only BPE can be converted")
-    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(option):
-            raise TokenizerError(
-                f"{TOKENIZER_JSON}: the model sets {option} to {model[option]!r}; llama.cpp has no such option"
-            )
+    if not isinstance(structure.get("model"), Mapping):
+        raise TokenizerError(f"{TOKENIZER_JSON}: the model is {structure.get('model')!r:.80}; expected an object")
     entries = structure.get("added_tokens") or []
     own = [added_token(entry, entry.get("id"), TOKENIZER_JSON) for entry in entries]
     return TokenizerJson(
         structure=structure,
-        vocab=model["vocab"],
-        merges=_joined(model["merges"]),
         added_tokens=_with_side_tokens(own, files),
         reference=Reference(files.folder, own),
     )
 
 
-def words_beyond_merging(source: TokenizerJson) -> list[str]:
+def as_bpe(source: TokenizerJson) -> BpeJson:
+    """Return the tokenizer with its vocabulary and merges; raise TokenizerError if it isn't plain BPE."""
+    model = source.model
+    if not isinstance(model.get("vocab"), Mapping) or "merges" not in model:
+        raise TokenizerError(f"{TOKENIZER_JSON}: the BPE model lacks a vocab or merges; expected both")
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            raise TokenizerError(
+                f"{TOKENIZER_JSON}: the model sets {option} to {model[option]!r}; llama.cpp has no such option"
+            )
+    return BpeJson(
+        structure=source.structure,
+        added_tokens=source.added_tokens,
+        reference=source.reference,
+        vocab=model["vocab"],
+        merges=_joined(model["merges"]),
+    )
+
+
+def words_beyond_merging(source: BpeJson) -> list[str]:
     """Return the vocabulary entries that no merges make: only with these does ignore_merges change ids."""
     model = tokenizers.models.BPE(dict(source.vocab), source.pairs())
     added = {token.text for token in source.added_tokens}

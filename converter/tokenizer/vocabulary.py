@@ -58,7 +58,7 @@ class Vocabulary:
             self.put(token.token_id, token.text, TokenType.CONTROL if token.special else TokenType.USER_DEFINED)
 
     def check(self) -> None:
-        """Raise TokenizerError for more tokens than `n_vocab`, or two ids with one text: llama.cpp aborts on these."""
+        """Raise TokenizerError for more tokens than `n_vocab`, two ids with one text, or a NUL: llama.cpp aborts."""
         n_tokens = max(self.texts, default=-1) + 1
         if n_tokens > self.n_vocab:
             raise TokenizerError(
@@ -67,6 +67,9 @@ class Vocabulary:
             )
         if not n_tokens:
             raise TokenizerError(f"{self.origin} holds no tokens; expected {self.n_vocab}")
+        if "\0" in "".join(self.ids):
+            text = next(text for text in self.ids if "\0" in text)
+            raise TokenizerError(f"{self.origin}: token {text!r:.80} holds a NUL, where llama.cpp ends a text")
         if len(self.ids) == len(self.texts):
             return
         seen: dict[str, int] = {}

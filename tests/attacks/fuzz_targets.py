@@ -9,7 +9,7 @@ import random
 import shutil
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,6 +30,7 @@ from tritgguf.converter.model.open import open_model
 from tritgguf.converter.planning.make_plan import make_plan
 from tritgguf.converter.planning.request import Request
 from tritgguf.converter.tokenizer import read_tokenizer
+from tritgguf.converter.tokenizer.sentencepiece_proto import parse_model
 from tritgguf.runtime.engine import gguf_header
 
 RECIPES = ("llama-gqa", "llama-yarn", "qwen2", "qwen3", "mistral-window", "qwen3moe")
@@ -307,13 +308,31 @@ class Tokenizer(Target):
                     self.files.append((file, file.read_bytes()))
             for weights in sorted(model.glob("*.safetensors")):
                 weights.unlink()
-        pieces = folder / "sentencepiece"
-        pieces.mkdir()
-        self.pieces = (pieces / "tokenizer.model", tokenizer_folders.sentencepiece_model())
+        self.files += [self._file(folder, "tokenizer.json", content) for content in self._structures()]
+        unigram = tokenizer_folders.unigram_model()
+        self.pieces = [
+            self._file(folder, "tokenizer.model", model) for model in (tokenizer_folders.sentencepiece_model(), unigram)
+        ]
+
+    def _structures(self) -> Iterator[bytes]:
+        unigram = tokenizer_folders.unigram_model()
+        normalizer = tokenizer_folders.normalizing(
+            parse_model(unigram).charsmap, tokenizer_folders.STRIP, tokenizer_folders.MERGE_SPACES
+        )
+        pieces = tokenizer_folders.scored_pieces(unigram)[:80]  # few, so that the other parts are damaged too
+        metaspace = tokenizer_folders.metaspace("always")
+        yield json.dumps(tokenizer_folders.unigram_structure(pieces, normalizer, metaspace)).encode()
+        yield json.dumps(tokenizer_folders.wordpiece_structure(lowercase=True)).encode()
+
+    def _file(self, folder: Path, name: str, content: bytes) -> tuple[Path, bytes]:
+        place = folder / f"other-{len(list(folder.iterdir()))}"
+        place.mkdir()
+        (place / name).write_bytes(content)
+        return place / name, content
 
     def damage(self, rng: random.Random) -> None:
         if rng.random() < 0.2:
-            self.damaged, sound = self.pieces
+            self.damaged, sound = rng.choice(self.pieces)
             self.damaged.write_bytes(damage_bytes(rng, sound, [sound]))
             return
         self.damaged, sound = rng.choice(self.files)

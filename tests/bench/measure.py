@@ -73,9 +73,10 @@ def _watch(child: subprocess.Popen[str], watched: _Watched, out: Path | None) ->
 def _family(pid: int) -> list[int]:
     """Return a process and the children that its threads have started."""
     found = [pid]
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += map(int, path.read_text().split())
+    with contextlib.suppress(OSError):  # it has ended
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += map(int, path.read_text().split())
     return found
 
 

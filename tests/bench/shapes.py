@@ -39,6 +39,7 @@ class Shape:
     kv_heads: int
     vocab: int = 32000
     family: str = "llama"
+    tied: bool = False
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -67,6 +68,8 @@ SHAPES = {
     "llama-3gb": replace(LLAMA_1B, layers=32),
     "llama-5gb": replace(LLAMA_1B, layers=54),
     "llama-10gb": replace(LLAMA_1B, layers=111),
+    "qwen-0.5b": Shape(896, 4864, 24, 14, 2, 151936, "qwen2", tied=True),
+    "mistral-7b-6": Shape(4096, 14336, 6, 32, 8),  # six of its 32 layers
     "qwen-14b": Shape(5120, 13824, 48, 40, 8, 152064, "qwen2"),
 }
 
@@ -94,7 +97,8 @@ def entries(shape: Shape, packing: str) -> Iterator[Entry]:
         yield f"{prefix}.input_layernorm.weight", "BF16", (shape.hidden,)
         yield f"{prefix}.post_attention_layernorm.weight", "BF16", (shape.hidden,)
     yield "model.norm.weight", "BF16", (shape.hidden,)
-    yield "lm_head.weight", "BF16", (shape.vocab, shape.hidden)
+    if not shape.tied:
+        yield "lm_head.weight", "BF16", (shape.vocab, shape.hidden)
 
 
 def blocks(packing: str) -> dict[str, np.ndarray]:
@@ -185,7 +189,7 @@ def _config(shape: Shape, packing: str) -> dict:
         "num_key_value_heads": shape.kv_heads,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": shape.tied,
         "torch_dtype": "bfloat16",
         "vocab_size": shape.vocab,
         "bos_token_id": 1,

@@ -19,10 +19,12 @@ from tritgguf.converter.checkpoint.packer import Constants, Packer, Piece
 from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
 from tritgguf.converter.checkpoint.safetensors_layout import Entry
 from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
+from tritgguf.converter.core.kernels import Kernel
 from tritgguf.converter.core.tensors import (
     ByteArray,
     CodedRows,
     CodedTensor,
+    Codes,
     Float32Array,
     RowIndices,
     SourceTensor,
@@ -45,6 +47,16 @@ def row_trits(n_columns: int, digits: int) -> int:
 def n_blocks(shape: tuple[int, ...], digits: int) -> int:
     """Return the number of blocks in a matrix."""
     return -(-shape[0] * row_trits(shape[1], digits) // BLOCK)
+
+
+def packed_groups(rows: CodedRows, steps: Float32Array, digits: int) -> ByteArray:
+    """Return the bytes, uint8 (n_blocks, 27), of codes and scales; the scales must be among `steps`."""
+    codes, scales = np.ascontiguousarray(rows.codes), np.ascontiguousarray(rows.scales)
+    n_trits = scales.size * row_trits(GROUP, digits)
+    stored: ByteArray = np.empty((-(-n_trits // BLOCK), BLOCK_BYTES), np.uint8)
+    if PACK(codes, scales, scales.size, np.ascontiguousarray(steps, np.float32), digits, stored) is None:
+        stored = pack_trits(np.pad(trits_of(rows, steps, digits), (0, -n_trits % BLOCK)))
+    return stored
 
 
 def trits_of(rows: CodedRows, steps: Float32Array, digits: int) -> ByteArray:
@@ -96,16 +108,22 @@ class UniformTensor(CodedTensor):
 
     def _decoded(self, start: int, stop: int) -> CodedRows:
         per_row = row_trits(self.shape[1], self.digits)
-        stream = unpack_trits(self._blocks(start, stop))[start * per_row % BLOCK :][: (stop - start) * per_row]
-        if (stream > 2).any():
-            raise TensorError(f"{self.name} holds an invalid number, 3^17 or more: the checkpoint is damaged")
-        groups = stream.reshape(-1, INDEX_TRITS + GROUP * self.digits)
-        places = 3 ** np.arange(max(INDEX_TRITS, self.digits))
-        indices = groups[:, :INDEX_TRITS] @ places[:INDEX_TRITS]
-        numbers = groups[:, INDEX_TRITS:].reshape(len(groups), GROUP, self.digits) @ places[: self.digits]
-        codes = (numbers - highest_code(self.digits)).astype(np.int8)
+        blocks, skipped = np.ascontiguousarray(self._blocks(start, stop)), start * per_row % BLOCK
         shape = (stop - start, self.shape[1])
-        return CodedRows(codes.reshape(shape), self.steps[indices].reshape(stop - start, -1), GROUP)
+        codes: Codes = np.empty(shape, np.int8)
+        indices: ByteArray = np.empty((shape[0], shape[1] // GROUP), np.uint8)
+        n_invalid = UNPACK(blocks, skipped, indices.size, self.digits, codes, indices)
+        if n_invalid is None:
+            stream = unpack_trits(blocks)[skipped:][: shape[0] * per_row]
+            n_invalid = int((stream > 2).sum())
+            groups = stream.reshape(-1, INDEX_TRITS + GROUP * self.digits)
+            places = 3 ** np.arange(max(INDEX_TRITS, self.digits))
+            indices = (groups[:, :INDEX_TRITS] @ places[:INDEX_TRITS]).astype(np.uint8).reshape(indices.shape)
+            numbers = groups[:, INDEX_TRITS:].reshape(len(groups), GROUP, self.digits) @ places[: self.digits]
+            codes = (numbers - highest_code(self.digits)).astype(np.int8).reshape(shape)
+        if n_invalid:
+            raise TensorError(f"{self.name} holds an invalid number, 3^17 or more: the checkpoint is damaged")
+        return CodedRows(codes, self.steps[indices], GROUP)
 
 
 def _runs(rows: RowIndices) -> list[tuple[int, int]]:
@@ -181,8 +199,7 @@ class TritPacker(Packer):
     def pack(
         self, name: str, shape: tuple[int, ...], chunk: slice, rows: CodedRows, constants: Constants
     ) -> list[Piece]:
-        digits = trits_of(rows, constants[STEPS], self.digits)
-        packed = pack_trits(np.pad(digits, (0, -digits.size % BLOCK)))
+        packed = packed_groups(rows, constants[STEPS], self.digits)
         offset = chunk.start * row_trits(shape[1], self.digits) // BLOCK * BLOCK_BYTES
         pieces: list[Piece] = [(name + TRITS, offset, packed)]
         if chunk.start == 0:
@@ -191,4 +208,6 @@ class TritPacker(Packer):
         return pieces
 
 
+PACK = Kernel("pack_groups", np.int8, np.float32, int, np.float32, int, np.uint8)
+UNPACK = Kernel("unpack_groups", np.uint8, int, int, int, np.int8, np.uint8)
 PACKING = Packing("uniform trits", recognizes, read, lambda config: TritPacker(config["digits"]))

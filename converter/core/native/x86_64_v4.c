@@ -5,4 +5,9 @@
 #define KERNEL(name) name##_4
 #define WIDTH 16
 #include "loops.h"
+#include "uniform.h"
+#include "known_grid.h"
+#include "k_quants.h"
+#include "q4_k.h"
+#include "nvfp4.h"
 #endif

@@ -13,9 +13,16 @@ from gguf import GGMLQuantizationType, LlamaFileType
 
 from tritgguf.converter.core.tensors import ByteArray, CodedRows, Codes, Float32Array
 from tritgguf.converter.errors import TensorError
-from tritgguf.converter.quant.codec import EVERYWHERE, TernaryCodec, pack_kernel, stored_scales
+from tritgguf.converter.quant.codec import (
+    EVERYWHERE,
+    TernaryCodec,
+    grid_kernel,
+    pack_kernel,
+    stored_scales,
+    values_kernel,
+)
 from tritgguf.converter.quant.codecs.tq2_0 import pairs
-from tritgguf.converter.quant.scaled_blocks import fitted
+from tritgguf.converter.quant.scaled_blocks import D_FACTORS, fitted, out_of_range
 
 ONES = 0x11  # sub-scale 1 in the low nibble, sub-minimum 1 in the high one
 ONE_TWO = 0x21  # sub-minimum 2
@@ -37,9 +44,16 @@ class Q2K(TernaryCodec):
     codes_at = CODES.start
     scales_at = (SCALE.start, MINIMUM.start)
     kernel = pack_kernel("pack_tq2_0")
+    values_kernel = values_kernel("q2_k_values")
 
-    def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
+    def pack_grid(self, codes: Codes, steps: Float32Array) -> ByteArray:
         """Store ternary data with a scale per 16 columns: sub-scale = sub-minimum, from 1 to 15."""
+        blocks: ByteArray = np.empty((len(codes), self.block_bytes), np.uint8)
+        overflows = PACK_GRID(codes, steps, len(codes), D_FACTORS, len(D_FACTORS), blocks)
+        if overflows:
+            raise out_of_range(steps)
+        if overflows is not None:
+            return blocks
         d, subs, _ = fitted(codes, steps, 1, -15)
         digits = (codes + 1).astype(np.uint8).reshape(len(codes), 2, 4, 32)
         stored = np.empty((len(codes), self.block_bytes), np.uint8)
@@ -83,4 +97,5 @@ class Q2K(TernaryCodec):
         return CodedRows(codes.reshape(n_rows, -1), np.where(two, -scales, scales), self.block)
 
 
+PACK_GRID = grid_kernel("q2_k_grid")
 CODEC = Q2K()

@@ -8,11 +8,12 @@ the top two bits of bytes 0 to 7 hold the upper two bits. The layout is ggml's `
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType, LlamaFileType, quants
+from gguf import GGMLQuantizationType, LlamaFileType
 
-from tritgguf.converter.core.tensors import ByteArray, Float32Array
+from tritgguf.converter.core.floats import LANES, lane_sums
+from tritgguf.converter.core.tensors import ByteArray, Codes, Float32Array
 from tritgguf.converter.errors import TensorError
-from tritgguf.converter.quant.codec import EVERYWHERE, FloatCodec
+from tritgguf.converter.quant.codec import EVERYWHERE, FloatCodec, floats_kernel, grid_kernel, values_kernel
 from tritgguf.converter.quant.scaled_blocks import halves_above, quotient
 
 SUB, SUBS = 32, 8
@@ -32,31 +33,49 @@ class Q4K(FloatCodec):
     block = 256
     block_bytes = 144
     runs_on = EVERYWHERE
+    values_kernel = values_kernel("q4_k_values")
     grid_levels = (3, 9)
 
     def encode(self, values: Float32Array) -> ByteArray:
-        return _encoded(values.reshape(-1, SUBS, SUB)).reshape(len(values), -1)
+        _require_range(float(np.abs(values).max(initial=0)))
+        rows = np.ascontiguousarray(values)
+        blocks: ByteArray = np.empty((len(rows), self.row_bytes(rows.shape[1])), np.uint8)
+        if PACK_FLOATS(rows, rows.size // self.block, FACTORS, len(FACTORS), blocks) is None:
+            with np.errstate(over="ignore", invalid="ignore"):  # 1 / step overflows below 1e-38
+                blocks = _encoded(values.reshape(-1, SUBS, SUB)).reshape(blocks.shape)
+        return blocks
 
-    def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
+    def pack_grid(self, codes: Codes, steps: Float32Array) -> ByteArray:
         """Store code · step for the given grid; two groups of 16 columns share a scale.
 
         Each block is encoded as floats or with codes symmetric around zero, whichever has the smaller squared error.
         Symmetric means dmin = 8 d and minimum = scale: zero stays exact, and all 63 scales can be tried.
         """
+        levels = np.abs(codes)
+        _require_range(float((levels.max(axis=2) * steps).max(initial=0)))
+        blocks: ByteArray = np.empty((len(codes), self.block_bytes), np.uint8)
+        if PACK_GRID(codes, steps, len(codes), FACTORS, len(FACTORS), blocks) is not None:
+            return blocks
         values = (codes * steps[:, :, None]).reshape(-1, SUBS, SUB)
-        ways = (_encoded(values), _even(np.abs(codes), steps, values))
-        errors = [np.square(self.decode(way) - values.reshape(len(codes), -1)).sum(axis=1) for way in ways]
+        with np.errstate(over="ignore", invalid="ignore"):  # an offset that overflows makes the error NaN
+            ways = (_encoded(values), _even(levels.astype(np.float32), steps, values))
+            errors = [
+                lane_sums(np.square(self.decode(way).reshape(values.shape) - values).reshape(len(codes), -1, LANES))
+                for way in ways
+            ]
         return np.where((errors[1] < errors[0])[:, None], ways[1], ways[0])
 
     def decode(self, stored: ByteArray) -> Float32Array:
-        return quants.dequantize(stored, self.ggml_type)
+        return self.dequantize(stored)
+
+
+def _require_range(largest: float) -> None:
+    if not largest <= SIXES * float(np.finfo(np.float16).max):
+        raise TensorError(f"a value is {largest:g}, but q4_k ends near 4e6: store this tensor as f32")
 
 
 def _encoded(subs: Floats) -> ByteArray:
-    """Return the bytes of blocks of any values, (n_blocks, 8, 32); raise TensorError if a value is out of range."""
-    largest = np.abs(subs).max(initial=0)
-    if not largest <= SIXES * float(np.finfo(np.float16).max):
-        raise TensorError(f"a value is {largest:g}, but q4_k ends near 4e6: store this tensor as f32")
+    """Return the bytes of blocks of any values in the type's range, (n_blocks, 8, 32)."""
     wanted, zeros = _steps(subs)
     d, scales = _in_sixes(wanted)
     steps = d[:, None] * scales
@@ -124,7 +143,8 @@ def _nearest_scales(levels: Floats, steps: Floats, d: Floats) -> Floats:
     for scale in range(1, SIXES + 1):
         unit = (d * np.float32(scale))[:, None, None]
         nearest = unit * np.minimum(np.rint(values * quotient(np.float32(1), unit)), MOST)
-        error = (counts * np.square(nearest - values)).sum(axis=(0, 3))
+        errors = (counts * np.square(nearest - values)).sum(axis=0)
+        error = errors[..., 0] + errors[..., 1]
         better = error < least
         least, scales = np.where(better, error, least), np.where(better, np.float32(scale), scales)
     return scales
@@ -144,4 +164,5 @@ def _stored(d: Floats, dmin: Floats, scales: Floats, minima: Floats, codes: Floa
     return stored
 
 
+PACK_FLOATS, PACK_GRID = floats_kernel("q4_k_floats"), grid_kernel("q4_k_grid")
 CODEC = Q4K()

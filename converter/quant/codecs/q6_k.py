@@ -7,11 +7,20 @@ error is about an eighth less than that of ggml's own quantizer, and much less i
 """
 
 import numpy as np
-from gguf import GGMLQuantizationType, LlamaFileType, quants
+from gguf import GGMLQuantizationType, LlamaFileType
 
 from tritgguf.converter.core.tensors import ByteArray, Float32Array
-from tritgguf.converter.quant.codec import EVERYWHERE, FloatCodec
-from tritgguf.converter.quant.scaled_blocks import SUB, Codes, Halves, encoded, fitted
+from tritgguf.converter.quant.codec import EVERYWHERE, FloatCodec, floats_kernel, grid_kernel, values_kernel
+from tritgguf.converter.quant.scaled_blocks import (
+    D_FACTORS,
+    SUB,
+    Codes,
+    Halves,
+    encoded,
+    fitted,
+    out_of_range,
+    too_large,
+)
 
 LOW, HIGH, SCALES, D = slice(0, 128), slice(128, 192), slice(192, 208), slice(208, 210)
 LOWEST_CODE, LOWEST_SCALE = -32, -128
@@ -28,17 +37,31 @@ class Q6K(FloatCodec):
     block = 256
     block_bytes = 210
     runs_on = EVERYWHERE
+    values_kernel = values_kernel("q6_k_values")
     grid_levels = (3, 9, 27)
 
     def encode(self, values: Float32Array) -> ByteArray:
+        rows = np.ascontiguousarray(values)
+        blocks: ByteArray = np.empty((len(rows), self.row_bytes(rows.shape[1])), np.uint8)
+        overflows = PACK_FLOATS(rows, rows.size // self.block, LARGEST_CODES, len(LARGEST_CODES), blocks)
+        if overflows:
+            raise too_large(values, LIMIT)
+        if overflows is not None:
+            return blocks
         columns = np.ascontiguousarray(values.reshape(-1, SUB).T)
         return _stored(*encoded(columns, LOWEST_CODE, LOWEST_SCALE, LARGEST_CODES, LIMIT)).reshape(len(values), -1)
 
-    def pack_grid(self, codes: Float32Array, steps: Float32Array) -> ByteArray:
+    def pack_grid(self, codes: Codes, steps: Float32Array) -> ByteArray:
+        blocks: ByteArray = np.empty((len(codes), self.block_bytes), np.uint8)
+        overflows = PACK_GRID(codes, steps, len(codes), D_FACTORS, len(D_FACTORS), blocks)
+        if overflows:
+            raise out_of_range(steps)
+        if overflows is not None:
+            return blocks
         return _stored(*fitted(codes, steps, -LOWEST_CODE - 1, LOWEST_SCALE))
 
     def decode(self, stored: ByteArray) -> Float32Array:
-        return quants.dequantize(stored, self.ggml_type)
+        return self.dequantize(stored)
 
 
 def _stored(d: Halves, scales: Codes, codes: Codes) -> ByteArray:
@@ -58,4 +81,5 @@ def _packed(digits: ByteArray) -> tuple[ByteArray, ByteArray]:
     return nibbles.reshape(len(digits), -1), pairs.reshape(len(digits), -1)
 
 
+PACK_FLOATS, PACK_GRID = floats_kernel("q6_k_floats"), grid_kernel("q6_k_grid")
 CODEC = Q6K()

@@ -8,13 +8,12 @@ import math
 
 import numpy as np
 
-from tritgguf.converter.core.floats import widened
+from tritgguf.converter.core.floats import LANES, lane_sums, widened
 from tritgguf.converter.core.kernels import WORDS, Kernel
 from tritgguf.converter.core.tensors import CodedRows, Codes, Float32Array, Floats
 from tritgguf.converter.quant.codec import fp16
 from tritgguf.converter.quant.method import Method, quantize_by_threshold
 
-LANES = 16  # partial sums of every 16th value, then added in halves: the order decides the rounding
 FP16_ZERO = 2.0**-25  # fp16 rounds this and anything smaller to zero
 
 
@@ -40,20 +39,10 @@ def _quantize(rows: Floats, group_size: int, least: float) -> CodedRows:
     values = widened(rows)
     with np.errstate(over="ignore", invalid="ignore"):
         magnitudes = np.abs(values).reshape(means.size, -1, math.gcd(group_size, LANES))
-        means = np.divide(_sums(magnitudes), np.float32(group_size)).reshape(means.shape)
+        means = np.divide(lane_sums(magnitudes), np.float32(group_size)).reshape(means.shape)
         used = np.where(means > least, means, np.float32(0))
         codes = quantize_by_threshold(values, used / np.float32(2), used, group_size).codes
         return CodedRows(codes, means, group_size)
-
-
-def _sums(magnitudes: Float32Array) -> Float32Array:
-    sums: Float32Array = magnitudes[:, 0].copy()
-    for step in range(1, magnitudes.shape[1]):
-        sums += magnitudes[:, step]
-    while sums.shape[1] > 1:
-        half = sums.shape[1] // 2
-        sums = sums[:, :half] + sums[:, half:]
-    return sums[:, 0]
 
 
 ABSMEAN = Kernel("absmean", WORDS, int, int, int, float, np.int8, np.float32)

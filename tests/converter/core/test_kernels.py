@@ -1,19 +1,16 @@
 """Kernels against numpy: the same bytes, bit for bit, whatever the values, the threads and the chunks."""
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import checkpoints, packed_checkpoints
+from tests.kernel_comparison import DTYPES, Rows, assert_same, computed_by, examples, rows, seeds, stored
 from tritgguf.converter import TensorError, convert
 from tritgguf.converter.checkpoint.folder import open_checkpoint
 from tritgguf.converter.checkpoint.merged_tensor import add_product
@@ -21,8 +18,8 @@ from tritgguf.converter.checkpoint.packings import base3, bitnet_packed
 from tritgguf.converter.checkpoint.packings.bitnet_packed import BitnetTensor
 from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.conversion.pipeline import write_model
-from tritgguf.converter.core import kernels, tensors
 from tritgguf.converter.core import rows as core_rows
+from tritgguf.converter.core import tensors
 from tritgguf.converter.core.floats import BEYOND_F16, checked, narrowed
 from tritgguf.converter.core.tensors import CodedRows, Floats, PackedRows
 from tritgguf.converter.gguf_io.fours import Fours
@@ -38,82 +35,6 @@ from tritgguf.converter.quant.method import Method, method_named, methods
 from tritgguf.converter.quant.methods.absmean import absmean
 
 TERNARY = [codec for codec in codecs().values() if isinstance(codec, TernaryCodec)]
-examples = settings(max_examples=40, deadline=None)
-seeds = st.integers(0, 2**32 - 1)
-
-
-@contextmanager
-def computed_by(how: str) -> Iterator[None]:
-    before = os.environ.get(kernels.VARIABLE)
-    os.environ[kernels.VARIABLE] = how
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[kernels.VARIABLE]
-        else:
-            os.environ[kernels.VARIABLE] = before
-
-
-def assert_same(function: Callable[[], Any]) -> None:
-    """Assert that a function returns the same arrays, bit for bit, or the same error, with kernels and with numpy."""
-    found = []
-    for how in ("numpy", "compiled"):
-        with computed_by(how):
-            try:
-                found.append(function())
-            except TensorError as error:
-                found.append(str(error))
-    ours, theirs = (_flat(result) for result in found)
-    assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs, strict=True):
-        if isinstance(one, np.ndarray):
-            assert (one.dtype, one.shape) == (other.dtype, other.shape)
-            assert one.tobytes() == other.tobytes()
-        else:
-            assert one == other
-
-
-def _flat(result: object) -> list[Any]:
-    if isinstance(result, CodedRows):
-        return [result.codes, result.scales, result.group]
-    return list(result) if isinstance(result, tuple) else [result]
-
-
-@st.composite
-def rows(draw: st.DrawFn, n_columns: int = 512) -> np.ndarray:
-    """Float32 rows of many kinds: usual weights, few levels, many magnitudes, zeros, bf16 values, ties."""
-    rng = np.random.default_rng(draw(seeds))
-    shape = (draw(st.integers(1, 4)), n_columns)
-    scales = rng.uniform(0.1, 1, (shape[0], n_columns // 256))
-    kind = draw(st.sampled_from(["normal", "heavy", "levels", "ternary", "magnitudes", "tiny", "huge", "zeros"]))
-    values = {
-        "normal": lambda: rng.standard_normal(shape),
-        "heavy": lambda: rng.standard_t(1.5, shape),
-        "levels": lambda: rng.integers(-4, 5, shape) * 0.5,
-        "ternary": lambda: rng.integers(-1, 2, shape) * np.repeat(scales, 256, axis=1),
-        "magnitudes": lambda: rng.standard_normal(shape) * np.exp(rng.uniform(-60, 60, shape)),
-        "tiny": lambda: rng.standard_normal(shape) * 1e-41,
-        "huge": lambda: rng.uniform(-3e38, 3e38, shape),
-        "zeros": lambda: rng.standard_normal(shape) * (rng.random(shape) < 0.02),
-    }[kind]()
-    with np.errstate(over="ignore"):
-        floats = np.clip(values, -3.3e38, 3.3e38).astype(np.float32)
-    if draw(st.booleans()):
-        floats = (floats.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
-    return floats
-
-
-def stored(values: np.ndarray, dtype: str) -> Floats:
-    """Return values as a file might hold them; fp16 ends at 65504."""
-    if dtype == "F32":
-        return Floats.of(values)
-    if dtype == "BF16":
-        return Floats((values.view(np.uint32) >> 16).astype(np.uint16), dtype)
-    return Floats(np.clip(values, -65504, 65504).astype(np.float16).view(np.uint16), dtype)
-
-
-DTYPES = st.sampled_from(["BF16", "F16", "F32"])
 
 
 @pytest.mark.parametrize("group", [16, 32, 64, 96, 256, 512])
@@ -402,25 +323,6 @@ def test_damaged_packings_are_refused(name: str, byte: int, message: str, tmp_pa
     for how in ("numpy", "compiled"):
         with computed_by(how), pytest.raises(TensorError, match=message):
             damaged.read_codes(slice(None))
-
-
-class Rows(tensors.SourceTensor):
-    """Rows in memory."""
-
-    name = "w"
-
-    def __init__(self, values: np.ndarray, dtype: str) -> None:
-        self.stored, self.dtype, self.shape = stored(values, dtype), dtype, values.shape
-
-    @property
-    def n_bytes(self) -> int:
-        return self.stored.words.nbytes
-
-    def floats(self, rows):
-        return Floats(self.stored.words[rows], self.dtype)
-
-    def read(self, rows):
-        return checked(self.floats(rows))[0]
 
 
 @examples

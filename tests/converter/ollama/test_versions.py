@@ -34,7 +34,7 @@ def make(tmp_path: Path):
         writer = gguf.GGUFWriter(tmp_path / "x.gguf", architecture)
         for number, kind in enumerate(types):
             block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-            writer.add_tensor(f"t{number}", np.zeros((1, block_bytes * (256 // block)), np.uint8), raw_dtype=kind)
+            writer.add_tensor(f"t{number}", np.zeros((8, block_bytes * (256 // block)), np.uint8), raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

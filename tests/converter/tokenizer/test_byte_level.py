@@ -186,9 +186,12 @@ def test_two_tokens_with_one_id(tmp_path: Path) -> None:
     [
         ({"normalizer": {"type": "Lowercase"}}, "normalizer Lowercase changes the text"),
         ({"normalizer": {"type": "Sequence", "normalizers": [NFC, {"type": "Lowercase"}]}}, "normalizer Sequence"),
-        ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}, "of type WordLevel; expected BPE"),
-        ({"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0}}, "of type Unigram; expected BPE"),
-        ({"model": None}, "of type None; expected BPE"),
+        (
+            {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}},
+            "'WordLevel'; expected BPE, Unigram",
+        ),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}}}, "the BPE model lacks a vocab or merges"),
+        ({"model": None}, "the model is None; expected an object"),
         ({"added_tokens": [{"id": 0, "content": END}]}, "refused by the tokenizers library: missing field"),
         ({"post_processor": {"type": "NoSuchProcessing"}}, "refused by the tokenizers library: "),
     ],

