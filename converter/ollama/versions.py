@@ -63,6 +63,7 @@ _OTHER = (None, None, None, True)
 SCALES: Mapping[str, tuple[bool | None, ...]] = {
     "llama": (False, False, True, True),
     "qwen3": (False, False, True, True),
+    "qwen3moe": (False, False, None, None),
     "bitnet": (True, True, True, True),
 }
 _OTHER_SCALES = (False, False, None, None)
