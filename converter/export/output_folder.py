@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tritgguf.converter.checkpoint.safetensors_reader import INDEX, SINGLE
-from tritgguf.converter.core.new_file import create_locked, leftovers, locked, temporary_name
+from tritgguf.converter.core.new_file import create_locked, leftovers, locked, remove_leftovers, temporary_name
 from tritgguf.converter.core.system import exchange
 from tritgguf.converter.core.whole_files import write_whole
 from tritgguf.converter.errors import OutputError, SourceError
@@ -154,7 +154,8 @@ def _remove_leftovers(out: Path) -> None:
                 with locked(path):
                     if (path / STATE).is_file():  # never finished: all of it is ours
                         shutil.rmtree(path)
-                    else:
+                    else:  # without its state yet, or with every file complete
+                        remove_leftovers(path / STATE)
                         _delete(path)
 
 

@@ -131,6 +131,16 @@ def test_a_link_to_a_folder_is_not_replaced(model, tmp_path: Path) -> None:
     assert (out / "config.json").is_file()
 
 
+def test_a_run_that_was_killed_as_it_began_leaves_nothing_to_the_next(tmp_path: Path) -> None:
+    """Where files need names, its state has a temporary one until it is written."""
+    begun = temporary_name(tmp_path / "out")
+    begun.mkdir()
+    temporary_name(begun / STATE).write_text('{"half": ')
+    with whole_folder(tmp_path / "out", {}, resume=False) as folder:
+        (folder / "config.json").write_text("{}")
+    assert not begun.exists()
+
+
 def test_what_a_killed_run_left_is_removed_but_not_what_a_living_one_writes(tmp_path: Path) -> None:
     out = tmp_path / "out"
     dead, foreign, user = temporary_name(out), temporary_name(out), tmp_path / "out.mine.part"
