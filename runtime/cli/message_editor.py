@@ -46,7 +46,12 @@ class MessageEditor:
 
     def read(self) -> str:
         """The next message; KeyboardInterrupt on Ctrl-C, EOFError on Ctrl-D in an empty message."""
-        return self._session.prompt()
+        try:
+            return self._session.prompt()
+        except SystemExit:  # a signal that comes while the prompt is drawn, when prompt_toolkit has nothing to undo yet
+            self._session.output.disable_bracketed_paste()
+            self._session.output.flush()
+            raise
 
 
 class CommandCompleter(Completer):
