@@ -19,6 +19,7 @@ from tritgguf.converter.core.settings import Settings, shown
 from tritgguf.converter.errors import SourceError, UnsupportedError
 
 FILE = "adapter_config.json"
+MAX_PATTERNS = 4096  # in one list
 Number = TypeVar("Number", int, float)
 _READ = {
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias",
@@ -113,6 +114,8 @@ def _patterns(
 ) -> tuple[tuple[re.Pattern[str], Number], ...]:
     """Return the patterns of modules' names, each for a whole name or its end after a dot, with their values."""
     values = said.object(key)
+    if len(values) > MAX_PATTERNS:
+        raise SourceError(f"{said.name(key)} holds more than {MAX_PATTERNS} patterns; expected one per module at most")
     require_quick(said.name(key), values)
     try:
         return tuple((re.compile(rf"(.*\.)?({pattern})$"), read(values, pattern)) for pattern in values)

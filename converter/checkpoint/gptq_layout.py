@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tritgguf.converter.checkpoint.config_json import FILE
 from tritgguf.converter.checkpoint.packed_integers import WORD_BITS, IntegerTensor, Part, unpacked
 from tritgguf.converter.checkpoint.packing import StoredTensors
-from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.settings import Settings
 from tritgguf.converter.core.tensors import Codes, Float32Array, RowIndices, SourceTensor, row_chunks, span
@@ -32,7 +32,7 @@ BESIDE = (QZEROS, SCALES, G_IDX)
 class GptqTensor(IntegerTensor):
     """One packed matrix; `minus_one`: `qzeros` holds each zero point minus one."""
 
-    qzeros: SafetensorsTensor
+    qzeros: StoredTensor
     minus_one: bool
 
     @property
@@ -161,7 +161,7 @@ def _module(module: str, stored: StoredTensors, said: Said) -> GptqTensor:
     return _by_convention(tensor, said)
 
 
-def _beside(module: str, suffix: str, dtypes: tuple[str, ...], stored: StoredTensors) -> SafetensorsTensor:
+def _beside(module: str, suffix: str, dtypes: tuple[str, ...], stored: StoredTensors) -> StoredTensor:
     tensor = stored.get(module + suffix)
     if tensor is None:
         raise SourceError(f"{module}{QWEIGHT} is packed, but the checkpoint has no {module}{suffix}: fetch it again")

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from tritgguf.converter.checkpoint.config_json import FILE
-from tritgguf.converter.core.patterns import MAX_REPETITIONS, may_be_slow, n_repetitions
+from tritgguf.converter.core.patterns import n_repetitions, require_quick
 from tritgguf.converter.core.settings import shown
 from tritgguf.converter.errors import SourceError
 
 MAX_PATTERNS = 1000  # in one list
 MAX_STEPS = 10_000_000  # of one list on one module, so that matching takes no longer than the file is large
 MARK = "re:"  # before a regular expression in compressed-tensors' lists
-
-
-def require_quick(patterns: Sequence[str], key: str) -> None:
-    """Raise SourceError for a pattern that may take exponential time to match; `key` of config.json holds them."""
-    for pattern in patterns:
-        if may_be_slow(pattern):
-            raise SourceError(
-                f"{FILE}: {key} holds the pattern {pattern!r:.80}, which can take for ever to match; expected the name "
-                f"of a module, or a pattern with at most {MAX_REPETITIONS} repetitions"
-            )
 
 
 class ModuleNames:
@@ -36,7 +26,7 @@ class ModuleNames:
         entries = list(entries)
         self.names = frozenset(entry for entry in entries if not entry.startswith(MARK))
         patterns = [entry.removeprefix(MARK) for entry in entries if entry.startswith(MARK)]
-        require_quick(patterns, key)
+        require_quick(f"{FILE}: {key}", patterns)
         if len(patterns) > MAX_PATTERNS:
             raise SourceError(f"{FILE}: {key} holds {len(patterns)} patterns; expected at most {MAX_PATTERNS}")
         self.key = key

@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.floats import checked
 from tritgguf.converter.core.kernels import Kernel
@@ -77,7 +77,7 @@ class Part:
     The bytes of a transposed tensor's columns lie all over it, so it stays mapped until its last columns are read.
     """
 
-    tensor: SafetensorsTensor
+    tensor: StoredTensor
     transposed: bool = False
 
     def words(self, rows: slice | RowIndices) -> Words:

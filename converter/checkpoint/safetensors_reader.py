@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from tritgguf.converter.checkpoint.shards import read_shards
 from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
@@ -22,9 +22,6 @@ from tritgguf.converter.errors import SourceError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
-
-
-SafetensorsTensor: TypeAlias = StoredTensor  # the name that packings of other packages know
 
 
 def matches(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.floats import bf16
 from tritgguf.converter.core.settings import Settings
@@ -39,7 +39,7 @@ ROUNDINGS: dict[str, Callable[[Float32Array], Float32Array]] = {"BF16": bf16, "F
 class Numbers(ABC):
     """A stored matrix of numbers, read some rows at a time."""
 
-    stored: SafetensorsTensor
+    stored: StoredTensor
 
     @abstractmethod
     def read(self, rows: slice | RowIndices) -> Float32Array | Codes:
@@ -54,7 +54,7 @@ class Numbers(ABC):
 class Items(Numbers):
     """One item per number: I8, or floats of 8, 16 or 32 bits."""
 
-    stored: SafetensorsTensor
+    stored: StoredTensor
 
     def read(self, rows: slice | RowIndices) -> Float32Array | Codes:
         if self.stored.dtype != "I8":
@@ -71,7 +71,7 @@ class Words(Numbers):
     https://github.com/vllm-project/compressed-tensors.
     """
 
-    stored: SafetensorsTensor
+    stored: StoredTensor
     bits: int
     n_columns: int
 
@@ -89,7 +89,7 @@ class Words(Numbers):
 class WordsDown(Numbers):
     """Like Words, but the codes of a column share a word: zero points lie so on disk."""
 
-    stored: SafetensorsTensor
+    stored: StoredTensor
     bits: int
 
     def read(self, rows: slice | RowIndices) -> Float32Array:
@@ -139,7 +139,7 @@ class PerBlock:
         return found if found.shape[1] == 1 else np.repeat(found, self.block[1], axis=1)[:, : shape[1]]
 
 
-def per_block(stored: SafetensorsTensor, shape: tuple[int, ...], block: Block) -> PerBlock:
+def per_block(stored: StoredTensor, shape: tuple[int, ...], block: Block) -> PerBlock:
     """Return the numbers of `stored` for each block of weights of `shape`; raise SourceError where they don't fit."""
     block = (min(block[0], shape[0]), min(block[1], shape[1]))
     wanted = (-(-shape[0] // block[0]), -(-shape[1] // block[1]))
@@ -151,7 +151,7 @@ def per_block(stored: SafetensorsTensor, shape: tuple[int, ...], block: Block) -
     return PerBlock(Items(replace(stored, shape=wanted)), block)
 
 
-def scales_per_block(stored: SafetensorsTensor, shape: tuple[int, ...], block: Block) -> PerBlock:
+def scales_per_block(stored: StoredTensor, shape: tuple[int, ...], block: Block) -> PerBlock:
     """Return the same for scales, which must be floats of 16 or 32 bits."""
     if stored.dtype not in FLOAT_DTYPES:
         raise SourceError(f"{stored.name} holds {stored.dtype}; expected scales in {', '.join(FLOAT_DTYPES)}")

@@ -21,7 +21,6 @@ from tritgguf.converter.checkpoint.config_json import ConfigJson
 from tritgguf.converter.checkpoint.four_level_words import word_tensor
 from tritgguf.converter.checkpoint.module_patterns import ModuleNames
 from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
-from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
 from tritgguf.converter.checkpoint.scaled_codes import (
     Items,
     PerBlock,
@@ -32,6 +31,7 @@ from tritgguf.converter.checkpoint.scaled_codes import (
     per_block,
     scales_per_block,
 )
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core.settings import Settings, shown
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import SourceError, UnsupportedError
@@ -180,14 +180,14 @@ class _Module:
                 "tensor type here stores: give a checkpoint with actorder weight, or without"
             )
 
-    def _part(self, part: str) -> SafetensorsTensor:
+    def _part(self, part: str) -> StoredTensor:
         name = f"{self.name}.{part}"
         if name not in self.stored:
             raise SourceError(f"{self.weight} is packed, but the checkpoint has no {name}: fetch it again")
         return self.stored[name]
 
 
-def _of_dtype(tensor: SafetensorsTensor, *dtypes: str) -> SafetensorsTensor:
+def _of_dtype(tensor: StoredTensor, *dtypes: str) -> StoredTensor:
     if tensor.dtype not in dtypes:
         raise SourceError(f"{tensor.name} holds {tensor.dtype}; expected {' or '.join(dtypes)}")
     return tensor

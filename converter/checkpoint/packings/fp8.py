@@ -13,8 +13,8 @@ from collections.abc import Container
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson
 from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
-from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
 from tritgguf.converter.checkpoint.scaled_codes import Block, Items, ScaledTensor, block_sizes, scales_per_block
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core.floats import EIGHT_BITS
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import SourceError
@@ -45,7 +45,7 @@ def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> d
     return tensors
 
 
-def _scaled(codes: SafetensorsTensor, stored: StoredTensors, block: Block | None) -> ScaledTensor:
+def _scaled(codes: StoredTensor, stored: StoredTensors, block: Block | None) -> ScaledTensor:
     if len(codes.shape) != 2 or 0 in codes.shape:
         raise SourceError(f"{codes.name} has the shape {codes.shape}; expected rows and columns")
     module = codes.name.removesuffix(WEIGHT)
@@ -59,7 +59,7 @@ def _scaled(codes: SafetensorsTensor, stored: StoredTensors, block: Block | None
     return ScaledTensor(codes.name, PACKING.name, codes.shape, Items(codes), scales, "F32")
 
 
-def _implied_block(codes: SafetensorsTensor, scales: SafetensorsTensor) -> Block:
+def _implied_block(codes: StoredTensor, scales: StoredTensor) -> Block:
     """Return the block where config.json has none: the tensor, each of its rows, or transformers' default."""
     sizes = [size for size in scales.shape if size != 1]
     if not sizes:

@@ -13,8 +13,8 @@ from collections.abc import Container
 from tritgguf.converter.checkpoint.config_json import ConfigJson
 from tritgguf.converter.checkpoint.four_level_words import word_tensor
 from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
-from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
 from tritgguf.converter.checkpoint.scaled_codes import WORD_BITS, Words, scales_per_block
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core.settings import Settings, shown
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import SourceError, UnsupportedError
@@ -86,7 +86,7 @@ def _refuse_variants(said: Settings) -> None:
         raise UnsupportedError(f"{said.name('dynamic')} isn't read: give a checkpoint with one setting for all layers")
 
 
-def _packed_tensor(packed: SafetensorsTensor, stored: StoredTensors, bits: int, group: int) -> SourceTensor:
+def _packed_tensor(packed: StoredTensor, stored: StoredTensors, bits: int, group: int) -> SourceTensor:
     name = packed.name
     if len(packed.shape) != 2 or 0 in packed.shape:
         raise SourceError(f"{name} has the shape {packed.shape}; expected packed rows and columns")

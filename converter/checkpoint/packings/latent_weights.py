@@ -16,8 +16,8 @@ from functools import cached_property
 import numpy as np
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson, named_classes
-from tritgguf.converter.checkpoint.module_patterns import require_quick
 from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
+from tritgguf.converter.core.patterns import require_quick
 from tritgguf.converter.core.tensors import (
     CodedRows,
     CodedTensor,
@@ -75,7 +75,7 @@ def read(config: ConfigJson, stored: StoredTensors, linear: Container[str]) -> d
     Raises UnsupportedError for a tensor of experts that holds all their matrices.
     """
     kept = quantization(config).texts("modules_to_not_convert") or []
-    require_quick(kept, "modules_to_not_convert")
+    require_quick("config.json: modules_to_not_convert", kept)
     if stacked := next((name for name, tensor in stored.items() if EXPERTS in name and len(tensor.shape) > 2), None):
         raise UnsupportedError(
             f"{stacked} holds the matrices of all experts, and it isn't known whether the model rounds those to three "

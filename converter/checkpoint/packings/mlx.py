@@ -18,7 +18,7 @@ from tritgguf.converter.checkpoint.config_json import FILE, ConfigJson
 from tritgguf.converter.checkpoint.packed_integers import WORD_BITS, IntegerTensor, Part
 from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
 from tritgguf.converter.checkpoint.packings import auto_round
-from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.settings import Settings, shown
 from tritgguf.converter.core.tensors import Codes, Float32Array, RowIndices, SourceTensor
@@ -105,7 +105,7 @@ def _packed(module: str, stored: StoredTensors, said: Settings) -> MlxTensor:
     return MlxTensor(weight.name, dtype, shape, bits, group, Part(weight), Part(scales), Part(biases))
 
 
-def _beside(module: str, suffix: str, stored: StoredTensors) -> SafetensorsTensor:
+def _beside(module: str, suffix: str, stored: StoredTensors) -> StoredTensor:
     tensor = stored.get(module + suffix)
     if tensor is None:
         raise SourceError(f"{module}{WEIGHT} is packed, but the checkpoint has no {module}{suffix}: fetch it again")

@@ -24,7 +24,7 @@ from tests.kernel_comparison import (
 )
 from tritgguf.converter import TensorError, form_named, quantize
 from tritgguf.converter.checkpoint.packings.uniform_trits import UniformTensor, packed_groups
-from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core import rows as core_rows
 from tritgguf.converter.core.floats import squares
 from tritgguf.converter.core.tensors import CodedRows, Floats
@@ -87,7 +87,7 @@ def test_a_step_is_the_largest_wherever_its_group_is(digits: int) -> None:
 def test_a_value_that_is_not_finite_is_named(word: int) -> None:
     words = np.full((4, 64), 0x3C00, np.uint16)
     words[2, 33] = word
-    tensor = SafetensorsTensor("w", "BF16", words.shape, Path("model.safetensors"), words.reshape(-1).view(np.uint8))
+    tensor = StoredTensor("w", "BF16", words.shape, Path("model.safetensors"), words.reshape(-1).view(np.uint8))
     for how in ("numpy", "compiled"):
         with computed_by(how), pytest.raises(TensorError, match=r"w has 1 NaN or Inf .* row 2, column 33"):
             codebook(tensor, 2, 1)
@@ -106,7 +106,7 @@ def test_what_rounding_loses_is_added_in_the_same_order(seed: int, n: int, power
 
 
 def tensor_of(blocks: np.ndarray, shape: tuple[int, int], steps: np.ndarray, digits: int) -> UniformTensor:
-    packed = SafetensorsTensor("w.trits", "U8", blocks.shape, Path("model.safetensors"), blocks.reshape(-1))
+    packed = StoredTensor("w.trits", "U8", blocks.shape, Path("model.safetensors"), blocks.reshape(-1))
     return UniformTensor("w", "uniform trits", shape, GROUP, packed, packed, steps, digits)
 
 

@@ -12,7 +12,8 @@ from tests import paths, quantized_checkpoints, quantized_layers
 from tests.quantized_layers import AUTO_ROUND, GPTQ, MLX, N_COLUMNS, PACKAGES, Layer, shape_of
 from tritgguf.converter.checkpoint.packed_integers import unpacked
 from tritgguf.converter.checkpoint.packing import StoredTensors, read_packing
-from tritgguf.converter.checkpoint.safetensors_reader import SafetensorsTensor, read_file
+from tritgguf.converter.checkpoint.safetensors_reader import read_file
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import SourceError
 
@@ -21,13 +22,13 @@ CASES = [(package, name) for package, layers in PACKAGES.items() for name in lay
 ALL = slice(None)
 
 
-def golden(package: str, name: str) -> dict[str, SafetensorsTensor]:
+def golden(package: str, name: str) -> dict[str, StoredTensor]:
     """Return one case's tensors as the package stored them, without the case's name."""
     stored = read_file(FOLDER / f"{package}.safetensors")
     return {key.removeprefix(f"{name}."): tensor for key, tensor in stored.items() if key.startswith(f"{name}.")}
 
 
-def words(tensor: SafetensorsTensor) -> np.ndarray:
+def words(tensor: StoredTensor) -> np.ndarray:
     return tensor.data.view("<u4").reshape(tensor.shape)
 
 
@@ -44,7 +45,7 @@ def config(package: str, layer: Layer, **changed: Any) -> dict[str, Any]:
     return quantized_checkpoints.auto_round(**{**keys, "packing_format": packing_format, **changed})
 
 
-def read(keys: Mapping[str, Any], stored: Mapping[str, SafetensorsTensor]) -> SourceTensor:
+def read(keys: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> SourceTensor:
     """Return the layer as the converter reads it."""
     inside: StoredTensors = {f"layer.{key}": tensor for key, tensor in stored.items() if key != "expected"}
     _, found = read_packing(keys, inside, linear={"layer.weight"})
@@ -52,7 +53,7 @@ def read(keys: Mapping[str, Any], stored: Mapping[str, SafetensorsTensor]) -> So
     return found["layer.weight"]
 
 
-def expected(stored: Mapping[str, SafetensorsTensor]) -> np.ndarray:
+def expected(stored: Mapping[str, StoredTensor]) -> np.ndarray:
     return stored["expected"].read(ALL)
 
 
@@ -114,7 +115,7 @@ def test_the_test_packs_as_auto_round_does(name: str) -> None:
     assert_packed_alike(name, AUTO_ROUND[name], golden("auto_round", name))
 
 
-def assert_packed_alike(name: str, layer: Layer, stored: Mapping[str, SafetensorsTensor]) -> None:
+def assert_packed_alike(name: str, layer: Layer, stored: Mapping[str, StoredTensor]) -> None:
     shape = shape_of(layer)
     made = quantized_layers.gptq_entries(
         quantized_layers.integers(name, layer, shape), quantized_layers.zeros(name, layer, shape), layer
@@ -138,7 +139,7 @@ def test_the_test_packs_as_mlx_does(name: str) -> None:
 # --- wrong conventions must show ---------------------------------------------------------------------------------
 
 
-def differs(keys: Mapping[str, Any], stored: Mapping[str, SafetensorsTensor]) -> bool:
+def differs(keys: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> bool:
     """Whether these are read as other weights than the package computes."""
     return not np.array_equal(read(keys, stored).read(ALL).astype(np.float16), expected(stored).astype(np.float16))
 
@@ -165,10 +166,10 @@ def test_symmetric_zero_points_that_contradict_config_json_are_refused(name: str
         read(config("gptq", layer, checkpoint_format=other, format=other), stored)
 
 
-def changed(tensor: SafetensorsTensor, values: np.ndarray) -> SafetensorsTensor:
+def changed(tensor: StoredTensor, values: np.ndarray) -> StoredTensor:
     """Return a stored tensor with other values."""
     data = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
-    return SafetensorsTensor(tensor.name, tensor.dtype, values.shape, tensor.file, data)
+    return StoredTensor(tensor.name, tensor.dtype, values.shape, tensor.file, data)
 
 
 @pytest.mark.parametrize(("package", "name"), [case for case in CASES if PACKAGES[case[0]][case[1]].bits == 2])
