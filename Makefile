@@ -13,12 +13,12 @@ PYTEST := -m pytest -n auto --dist worksteal
 WHEEL_TESTS := tests/test_*.py tests/runtime/cli tests/runtime/engine/test_token_ids.py tests/converter/core \
 	tests/converter/export/test_quantize.py tests/converter/ollama/test_renderings.py
 
-.PHONY: demo demo-model test test-real test-logits lint types wheel-test coverage golden golden-go bench clean
+.PHONY: demo demo-model test test-real test-logits lint types wheel-test wheels from-wheels coverage golden golden-go bench clean
 
 # One stamp per backend, of which only the last one made stands: another BACKEND than the installed one installs again.
 INSTALLED := $(VENV)/installed$(if $(BACKEND),-$(BACKEND))
 
-$(INSTALLED): pyproject.toml vendor/llama-cpp-python.json vendor/install_runtime.py $(wildcard converter/core/native/*)
+$(INSTALLED): pyproject.toml CMakeLists.txt vendor/llama-cpp-python.json vendor/install_runtime.py $(wildcard converter/core/native/*)
 	$(PYTHON) -m venv $(VENV)
 	rm -f $(VENV)/installed*
 	$(PY) -m pip install --quiet --upgrade pip
@@ -74,12 +74,21 @@ types: $(INSTALLED)
 	$(VENV)/bin/mypy -p tritgguf
 
 wheel-test: $(INSTALLED)  ## what a wheel could lack, tested on the built one in an environment of its own
-	rm -rf build/wheel-test build/lib* build/bdist* dist
-	$(PY) -m build --wheel --outdir dist
+	rm -rf build/wheel-test
+	$(PY) -m build --outdir build/wheel-test/dist
 	$(PYTHON) -m venv build/wheel-test
 	build/wheel-test/bin/python vendor/install_runtime.py $(if $(BACKEND),--backend $(BACKEND))
-	build/wheel-test/bin/python -m pip install --quiet "$$(echo dist/*.whl)[dev]"
+	build/wheel-test/bin/python -m pip install --quiet "$$(echo build/wheel-test/dist/*.whl)[dev]"
 	build/wheel-test/bin/python $(PYTEST) -m "not real_model" $(WHEEL_TESTS) $(PYTEST_ARGS)
+
+wheels: $(INSTALLED)  ## dist/: tritgguf, and a runtime for any CPU of this kind; 30 minutes on 2 cores the first time
+	rm -rf build/wheels dist
+	$(PY) vendor/install_runtime.py --wheel build/wheels
+	$(PY) -m build --outdir build/wheels
+	.ci/repair-wheels build/wheels dist
+
+from-wheels:  ## from dist/ to an answer, in an environment of its own, without a compiler
+	.ci/from-wheels dist build/from-wheels
 
 golden: $(INSTALLED)  ## record the goldens again; needs torch and transformers
 	$(PY) -m pip install --quiet --editable ".[golden]"
@@ -99,4 +108,5 @@ bench: $(INSTALLED)  ## conversion times against llama.cpp's ways and cp; needs 
 	$(PY) -m tests.bench.sizes $(MODELS)/bench-sizes
 
 clean:
-	rm -rf converter/core/_kernels.* $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find converter runtime -name '_kernels.*' -delete

@@ -21,7 +21,6 @@ from tritgguf.runtime.cli.command import commands
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*ROOT.glob("converter/**/*.py"), *ROOT.glob("runtime/**/*.py")]
-TOP = ROOT / "runtime" / "tritgguf"  # the package `tritgguf` itself
 
 
 def imports_of(path: Path) -> set[str]:
@@ -32,15 +31,6 @@ def imports_of(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
     return found
-
-
-def test_every_package_is_listed_in_pyproject() -> None:
-    folders = {path.parent for path in SOURCES}
-    expected = {"tritgguf." + ".".join(folder.relative_to(ROOT).parts) for folder in folders - {TOP}} | {"tritgguf"}
-    text = (ROOT / "pyproject.toml").read_text()
-    listed = re.search(r"^packages = \[(.*?)\]", text, re.S | re.M)
-    assert listed is not None
-    assert set(re.findall(r'"(.*?)"', listed[1])) == expected
 
 
 def test_the_converter_needs_no_runtime_and_nobody_needs_torch() -> None:

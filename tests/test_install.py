@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PREREQUISITES = ("pyproject.toml", "vendor/llama-cpp-python.json", "vendor/install_runtime.py")
+PREREQUISITES = ("pyproject.toml", "CMakeLists.txt", "vendor/llama-cpp-python.json", "vendor/install_runtime.py")
 
 
 @pytest.fixture(scope="module")

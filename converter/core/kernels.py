@@ -20,6 +20,7 @@ import numpy.typing as npt
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.errors import UnsupportedError
 
+FILE = f"_kernels{EXTENSION_SUFFIXES[-1]}"  # the suffix that tells no version of Python
 VARIABLE = "TRITGGUF_KERNELS"
 MODES = ("auto", "numpy", "compiled")
 WORDS = "words"  # an array of stored floats; the next argument gives their kind, an index into KINDS
@@ -79,11 +80,10 @@ def library() -> ctypes.CDLL | None:
     """Return the compiled library; None if it wasn't built, or if a C source is newer (a wheel contains none)."""
     folder = Path(__file__).parent
     changed = [source.stat().st_mtime for source in (folder / "native").glob("*.[ch]")]
-    for suffix in EXTENSION_SUFFIXES:
-        built = folder / f"_kernels{suffix}"
-        if built.exists():
-            return ctypes.CDLL(str(built)) if built.stat().st_mtime > max(changed, default=0) else None
-    return None
+    built = folder / FILE
+    if not built.exists() or built.stat().st_mtime <= max(changed, default=0):
+        return None
+    return ctypes.CDLL(str(built))
 
 
 def available() -> bool:

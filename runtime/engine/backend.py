@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.engine import relu2
+from tritgguf.runtime.engine.cpu_backend import amx_is_broken, load_backends
 from tritgguf.runtime.engine.gguf_header import (
     Header,
     check_loadable,
@@ -54,6 +55,8 @@ _log = NativeLog()
 _log_callback = native.llama_log_callback(lambda level, text, _user_data: _log.write(level, text))
 native.llama_log_set(_log_callback, ctypes.c_void_p(0))
 native.llama_backend_init()
+load_backends(native._lib, libggml)
+_AMX_IS_BROKEN = amx_is_broken(native._lib)
 _NO_ABORT_CALLBACK = native.ggml_abort_callback()
 # Two lists, each ended by an empty element. No devices: n_gpu_layers = 0 alone would let large batches use the GPU.
 _NO_DEVICES = (ctypes.c_void_p * 1)()
@@ -204,6 +207,7 @@ class Model:
         params = native.llama_model_default_params()
         params.vocab_only = vocab_only
         params.load_mode = native.LLAMA_LOAD_MODE_MMAP
+        params.use_extra_bufts = not _AMX_IS_BROKEN  # AMX is one of them; the others only repack Q4_0 and the like
         if self.needs_relu2:
             relu2.check_request(self.path, header.values, n_gpu_layers)
             params.kv_overrides, params.devices = _STOCK_ARCHITECTURE, ctypes.addressof(_NO_DEVICES)
