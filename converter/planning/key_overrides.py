@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from gguf import GGUFValueType, Keys
 
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.metadata import NUMBER_DTYPES, Metadata, Scalar, Value
+from tritgguf.converter.model.architecture import architectures
 
 # What programs read the rest of the file by, and what names the graph.
 LAYOUT = frozenset(
@@ -102,8 +103,27 @@ def require_once(overrides: Sequence[Override]) -> None:
 
 
 def overridden(metadata: Metadata, overrides: Sequence[Override]) -> Metadata:
-    """Return the keys with the overrides; raise UnsupportedError where a key has another type or is an array."""
-    return metadata | {override.key: override.applied(metadata.get(override.key)) for override in overrides}
+    """Return the keys with the overrides; raise UnsupportedError where a key has another type or is an array.
+
+    A file that has its hyperparameters under two names gets each under both.
+    """
+    both = (*overrides, *_under_the_other_name(metadata, overrides))
+    require_once(both)
+    return metadata | {override.key: override.applied(metadata.get(override.key)) for override in both}
+
+
+def _under_the_other_name(metadata: Metadata, overrides: Sequence[Override]) -> list[Override]:
+    name = metadata[Keys.General.ARCHITECTURE].data if Keys.General.ARCHITECTURE in metadata else None
+    found = next((known for known in architectures() if known.own_name and known.own_name == name), None)
+    if found is None:
+        return []
+    others = {f"{found.name}.": f"{found.graph_name}.", f"{found.graph_name}.": f"{found.name}."}
+    return [
+        replace(override, key=other + override.key.removeprefix(prefix))
+        for override in overrides
+        for prefix, other in others.items()
+        if override.key.startswith(prefix)
+    ]
 
 
 def changes_tokenizer(overrides: Sequence[Override]) -> bool:

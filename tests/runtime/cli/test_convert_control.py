@@ -10,6 +10,7 @@ import pytest
 from gguf import GGUFReader
 
 import tritgguf.runtime
+from tests import packed_checkpoints
 from tests.attacks.damage import assert_one_error_line
 from tests.checkpoints import build
 from tests.command_line import run, run_captured
@@ -215,3 +216,28 @@ def test_a_gguf_source_keeps_its_keys_but_the_overridden(source: Path, tmp_path:
     changed = {key for key in before if before[key] != after[key]}
     assert changed == {"llama.context_length", "general.name", "general.file_type"}
     assert verify(source, out, override_kv=["llama.context_length=int:99"], name="new").problems == []
+
+
+@pytest.mark.parametrize("name", ["bitnet-b1.58", "bitnet"])
+def test_a_file_with_two_sets_of_keys_gets_an_override_in_both(name: str, tmp_path: Path) -> None:
+    """tritgguf's runtime reads those of the graph, other programs refuse the file by the first."""
+    folder = packed_checkpoints.build("2b4t", tmp_path / "model")
+    option = f"{name}.attention.layer_norm_rms_epsilon=float:0.5"
+    files = [convert(folder, tmp_path / "plain.gguf", "f16", check=False).out]
+    files.append(convert(folder, tmp_path / "folder.gguf", "f16", check=False, override_kv=[option]).out)
+    files.append(convert(files[0], tmp_path / "file.gguf", "f16", check=False, override_kv=[option]).out)
+    keys = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**keys, "rms_norm_eps": 0.5}), encoding="utf-8")
+    files.append(convert(folder, tmp_path / "expected.gguf", "f16", check=False).out)
+    logits = []
+    for file in files:
+        with tritgguf.runtime.open(file, n_ctx=32) as session:
+            logits.append(session.logits([5, 9, 2, 7]))
+    assert np.linalg.norm(logits[3] - logits[0]) > 0.05 * np.linalg.norm(logits[0])
+    for file, found in zip(files[1:3], logits[1:3], strict=True):
+        np.testing.assert_array_equal(found, logits[3])
+        for prefix in ("bitnet-b1.58", "bitnet"):
+            assert read_gguf(file).value(f"{prefix}.attention.layer_norm_rms_epsilon") == 0.5
+    other = {"bitnet": "bitnet-b1.58", "bitnet-b1.58": "bitnet"}[name]
+    with pytest.raises(UnsupportedError, match=r"--override-kv .* and --override-kv .* set the same key"):
+        plan(folder, "f16", override_kv=[option, f"{other}.attention.layer_norm_rms_epsilon=float:0.25"])
