@@ -50,7 +50,7 @@ _HUNYUAN, _GEMMA3, _SMOLLM3, _PHI3, _GRANITE, _OLMO2, _OLMO3 = (
     f"{name}ForCausalLM" for name in ("HunYuanDenseV1", "Gemma3", "SmolLM3", "Phi3", "Granite", "Olmo2", "Olmo3")
 )
 _QWEN35 = "Qwen3_5ForCausalLM"
-_QWEN3_MOE, _MIXTRAL = "Qwen3MoeForCausalLM", "MixtralForCausalLM"
+_QWEN3_MOE, _QWEN3_NEXT, _MIXTRAL = "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM", "MixtralForCausalLM"
 _MODEL_TYPES = {_QWEN3_MOE: "qwen3_moe"}
 _BOTH = ("absmean", "mse")
 _LLAMA3_SCALING = {
@@ -80,6 +80,8 @@ _DELTA_NET = {
     "linear_key_head_dim": 64,
     "linear_value_head_dim": 64,
 }
+
+_QWEN3_NEXT_NET = {**_DELTA_NET, "model_type": "qwen3_next", "shared_expert_intermediate_size": 512}
 
 
 def _longrope(n_factors: int, original: int) -> dict[str, Any]:
@@ -369,6 +371,40 @@ RECIPES: Mapping[str, Recipe] = {
     "qwen3moe-ternary": Recipe(
         _QWEN3_MOE, "ternary-row", head_dim=64, transformers=5, tokenizer="qwen2", ffn=256, experts=6, shards=3
     ),
+    # As qwen35, with experts in every layer.
+    "qwen3next": Recipe(
+        _QWEN3_NEXT,
+        "float",
+        layers=4,
+        ffn=256,
+        head_dim=64,
+        tokenizer="qwen2",
+        rope_theta=10000000.0,
+        rms_norm_eps=1e-06,
+        experts=4,
+        extra={**_QWEN3_NEXT_NET, "partial_rotary_factor": 0.25},
+    ),
+    # One value head per key head, and layer_types, which count more than full_attention_interval.
+    "qwen3next-ternary": Recipe(
+        _QWEN3_NEXT,
+        "ternary-row",
+        layers=3,
+        ffn=256,
+        head_dim=64,
+        transformers=5,
+        tokenizer="qwen2",
+        rope_scaling={**_YARN, "partial_rotary_factor": 0.5},
+        max_positions=256,
+        rms_norm_eps=1e-06,
+        shards=2,
+        experts=4,
+        extra={
+            **_QWEN3_NEXT_NET,
+            "linear_num_key_heads": 4,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        },
+        n_tokens=192,
+    ),
     "mixtral": Recipe(_MIXTRAL, "float", ffn=256, experts=4, rope_theta=1000000.0, rms_norm_eps=0.05),
     "mixtral-ternary": Recipe(_MIXTRAL, "ternary-tensor", "F16", ffn=512, experts=4, transformers=5, experts_used=1),
 }
@@ -398,9 +434,10 @@ def config(recipe: Recipe) -> dict[str, Any]:
     if recipe.architecture in (_LLAMA, _QWEN3, _GRANITE):
         keys["attention_bias"] = recipe.attention_bias
     if recipe.experts:
-        count = "num_local_experts" if recipe.architecture == _MIXTRAL or recipe.transformers == 5 else "num_experts"
+        is_local = recipe.architecture == _MIXTRAL or (recipe.transformers == 5 and recipe.architecture != _QWEN3_NEXT)
+        count = "num_local_experts" if is_local else "num_experts"
         keys |= {count: recipe.experts, "num_experts_per_tok": recipe.experts_used}
-    if recipe.architecture == _QWEN3_MOE:  # without experts, layers would have twice as many inner values
+    if recipe.architecture in (_QWEN3_MOE, _QWEN3_NEXT):  # layers without experts would have twice as many values
         keys |= {"moe_intermediate_size": recipe.ffn, "intermediate_size": 2 * recipe.ffn, "norm_topk_prob": True}
     if recipe.architecture in (_LLAMA, _GRANITE):
         keys["mlp_bias"] = recipe.mlp_bias

@@ -64,8 +64,8 @@ def weights(name: str, recipe: Recipe | None = None) -> dict[str, Floats]:
 
 def is_linear(tensor_name: str) -> bool:
     """Say whether a tensor is one of the linear weights that become ternary."""
-    ends = ("_proj.weight", "in_proj_qkv.weight", "in_proj_z.weight", ".w1.weight", ".w2.weight", ".w3.weight")
-    return tensor_name.endswith(ends)
+    inputs = tuple(f"in_proj_{part}.weight" for part in ("qkv", "z", "qkvz"))
+    return tensor_name.endswith(("_proj.weight", *inputs, ".w1.weight", ".w2.weight", ".w3.weight"))
 
 
 # --- values ------------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def _tensor(name: str, recipe: Recipe, key: str, shape: tuple[int, ...]) -> Floa
         return noise * np.float32(0.75)
     if key.endswith("conv1d.weight"):
         return noise * np.float32(0.5)
-    if key.endswith(("in_proj_a.weight", "in_proj_b.weight")):
+    if key.endswith(("in_proj_a.weight", "in_proj_b.weight", "in_proj_ba.weight")):
         return noise * np.float32(1 / math.sqrt(recipe.hidden))
     plus_one = recipe.architecture in NORMS_PLUS_ONE and not key.endswith("linear_attn.norm.weight")
     base = 0 if plus_one else 1
@@ -101,7 +101,8 @@ def _tensor(name: str, recipe: Recipe, key: str, shape: tuple[int, ...]) -> Floa
         return noise * _row_lengths(f"{name}/{key}/lengths", recipe.vocab) * np.float32(3 / math.sqrt(recipe.hidden))
     if key == "model.embed_tokens.weight":
         return noise
-    if key.endswith(".gate.weight"):  # large enough that roundings seldom choose other experts
+    if key.endswith((".gate.weight", "shared_expert_gate.weight")):
+        # Large enough that roundings seldom choose other experts.
         return noise * np.float32(4 / math.sqrt(recipe.hidden))
     gain = 1.0
     if key.endswith(("q_proj.weight", "k_proj.weight", "qkv_proj.weight")) and not has_query_key_norms(recipe):

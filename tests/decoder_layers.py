@@ -15,17 +15,20 @@ QUERY_KEY_NORMS = ("q_norm.weight", "k_norm.weight", "query_layernorm.weight", "
 # The module of a layer's experts, and what it calls gate, up and down.
 EXPERTS = {
     "Qwen3MoeForCausalLM": ("mlp", "gate_proj", "up_proj", "down_proj"),
+    "Qwen3NextForCausalLM": ("mlp", "gate_proj", "up_proj", "down_proj"),
     "MapleForCausalLM": ("mlp", "gate_proj", "up_proj", "down_proj"),
     "MixtralForCausalLM": ("block_sparse_moe", "w1", "w3", "w2"),
 }
 # Classes whose norms multiply by 1 + weight.
-NORMS_PLUS_ONE = frozenset({"Gemma3ForCausalLM", "Qwen3_5ForCausalLM"})
+NORMS_PLUS_ONE = frozenset({"Gemma3ForCausalLM", "Qwen3_5ForCausalLM", "Qwen3NextForCausalLM"})
 
 
 def layer_shapes(recipe: Recipe, number: int = 0) -> Shapes:
     """Return the shapes of the tensors of one layer of the recipe's class."""
     if recipe.architecture == "Qwen3_5ForCausalLM":
         return _qwen35(recipe, number)
+    if recipe.architecture == "Qwen3NextForCausalLM":
+        return _qwen3_next(recipe, number)
     return _LAYERS.get(recipe.architecture, _llama)(recipe)
 
 
@@ -105,23 +108,58 @@ def _phi3(recipe: Recipe) -> Shapes:
 
 
 def _qwen35(recipe: Recipe, number: int) -> Shapes:
-    hidden, get = recipe.hidden, recipe.extra.__getitem__
-    shapes = {**_llama(recipe), **_head_norms(recipe, "q_norm", "k_norm")}
-    shapes["self_attn.q_proj.weight"] = (2 * recipe.heads * recipe.size_per_head, hidden)
-    if (number + 1) % get("full_attention_interval") == 0:
-        return shapes
-    heads, head_dim = get("linear_num_value_heads"), get("linear_value_head_dim")
-    values, keys = heads * head_dim, get("linear_num_key_heads") * get("linear_key_head_dim")
-    linear = {
+    values, keys, heads, hidden = *_net_sizes(recipe), recipe.extra["linear_num_value_heads"], recipe.hidden
+    inputs = {
         "in_proj_qkv.weight": (2 * keys + values, hidden),
         "in_proj_z.weight": (values, hidden),
         "in_proj_b.weight": (heads, hidden),
         "in_proj_a.weight": (heads, hidden),
+    }
+    return _delta_net(recipe, number, inputs)
+
+
+def _qwen3_next(recipe: Recipe, number: int) -> Shapes:
+    values, keys, hidden, size = *_net_sizes(recipe), recipe.hidden, recipe.extra["shared_expert_intermediate_size"]
+    inputs = {
+        "in_proj_qkvz.weight": (2 * keys + 2 * values, hidden),
+        "in_proj_ba.weight": (2 * recipe.extra["linear_num_value_heads"], hidden),
+    }
+    shared = {
+        "shared_expert.gate_proj.weight": (size, hidden),
+        "shared_expert.up_proj.weight": (size, hidden),
+        "shared_expert.down_proj.weight": (hidden, size),
+        "shared_expert_gate.weight": (1, hidden),
+    }
+    return {
+        **_without_feed_forward(_delta_net(recipe, number, inputs)),
+        **_experts(recipe),
+        **{f"mlp.{name}": shape for name, shape in shared.items()},
+    }
+
+
+def _net_sizes(recipe: Recipe) -> tuple[int, int]:
+    """Return the sizes of all value heads and of all key heads of a linear attention."""
+    get = recipe.extra.__getitem__
+    values = get("linear_num_value_heads") * get("linear_value_head_dim")
+    return values, get("linear_num_key_heads") * get("linear_key_head_dim")
+
+
+def _delta_net(recipe: Recipe, number: int, inputs: Shapes) -> Shapes:
+    """Return a dense layer's shapes with full, gated attention, or with linear attention of these projections."""
+    hidden, get = recipe.hidden, recipe.extra.__getitem__
+    shapes = {**_llama(recipe), **_head_norms(recipe, "q_norm", "k_norm")}
+    shapes["self_attn.q_proj.weight"] = (2 * recipe.heads * recipe.size_per_head, hidden)
+    types = recipe.extra.get("layer_types")
+    if types[number] == "full_attention" if types else (number + 1) % get("full_attention_interval") == 0:
+        return shapes
+    (values, keys), heads = _net_sizes(recipe), get("linear_num_value_heads")
+    linear = {
+        **inputs,
         "out_proj.weight": (hidden, values),
         "conv1d.weight": (2 * keys + values, 1, get("linear_conv_kernel_dim")),
         "A_log": (heads,),
         "dt_bias": (heads,),
-        "norm.weight": (head_dim,),
+        "norm.weight": (get("linear_value_head_dim"),),
     }
     others = {name: shape for name, shape in shapes.items() if not name.startswith("self_attn.")}
     return {**others, **{f"linear_attn.{name}": shape for name, shape in linear.items()}}

@@ -157,7 +157,8 @@ def _open_folder(folder: Path, form: Form) -> _Opened:
     raw = read_config_json(folder)
     architecture = architecture_for(raw)
     config = architecture.read_config(raw)
-    specs = [spec.as_stored() for spec in architecture.tensors(config) if spec.data is None]
+    stored = (spec.as_stored() for spec in architecture.tensors(config) if spec.data is None)
+    specs = list({spec.source: spec for spec in stored}.values())  # once each: a tensor may be several of the graph's
     checkpoint = open_checkpoint(folder, linear_names(specs))
     if checkpoint.tensors is None:
         return _Opened(raw, specs, None, ["there are no weights: the loss isn't known"])

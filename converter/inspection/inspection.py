@@ -230,19 +230,22 @@ def _with_companions(
 ) -> list[int]:
     """Return each tensor's size in bytes, including its scales; mostly their names begin with the tensor's name.
 
-    Where one stored tensor holds several of the model's, each has an equal share.
+    Where one stored tensor holds several of the model's, each has a share by its number of values.
     """
     names = sorted(stored)
-    shares = Counter(name for spec in specs for name in spec.names)
+    n_values: Counter[str] = Counter()
+    for spec in specs:
+        n_values.update(dict.fromkeys(spec.names, math.prod(spec.shape)))
 
-    def size(name: str) -> int:
+    def size(name: str, spec: TensorSpec) -> int:
         first = last = bisect_left(names, name)
         while last < len(names) and names[last].startswith(name):
             last += 1
-        return sum(stored[companion] for companion in names[first:last]) // shares[name]
+        n_bytes = sum(stored[companion] for companion in names[first:last])
+        return n_bytes * math.prod(spec.shape) // n_values[name]
 
     return [
-        max(sum(size(name) for name in spec.names), tensors[spec.source].n_bytes if spec.source in tensors else 0)
+        max(sum(size(name, spec) for name in spec.names), tensors[spec.source].n_bytes if spec.source in tensors else 0)
         for spec in specs
     ]
 

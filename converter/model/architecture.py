@@ -64,8 +64,12 @@ class TensorSpec:
         return [replace(self, source=name, shape=shape, stored=()) for name in form.names]
 
     def as_stored(self) -> TensorSpec:
-        """Return the tensor as checkpoints have it, for those who write checkpoints."""
-        return replace(self, shape=self.stored_shape or self.shape, plus=0.0, stored_shape=None, derive=None)
+        """Return the tensor as checkpoints have it, for those who write checkpoints; of a part, the whole one."""
+        form, shape = self.forms[0], self.stored_shape or self.shape
+        plain = replace(self, shape=shape, plus=0.0, stored_shape=None, derive=None)
+        if form.part_of is None:
+            return plain
+        return replace(plain, source=form.part_of, shape=form.stored_shape(shape), stored=())
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ class Architecture:
     those that it computes, the default first, and `abilities` what it computes beyond other graphs. `honours_scales`
     tells whether the graph multiplies every linear layer by its `.scale` tensor. `own_name` is set where the stock
     graph alone would compute another model: the file then has the keys under both names. On the way back from a GGUF
-    file, `settings` turns the architecture's keys into what `extra_keys` made them of; `model_type` is config.json's
-    for the first of `classes`, where it isn't that name in lower case.
+    file, `settings` turns the architecture's keys into what `extra_keys` made them of, None where there is no way back;
+    `model_type` is config.json's for the first of `classes`, where it isn't that name in lower case.
     """
 
     graph: MODEL_ARCH | str
@@ -94,7 +98,7 @@ class Architecture:
     abilities: frozenset[Ability] = frozenset()
     honours_scales: bool = False
     own_name: str | None = None
-    settings: Callable[[Settings], ConfigJson] = lambda _keys: {}
+    settings: Callable[[Settings], ConfigJson] | None = lambda _keys: {}
     model_type: str | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""Tensors that a graph needs in another form than checkpoints store: other columns, shape or values."""
+"""Tensors that a graph needs in another form than checkpoints store: other columns, rows, shape or values."""
 
 from __future__ import annotations
 
@@ -120,3 +120,66 @@ def with_columns(source: SourceTensor, columns: RowIndices, run: int) -> SourceT
     if isinstance(source, CodedTensor):
         return ReorderedCodes.of(source, columns, run)
     return ReorderedColumns(source, columns, run)
+
+
+@dataclass(frozen=True)
+class PickedRows(SourceTensor):
+    """The rows `numbers` of the matrix `stored`, in this order, as a tensor of their own."""
+
+    name: str
+    stored: SourceTensor
+    numbers: RowIndices
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (len(self.numbers), *self.stored.shape[1:])
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        return self.stored.dtype
+
+    @property
+    def n_bytes(self) -> int:
+        return self.stored.n_bytes * len(self.numbers) // self.stored.shape[0]
+
+    def read(self, rows: slice | RowIndices) -> Float32Array:
+        return self.stored.read(self.numbers[rows])
+
+    def floats(self, rows: slice | RowIndices) -> Floats:
+        return self.stored.floats(self.numbers[rows])
+
+    @property
+    def coded(self) -> PickedCodes | None:
+        coded = self.stored.coded
+        return None if coded is None else PickedCodes(self.name, self.dtype, self.shape, coded.group, self, coded)
+
+    def read_codes(self, rows: slice | RowIndices) -> CodedRows | None:
+        return self.stored.read_codes(self.numbers[rows])
+
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        return [part for run in self.runs(rows) for part in self.stored.on_disk(run)]
+
+    def runs(self, rows: slice | RowIndices) -> list[slice]:
+        """Return the neighbouring rows of `stored` that `rows` are, one run after the other."""
+        wanted = self.numbers[rows]
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
+        return [slice(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
+
+
+@dataclass(frozen=True)
+class PickedCodes(CodedTensor):
+    """The codes and scales of picked rows of the tensor `original`."""
+
+    stored: PickedRows
+    original: CodedTensor
+
+    @property
+    def levels(self) -> int:
+        return self.original.levels
+
+    def scales(self, rows: slice) -> Float32Array:
+        empty: Float32Array = np.empty((0, self.shape[-1] // self.group), np.float32)
+        return np.concatenate([empty, *(self.original.scales(run) for run in self.stored.runs(rows))])
+
+    def read_codes(self, rows: slice | RowIndices) -> CodedRows:
+        return self.original.read_codes(self.stored.numbers[rows])

@@ -17,7 +17,7 @@ from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, uint32
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.config import MOST_IN_A_ROW, DecoderConfig
-from tritgguf.converter.model.decoder import gguf_name, in_layer
+from tritgguf.converter.model.decoder import gguf_name, in_layer, linear
 from tritgguf.converter.model.stored_forms import Matrices, RowsOfMatrices, Whole
 
 MOST_EXPERTS = 1024  # llama.cpp's LLAMA_MAX_EXPERTS
@@ -76,6 +76,18 @@ def experts(config: DecoderConfig, layer: int, size: int, names: ExpertNames = E
     ]
 
 
+def shared_expert(config: DecoderConfig, layer: int, size: int) -> list[TensorSpec]:
+    """Return the expert that computes for every token, with `size` inner values, and its gate, (1, hidden_size)."""
+    hidden = config.hidden_size
+    gate, name = in_layer(layer, "mlp.shared_expert_gate.weight"), gguf_name(MODEL_TENSOR.FFN_GATE_INP_SHEXP, layer)
+    return [
+        TensorSpec(gate, name, (1, hidden), "router"),
+        *linear(layer, "mlp.shared_expert.gate_proj", MODEL_TENSOR.FFN_GATE_SHEXP, (size, hidden)),
+        *linear(layer, "mlp.shared_expert.up_proj", MODEL_TENSOR.FFN_UP_SHEXP, (size, hidden)),
+        *linear(layer, "mlp.shared_expert.down_proj", MODEL_TENSOR.FFN_DOWN_SHEXP, (hidden, size)),
+    ]
+
+
 def expert_keys(config: DecoderConfig, arch: str) -> Metadata:
     """Return how many experts there are, and how many compute for each token."""
     count, used = n_experts(config), config.raw.integer("num_experts_per_tok")
@@ -102,3 +114,18 @@ def require(config: DecoderConfig, key: str, values: Sequence[object], why: str)
     found = config.raw.get(key)
     if found is not None and found not in values:
         raise UnsupportedError(f"config.json: {key} is {shown(found)}, but llama.cpp's {config.graph} graph {why}")
+
+
+def require_experts_in_every_layer(config: DecoderConfig) -> None:
+    """Raise UnsupportedError where some layers have one feed-forward part for all tokens."""
+    require(config, "decoder_sparse_step", (1,), "has experts in every layer")
+    require(config, "mlp_only_layers", ([],), "has experts in every layer")
+
+
+def require_normalized_scores(config: DecoderConfig) -> None:
+    """Raise UnsupportedError unless the scores of the experts that compute are divided by their sum."""
+    if not config.flag("norm_topk_prob"):
+        raise UnsupportedError(
+            "config.json: norm_topk_prob is false, but llama.cpp's "
+            f"{config.graph} graph divides the experts' scores by their sum"
+        )

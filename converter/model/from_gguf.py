@@ -83,9 +83,10 @@ def model_from_gguf(path: Path) -> FoundModel:
     """Read a GGUF file as a Hugging Face model; raise UnsupportedError where it can't be expressed as one."""
     file = read_gguf(path)
     file.stock_tensors()  # raises UnsupportedError for what must be converted first
-    known = [architecture for architecture in architectures() if architecture.name == file.architecture]
+    reversible = [architecture for architecture in architectures() if architecture.settings is not None]
+    known = [architecture for architecture in reversible if architecture.name == file.architecture]
     if not known:
-        names = ", ".join(sorted({architecture.name for architecture in architectures()}))
+        names = ", ".join(sorted({architecture.name for architecture in reversible}))
         raise UnsupportedError(
             f"{path.name}: the way back to a Hugging Face folder isn't known for architecture {file.architecture}; "
             f"known are {names}"
@@ -139,7 +140,7 @@ def _config_json(file: GgufFile, architecture: Architecture, keys: Settings) -> 
         "hidden_act": architecture.activations[0],
         "attention_bias": "blk.0.attn_output.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
-        **architecture.settings(keys),
+        **(architecture.settings(keys) if architecture.settings else {}),
     }
     if keys.has("attention.sliding_window"):
         config |= {"sliding_window": keys.integer("attention.sliding_window"), "use_sliding_window": True}
@@ -215,7 +216,7 @@ def _matched(file: GgufFile, specs: list[TensorSpec], config: DecoderConfig) -> 
             raise SourceError(
                 f"{file.path.name} {found} {spec.name}; expected {spec.shape}: it is another architecture"
             )
-        if spec.derive is not None:
+        if spec.derive is not None or spec.forms[0].part_of is not None:
             raise UnsupportedError(
                 f"{file.path.name}: the way back to a Hugging Face folder isn't known for architecture "
                 f"{file.architecture}, which stores {spec.name} in another form"

@@ -1,4 +1,4 @@
-"""How a checkpoint stores a tensor of the model: under one name, or as a tensor of its own for each of its matrices.
+"""How a checkpoint stores a tensor of the model: under one name, as several tensors, or as a part of one.
 
 Checkpoints of one class differ: transformers 4 writes each expert's matrices, transformers 5 can also write all experts
 as one tensor, with the rows of gate_proj before those of up_proj in each matrix.
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tritgguf.converter.core.stacks import Stack
-from tritgguf.converter.core.tensors import RowsOf, SourceTensor
+from tritgguf.converter.core.tensors import RowIndices, RowsOf, SourceTensor
+from tritgguf.converter.model.derived import PickedRows
 
 Shape = tuple[int, ...]
 
@@ -23,6 +24,11 @@ class StoredForm(ABC):
     @abstractmethod
     def names(self) -> Sequence[str]:
         """The names of the checkpoint's tensors that hold it."""
+
+    @property
+    def part_of(self) -> str | None:
+        """The name of the checkpoint's tensor that it is a part of, where every checkpoint has just that one."""
+        return None
 
     @abstractmethod
     def stored_shape(self, shape: Shape) -> Shape:
@@ -88,3 +94,26 @@ class RowsOfMatrices(StoredForm):
         (whole,) = stored
         starts = range(self.first, shape[0] * self.n_rows, self.n_rows)
         return Stack.of(name, [RowsOf(whole.name, whole.dtype, shape[1:], whole, start) for start in starts])
+
+
+@dataclass(frozen=True)
+class SomeRows(StoredForm):
+    """The rows `numbers`, in this order, of `stored_name`, a matrix of `n_rows` rows; other tensors are the rest."""
+
+    stored_name: str
+    numbers: RowIndices
+    n_rows: int
+
+    @property
+    def names(self) -> Sequence[str]:
+        return (self.stored_name,)
+
+    @property
+    def part_of(self) -> str:
+        return self.stored_name
+
+    def stored_shape(self, shape: Shape) -> Shape:
+        return (self.n_rows, *shape[1:])
+
+    def assembled(self, name: str, shape: Shape, stored: Sequence[SourceTensor]) -> SourceTensor:
+        return PickedRows(name, stored[0], self.numbers)

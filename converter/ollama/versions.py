@@ -55,6 +55,7 @@ ARCHITECTURES: Mapping[str, tuple[bool | None, ...]] = {
     "qwen3": (None, True, True, True),
     "bitnet": (None, True, True, True),
     "minicpm": (None, True, True, True),
+    "qwen3next": (False, None, None, True),  # llama.cpp has it since November 2025, Ollama 0.7.1 is of May
 }
 _OTHER = (None, None, None, True)
 # The same for the graphs that multiply a layer by its `.scale` tensor. BitNet's always did. The others do so since

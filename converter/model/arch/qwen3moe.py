@@ -6,7 +6,6 @@ from gguf import MODEL_ARCH, Keys
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson
 from tritgguf.converter.core.settings import Settings
-from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, uint32
 from tritgguf.converter.model.architecture import Architecture, TensorSpec
 from tritgguf.converter.model.config import DecoderConfig
@@ -20,7 +19,14 @@ from tritgguf.converter.model.decoder import (
     query_key_norms,
     require_no_attention_bias,
 )
-from tritgguf.converter.model.experts import expert_keys, expert_settings, expert_size, experts, require
+from tritgguf.converter.model.experts import (
+    expert_keys,
+    expert_settings,
+    expert_size,
+    experts,
+    require_experts_in_every_layer,
+    require_normalized_scores,
+)
 
 
 def tensors(config: DecoderConfig) -> list[TensorSpec]:
@@ -49,21 +55,6 @@ def settings(keys: Settings) -> ConfigJson:
     """Return config.json's settings from a GGUF file's keys: the way back of `keys`."""
     size = keys.integer("expert_feed_forward_length")
     return {**expert_settings(keys), "moe_intermediate_size": size, "norm_topk_prob": True}
-
-
-def require_experts_in_every_layer(config: DecoderConfig) -> None:
-    """Raise UnsupportedError where some layers have one feed-forward part for all tokens."""
-    require(config, "decoder_sparse_step", (1,), "has experts in every layer")
-    require(config, "mlp_only_layers", ([],), "has experts in every layer")
-
-
-def require_normalized_scores(config: DecoderConfig) -> None:
-    """Raise UnsupportedError unless the scores of the experts that compute are divided by their sum."""
-    if not config.flag("norm_topk_prob"):
-        raise UnsupportedError(
-            "config.json: norm_topk_prob is false, but llama.cpp's "
-            f"{config.graph} graph divides the experts' scores by their sum"
-        )
 
 
 QWEN3_MOE = {

@@ -132,9 +132,9 @@ def test_any_packed_folder_becomes_plain(name: str, model, tmp_path: Path) -> No
     assert keys["dtype"] == "float32"
 
 
-@pytest.mark.parametrize("name", ["gemma3", "qwen35"])
+@pytest.mark.parametrize("name", ["gemma3", "qwen35", "qwen3next"])
 def test_what_graphs_want_in_another_form_is_written_as_checkpoints_have_it(name: str, model, tmp_path: Path) -> None:
-    """Gemma's norms are one larger in GGUF; of Qwen3.5's linear attention much more is different."""
+    """Gemma's norms are one larger in GGUF; of Qwen3.5's and Qwen3-Next's linear attention much more is different."""
     out = quantize(model(name), tmp_path / "out", form_named("absmean-g64")).out
     stored, written = read_tensors(model(name)), read_tensors(out)
     plain = [key for key in stored if not checkpoints.is_linear(key) and "embed" not in key and "lm_head" not in key]

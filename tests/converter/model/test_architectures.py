@@ -23,8 +23,8 @@ from tritgguf.converter.model.rope import ROPE_FREQS
 
 CONFIGS = {name: config(recipe) for name, recipe in RECIPES.items() if name != "qwen3-biases"}  # that is refused
 CONFIGS |= {name: config(packed.base) for name, packed in PACKED.items()}
-# Matrices of Qwen3.5's linear attention that are small, or convolve.
-KEPT = ("in_proj_a.weight", "in_proj_b.weight", "conv1d.weight")
+# Matrices of Qwen3.5's and Qwen3-Next's linear attention that are small, or convolve.
+KEPT = ("in_proj_a.weight", "in_proj_b.weight", "in_proj_ba.weight", "conv1d.weight")
 CONFIGS["maple"] = config(maple_model.RECIPE)
 # gguf 0.19 doesn't know Maple, whose graph has the tensors of Qwen3-MoE's.
 TABLES: dict[MODEL_ARCH | str, MODEL_ARCH] = {"maple": MODEL_ARCH.QWEN3MOE}

@@ -135,6 +135,22 @@ OF_ONE: dict[str, dict[str, tuple[Any, ...]]] = {
         "rms_norm_eps": (1e-5,),
         "rope_parameters": ("a", 1, [1], DEEP),
     },
+    "qwen3next": {
+        **dict.fromkeys(
+            (
+                *("linear_num_key_heads", "linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim"),
+                *("num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size"),
+            ),
+            NO_SIZES,
+        ),
+        "linear_num_value_heads": (*NO_SIZES, 5),
+        "full_attention_interval": NO_SIZES[:-1],
+        "norm_topk_prob": (*NO_FLAGS, False),
+        "mlp_only_layers": ([0], 1, "a", NAN, True, {"a": 1}, DEEP),
+        "decoder_sparse_step": (2, 0, -1, "1", NAN, 1.5, [1], DEEP),
+        "attention_bias": (*NO_FLAGS, True),
+        "rms_norm_eps": (1e-5,),
+    },
     "olmo2": {"attention_bias": (*NO_FLAGS, True), "tie_word_embeddings": (*NO_FLAGS, True)},
     "olmo3": {
         "sliding_window": (*NO_SIZES[:-1], None),
@@ -148,9 +164,10 @@ OF_ONE: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 BASES = {name: config(RECIPES[name]) for name in ("llama-gqa", "mistral-window", "qwen2", "qwen3")}
 BASES |= {name: config(RECIPES[name]) for name in ("hunyuan-alpha", "gemma3", "smollm3", "phi3", "granite")}
-BASES |= {name: config(RECIPES[name]) for name in ("olmo2", "olmo3", "qwen35-one-to-one")}
+BASES |= {name: config(RECIPES[name]) for name in ("olmo2", "olmo3", "qwen35-one-to-one", "qwen3next")}
 # What isn't read: Gemma has hidden_activation, and where layers slide is told by layer_types.
 UNREAD = {"gemma3": ("hidden_act", "use_sliding_window"), "olmo3": ("use_sliding_window",)}
+UNREAD["qwen3next"] = ("use_sliding_window",)
 UNREAD["qwen35-one-to-one"] = (
     "use_sliding_window",
     "rope_theta",

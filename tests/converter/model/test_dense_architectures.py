@@ -97,13 +97,14 @@ def test_a_gemma_without_sliding_layers_has_no_window() -> None:
     assert not [key for key in keys if "sliding" in key or "swa" in key]
 
 
-# Values of Gemma3TextConfig(), Qwen3_5TextConfig(), SmolLM3Config(), Phi3Config(), GraniteConfig(), Olmo2Config(),
-# Olmo3Config() and HunYuanDenseV1Config() of transformers 5.23.0.
+# Values of Gemma3TextConfig(), Qwen3_5TextConfig(), Qwen3NextConfig(), SmolLM3Config(), Phi3Config(), GraniteConfig(),
+# Olmo2Config(), Olmo3Config() and HunYuanDenseV1Config() of transformers 5.23.0.
 @pytest.mark.parametrize(
     ("name", "eps", "theta", "tied", "kv_heads", "window", "positions"),
     [
         ("gemma3", 1e-6, 1000000.0, True, 4, 4096, 131072),
         ("qwen35", 1e-6, 10000.0, False, 4, None, 32768),
+        ("qwen3next", 1e-6, 10000.0, False, 2, None, 32768),
         ("smollm3", 1e-6, 2000000.0, True, 4, None, 32768),
         ("phi3", 1e-5, 10000.0, False, 4, None, 4096),
         ("granite", 1e-6, 10000.0, False, 4, None, 2048),
@@ -120,8 +121,8 @@ def test_absent_keys_are_those_of_the_class(
     read = decoder({**{key: given[key] for key in sizes}, "vocab_size": 320, "query_pre_attn_scalar": 256})
     assert (read.rms_norm_eps, read.rope.theta, read.tied, read.n_kv_heads) == (eps, theta, tied, kv_heads)
     assert (read.sliding_window, read.max_positions) == (window, positions)
-    assert read.head_dim == (256 if name in ("gemma3", "qwen35") else 64)
-    assert read.rotated_size == (64 if name == "qwen35" else read.head_dim)
+    assert read.head_dim == (256 if name in ("gemma3", "qwen35", "qwen3next") else 64)
+    assert read.rotated_size == (64 if name in ("qwen35", "qwen3next") else read.head_dim)
 
 
 def test_granite_s_absent_multipliers_are_one() -> None:
@@ -171,12 +172,11 @@ def test_phi_s_factors_are_tensors(tmp_path: Path) -> None:
     assert file.value("phi3.rope.dimension_count") == 48
 
 
-def test_layers_that_guess_further_tokens_are_left_out_with_a_note(tmp_path: Path) -> None:
-    folder = checkpoints.build("qwen35", tmp_path)
+@pytest.mark.parametrize("name", ["qwen35", "qwen3next"])
+def test_layers_that_guess_further_tokens_are_left_out_with_a_note(name: str, tmp_path: Path) -> None:
+    folder = checkpoints.build(name, tmp_path)
     tensors = {f"{key}.weight": ("F32", (1,), b"\0" * 4) for key in ("mtp.norm", "mtp.fc")}
-    stored = {
-        name: ("BF16", t.shape, checkpoints._encode(t, "BF16")) for name, t in checkpoints.weights("qwen35").items()
-    }
+    stored = {key: ("BF16", t.shape, checkpoints._encode(t, "BF16")) for key, t in checkpoints.weights(name).items()}
     checkpoints._write_safetensors(folder / "model.safetensors", {**stored, **tensors})
     result = convert(folder, tmp_path / "out.gguf", "f16", check=False)
     assert "2 tensors mtp.* are left out: the model computes without them" in result.plan.notes
@@ -250,6 +250,10 @@ def test_an_unknown_class_is_told_the_way_round() -> None:
         ("gemma3-linear", {"final_logit_softcapping": None}),
         ("phi3-longrope-long", {"original_max_position_embeddings": 512}),
         ("qwen35", {"rope_parameters": {"rope_theta": 10000000.0, "partial_rotary_factor": 1.0}}),
+        ("qwen3next", {"partial_rotary_factor": 1.0}),
+        ("qwen3next", {"rope_theta": 10000.0}),
+        ("qwen3next", {"num_experts_per_tok": 1}),
+        ("qwen3next-ternary", {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5}}),
         ("granite", {"embedding_multiplier": 1.0}),
         ("granite", {"attention_multiplier": 0.125}),
         ("granite", {"residual_multiplier": 1.0}),

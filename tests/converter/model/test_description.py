@@ -86,7 +86,7 @@ def test_the_keys_are_gguf_s(folder: str, card: str, origin: str | None, tmp_pat
     assert "general.size_label" in named
 
 
-@pytest.mark.parametrize("name", ["qwen3moe", "mixtral"])
+@pytest.mark.parametrize("name", ["qwen3moe", "qwen3next", "mixtral"])
 def test_the_size_label_tells_the_number_of_experts(name: str, tmp_path: Path) -> None:
     written = convert(build(name, tmp_path / "model"), tmp_path / "out.gguf", "f16", check=False)
     writer = gguf.GGUFWriter(None, "llama")

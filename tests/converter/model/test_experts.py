@@ -65,7 +65,7 @@ def fused(name: str) -> dict[str, Floats]:
 
 
 def without_experts(name: str, tensors: dict[str, Floats]) -> dict[str, Floats]:
-    names = {expert(name, layer, n, p) for layer in range(2) for n in range(8) for p in range(3)}
+    names = {expert(name, layer, n, p) for layer in range(RECIPES[name].layers) for n in range(8) for p in range(3)}
     return {key: values for key, values in tensors.items() if key not in names}
 
 
@@ -81,7 +81,7 @@ def logits_error(file: Path, name: str) -> float:
 # --- one file, however the experts are stored --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["qwen3moe", "qwen3moe-ternary", "mixtral", "mixtral-ternary"])
+@pytest.mark.parametrize("name", ["qwen3moe", "qwen3moe-ternary", "qwen3next-ternary", "mixtral", "mixtral-ternary"])
 @pytest.mark.parametrize("type_name", ["f16", "tq2_0"])
 def test_fused_and_separate_experts_give_the_same_file(name: str, type_name: str, tmp_path: Path) -> None:
     separate = write(tmp_path / "separate" / "model", name, checkpoints.weights(name))
@@ -91,12 +91,12 @@ def test_fused_and_separate_experts_give_the_same_file(name: str, type_name: str
     assert [tensor.reason for tensor in files[0].plan.tensors] == [tensor.reason for tensor in files[1].plan.tensors]
 
 
-@pytest.mark.parametrize("name", ["qwen3moe-ternary", "mixtral-ternary"])
+@pytest.mark.parametrize("name", ["qwen3moe-ternary", "qwen3next-ternary", "mixtral-ternary"])
 def test_each_expert_is_where_the_graph_looks_for_it(name: str, model: Folder, tmp_path: Path) -> None:
     out = convert(model(name), tmp_path / "out.gguf", "tq2_0").out
     found = {tensor.name: gguf_weights.dequantized(tensor) for tensor in gguf.GGUFReader(out).tensors}
     weights, module = checkpoints.weights(name), EXPERTS[RECIPES[name].architecture][0]
-    for layer in range(2):
+    for layer in range(RECIPES[name].layers):
         for part, tensor in enumerate(("gate", "up", "down")):
             values = found[f"blk.{layer}.ffn_{tensor}_exps.weight"]
             np.testing.assert_array_equal(values, stacked(name, layer, part, weights))
@@ -150,11 +150,11 @@ def test_a_mix_up_would_show(mix_up: Callable[[str, dict[str, Floats]], None], n
 # --- packed experts ----------------------------------------------------------------------------------------------
 
 
-def packed(folder: Path, scales_bits: int) -> tuple[Path, dict[str, Floats]]:
-    """Write qwen3moe with bitnet-packed linear layers; return it, and what it computes with."""
+def packed(folder: Path, scales_bits: int, name: str = "qwen3moe") -> tuple[Path, dict[str, Floats]]:
+    """Write a recipe with bitnet-packed linear layers; return the folder, and what it computes with."""
     stored: packed_checkpoints.Stored = {}
     weights: dict[str, Floats] = {}
-    for key, values in checkpoints.weights("qwen3moe").items():
+    for key, values in checkpoints.weights(name).items():
         if not checkpoints.is_linear(key):
             weights[key], stored[key] = values, packed_checkpoints.floats(values, "BF16")
             continue
@@ -163,7 +163,7 @@ def packed(folder: Path, scales_bits: int) -> tuple[Path, dict[str, Floats]]:
         scale = packed_checkpoints._scales(key, (1,), values.shape[1], scales_bits)
         stored |= {key: ("U8", digits.shape, digits.tobytes()), f"{key}_scale": packed_checkpoints.floats(scale, "F32")}
         weights[key] = trits * scale
-    write(folder, "qwen3moe", {}, quantization_config={"quant_method": "bitnet", "linear_class": "autobitlinear"})
+    write(folder, name, {}, quantization_config={"quant_method": "bitnet", "linear_class": "autobitlinear"})
     packed_checkpoints.write_tensors(folder, stored)
     return folder, weights
 
@@ -337,6 +337,15 @@ def test_latent_experts_are_rounded_one_by_one(model: Folder, tmp_path: Path) ->
         ("qwen3moe", {"num_local_experts": 4}, "num_experts is 8, but num_local_experts is 4"),
         ("qwen3moe", {"num_experts_per_tok": 9}, "num_experts_per_tok is 9, but there are only 8 experts"),
         ("qwen3moe", {"moe_intermediate_size": "256"}, "moe_intermediate_size must be a positive integer"),
+        ("qwen3next", {"norm_topk_prob": False}, "norm_topk_prob is false, .* qwen3next graph divides .* by their sum"),
+        ("qwen3next", {"mlp_only_layers": [0]}, r"mlp_only_layers is \[0\], .* in every layer"),
+        ("qwen3next", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2, .* in every layer"),
+        ("qwen3next", {"attention_bias": True}, "attention_bias is true, .* qwen3next graph"),
+        ("qwen3next", {"num_experts": 0}, "num_experts must be a positive integer"),
+        ("qwen3next", {"shared_expert_intermediate_size": 0}, "shared_expert_intermediate_size must be a positive"),
+        ("qwen3next", {"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-05, .* qwen3next graph"),
+        ("qwen3next", {"linear_value_head_dim": 32}, "linear_value_head_dim is 32, .* qwen3next graph"),
+        ("qwen3next", {"layer_types": ["sliding_attention"] * 4}, "layer_types has 'sliding_attention'; .* qwen3next "),
         ("mixtral", {"num_experts_per_tok": 5}, "num_experts_per_tok is 5, but there are only 4 experts"),
         ("mixtral", {"num_local_experts": 0}, "num_local_experts must be a positive integer"),
         ("mixtral", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),

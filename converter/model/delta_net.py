@@ -1,0 +1,186 @@
+"""Parts of decoders with gated delta nets: linear attention in most layers, gated full attention in the others.
+
+Their norms multiply by 1 + weight, but for the one in the linear attention, so the file's weights are one larger. The
+value heads of a linear attention belong to key heads in groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from gguf import MODEL_TENSOR, TENSOR_NAMES, Keys
+
+from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.core.settings import Settings
+from tritgguf.converter.core.tensors import Float32Array, RowIndices
+from tritgguf.converter.errors import UnsupportedError
+from tritgguf.converter.gguf_io.metadata import Metadata, booleans, uint32
+from tritgguf.converter.model.architecture import TensorSpec
+from tritgguf.converter.model.config import MOST_IN_A_ROW, MOST_LAYERS, DecoderConfig
+from tritgguf.converter.model.decoder import gguf_name, in_layer, linear, norm, query_key_norms
+from tritgguf.converter.model.derived import ComputedTensor
+from tritgguf.converter.model.sliding import FULL
+
+LINEAR = "linear_attention"
+INTERVAL = "full_attention_interval"
+EPSILON = 1e-6  # `l2norm` of transformers' modeling_qwen3_next.py and modeling_qwen3_5.py
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """The sizes of the linear attention of every layer that has one."""
+
+    n_key_heads: int
+    n_value_heads: int
+    head_dim: int
+    kernel: int
+
+    @property
+    def key_size(self) -> int:
+        """The size of all heads' keys of one token."""
+        return self.n_key_heads * self.head_dim
+
+    @property
+    def value_size(self) -> int:
+        """The size of all heads' values of one token."""
+        return self.n_value_heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """The size of all heads' queries, keys and values of one token, which a convolution mixes with earlier ones."""
+        return 2 * self.key_size + self.value_size
+
+
+def delta_net(config: DecoderConfig) -> DeltaNet:
+    """Read the sizes of the linear attention; raise UnsupportedError where the graph can't compute them."""
+    keys = config.raw
+    names = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_conv_kernel_dim")
+    net = DeltaNet(*(keys.integer(name, most=MOST_IN_A_ROW) for name in names))
+    value_dim = keys.integer("linear_value_head_dim", most=MOST_IN_A_ROW)
+    if value_dim != net.head_dim:
+        raise UnsupportedError(
+            f"config.json: linear_value_head_dim is {value_dim}, but in llama.cpp's {config.graph} graph it is "
+            f"linear_key_head_dim, {net.head_dim}"
+        )
+    if net.n_value_heads % net.n_key_heads:
+        raise keys.wrong("linear_num_value_heads", f"a multiple of linear_num_key_heads {net.n_key_heads}")
+    if max(net.key_size, net.value_size) > MOST_IN_A_ROW:
+        raise keys.wrong("linear_key_head_dim", f"at most {MOST_IN_A_ROW} together for all heads")
+    return net
+
+
+# --- tensors ------------------------------------------------------------------------------------------------------
+
+
+def gated_attention(config: DecoderConfig, layer: int) -> list[TensorSpec]:
+    """Return the tensors of a full attention; q_proj has each head's query and then its gate."""
+    hidden, q, kv = config.hidden_size, config.query_size, config.key_size
+    return [
+        *linear(layer, "self_attn.q_proj", MODEL_TENSOR.ATTN_Q, (2 * q, hidden)),
+        *linear(layer, "self_attn.k_proj", MODEL_TENSOR.ATTN_K, (kv, hidden)),
+        *linear(layer, "self_attn.v_proj", MODEL_TENSOR.ATTN_V, (kv, hidden)),
+        *linear(layer, "self_attn.o_proj", MODEL_TENSOR.ATTN_OUT, (hidden, q)),
+        *query_key_norms(config, layer),
+    ]
+
+
+def post_attention_norm(config: DecoderConfig, layer: int) -> TensorSpec:
+    """Return the norm before the feed-forward part, by the name that these graphs have for it."""
+    return norm(layer, "post_attention_layernorm", MODEL_TENSOR.ATTN_POST_NORM, config.hidden_size)
+
+
+def recurrence(
+    net: DeltaNet, layer: int, *, channels: RowIndices | None = None, heads: RowIndices | None = None
+) -> list[TensorSpec]:
+    """Return the convolution of a linear attention, its time steps' bias and its rates of decay.
+
+    `channels` and `heads` are the graph's order of queries, keys and values, and of the value heads.
+    """
+    module, kernel, per_head = in_layer(layer, "linear_attn"), (net.channels, net.kernel), (net.n_value_heads,)
+    rates = f"{module}.A_log"
+    return [
+        TensorSpec(
+            f"{module}.conv1d.weight",
+            gguf_name(MODEL_TENSOR.SSM_CONV1D, layer),
+            kernel,
+            "kept",
+            channels,
+            stored_shape=(net.channels, 1, net.kernel),
+            derive=lambda stored: ComputedTensor(stored.name, kernel, stored, lambda values: values),
+        ),
+        TensorSpec(f"{module}.dt_bias", gguf_name(MODEL_TENSOR.SSM_DT, layer, "bias"), per_head, "bias", heads),
+        TensorSpec(
+            rates,
+            TENSOR_NAMES[MODEL_TENSOR.SSM_A].format(bid=layer),
+            per_head,
+            "kept",
+            heads,
+            derive=partial(ComputedTensor, rates, per_head, compute=minus_exponential),
+        ),
+    ]
+
+
+def recurrence_norm(net: DeltaNet, layer: int) -> TensorSpec:
+    """Return the norm of each value head of a linear attention, (head_dim,)."""
+    return norm(layer, "linear_attn.norm", MODEL_TENSOR.SSM_NORM, net.head_dim)
+
+
+def minus_exponential(values: Float32Array) -> Float32Array:
+    """Return the rates of decay of A_log, rounded from float64: numpy's float32 `exp` differs from CPU to CPU."""
+    return np.negative(np.exp(values.astype(np.float64))).astype(np.float32)
+
+
+def with_shifted_norms(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Return the tensors with one added to the norms' weights, but for the norms of linear attentions."""
+    shifted = [spec.role == "norm" and not spec.source.endswith("linear_attn.norm.weight") for spec in specs]
+    return [replace(spec, plus=1.0) if shift else spec for spec, shift in zip(specs, shifted, strict=True)]
+
+
+# --- keys ---------------------------------------------------------------------------------------------------------
+
+
+def delta_net_keys(config: DecoderConfig, arch: str) -> Metadata:
+    """Return the keys of the linear attention, and which layers have it."""
+    net = delta_net(config)
+    return {
+        Keys.SSM.CONV_KERNEL.format(arch=arch): uint32(net.kernel),
+        Keys.SSM.STATE_SIZE.format(arch=arch): uint32(net.head_dim),
+        Keys.SSM.GROUP_COUNT.format(arch=arch): uint32(net.n_key_heads),
+        Keys.SSM.TIME_STEP_RANK.format(arch=arch): uint32(net.n_value_heads),
+        Keys.SSM.INNER_SIZE.format(arch=arch): uint32(net.value_size),
+        f"{arch}.attention.recurrent_layers": booleans(linear_layers(config)),
+    }
+
+
+def linear_layers(config: DecoderConfig) -> list[bool]:
+    """Return for each layer whether its attention is linear; raise UnsupportedError for another type of layer."""
+    types = config.raw.texts("layer_types") or []
+    if len(types) != config.n_layers:
+        raise config.raw.wrong("layer_types", f"a list of {config.n_layers} texts")
+    for kind in types:
+        if kind not in (FULL, LINEAR):
+            raise UnsupportedError(
+                f"config.json: layer_types has {kind!r:.80}; llama.cpp's {config.graph} graph has {FULL} and {LINEAR}"
+            )
+    return [kind == LINEAR for kind in types]
+
+
+def with_layer_types(keys: Settings) -> ConfigJson:
+    """Return the keys with layer_types, which follow from full_attention_interval where they are missing."""
+    if keys.has("layer_types"):
+        return keys
+    interval = keys.integer(INTERVAL, 4)
+    n_layers = keys.integer("num_hidden_layers", most=MOST_LAYERS)
+    return {**keys, "layer_types": [LINEAR if number % interval else FULL for number in range(1, n_layers + 1)]}
+
+
+def require_the_graph_s_epsilon(config: DecoderConfig) -> None:
+    """Raise UnsupportedError where the norms have another epsilon than the one in the linear attention."""
+    if config.rms_norm_eps != EPSILON:
+        raise UnsupportedError(
+            f"config.json: rms_norm_eps is {config.rms_norm_eps:g}, which llama.cpp's {config.graph} graph adds to the "
+            f"squares of queries and keys of a linear attention as well; transformers adds {EPSILON:g} there"
+        )
