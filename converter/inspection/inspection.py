@@ -37,6 +37,7 @@ from tritgguf.converter.planning.encoders import encoder_for
 from tritgguf.converter.planning.file_plan import FilePart, TensorPlan
 from tritgguf.converter.planning.request import Request
 from tritgguf.converter.planning.targets import TARGETS
+from tritgguf.converter.planning.tensor_types import AUTO
 from tritgguf.converter.quant.codec import AnyCodec, Codec, codecs
 from tritgguf.converter.quant.method import method_named
 
@@ -46,7 +47,7 @@ OUTPUT = re.compile(r"^(lm_head|output)\.")
 
 @dataclass(frozen=True)
 class Size:
-    """The file with linear layers of one type.
+    """The file with linear layers of one type, or with every tensor in the smallest exact one ("auto", for the CPU).
 
     `file_bytes` is None if no linear tensor fits the type. Of `n_linear` linear tensors, the type stores `n_exact`
     exactly, and `n_near` more except that scales are rounded to fp16; both are None if there are no weights. `n_unfit`
@@ -142,14 +143,16 @@ def inspect(
     sizes_on_disk = _with_companions(specs, stored, model.tensors or {})
     report = counted(progress, "reading", sum(sizes_on_disk))
 
-    def facts(item: tuple[TensorSpec, int]) -> tuple[TensorFacts, int]:
+    def facts(item: tuple[TensorSpec, int]) -> tuple[TensorFacts, TensorPlan | None, int]:
         spec, n_bytes = item
         source = None if model.tensors is None else model.tensors[spec.source]
-        return inspect_tensor(spec, source, n_bytes, scale_tensors=model.scale_tensors), n_bytes
+        found = inspect_tensor(spec, source, n_bytes, scale_tensors=model.scale_tensors)
+        return found, None if refused else _smallest(spec, source, found, model), n_bytes
 
-    tensors = []
-    for found, n_bytes in parallel(facts, zip(specs, sizes_on_disk, strict=True), n_threads(threads)):
+    tensors, smallest = [], {}
+    for found, plan, n_bytes in parallel(facts, zip(specs, sizes_on_disk, strict=True), n_threads(threads)):
         tensors.append(found)
+        smallest[found.name] = plan
         report(n_bytes)
     notes = (*model.notes, *_stock_notes(place), *dict.fromkeys(tensor.note for tensor in tensors if tensor.note))
     classes = [] if is_gguf(place) else named_classes(read_config_json(place))
@@ -161,7 +164,7 @@ def inspect(
         source=model.source,
         file_bytes=sum(stored.values()),
         tensors=tuple(tensors),
-        sizes={} if refused else _sizes(model, tensors),
+        sizes={} if refused else {**_smallest_size(model, smallest), **_sizes(model, tensors)},
         notes=notes,
         refused=refused,
     )
@@ -248,6 +251,33 @@ def _with_companions(
         max(sum(size(name, spec) for name in spec.names), tensors[spec.source].n_bytes if spec.source in tensors else 0)
         for spec in specs
     ]
+
+
+def _smallest(spec: TensorSpec, source: SourceTensor | None, facts: TensorFacts, model: Model) -> TensorPlan | None:
+    """Return the tensor's plan in the smallest exact type; None where there are no weights, or none can be chosen."""
+    tied = all(other.role != "output" for other in model.specs)
+    if source is None or model.only_floats is not None:
+        return None
+    try:
+        return choose_type(spec, source, Request.named(AUTO, "mse"), tied=tied, grid_of=lambda _source: facts.grid)
+    except TritggufError:
+        return None
+
+
+def _smallest_size(model: Model, chosen: Mapping[str, TensorPlan | None]) -> dict[str, Size]:
+    """Return the size of the file that `convert` makes without --type; empty where it makes none."""
+    plans: list[TensorPlan] = []
+    for spec in model.specs:
+        if spec.data is not None:
+            plans.append(TensorPlan(encoder_for(spec, codecs()["f32"], method_named("mse")), spec.role))
+        elif (plan := chosen[spec.name]) is None:
+            return {}
+        else:
+            plans += with_scale_tensor(plan) if model.scale_tensors else [plan]
+    linear = [plan for plan in plans if plan.spec.role == "linear"]
+    n_exact = sum(plan.exact is True for plan in linear)
+    n_near = sum(plan.grid is not None and not plan.exact for plan in linear)
+    return {AUTO: Size(AUTO, _file_bytes(model, plans), len(linear), n_exact, n_near, 0, ("cpu",), ())}
 
 
 def _sizes(model: Model, tensors: Sequence[TensorFacts]) -> dict[str, Size]:

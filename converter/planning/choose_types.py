@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -69,10 +69,18 @@ def choose_types(
     return tuple(plans)
 
 
-def choose_type(spec: TensorSpec, source: SourceTensor | None, request: Request, *, tied: bool = False) -> TensorPlan:
+def choose_type(
+    spec: TensorSpec,
+    source: SourceTensor | None,
+    request: Request,
+    *,
+    tied: bool = False,
+    grid_of: Callable[[SourceTensor], Grid | None] = find_grid,
+) -> TensorPlan:
     """Return one tensor's plan; `source` is None if there are no weights.
 
-    With `tied` the token embeddings are the output layer too. Raises as `choose_types` does.
+    With `tied` the token embeddings are the output layer too. Who knows the grid already gives `grid_of`. Raises as
+    `choose_types` does.
     """
     asked = request.asked(spec)
     if spec.role not in REPLACEABLE:
@@ -80,7 +88,7 @@ def choose_type(spec: TensorSpec, source: SourceTensor | None, request: Request,
     codec = asked.codec
     foreign = asked.by_default and source is not None and source.foreign  # such a type can't stay as it is
     if codec is None or foreign:
-        return smallest_exact(spec, source, asked, request, tied=tied)
+        return smallest_exact(spec, source, asked, request, tied=tied, grid_of=grid_of)
     kept = passthrough(spec, source, request.target) if asked.by_default else None
     if kept is not None:
         return TensorPlan(kept, f"{spec.role}: passthrough", exact=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import TensorError, UnsupportedError
@@ -19,7 +21,13 @@ REPLACEABLE = ("linear", "embedding", "output")  # the graph accepts any type fo
 
 
 def smallest_exact(
-    spec: TensorSpec, source: SourceTensor | None, asked: Asked, request: Request, *, tied: bool
+    spec: TensorSpec,
+    source: SourceTensor | None,
+    asked: Asked,
+    request: Request,
+    *,
+    tied: bool,
+    grid_of: Callable[[SourceTensor], Grid | None] = find_grid,
 ) -> TensorPlan:
     """Return the plan of a linear layer, the token embeddings or the output layer in the smallest exact type.
 
@@ -32,7 +40,7 @@ def smallest_exact(
         )
     kept = passthrough(spec, source, request.target)
     try:
-        grid = find_grid(source)
+        grid = grid_of(source)
     except UnsupportedError:
         if kept is None or spec.role == "linear":
             raise

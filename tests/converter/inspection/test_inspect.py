@@ -75,17 +75,19 @@ def test_ordinary_floats(model: Folder) -> None:
     assert (found.source, found.dtypes) == ("plain floats", {"BF16": 21})
     assert found.n_parameters == sum(values.size for values in checkpoints.weights("llama-gqa").values())
     assert found.refused is None
-    assert {name for name, size in found.sizes.items() if size.exact} == {"bf16", "f32"}
+    assert {name for name, size in found.sizes.items() if size.exact} == {"auto", "bf16", "f32"}
 
 
-@pytest.mark.parametrize("name", ["llama1", "llama-gqa", "llama-llama3", "2b4t-scalar", "14b-seed", "qwen2-tied"])
+@pytest.mark.parametrize(
+    "name", ["llama1", "llama-gqa", "llama-llama3", "2b4t-scalar", "14b-seed", "bonsai", "qwen2-tied"]
+)
 def test_sizes_and_exactness_are_those_of_the_files(name: str, model: Folder, tmp_path: Path) -> None:
     if name in RECIPES:
         source = checkpoints.build(name, tmp_path / "model", replace(RECIPES[name], layers=1))
     else:
         source = model(name)
     found = inspect(source)
-    assert set(found.sizes) == {kind for kind, codec in codecs().items() if codec.for_linear}
+    assert set(found.sizes) == {"auto", *(kind for kind, codec in codecs().items() if codec.for_linear)}
     for kind, size in found.sizes.items():
         result = convert(source, tmp_path / f"{kind}.gguf", kind, check=False, allow_lossy=True)
         assert size.file_bytes == result.out.stat().st_size, kind
@@ -93,6 +95,8 @@ def test_sizes_and_exactness_are_those_of_the_files(name: str, model: Folder, tm
         assert size.n_linear == len(linear)
         assert size.n_exact == sum(plan.exact is True for plan in linear), kind
         assert size.n_near == sum(plan.grid is not None and not plan.exact for plan in linear), kind
+    if name == "bonsai":  # its embeddings and output are on the grid too
+        assert found.sizes["auto"].file_bytes < found.sizes["q4_0"].file_bytes
 
 
 def test_rows_that_do_not_fit(model: Folder, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def test_alike_tensors_share_a_line(tmp_path: Path, monkeypatch, capsys) -> None
     )
     assert cells(out, "token_embd")[-3:] == ["0%", "bf16", "f32"]
     assert " ".join(cells(out, "q2_0")) == "q2_0 0.68 MB yes cpu, cuda, metal, vulkan (slow on x86)"
+    assert " ".join(cells(out, "auto")) == "auto 0.55 MB yes cpu"
     assert cells(out, "q8_0")[:4] == ["q8_0", "2.06", "MB", "no"]
     assert max(len(line) for line in out.splitlines()) <= 100
 
