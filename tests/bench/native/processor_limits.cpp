@@ -31,7 +31,7 @@ __attribute__((target("avx2"))) static double avx2(int64_t rounds) {
 
 static double avx_vnni(int64_t rounds) {
     for (int64_t i = 0; i < rounds; i++)
-        __asm__ volatile(VNNI("{vex} ", "ymm") ::: "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
+        __asm__ volatile(VNNI("%{vex%} ", "ymm") ::: "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
                          "xmm9", "xmm10", "xmm11", "xmm12", "xmm13");
     return 4.0 * 12 * 32 * rounds;
 }
