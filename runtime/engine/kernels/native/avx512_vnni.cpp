@@ -1,5 +1,5 @@
-// AVX-512-VNNI: products of unsigned and signed bytes in sums of 32 bits; one column in vectors of 256 bits, since reading
-// weights is what takes the time, and many columns in vectors of 512 bits.
+// AVX-512-VNNI: products of unsigned and signed bytes in sums of 32 bits; one column in vectors of 256 bits, many columns in
+// vectors of 512 bits.
 #include "compiler.h"
 #include "instruction_set.h"
 #include "processor.h"
@@ -13,14 +13,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own headers: https://gcc.gnu.org/PR105593
 #endif
 
-#define PANEL_ROWS 32
-#define PANEL_COLUMNS 8
-#define WORD_BYTES 4
-
 namespace {
-
-typedef __m512i tile_integers;
-typedef __m512 tile_floats;
 
 ALWAYS_INLINE __m256i accumulate(__m256i sums, __m256i codes, __m256i values) {
     return _mm256_dpbusd_epi32(sums, codes, values);
@@ -38,40 +31,10 @@ ALWAYS_INLINE __m256i lanes_of(__m256i sums) {
     return sums;
 }
 
-ALWAYS_INLINE tile_integers broadcast(int32_t value) {
-    return _mm512_set1_epi32(value);
-}
-
-ALWAYS_INLINE tile_floats broadcast(float value) {
-    return _mm512_set1_ps(value);
-}
-
-ALWAYS_INLINE tile_floats load_floats(const float * place) {
-    return _mm512_loadu_ps(place);
-}
-
-ALWAYS_INLINE void store_floats(float * place, tile_floats values) {
-    _mm512_storeu_ps(place, values);
-}
-
-ALWAYS_INLINE tile_floats multiply(tile_floats a, tile_floats b) {
-    return _mm512_mul_ps(a, b);
-}
-
-ALWAYS_INLINE tile_floats multiply_add(tile_floats a, tile_floats b, tile_floats c) {
-    return _mm512_fmadd_ps(a, b, c);
-}
-
-ALWAYS_INLINE tile_integers accumulate_tile(tile_integers sums, tile_integers codes, tile_integers values) {
-    return _mm512_dpbusd_epi32(sums, codes, values);
-}
-
-ALWAYS_INLINE tile_floats floats_of(tile_integers sums) {
-    return _mm512_cvtepi32_ps(sums);
-}
-
 }  // namespace
 
+#include "avx512_tile.h"
+#include "x86_blocks_256.h"
 #include "x86_tiles.h"
 
 namespace {

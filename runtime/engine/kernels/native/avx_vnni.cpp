@@ -45,7 +45,8 @@ ALWAYS_INLINE __m256i lanes_of(__m256i sums) {
 
 }  // namespace
 
-#include "x86_vectors_256.h"
+#include "x86_blocks_256.h"
+#include "x86_tile_256.h"
 #include "x86_tiles.h"
 
 namespace {

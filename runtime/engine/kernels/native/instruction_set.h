@@ -18,19 +18,19 @@ namespace {  // each instruction set's file compiles its own copy of the functio
 
 // Activations of one column, as multiply_rows reads them.
 struct column_parts {
-    int8_t  * values;   // padded with zeros to VALUES_PADDING
+    int8_t  * values;   // in an order of the instruction set's, padded with zeros
     int32_t * sums;     // of each group's values; padded to GROUPS_PADDING
     float   * scales;   // likewise
 };
 
-constexpr int VALUES_PADDING = 128, GROUPS_PADDING = 16, ROWS_TOGETHER = 8;
+constexpr int GROUPS_PADDING = 16, ROWS_TOGETHER = 8;
 
 inline size_t round_up(size_t number, size_t multiple) {
     return (number + multiple - 1) / multiple * multiple;
 }
 
-inline size_t column_values_bytes(int64_t n_inputs) {
-    return round_up(n_inputs, VALUES_PADDING);
+inline size_t column_values_bytes(int64_t n_inputs) {  // up to 320 bytes for 256 values
+    return round_up(round_up(n_inputs, 512) * 5 / 4, 64);
 }
 
 inline size_t column_groups(const weight_format & format, int64_t n_inputs) {
@@ -82,5 +82,6 @@ struct instruction_set {
 const instruction_set * avx2(void);
 const instruction_set * avx_vnni(void);
 const instruction_set * avx512_vnni(void);
+const instruction_set * avx512_vbmi(void);
 const instruction_set * neon_dotprod(void);
 const instruction_set * neon_i8mm(void);

@@ -66,6 +66,10 @@ bool processor_has_avx512_vnni(void) {
            (saved_registers() & ZMM) == ZMM;
 }
 
+bool processor_has_avx512_vbmi(void) {
+    return processor_has_avx512_vnni() && (cpuid(7, 0).ecx >> 1 & 1);
+}
+
 bool processor_has_dotprod(void) { return false; }
 bool processor_has_i8mm(void) { return false; }
 
@@ -74,6 +78,7 @@ bool processor_has_i8mm(void) { return false; }
 bool processor_has_avx2(void) { return false; }
 bool processor_has_avx_vnni(void) { return false; }
 bool processor_has_avx512_vnni(void) { return false; }
+bool processor_has_avx512_vbmi(void) { return false; }
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>

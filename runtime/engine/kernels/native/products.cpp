@@ -16,8 +16,10 @@ constexpr int64_t FEW_COLUMNS = 3;
 constexpr int64_t ROWS_OF_ITEM = 64, CHUNK_VALUES = 2048;
 constexpr int64_t LEAST_COLUMNS_OF_ITEM = 64, ITEMS_PER_THREAD = 4;
 
+const instruction_set * (* const candidates[])(void) = {avx512_vbmi, avx512_vnni, avx_vnni, avx2, neon_i8mm, neon_dotprod};
+
 const instruction_set * fastest(void) {
-    for (auto candidate : {avx512_vnni, avx_vnni, avx2, neon_i8mm, neon_dotprod})
+    for (auto candidate : candidates)
         if (const instruction_set * found = candidate())
             return found;
     return nullptr;
@@ -168,7 +170,7 @@ const char * product_instructions(void) {
 }
 
 bool product_use(const char * instructions) {
-    for (auto candidate : {avx512_vnni, avx_vnni, avx2, neon_i8mm, neon_dotprod}) {
+    for (auto candidate : candidates) {
         const instruction_set * found = candidate();
         if (found && strcmp(found->name, instructions) == 0) {
             chosen = found;

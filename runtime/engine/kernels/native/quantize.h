@@ -1,6 +1,9 @@
 // Activations in 8 bits. Plain loops that compilers vectorize; a file of an instruction set includes this after it chose
 // its target and defined
 //   PANEL_COLUMNS, WORD_BYTES: the width of panels, and how many neighbours of a column lie together
+//   VECTOR_BLOCKS: how many blocks of Q2_0 are a vector in multiply_rows
+//   group_of_q2_0(block, second): where multiply_rows reads the sum and scale of a block's first or second group
+//   place_values(type, values, group, places): write a group of a TQ type where multiply_rows reads it
 //   SUMS_OF_PAIRS, perhaps: sums are kept as two 16-bit halves, of the even and of the odd pairs of values
 #pragma once
 #include "instruction_set.h"
@@ -70,23 +73,16 @@ inline void transpose_16(const int8_t * values, int8_t * transposed) {
             transposed[4 * i + j] = values[4 * j + i];
 }
 
-// Where multiply_rows reads four values of Q2_0: codes of 2 blocks are a vector, each bit position another one.
+// Where multiply_rows reads four values of Q2_0: codes of some blocks are a vector, each bit position another one.
 inline int64_t q2_0_lane(int64_t block, int sixteen, int position) {
-    return block / 2 * 32 + position * 8 + block % 2 * 4 + sixteen;
-}
-
-// Where multiply_rows reads a group of Q2_0: for 8 blocks the first groups of each, then the second ones, both in the
-// order in which shuffles bring them.
-inline int64_t q2_0_group(int64_t block, int second) {
-    const int64_t i = block % 8;
-    return block / 8 * 16 + second * 8 + i / 2 + i % 2 * 4;
+    return block / VECTOR_BLOCKS * 16 * VECTOR_BLOCKS + position * 4 * VECTOR_BLOCKS + block % VECTOR_BLOCKS * 4 + sixteen;
 }
 
 void quantize_column_q2_0(const float * activations, int64_t n_inputs, const column_parts & column) {
     for (int64_t block = 0; block < n_inputs / 64; block++)
         for (int second = 0; second < 2; second++) {
             int8_t values[32], transposed[32];
-            const int64_t group = q2_0_group(block, second);
+            const int64_t group = group_of_q2_0(block, second);
             column.scales[group] = quantize_group(activations + 64 * block + 32 * second, 32, values);
             column.sums[group] = sum_of(values, 32);
             for (int half = 0; half < 2; half++) {
@@ -102,15 +98,17 @@ void quantize_column(const weight_format & format, const float * activations, in
     const int64_t n_groups = n_inputs / format.group_values;
     const size_t padded_groups = column_groups(format, n_inputs);
     if (format.type == Q2_0) {
-        memset(column.values + n_inputs / 128 * 128, 0, column_values_bytes(n_inputs) - n_inputs / 128 * 128);
+        memset(column.values + n_inputs / 512 * 512, 0, column_values_bytes(n_inputs) - n_inputs / 512 * 512);
         memset(column.sums, 0, 4 * padded_groups);
         memset(column.scales, 0, 4 * padded_groups);
         quantize_column_q2_0(activations, n_inputs, column);
         return;
     }
     for (int64_t group = 0; group < n_groups; group++) {
-        column.scales[group] = quantize_group(activations + 256 * group, 256, column.values + 256 * group);
-        column.sums[group] = sum_of(column.values + 256 * group, 256);
+        int8_t values[256];
+        column.scales[group] = quantize_group(activations + 256 * group, 256, values);
+        column.sums[group] = sum_of(values, 256);
+        place_values(format.type, values, group, column.values);
     }
     memset(column.sums + n_groups, 0, 4 * (padded_groups - n_groups));
     memset(column.scales + n_groups, 0, 4 * (padded_groups - n_groups));
