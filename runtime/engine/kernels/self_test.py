@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.engine import relu2
+from tritgguf.runtime.engine.cpu_backend import load_backends
 from tritgguf.runtime.engine.ggml_functions import GgmlFunctions, InitParams
 from tritgguf.runtime.engine.kernels import library as compiled
 from tritgguf.runtime.engine.kernels.routes import ACCELERATOR, CPU, ROUTES, Device, Route
@@ -77,7 +78,9 @@ def main() -> None:
     """Print the verdict as JSON."""
     libllama, name = sys.argv[1:]
     (route,) = (route for route in ROUTES if route == name)
-    print(json.dumps({"why_not": why_not(ctypes.CDLL(libllama, ctypes.RTLD_GLOBAL), route)}))
+    llama = ctypes.CDLL(libllama, ctypes.RTLD_GLOBAL)
+    load_backends(llama, llama)
+    print(json.dumps({"why_not": why_not(llama, route)}))
 
 
 def why_not(libllama: ctypes.CDLL, route: Route) -> str | None:
