@@ -14,7 +14,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-PIN = Path(__file__).with_name("llama-cpp-python.json")
+from install_runtime import PIN, fetch_sdist  # beside this file, whose folder is on sys.path when it is run
+
 HEADERS = (
     "ggml/include/ggml.h",
     "ggml/include/ggml-alloc.h",
@@ -40,14 +41,11 @@ def headers_folder() -> Path:
 
 
 def download(pin: dict, folder: Path) -> Path:
-    """Download the pinned sdist into `folder`; pip compares its hash."""
-    requirement = folder / "pin.txt"
-    requirement.write_text(f"llama-cpp-python=={pin['version']} --hash=sha256:{pin['sdist_sha256']}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python"]
-    command += ["--require-hashes", "--requirement", str(requirement), "--dest", str(folder)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    if done.returncode != 0:
-        sys.exit(f"{done.stdout}error: llama-cpp-python {pin['version']} can't be downloaded; see above")
+    """Download the pinned sdist into `folder`."""
+    try:
+        fetch_sdist(pin, folder)
+    except (OSError, subprocess.CalledProcessError):
+        sys.exit(f"error: llama-cpp-python {pin['version']} can't be downloaded; see above")
     return next(folder.glob("llama_cpp_python-*.tar.gz"))
 
 
