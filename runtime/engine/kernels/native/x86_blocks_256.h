@@ -2,6 +2,7 @@
 // accumulate(sums, codes 0..255, activations), add_sums(), quarter_sums(), and lanes_of(sums): eight sums of 32 bits.
 #pragma once
 #define VECTOR_BLOCKS 2
+#define ROWS_AT_ONCE 1
 #include "instruction_set.h"
 #include "x86_vectors.h"
 
@@ -125,12 +126,14 @@ ALWAYS_INLINE __m256 sums_of_blocks(const char * weights, int n_blocks, const co
     return scaled(add_lanes(lanes), column.sums + block, column.scales + block);
 }
 
-template <int TYPE>
-ALWAYS_INLINE void eight_blocks(const char * weights, int n_blocks, const column_parts & column, int64_t block, float * sums,
-                                float * scales) {
+template <int TYPE, int ROWS>
+ALWAYS_INLINE void eight_blocks(const char * const weights[ROWS], int n_blocks, const column_parts & column, int64_t block,
+                                float * const sums[ROWS], float * const scales[ROWS]) {
     constexpr int stride = TYPE == Q2_0 ? 18 : TYPE == TQ2_0 ? 66 : 54, scale_at = TYPE == Q2_0 ? 0 : stride - 2;
-    _mm256_storeu_ps(sums, sums_of_blocks<TYPE>(weights, n_blocks, column, block));
-    _mm256_storeu_ps(scales, eight_halves(weights + scale_at, n_blocks, stride));
+    UNROLL for (int row = 0; row < ROWS; row++) {
+        _mm256_storeu_ps(sums[row], sums_of_blocks<TYPE>(weights[row], n_blocks, column, block));
+        _mm256_storeu_ps(scales[row], eight_halves(weights[row] + scale_at, n_blocks, stride));
+    }
 }
 
 }  // namespace
