@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,15 +25,13 @@ from tritgguf.runtime.engine.ggml_functions import GgmlFunctions, InitParams
 from tritgguf.runtime.engine.kernels import library as compiled
 from tritgguf.runtime.engine.kernels.routes import ACCELERATOR, CPU, ROUTES, Device, Route
 
-# Inputs, rows, columns, threads: few and many of each, sizes that fit no tile, one thread and a team.
-SHAPES = ((256, 1, 1, 1), (768, 37, 1, 2), (512, 8, 2, 1), (768, 67, 5, 1), (2048, 130, 35, 2), (256, 300, 129, 1))
 # Rounding to 8 bits costs each of the two products some 0.7 % of the norm, normally distributed over the results.
 MOST_DIFFERENCE = 0.02
 MOST_SINGLE_DIFFERENCE = 0.08  # of the root mean square
 SEED = 1
 SECONDS = 120  # ends what hangs
 _MEMORY_BYTES = 64 << 20
-_F32 = 0  # enum ggml_type
+_F32, _I32 = 0, 26  # enum ggml_type
 # `-c` and not `-m`: see token_ids_process.py.
 COMMAND = (
     sys.executable,
@@ -45,6 +43,52 @@ _INTERRUPTIONS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHU
 
 Floats = NDArray[np.float32]
 Compute = Callable[[int, int], None]  # (graph, number of threads)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a product: the weights are (n_rows, n_inputs), once or for each of the experts."""
+
+    n_inputs: int
+    n_rows: int
+    n_tokens: int
+    n_threads: int
+    n_experts: int = 0
+
+    def __str__(self) -> str:
+        experts = f", {self.n_experts} experts" if self.n_experts else ""
+        return f"{self.n_inputs} inputs, {self.n_rows} rows, {self.n_tokens} tokens{experts}"
+
+
+# Few and many of each, sizes that fit no tile, one thread and a team, experts with one token and with many.
+SHAPES = (
+    Shape(256, 1, 1, 1),
+    Shape(768, 37, 1, 2),
+    Shape(512, 8, 2, 1),
+    Shape(768, 67, 5, 1),
+    Shape(2048, 130, 35, 2),
+    Shape(256, 300, 129, 1),
+    Shape(512, 40, 1, 2, n_experts=5),
+    Shape(256, 33, 30, 2, n_experts=4),
+)
+N_CHOSEN = 2  # experts of a token
+
+
+@dataclass(frozen=True)
+class Case:
+    """Weights, uint8 (rows of all experts, row bytes), activations (n_tokens, n_inputs), experts of each token."""
+
+    type_number: int
+    shape: Shape
+    weights: NDArray[np.uint8]
+    activations: Floats
+    chosen: NDArray[np.int32] | None
+
+    @property
+    def last_token(self) -> Case:
+        """The same weights with the last token only."""
+        chosen = None if self.chosen is None else self.chosen[-1:]
+        return replace(self, activations=self.activations[-1:], chosen=chosen)
 
 
 @dataclass(frozen=True)
@@ -99,25 +143,23 @@ def why_not(libllama: ctypes.CDLL, route: Route) -> str | None:
     stock = OnDevice(ggml, CPU)
     ours = stock if route == "hook" else OnDevice(ggml, ACCELERATOR)
     for type_number, name in compiled.TYPES.items():
-        for n_inputs, n_rows, n_columns, n_threads in SHAPES:
-            if not kernels.product_supports(type_number, n_inputs):
+        for shape in SHAPES:
+            if not kernels.product_supports(type_number, shape.n_inputs):
                 continue
-            rng = np.random.default_rng(SEED)
-            weights = products.random_weights(type_number, n_inputs, n_rows, rng)
-            activations = rng.standard_normal((n_columns, n_inputs), np.float32)
+            case = products.random_case(type_number, shape)
             kernels.kernels_take_nodes(False)
-            expected = products.compute(stock, weights, activations, n_threads)
+            expected = products.compute(stock, case, shape.n_threads)
             kernels.kernels_take_nodes(True)
             before = kernels.kernels_products_computed()
-            found = products.compute(ours, weights, activations, n_threads)
-            alone = products.compute(ours, weights, activations[-1:], n_threads)
-            case = f"{name} products of {n_inputs} inputs, {n_rows} rows, {n_columns} columns"
+            found = products.compute(ours, case, shape.n_threads)
+            alone = products.compute(ours, case.last_token, shape.n_threads)
+            what = f"{name} products of {shape}"
             if kernels.kernels_products_computed() != before + 2:
-                return f"{case} don't reach the kernels"
+                return f"{what} don't reach the kernels"
             if not is_close(found, expected):
-                return f"{case} differ from llama.cpp's"
-            if alone.tobytes() != found[-1:].tobytes():
-                return f"{case} have other bits than each column alone"
+                return f"{what} differ from llama.cpp's"
+            if alone.tobytes() != found[-len(alone) :].tobytes():
+                return f"{what} have other bits than each token alone"
     return None
 
 
@@ -131,58 +173,60 @@ def is_close(found: Floats, expected: Floats) -> bool:
     return root_mean_square <= MOST_DIFFERENCE * size and difference.max() <= MOST_SINGLE_DIFFERENCE * size
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Rows of a tensor type: `stored` is uint8 (n_rows, row bytes)."""
-
-    type_number: int
-    n_inputs: int
-    stored: NDArray[np.uint8]
-
-
 class Products:
     """Products of random weights, computed by graphs of one node."""
 
     def __init__(self, ggml: GgmlFunctions) -> None:
-        pointer, integer, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
+        pointer, integer, long, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_size_t
         self._init = ggml.function("ggml_init", pointer, InitParams)
         self._free = ggml.function("ggml_free", None, pointer)
-        self._new = ggml.function("ggml_new_tensor_2d", pointer, pointer, integer, ctypes.c_int64, ctypes.c_int64)
-        self._mul_mat = ggml.function("ggml_mul_mat", pointer, pointer, pointer, pointer)
+        self._new = ggml.function("ggml_new_tensor_3d", pointer, pointer, integer, long, long, long)
+        self._multiply = ggml.function("ggml_mul_mat", pointer, pointer, pointer, pointer)
+        self._multiply_experts = ggml.function("ggml_mul_mat_id", pointer, pointer, pointer, pointer, pointer)
         self._new_graph = ggml.function("ggml_new_graph", pointer, pointer)
         self._expand = ggml.function("ggml_build_forward_expand", None, pointer, pointer)
-        self._row_bytes = ggml.function("ggml_row_size", size, integer, ctypes.c_int64)
+        self._row_bytes = ggml.function("ggml_row_size", size, integer, long)
         self._block_bytes = ggml.function("ggml_type_size", size, integer)
         self._quantize = ggml.function(
-            "ggml_quantize_chunk", size, integer, pointer, pointer, *[ctypes.c_int64] * 3, pointer
+            "ggml_quantize_chunk", size, integer, pointer, pointer, long, long, long, pointer
         )
 
-    def random_weights(self, type_number: int, n_inputs: int, n_rows: int, rng: np.random.Generator) -> Weights:
-        """Return rows of a type, as ggml quantizes random floats."""
-        values = rng.standard_normal((n_rows, n_inputs), np.float32)
-        stored = np.zeros((n_rows, self._row_bytes(type_number, n_inputs)), np.uint8)
-        self._quantize(type_number, values.ctypes.data, stored.ctypes.data, 0, n_rows, n_inputs, None)
+    def random_case(self, type_number: int, shape: Shape) -> Case:
+        """Return weights of a type, as ggml quantizes random floats, random activations and random experts."""
+        rng, n_rows = np.random.default_rng(SEED), max(1, shape.n_experts) * shape.n_rows
+        values = rng.standard_normal((n_rows, shape.n_inputs), np.float32)
+        weights = np.zeros((n_rows, self._row_bytes(type_number, shape.n_inputs)), np.uint8)
+        self._quantize(type_number, values.ctypes.data, weights.ctypes.data, 0, n_rows, shape.n_inputs, None)
         if type_number == compiled.Q2_0:  # all four codes, and scales of both signs
-            blocks = stored.reshape(-1, self._block_bytes(type_number))
+            blocks = weights.reshape(-1, self._block_bytes(type_number))
             blocks[:, 2:] = rng.integers(0, 256, blocks[:, 2:].shape, np.uint8)
             blocks[::3, 1] ^= 0x80
-        return Weights(type_number, n_inputs, stored)
+        activations = rng.standard_normal((shape.n_tokens, shape.n_inputs), np.float32)
+        chosen = rng.permuted(np.tile(np.arange(shape.n_experts, dtype=np.int32), (shape.n_tokens, 1)), axis=1)
+        return Case(type_number, shape, weights, activations, chosen[:, :N_CHOSEN] if shape.n_experts else None)
 
-    def compute(self, how: Compute, weights: Weights, activations: Floats, n_threads: int) -> Floats:
-        """Return the products, (n_columns, n_rows), with activations (n_columns, n_inputs)."""
-        n_rows, n_columns = len(weights.stored), len(activations)
-        context = self._init(InitParams(_MEMORY_BYTES, None, False))
+    def compute(self, how: Compute, case: Case, n_threads: int) -> Floats:
+        """Return the products, (n_tokens, n_rows), or with experts (n_tokens · N_CHOSEN, n_rows)."""
+        context, shape = self._init(InitParams(_MEMORY_BYTES, None, False)), case.shape
         try:
-            left = self._new(context, weights.type_number, weights.n_inputs, n_rows)
-            right = self._new(context, _F32, weights.n_inputs, n_columns)
-            for tensor, values in ((left, weights.stored), (right, np.ascontiguousarray(activations))):
-                ctypes.memmove(_data(tensor), values.ctypes.data, values.nbytes)
-            product = self._mul_mat(context, left, right)
+            weights = self._new(context, case.type_number, shape.n_inputs, shape.n_rows, max(1, shape.n_experts))
+            n_tokens, pairs = len(case.activations), case.chosen
+            _fill(weights, case.weights)
+            if pairs is None:
+                columns = self._new(context, _F32, shape.n_inputs, n_tokens, 1)
+                product = self._multiply(context, weights, columns)
+            else:
+                columns = self._new(context, _F32, shape.n_inputs, 1, n_tokens)
+                chosen = self._new(context, _I32, N_CHOSEN, n_tokens, 1)
+                _fill(chosen, pairs)
+                product = self._multiply_experts(context, weights, columns, chosen)
+            _fill(columns, case.activations)
             graph = self._new_graph(context)
             self._expand(graph, product)
             how(graph, n_threads)
-            results = (ctypes.c_float * (n_columns * n_rows)).from_address(_data(product))
-            return np.array(results, np.float32).reshape(n_columns, n_rows)
+            n_results = n_tokens if pairs is None else pairs.size
+            results = (ctypes.c_float * (n_results * shape.n_rows)).from_address(_data(product))
+            return np.array(results, np.float32).reshape(n_results, shape.n_rows)
         finally:
             self._free(context)
 
@@ -204,3 +248,8 @@ class OnDevice:
 
 def _data(tensor: int) -> int:
     return relu2.Tensor.from_address(tensor).data or 0
+
+
+def _fill(tensor: int, values: NDArray[Any]) -> None:
+    contiguous = np.ascontiguousarray(values)
+    ctypes.memmove(_data(tensor), contiguous.ctypes.data, contiguous.nbytes)

@@ -66,7 +66,7 @@ void wait_for_all(void *) {
 }
 
 // OpenMP's threads are those that the CPU backend uses for the nodes between ours; others would take the cores from them.
-void compute(const product_job & job, state & own) {
+void compute(const ggml_tensor * node, state & own) {
 #pragma omp parallel num_threads(own.n_threads)
     {
         product_team team{};
@@ -75,9 +75,8 @@ void compute(const product_job & job, state & own) {
         team.barrier = wait_for_all;
         team.chunk_set = [](void * next, int value) { ((std::atomic<int> *) next)->store(value); };
         team.chunk_add = [](void * next, int value) { return ((std::atomic<int> *) next)->fetch_add(value); };
-        product_run(&job, &team);
+        compute_product(node, own.work, &team);
     }
-    count_product();
 }
 
 ggml_status compute_graph(ggml_backend_t backend, ggml_cgraph * graph) {
@@ -85,10 +84,10 @@ ggml_status compute_graph(ggml_backend_t backend, ggml_cgraph * graph) {
     const int n_nodes = g_ggml.graph_n_nodes(graph);
     for (int index = 0; index < n_nodes; index++) {
         const ggml_tensor * node = g_ggml.graph_node(graph, index);
-        if (node->op != GGML_OP_MUL_MAT) continue;  // views need no work
+        if (node->op != GGML_OP_MUL_MAT && node->op != GGML_OP_MUL_MAT_ID) continue;  // views need no work
         if (own.abort_callback && own.abort_callback(own.abort_data)) return GGML_STATUS_ABORTED;
         if (!own.reserve(work_bytes_of(node, own.n_threads))) return GGML_STATUS_ALLOC_FAILED;
-        compute(job_of(node, own.work), own);
+        compute(node, own);
     }
     return GGML_STATUS_SUCCESS;
 }

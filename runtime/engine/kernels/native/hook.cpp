@@ -52,16 +52,14 @@ class our_traits : public node_traits {
         return true;
     }
 
-    // False leaves the node to llama.cpp's own code, whose work buffer is large enough too
+    // False leaves the node to llama.cpp's own code, for which the work buffer was made if it isn't one for ours
     bool compute_forward(compute_params * params, ggml_tensor * node) override {
-        if (params->use_reference || params->work_bytes < work_bytes_of(node, params->n_threads)) return false;
+        if (params->work_bytes < work_bytes_of(node, params->n_threads)) return false;
         product_team team{};
         team.thread = params->thread, team.n_threads = params->n_threads, team.context = params->threadpool;
         team.barrier = g_threadpool.barrier;
         team.chunk_set = g_threadpool.chunk_set, team.chunk_add = g_threadpool.chunk_add;
-        const product_job job = job_of(node, params->work);
-        product_run(&job, &team);
-        if (params->thread == 0) count_product();
+        compute_product(node, (char *) params->work, &team);
         return true;
     }
 };

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from tritgguf.runtime.engine import backend
 from tritgguf.runtime.engine.ggml_functions import GgmlFunctions, InitParams
 from tritgguf.runtime.engine.kernels import library as compiled
 from tritgguf.runtime.engine.kernels.routes import CPU
-from tritgguf.runtime.engine.kernels.self_test import OnDevice, Products, is_close
+from tritgguf.runtime.engine.kernels.self_test import OnDevice, Products, Shape, is_close
 from tritgguf.runtime.engine.relu2 import Tensor
 
 DEMO = ROOT / "vendor" / "demo-model"
@@ -121,19 +122,24 @@ def test_nothing_is_lost_against_f16_weights(type_name, kernels, demo):
     assert divergence(logits(demo(type_name)), exact) <= 1.1 * stock + 1e-5
 
 
-@pytest.mark.parametrize(("n_inputs", "n_rows", "n_columns"), [(256, 33, 70), (768, 100, 9), (2048, 64, 2)])
-@pytest.mark.parametrize("n_threads", [1, 3])
-def test_a_column_has_the_same_bits_alone_and_among_others(type_name, kernels, n_inputs, n_rows, n_columns, n_threads):
-    ggml, rng = GgmlFunctions(backend.native._lib), np.random.default_rng(n_inputs)
+@pytest.mark.parametrize(
+    "shape",
+    [Shape(256, 33, 70, 1), Shape(768, 100, 9, 3), Shape(2048, 64, 2, 3), Shape(512, 70, 40, 3, n_experts=7)],
+    ids=str,
+)
+def test_a_token_has_the_same_bits_alone_and_among_others(type_name, kernels, shape):
+    ggml = GgmlFunctions(backend.native._lib)
     products, on_cpu = Products(ggml), OnDevice(ggml, CPU)
-    weights = products.random_weights(TYPES[type_name], n_inputs, n_rows, rng)
-    activations = rng.standard_normal((n_columns, n_inputs), np.float32)
-    together = products.compute(on_cpu, weights, activations, n_threads)
-    for index in range(n_columns):
-        alone = products.compute(on_cpu, weights, activations[index : index + 1], 1)
-        assert alone.tobytes() == together[index : index + 1].tobytes(), f"column {index}"
+    case = products.random_case(TYPES[type_name], shape)
+    together = products.compute(on_cpu, case, shape.n_threads)
+    each = len(together) // shape.n_tokens
+    for index in range(shape.n_tokens):
+        chosen = None if case.chosen is None else case.chosen[index : index + 1]
+        one = replace(case, activations=case.activations[index : index + 1], chosen=chosen)
+        alone = products.compute(on_cpu, one, 1)
+        assert alone.tobytes() == together[each * index :][:each].tobytes(), f"token {index}"
     with llama_cpps_own(kernels):
-        assert is_close(together, products.compute(on_cpu, weights, activations, n_threads))
+        assert is_close(together, products.compute(on_cpu, case, shape.n_threads))
 
 
 def test_ctrl_c_stops_an_evaluation_and_harms_nothing(type_name, kernels, demo):
@@ -180,16 +186,14 @@ def test_as_an_accelerator_the_bits_are_those_of_the_hook(name, kernels, demo, t
 @pytest.mark.parametrize(("is_view", "n_products"), [(False, 1), (True, 0)])
 def test_which_products_are_taken(is_view, n_products, kernels):
     """Columns over three axes are one matrix's; what isn't a leaf may be keys or values, and stays llama.cpp's."""
-    ggml, rng = GgmlFunctions(backend.native._lib), np.random.default_rng(3)
+    ggml, pointer, size = GgmlFunctions(backend.native._lib), ctypes.c_void_p, ctypes.c_int64
     products, on_cpu = Products(ggml), OnDevice(ggml, CPU)
-    weights = products.random_weights(compiled.TQ2_0, 256, 24, rng)
-    activations = rng.standard_normal((2, 3, 5, 256), np.float32)
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    case = products.random_case(compiled.TQ2_0, Shape(256, 24, 30, 2))
     view = ggml.function("ggml_view_tensor", pointer, pointer, pointer)
     new = ggml.function("ggml_new_tensor_4d", pointer, pointer, ctypes.c_int, *[size] * 4)
     context = ggml.function("ggml_init", pointer, InitParams)(InitParams(1 << 20, None, False))
     left, right = new(context, compiled.TQ2_0, 256, 24, 1, 1), new(context, 0, 256, 5, 3, 2)
-    for tensor, values in ((left, weights.stored), (right, activations)):
+    for tensor, values in ((left, case.weights), (right, case.activations)):
         ctypes.memmove(Tensor.from_address(tensor).data, values.ctypes.data, values.nbytes)
     graph = ggml.function("ggml_new_graph", pointer, pointer)(context)
     multiply = ggml.function("ggml_mul_mat", pointer, pointer, pointer, pointer)
@@ -200,7 +204,7 @@ def test_which_products_are_taken(is_view, n_products, kernels):
     assert kernels.kernels_products_computed() - before == n_products
     found = np.array((ctypes.c_float * (30 * 24)).from_address(Tensor.from_address(product).data)).reshape(30, 24)
     ggml.function("ggml_free", None, pointer)(context)
-    expected = products.compute(on_cpu, weights, activations.reshape(30, 256), 1)
+    expected = products.compute(on_cpu, case, 1)
     assert is_close(found, expected)
     assert np.array_equal(found, expected) == (n_products == 1)
 

@@ -145,7 +145,7 @@ def test_products_that_differ_are_not_used(tmp_path):
     )
     found = child(code, tmp_path)
     assert found.startswith("llama.cpp's own (no hook: ")
-    assert found.count("columns differ from llama.cpp's") == 2
+    assert found.count("tokens differ from llama.cpp's") == 2
     assert "; no accel: " in found
     assert [json.loads(path.read_text()).keys() for path in kept(tmp_path)] == [{"why_not"}] * 2
 
