@@ -3,6 +3,7 @@
 #define PANEL_ROWS 32
 #define PANEL_COLUMNS 8
 #define WORD_BYTES 4
+#define GROUPS_AT_ONCE 2
 
 namespace {
 

@@ -18,7 +18,7 @@
 
 namespace {
 const instruction_set here = {"avx512-vbmi", PANEL_ROWS, PANEL_COLUMNS, quantize_column, multiply_rows,
-                              quantize_panel, unpack_panel, multiply_panels<PANEL_COLUMNS>};
+                              quantize_panel, unpack_panel, multiply_panels};
 }
 
 #if defined(__clang__)

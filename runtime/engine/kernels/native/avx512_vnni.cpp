@@ -39,7 +39,7 @@ ALWAYS_INLINE __m256i lanes_of(__m256i sums) {
 
 namespace {
 const instruction_set here = {"avx512-vnni", PANEL_ROWS, PANEL_COLUMNS, quantize_column, multiply_rows,
-                              quantize_panel, unpack_panel, multiply_panels<PANEL_COLUMNS>};
+                              quantize_panel, unpack_panel, multiply_panels};
 }
 
 #if defined(__clang__)

@@ -25,9 +25,10 @@ inline uint32_t bits_of_float(float value) {
 
 // Returns the scale. As in ggml's quantize_row_q8_K: the largest value becomes 127, NaN counts as 0, and a group with an
 // infinite value gets an infinite scale, which makes all its products NaN.
-inline float quantize_group(const float * activations, size_t n_values, int8_t * values) {
+template <int N_VALUES>
+inline float quantize_group(const float * activations, int8_t * values) {
     uint32_t largest = 0;
-    for (size_t i = 0; i < n_values; i++) {
+    for (int i = 0; i < N_VALUES; i++) {
         uint32_t bits;
         memcpy(&bits, activations + i, 4);
         bits &= 0x7fffffff;
@@ -36,33 +37,35 @@ inline float quantize_group(const float * activations, size_t n_values, int8_t *
     }
     const float to_127 = 127.0f / float_of_bits(largest);
     if (largest == 0 || bits_of_float(to_127) == 0x7f800000) {  // zeros, or too close to zero to be told from it
-        memset(values, 0, n_values);
+        memset(values, 0, N_VALUES);
         return 0.0f;
     }
     const float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded value in the lowest bits
-    for (size_t i = 0; i < n_values; i++)
+    for (int i = 0; i < N_VALUES; i++)
         values[i] = (int8_t) bits_of_float(activations[i] * to_127 + to_integer);
     return 1.0f / to_127;
 }
 
-inline int32_t sum_of(const int8_t * values, int n_values) {
+template <int N_VALUES>
+inline int32_t sum_of(const int8_t * values) {
     int32_t sum = 0;
-    for (int i = 0; i < n_values; i++)
+    for (int i = 0; i < N_VALUES; i++)
         sum += values[i];
     return sum;
 }
 
 // What a sum of codes 0..3 times values starts with, so that they count as -1..2
-inline int32_t start_of(const int8_t * values, int n_values) {
+template <int N_VALUES>
+inline int32_t start_of(const int8_t * values) {
 #ifdef SUMS_OF_PAIRS
     int32_t even = 0, odd = 0;
-    for (int i = 0; i < n_values; i += 4) {
+    for (int i = 0; i < N_VALUES; i += 4) {
         even += values[i] + values[i + 1];
         odd += values[i + 2] + values[i + 3];
     }
     return (int32_t) ((uint32_t) (uint16_t) -even | (uint32_t) -odd << 16);
 #else
-    return -sum_of(values, n_values);
+    return -sum_of<N_VALUES>(values);
 #endif
 }
 
@@ -83,8 +86,8 @@ void quantize_column_q2_0(const float * activations, int64_t n_inputs, const col
         for (int second = 0; second < 2; second++) {
             int8_t values[32], transposed[32];
             const int64_t group = group_of_q2_0(block, second);
-            column.scales[group] = quantize_group(activations + 64 * block + 32 * second, 32, values);
-            column.sums[group] = sum_of(values, 32);
+            column.scales[group] = quantize_group<32>(activations + 64 * block + 32 * second, values);
+            column.sums[group] = sum_of<32>(values);
             for (int half = 0; half < 2; half++) {
                 transpose_16(values + 16 * half, transposed);
                 for (int position = 0; position < 4; position++)
@@ -106,36 +109,40 @@ void quantize_column(const weight_format & format, const float * activations, in
     }
     for (int64_t group = 0; group < n_groups; group++) {
         int8_t values[256];
-        column.scales[group] = quantize_group(activations + 256 * group, 256, values);
-        column.sums[group] = sum_of(values, 256);
+        column.scales[group] = quantize_group<256>(activations + 256 * group, values);
+        column.sums[group] = sum_of<256>(values);
         place_values(format.type, values, group, column.values);
     }
     memset(column.sums + n_groups, 0, 4 * (padded_groups - n_groups));
     memset(column.scales + n_groups, 0, 4 * (padded_groups - n_groups));
 }
 
-void quantize_panel(const weight_format & format, const char * activations, size_t activation_bytes, int n_columns,
-                    int64_t n_inputs, char * panel) {
-    const int group_values = format.group_values;
-    const size_t group_bytes = PANEL_COLUMNS * (group_values + 8);
+template <int GROUP_VALUES>
+void quantize_panel_of_groups(const char * activations, size_t activation_bytes, int n_columns, int64_t n_inputs, char * panel) {
     for (int column = 0; column < n_columns; column++) {
         const float * floats = (const float *) (activations + column * activation_bytes);
         char * place = panel;
-        for (int64_t i = 0; i < n_inputs; i += group_values, place += group_bytes) {
-            int8_t values[256], transposed[16];
-            const float scale = quantize_group(floats + i, group_values, values);
-            const int32_t start = start_of(values, group_values);
-            if (format.type == Q2_0)
-                for (int j = 0; j < group_values; j += 16) {
+        for (int64_t i = 0; i < n_inputs; i += GROUP_VALUES, place += PANEL_COLUMNS * (GROUP_VALUES + 8)) {
+            int8_t values[GROUP_VALUES], transposed[16];
+            const float scale = quantize_group<GROUP_VALUES>(floats + i, values);
+            const int32_t start = start_of<GROUP_VALUES>(values);
+            if (GROUP_VALUES == 32)  // Q2_0
+                for (int j = 0; j < GROUP_VALUES; j += 16) {
                     transpose_16(values + j, transposed);
                     memcpy(values + j, transposed, 16);
                 }
-            for (int j = 0; j < group_values; j += WORD_BYTES)
+            for (int j = 0; j < GROUP_VALUES; j += WORD_BYTES)
                 memcpy(place + j * PANEL_COLUMNS + WORD_BYTES * column, values + j, WORD_BYTES);
-            memcpy(place + group_values * PANEL_COLUMNS + 4 * column, &start, 4);
-            memcpy(place + (group_values + 4) * PANEL_COLUMNS + 4 * column, &scale, 4);
+            memcpy(place + GROUP_VALUES * PANEL_COLUMNS + 4 * column, &start, 4);
+            memcpy(place + (GROUP_VALUES + 4) * PANEL_COLUMNS + 4 * column, &scale, 4);
         }
     }
+}
+
+void quantize_panel(const weight_format & format, const char * activations, size_t activation_bytes, int n_columns,
+                    int64_t n_inputs, char * panel) {
+    (format.type == Q2_0 ? quantize_panel_of_groups<32> : quantize_panel_of_groups<256>)(activations, activation_bytes,
+                                                                                         n_columns, n_inputs, panel);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // What x86_tiles.h wants of vectors of 256 bits. The including file has defined accumulate() and lanes_of().
 #pragma once
+#define GROUPS_AT_ONCE 1
 
 namespace {
 

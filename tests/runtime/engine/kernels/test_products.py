@@ -58,17 +58,14 @@ def floats_of(type_number: int, weights: Bytes) -> np.ndarray:
 
 
 def assert_no_further_from_float64(
-    found: Floats, stock: Floats, type_number: int, weights: Bytes, activations: Floats
+    found: Floats, stock: Floats, type_number: int, weights: Bytes, activations: Floats, by_chance: float = 0
 ) -> None:
-    """Compare errors with the size that each result would have if its terms had random signs.
-
-    Stock rounds the scales of Q2_0's activations to F16, which may lead a single result nearer to the right one by chance.
-    """
+    """Compare errors with the size that each result would have if its terms had random signs."""
     floats = floats_of(type_number, weights)
     expected = activations.astype(np.float64) @ floats.T
     sizes = np.sqrt(activations.astype(np.float64) ** 2 @ (floats**2).T)
     ours, theirs = (float(np.sqrt((((results - expected) / sizes) ** 2).mean())) for results in (found, stock))
-    assert ours <= theirs * 1.002 + 1e-3 / np.sqrt(expected.size) + 1e-6
+    assert ours <= theirs * 1.002 + by_chance + 1e-6
 
 
 @every_type
@@ -83,11 +80,13 @@ def test_no_further_from_float64_than_stock(type_number: int, products: ProductL
     activations = random_activations(n_columns, n_inputs, rng)
     found = products.multiply(type_number, weights, activations, work_offset=data.draw(st.integers(0, 65), "offset"))
     stock = ggml_product(type_number, weights, activations)
-    assert_no_further_from_float64(found, stock, type_number, weights, activations)
+    # Stock rounds the scales of Q2_0's activations to F16, by which few results may be nearer to the right ones by chance.
+    by_chance = 2**-11 if type_number == Q2_0 else 0
+    assert_no_further_from_float64(found, stock, type_number, weights, activations, by_chance)
 
 
 @every_type
-@pytest.mark.parametrize(("n_inputs", "n_rows", "n_columns"), [(6912, 40, 513), (2048 + 256, 67, 30), (17408, 9, 5)])
+@pytest.mark.parametrize(("n_inputs", "n_rows", "n_columns"), [(6912, 40, 513), (2048 + 256, 67, 30), (17408, 24, 41)])
 def test_shapes_of_models(
     type_number: int, n_inputs: int, n_rows: int, n_columns: int, products: ProductLibrary
 ) -> None:
