@@ -18,7 +18,7 @@ WHEEL_TESTS := tests/test_*.py tests/runtime/cli tests/runtime/engine/test_token
 # One stamp per backend, of which only the last one made stands: another BACKEND than the installed one installs again.
 INSTALLED := $(VENV)/installed$(if $(BACKEND),-$(BACKEND))
 
-$(INSTALLED): pyproject.toml CMakeLists.txt vendor/llama-cpp-python.json vendor/install_runtime.py $(wildcard converter/core/native/*)
+$(INSTALLED): pyproject.toml CMakeLists.txt vendor/llama-cpp-python.json vendor/install_runtime.py $(wildcard converter/core/native/* runtime/engine/kernels/native/*)
 	$(PYTHON) -m venv $(VENV)
 	rm -f $(VENV)/installed*
 	$(PY) -m pip install --quiet --upgrade pip

@@ -47,6 +47,7 @@ class Choices(TypedDict, total=False):
     tensor_type: Iterable[str]
     override_kv: Iterable[str]
     name: str | None
+    fast_here: Iterable[str]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def convert(
     another type they are F16, or the type in a GGUF source. `tensor_type` has texts REGEX=TYPE: the first whose pattern
     is found in a tensor's GGUF name decides about it. `max_shard_size`, in bytes or like "4G", splits a larger file
     into parts; the result names the first part. `override_kv` has texts KEY=TYPE:VALUE (int, float, bool or str), and
-    `name` is general.name. `lora` is the folder of a PEFT adapter to merge into the weights first.
+    `name` is general.name. `lora` is the folder of a PEFT adapter to merge into the weights first. `fast_here` are
+    types that are fast on this computer's CPU, target "cpu", though llama.cpp's own code for them is slow there.
 
     `check` compares the file's token ids with those of the source's tokenizer; True takes the installed provider of
     token ids, or give one. `progress` is called with a stage ("reading", then "writing"), the bytes done and the total

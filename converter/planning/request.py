@@ -41,6 +41,7 @@ class Request:
 
     `type` is None for the smallest exact type on the target; `embedding` and `output` tell the same of these tensors.
     The first of `tensor_types` that matches a tensor comes before them. `max_bits` is per weight, `max_bytes` per file.
+    `fast_here` are types that this computer's CPU multiplies fast though llama.cpp's own code for them is slow.
     """
 
     type: AnyCodec | None
@@ -54,6 +55,7 @@ class Request:
     max_bytes: int | None = None
     tensor_types: tuple[TensorType, ...] = ()
     overrides: tuple[Override, ...] = ()
+    fast_here: frozenset[str] = frozenset()
 
     @classmethod
     def named(
@@ -71,6 +73,7 @@ class Request:
         tensor_type: Iterable[str] = (),
         override_kv: Iterable[str] = (),
         name: str | None = None,
+        fast_here: Iterable[str] = (),
     ) -> Request:
         """Look up the names, see `convert`; raise UnsupportedError, with the known names, for an unknown one."""
         choices = [AUTO, *(name for name, codec in codecs().items() if codec.for_linear)]
@@ -93,6 +96,7 @@ class Request:
             None if max_shard_size is None else parse_size(max_shard_size),
             tuple(map(parse_tensor_type, tensor_type)),
             key_overrides(override_kv, name),
+            frozenset(fast_here),
         )
 
     def asked(self, spec: TensorSpec) -> Asked:

@@ -45,7 +45,7 @@ def smallest_exact(
         if kept is None or spec.role == "linear":
             raise
         return TensorPlan(kept, f"{spec.role}: its values can't be read here: passthrough", exact=True)
-    names = ternary_types_for(request.target, spec.role, tied=tied)
+    names = ternary_types_for(request.target, spec.role, tied=tied, fast_here=request.fast_here)
     ternary = _smallest_ternary(spec, grid, names)
     if ternary is not None and (kept is None or not _beats(kept, ternary, (*names, *float_types(request.target)))):
         return ternary

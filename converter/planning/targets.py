@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from tritgguf.converter.errors import UnsupportedError
@@ -20,24 +20,27 @@ def is_x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64", "i686")
 
 
-def ternary_types(target: str) -> tuple[str, ...]:
-    """Return the ternary types to choose from for a target, smallest first; on x86 without those slow there."""
+def ternary_types(target: str, fast_here: Collection[str] = ()) -> tuple[str, ...]:
+    """Return the ternary types to choose from for a target, smallest first; on x86 without those slow there.
+
+    `fast_here` are types that this computer's runtime multiplies fast on the CPU, whatever llama.cpp itself does.
+    """
     if target not in TARGETS:
         raise UnsupportedError(f"unknown target {target!r}; expected one of {', '.join(TARGETS)}")
-    slow = target == "cpu" and is_x86()
-    return _names(codec for codec in _running_on(target) if codec.ternary and not (slow and codec.slow_on_x86))
+    slow = [codec.name for codec in _codecs().values() if target == "cpu" and slow_here(codec.name, fast_here)]
+    return _names(codec for codec in _running_on(target) if codec.ternary and codec.name not in slow)
 
 
-def ternary_types_for(target: str, role: str, *, tied: bool) -> tuple[str, ...]:
+def ternary_types_for(target: str, role: str, *, tied: bool, fast_here: Collection[str] = ()) -> tuple[str, ...]:
     """Return the ternary types to choose from for tensors of a role, smallest first.
 
     Rows of token embeddings are looked up. That needs no fast matrix product, unless the embeddings are the output
     layer too (`tied`).
     """
     if role != "embedding":
-        return ternary_types(target)
+        return ternary_types(target, fast_here)
     names = _names(codec for codec in _codecs().values() if codec.ternary and reads_rows(target, codec.name))
-    return tuple(name for name in names if not tied or name in ternary_types(target))
+    return tuple(name for name in names if not tied or name in ternary_types(target, fast_here))
 
 
 def reads_rows(target: str, type_name: str) -> bool:
@@ -58,10 +61,10 @@ def refuses(target: str, type_name: str) -> bool:
     return codec is not None and target in codec.refused_by
 
 
-def slow_on_x86(type_name: str) -> bool:
-    """Whether the pinned llama.cpp has only scalar code for that type on x86."""
+def slow_here(type_name: str, fast_here: Collection[str] = ()) -> bool:
+    """Whether this is an x86 CPU, for which the pinned llama.cpp has only scalar code for that type."""
     codec = _codecs().get(type_name)
-    return codec is not None and codec.slow_on_x86
+    return codec is not None and codec.slow_on_x86 and is_x86() and type_name not in fast_here
 
 
 def _running_on(target: str) -> Iterator[AnyCodec]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tritgguf.converter.planning.file_plan import TensorPlan
 from tritgguf.converter.planning.request import Request
-from tritgguf.converter.planning.targets import is_x86, reads_rows, slow_on_x86
+from tritgguf.converter.planning.targets import reads_rows, slow_here
 from tritgguf.converter.quant.codec import codecs, ternary_codec
 
 
@@ -65,11 +65,16 @@ def _lookups(ends: Sequence[TensorPlan], target: str) -> list[str]:
 
 
 def _speed(linear: Sequence[TensorPlan], ends: Sequence[TensorPlan], request: Request) -> list[str]:
-    if request.target != "cpu" or not is_x86():
+    if request.target != "cpu" or not slow_here("q2_0"):
         return []
     # Rows of the embeddings are looked up, unless they are the output layer too.
     multiplied = [*linear, *(tensor for tensor in ends if tensor.spec.role == "output" or len(ends) == 1)]
-    if any(slow_on_x86(tensor.codec.name) for tensor in multiplied):
+    if any(tensor.codec.name == "q2_0" for tensor in multiplied):
+        if not slow_here("q2_0", request.fast_here):
+            return [
+                "q2_0 runs fast here with tritgguf's own CPU kernels; other programs have no fast code for it on x86: "
+                "--for any chooses types that are fast everywhere"
+            ]
         return ["q2_0 has no fast code on x86: expect a tenth of the speed of other ternary types there"]
     if request.type is None and any(_only_fine_types_fit(tensor) for tensor in linear):
         return ["q2_0 would hold these weights in half the size of q4_0, but has no fast code on x86"]

@@ -17,9 +17,10 @@ from tritgguf.runtime.chat.chat_template import ChatTemplate, Message
 from tritgguf.runtime.chat.generation import Generation, Stats
 from tritgguf.runtime.chat.prompt_tokens import prompt_tokens
 from tritgguf.runtime.chat.text_stream import TextStream
-from tritgguf.runtime.engine.backend import MAX_OUTPUT_ROWS, Context, Model
+from tritgguf.runtime.engine.backend import MAX_OUTPUT_ROWS, Context, Model, cpu_kernels
 from tritgguf.runtime.engine.evaluator import Evaluator
 from tritgguf.runtime.engine.hardware import default_threads
+from tritgguf.runtime.engine.kernels.install import CpuKernels
 from tritgguf.runtime.engine.sampling import Sampling, Settings
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ class Session:
     def has_chat_template(self) -> bool:
         """Whether the file has a chat template; a base model, which only continues text, has none."""
         return self.model.chat_template is not None
+
+    @property
+    def cpu_kernels(self) -> CpuKernels:
+        """What multiplies ternary weights on the CPU, and why."""
+        return cpu_kernels()
 
     @property
     def stats(self) -> Stats:

@@ -136,6 +136,7 @@ class Console:
         ):
             rate = n_tokens / seconds if seconds else 0.0
             _note(f"{what}: {n_tokens} tokens in {seconds:.2f} s, {rate:.1f} tokens/s")
+        _note(f"CPU kernels: {self._session.cpu_kernels}")
 
 
 class PlainReader:

@@ -28,6 +28,9 @@ def _print_version(wanted: bool) -> None:
 
         versions = (f"{name} {metadata.version(name)}" for name in ("tritgguf", "llama-cpp-python", "gguf"))
         typer.echo(", ".join(versions))
+        from tritgguf.runtime.engine.backend import cpu_kernels  # as late as that: it loads llama.cpp
+
+        typer.echo(f"CPU kernels: {cpu_kernels()}")
         raise typer.Exit
 
 

@@ -10,6 +10,7 @@ import ctypes
 import os
 import random
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,7 @@ from tritgguf.runtime.engine.gguf_header import (
     why_not_loaded,
 )
 from tritgguf.runtime.engine.interrupt import interruptible
+from tritgguf.runtime.engine.kernels.install import CpuKernels, install
 from tritgguf.runtime.engine.memory import available_memory, cache_bytes, check_memory
 from tritgguf.runtime.engine.native_log import NativeLog
 from tritgguf.runtime.engine.sampling import MAX_SEED, PENALTY_TOKENS, Sampling
@@ -64,6 +66,8 @@ _STOCK_ARCHITECTURE = (native.llama_model_kv_override * 2)()
 _override: Any = _STOCK_ARCHITECTURE[0]
 _override.tag, _override.key = native.LLAMA_KV_OVERRIDE_TYPE_STR, b"general.architecture"
 _override.value.val_str = relu2.STOCK_ARCHITECTURE.encode()
+_cpu_kernels: CpuKernels | None = None
+_installing = threading.Lock()
 
 
 def _die_in_one_line(message: bytes | None) -> None:
@@ -92,6 +96,16 @@ def show_native_log() -> None:
 def supports_gpu() -> bool:
     """Return whether this build of llama.cpp can put layers on an accelerator."""
     return bool(native.llama_supports_gpu_offload())
+
+
+def cpu_kernels() -> CpuKernels:
+    """Return what multiplies ternary weights on the CPU in this process, and why; the first call installs it."""
+    global _cpu_kernels
+    with _installing:
+        if _cpu_kernels is None:
+            # Not libggml: that may be a copy under another name, with a registry in which libllama doesn't look.
+            _cpu_kernels = install(native._lib, VERSION)
+        return _cpu_kernels
 
 
 class Vocab:
@@ -203,6 +217,7 @@ class Model:
         check_loadable(self.path, header)
         if not vocab_only:
             check_weights(self.path, header)
+            cpu_kernels()
         self.needs_relu2 = header.values["general.architecture"] == relu2.ARCHITECTURE
         params = native.llama_model_default_params()
         params.vocab_only = vocab_only

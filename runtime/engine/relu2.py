@@ -20,13 +20,14 @@ import ctypes
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tritgguf.converter.core import kernels
 from tritgguf.converter.errors import EngineError
+from tritgguf.runtime.engine.ggml_functions import GgmlFunctions, InitParams
 
 ARCHITECTURE = "bitnet-b1.58"
 STOCK_ARCHITECTURE = "bitnet"
@@ -189,25 +190,16 @@ def check_layout(library: ctypes.CDLL) -> tuple[int, int]:
     return codes
 
 
-class _InitParams(ctypes.Structure):
-    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
-
-
 def _compare_with_own_nodes(library: ctypes.CDLL) -> tuple[int, int] | None:
     """Read nodes that ggml makes, both as Tensor and by ggml's functions; None where the two differ."""
     pointer, text, integer, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t
-
-    def function(name: str, result: type | None, *arguments: type) -> Callable[..., Any]:
-        # A function object of its own: the types of the library's attribute would change for its other users.
-        address = ctypes.cast(getattr(library, name), pointer).value or 0
-        return ctypes.CFUNCTYPE(result, *arguments)(address)
-
+    function = GgmlFunctions(library).function
     if function("ggml_tensor_overhead", size)() != ctypes.sizeof(Tensor) + _OBJECT_BYTES:
         return None
     new = function("ggml_new_tensor_2d", pointer, pointer, integer, ctypes.c_int64, ctypes.c_int64)
     described = function("ggml_op_desc", text, pointer)
     kind = function("ggml_get_glu_op", integer, pointer)
-    context = function("ggml_init", pointer, _InitParams)(_InitParams(1 << 16, None, False))
+    context = function("ggml_init", pointer, InitParams)(InitParams(1 << 16, None, False))
     try:
         gate, up = new(context, _F32, 5, 3), new(context, _F32, 5, 3)
         swiglu = function("ggml_swiglu_split", pointer, pointer, pointer, pointer)(context, gate, up)

@@ -92,6 +92,8 @@ def convert(
     threads: options.Threads = None,
 ) -> None:
     """Convert a Hugging Face model or a GGUF file to a GGUF file with ternary tensors."""
+    from tritgguf.runtime.engine.kernels.install import fast_types  # not at the top: the help needn't wait
+
     choices: Choices = {
         "target": target,
         "fallback": fallback,
@@ -103,6 +105,7 @@ def convert(
         "tensor_type": tensor_type or (),
         "override_kv": override_kv or (),
         "name": name,
+        "fast_here": fast_types() if target == "cpu" else (),
     }
     if dry_run:
         with show_progress(json_output) as progress:

@@ -127,12 +127,16 @@ def _zeros(alike: list[TensorFacts]) -> str:
 def _size_table(found: Inspection) -> Table:
     from rich.table import Table
 
+    from tritgguf.runtime.engine.kernels.install import fast_types
+
     table = Table("--type", box=None, pad_edge=False)
     table.add_column("file", justify="right")
     for title in ("linear layers exact", "runs on"):
         table.add_column(title)
+    fast = fast_types()
     for size in found.sizes.values():
-        places = ", ".join(size.runs_on) + "".join(f" (slow on {place})" for place in size.slow_on)
+        elsewhere = " in other programs" if size.type in fast else ""
+        places = ", ".join(size.runs_on) + "".join(f" (slow on {place}{elsewhere})" for place in size.slow_on)
         table.add_row(size.type, "-" if size.file_bytes is None else format_size(size.file_bytes), _exact(size), places)
     return table
 

@@ -99,6 +99,19 @@ def test_q2_0_on_x86_is_chosen_only_with_a_word(grid128: Path) -> None:
     assert any("no fast code on x86" in note for note in planned.notes) == is_x86()
 
 
+def test_where_the_runtime_multiplies_q2_0_fast_auto_takes_it_on_x86_too(grid128: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tritgguf.converter.planning.targets.is_x86", lambda: True)
+    planned = plan(grid128, fast_here=["q2_0"])
+    assert linear_types(planned) == {"q2_0"}
+    assert [note for note in planned.notes if "q2_0" in note] == [
+        "q2_0 runs fast here with tritgguf's own CPU kernels; other programs have no fast code for it on x86: "
+        "--for any chooses types that are fast everywhere"
+    ]
+    everywhere = plan(grid128, target="any", fast_here=["q2_0"])
+    assert linear_types(everywhere) == {"q4_0"}
+    assert not any("q2_0" in note for note in everywhere.notes)
+
+
 def test_an_outlier_keeps_a_tensor_from_being_exact_and_auto_from_choosing_ternary(tmp_path: Path) -> None:
     model = regrid(build("llama-biases", tmp_path / "model"), 128, outlier=True)
     planned = plan(model, target="cuda")

@@ -35,6 +35,12 @@ def test_q2_0_is_left_out_on_x86(monkeypatch) -> None:
     assert " ".join(ternary_types("vulkan")) == TERNARY["vulkan"]
 
 
+def test_q2_0_is_chosen_on_x86_where_the_runtime_multiplies_it_fast(monkeypatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert ternary_types("cpu", {"q2_0"}) == ("tq1_0", "tq2_0", "q2_0", "q2_k", "q4_0")
+    assert ternary_types("any", {"q2_0"}) == ternary_types("any")
+
+
 def test_codecs_name_only_targets() -> None:
     for codec in codecs().values():
         assert {*codec.runs_on, *codec.refused_by} <= {*TARGETS} - {ANY}, codec.name

@@ -149,6 +149,7 @@ def test_stats_go_to_standard_error(yes):
     assert (code, text) == (0, "Yes. 🙂\n")
     pattern = (
         r"prompt: \d+ tokens in \d+\.\d\d s, \d+\.\d tokens/s\ngeneration: 9 tokens in \d+\.\d\d s, \d+\.\d tokens/s\n"
+        r"CPU kernels: .+\n"
     )
     assert re.fullmatch(pattern, stats)
 

@@ -19,6 +19,7 @@ def cells(text: str, first: str) -> list[str]:
 
 
 def test_alike_tensors_share_a_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("TRITGGUF_CPU_KERNELS", "stock")
     code, out, err = run_captured(monkeypatch, capsys, "inspect", checkpoints.build("llama-tied", tmp_path / "model"))
     assert (code, err) == (0, "")
     assert out.startswith("model: plain floats, LlamaForCausalLM → llama, 1.9 M values in 3.71 MB (29 BF16)\n")
@@ -29,6 +30,13 @@ def test_alike_tensors_share_a_line(tmp_path: Path, monkeypatch, capsys) -> None
     assert " ".join(cells(out, "q2_0")) == "q2_0 0.68 MB yes cpu, cuda, metal, vulkan (slow on x86)"
     assert " ".join(cells(out, "auto")) == "auto 0.55 MB yes cpu"
     assert cells(out, "q8_0")[:4] == ["q8_0", "2.06", "MB", "no"]
+    assert max(len(line) for line in out.splitlines()) <= 100
+
+
+def test_types_that_are_fast_here_are_slow_elsewhere_only(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("tritgguf.runtime.engine.kernels.install.fast_types", lambda: frozenset({"q2_0"}))
+    _, out, _ = run_captured(monkeypatch, capsys, "inspect", checkpoints.build("llama-tied", tmp_path / "model"))
+    assert " ".join(cells(out, "q2_0")).endswith("vulkan (slow on x86 in other programs)")
     assert max(len(line) for line in out.splitlines()) <= 100
 
 

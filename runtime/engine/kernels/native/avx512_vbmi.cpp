@@ -1,0 +1,35 @@
+// AVX-512 with VNNI and VBMI (Ice Lake, Zen 4 and later): vectors of 512 bits for one column too.
+#include "compiler.h"
+#include "instruction_set.h"
+#include "processor.h"
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#include <string.h>
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi"))), apply_to = function)
+#elif defined(__GNUC__)
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own headers: https://gcc.gnu.org/PR105593
+#endif
+
+#include "avx512_tile.h"
+#include "avx512_blocks.h"
+#include "x86_tiles.h"
+
+namespace {
+const instruction_set here = {"avx512-vbmi", PANEL_ROWS, PANEL_COLUMNS, quantize_column, multiply_rows,
+                              quantize_panel, unpack_panel, multiply_panels};
+}
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+const instruction_set * avx512_vbmi(void) {
+    return processor_has_avx512_vbmi() ? &here : nullptr;
+}
+#else
+const instruction_set * avx512_vbmi(void) {
+    return nullptr;
+}
+#endif

@@ -1,0 +1,87 @@
+// What an instruction set brings to products.cpp. All of them add the same numbers in the same order:
+//   block = sum over the block's groups g, in order, of float(sum of codes times 8-bit activations, exact) * scale of g
+//   result = sum over blocks, in order, of block * the block's own scale
+// so results don't depend on how many columns there are, on threads or on the instruction set.
+#pragma once
+#include "products.h"
+
+enum { TQ1_0 = 34, TQ2_0 = 35, Q2_0 = 42 };
+
+// A block has one F16 scale; a group of activations shares an F32 scale. 256 values are one group in TQ types, since stock
+// llama.cpp scales those by 256 and Q2_0 by 32.
+struct weight_format {
+    int type;
+    int block_values, block_bytes, scale_offset, group_values;
+};
+
+namespace {  // each instruction set's file compiles its own copy of the functions
+
+// Activations of one column, as multiply_rows reads them.
+struct column_parts {
+    int8_t  * values;   // in an order of the instruction set's, padded with zeros
+    int32_t * sums;     // of each group's values; padded to GROUPS_PADDING
+    float   * scales;   // likewise
+};
+
+constexpr int GROUPS_PADDING = 16, ROWS_TOGETHER = 8;
+
+inline size_t round_up(size_t number, size_t multiple) {
+    return (number + multiple - 1) / multiple * multiple;
+}
+
+inline size_t column_values_bytes(int64_t n_inputs) {  // up to 320 bytes for 256 values
+    return round_up(round_up(n_inputs, 512) * 5 / 4, 64);
+}
+
+inline size_t column_groups(const weight_format & format, int64_t n_inputs) {
+    return round_up(n_inputs / format.group_values, GROUPS_PADDING);
+}
+
+inline size_t column_bytes(const weight_format & format, int64_t n_inputs) {
+    return round_up(column_values_bytes(n_inputs) + 8 * column_groups(format, n_inputs), 64);
+}
+
+inline column_parts parts_of_column(char * column, const weight_format & format, int64_t n_inputs) {
+    char * sums = column + column_values_bytes(n_inputs), * scales = sums + 4 * column_groups(format, n_inputs);
+    return {(int8_t *) column, (int32_t *) sums, (float *) scales};
+}
+
+// A panel of columns holds for each group: values [group_values / w][panel_columns][w], w being 4 or, on Arm's i8mm, 8; then
+// for each column what sums start with, 32 bits; then each column's F32 scale.
+inline size_t column_panel_bytes(const weight_format & format, int64_t n_inputs, int panel_columns) {
+    return n_inputs / format.group_values * panel_columns * (format.group_values + 8);
+}
+
+// A panel of rows holds unpacked codes [n_values / w][panel_rows][w], then F32 scales [n_blocks][panel_rows].
+inline size_t row_panel_bytes(const weight_format & format, int64_t n_values, int panel_rows) {
+    return n_values * panel_rows + n_values / format.block_values * panel_rows * 4;
+}
+
+}  // namespace
+
+struct instruction_set {
+    const char * name;
+    int panel_rows, panel_columns;
+    // One column's activations in 8 bits, for multiply_rows
+    void (*quantize_column)(const weight_format & format, const float * activations, int64_t n_inputs, char * column);
+    // Results of n_rows <= ROWS_TOGETHER rows; space holds 2 * ROWS_TOGETHER floats per block, blocks padded to 8
+    void (*multiply_rows)(const weight_format & format, const char * weights, size_t row_bytes, int n_rows,
+                          int64_t n_inputs, char * column, float * space, float * results);
+    // n_columns <= panel_columns columns in 8 bits, for multiply_panels
+    void (*quantize_panel)(const weight_format & format, const char * activations, size_t activation_bytes,
+                           int n_columns, int64_t n_inputs, char * panel);
+    // n_values of n_rows <= panel_rows rows; the rows that are missing hold any codes
+    void (*unpack_panel)(const weight_format & format, const char * weights, size_t row_bytes, int n_rows,
+                         int64_t n_values, char * panel);
+    // Add a panel of rows times n_columns of a panel of columns to panel_rows results for each column, or start them
+    void (*multiply_panels)(const weight_format & format, const char * row_panel, const char * column_panel,
+                            int n_columns, int64_t n_values, bool start, float * results, size_t result_bytes);
+};
+
+// Null where this build or this processor doesn't have it.
+const instruction_set * avx2(void);
+const instruction_set * avx_vnni(void);
+const instruction_set * avx512_vnni(void);
+const instruction_set * avx512_vbmi(void);
+const instruction_set * neon_dotprod(void);
+const instruction_set * neon_i8mm(void);

@@ -1,0 +1,205 @@
+// Products: which instruction set computes them, and how threads share the work.
+#include "products.h"
+#include "instruction_set.h"
+#include <string.h>
+#include <algorithm>
+#include <atomic>
+
+namespace {
+
+const weight_format formats[] = {{TQ1_0, 256, 54, 52, 256}, {TQ2_0, 256, 66, 64, 256}, {Q2_0, 64, 18, 0, 32}};
+
+// Up to so many columns are computed straight from packed codes; for more it pays to unpack rows.
+constexpr int64_t FEW_COLUMNS = 3;
+
+// Rows of a work item, of which CHUNK_VALUES values are unpacked at a time: half of a small L2 cache.
+constexpr int64_t ROWS_OF_ITEM = 64, CHUNK_VALUES = 2048;
+constexpr int64_t LEAST_COLUMNS_OF_ITEM = 64, ITEMS_PER_THREAD = 4;
+
+const instruction_set * (* const candidates[])(void) = {avx512_vbmi, avx512_vnni, avx_vnni, avx2, neon_i8mm, neon_dotprod};
+
+const instruction_set * fastest(void) {
+    for (auto candidate : candidates)
+        if (const instruction_set * found = candidate())
+            return found;
+    return nullptr;
+}
+
+std::atomic<const instruction_set *> chosen{fastest()};
+
+const weight_format * format_of(int type) {
+    for (const weight_format & format : formats)
+        if (format.type == type)
+            return &format;
+    return nullptr;
+}
+
+char * aligned(char * address) {
+    return (char *) round_up((size_t) address, 64);
+}
+
+int64_t divide_up(int64_t number, int64_t by) {
+    return (number + by - 1) / by;
+}
+
+// One product: the job, what computes it, and where in the work space things lie.
+struct product {
+    const product_job & job;
+    const product_team & team;
+    const weight_format & format;
+    const instruction_set & set;
+    char * work;
+
+    void few_columns(void) const;
+    void many_columns(void) const;
+    void item(int64_t first_row, int64_t first_panel, int64_t n_panels, char * row_panels, float * tile) const;
+    void panels(int64_t row, int64_t panel, int64_t value, const char * row_panel, float * tile) const;
+    float * result(int64_t row, int64_t column) const {
+        return (float *) (job.results + column * job.result_bytes) + row;
+    }
+};
+
+size_t space_bytes(const weight_format & format, int64_t n_inputs) {
+    return 2 * ROWS_TOGETHER * sizeof(float) * round_up(n_inputs / format.block_values, 8);
+}
+
+size_t few_columns_bytes(const weight_format & format, int64_t n_inputs, int64_t n_columns) {
+    return n_columns * column_bytes(format, n_inputs) + round_up(space_bytes(format, n_inputs), 64);
+}
+
+size_t row_panels_bytes(const weight_format & format, const instruction_set & set, int64_t n_inputs) {
+    const int64_t n_panels = divide_up(ROWS_OF_ITEM, set.panel_rows);
+    return round_up(n_panels * row_panel_bytes(format, std::min(n_inputs, CHUNK_VALUES), set.panel_rows), 64);
+}
+
+size_t tile_bytes(const instruction_set & set) {
+    return round_up(set.panel_rows * set.panel_columns * sizeof(float), 64);
+}
+
+size_t column_panels_bytes(const weight_format & format, const instruction_set & set, int64_t n_inputs, int64_t n_columns) {
+    return round_up(divide_up(n_columns, set.panel_columns) * column_panel_bytes(format, n_inputs, set.panel_columns), 64);
+}
+
+// Each thread scales the columns for itself, which takes less time than to wait for each other.
+void product::few_columns(void) const {
+    char * columns = work + team.thread * few_columns_bytes(format, job.n_inputs, job.n_columns);
+    const size_t bytes = column_bytes(format, job.n_inputs);
+    float * space = (float *) (columns + job.n_columns * bytes);
+    for (int64_t column = 0; column < job.n_columns; column++)
+        set.quantize_column(format, (const float *) (job.activations + column * job.activation_bytes), job.n_inputs,
+                            columns + column * bytes);
+    const int64_t n_parts = divide_up(job.n_rows, ROWS_TOGETHER);
+    const int64_t last = std::min(job.n_rows, n_parts * (team.thread + 1) / team.n_threads * ROWS_TOGETHER);
+    for (int64_t row = n_parts * team.thread / team.n_threads * ROWS_TOGETHER; row < last; row += ROWS_TOGETHER)
+        for (int64_t column = 0; column < job.n_columns; column++)
+            set.multiply_rows(format, job.weights + row * job.row_bytes, job.row_bytes,
+                              (int) std::min<int64_t>(ROWS_TOGETHER, last - row), job.n_inputs, columns + column * bytes,
+                              space, result(row, column));
+}
+
+void product::many_columns(void) const {
+    const int64_t n_panels = divide_up(job.n_columns, set.panel_columns);
+    const size_t panel_bytes = column_panel_bytes(format, job.n_inputs, set.panel_columns);
+    for (int64_t panel = team.thread; panel < n_panels; panel += team.n_threads) {
+        const int64_t column = panel * set.panel_columns;
+        set.quantize_panel(format, job.activations + column * job.activation_bytes, job.activation_bytes,
+                           (int) std::min<int64_t>(set.panel_columns, job.n_columns - column), job.n_inputs,
+                           work + panel * panel_bytes);
+    }
+    if (team.thread == 0)
+        team.chunk_set(team.context, team.n_threads);
+    team.barrier(team.context);
+
+    const int64_t n_row_parts = divide_up(job.n_rows, ROWS_OF_ITEM);
+    const int64_t wanted_parts = divide_up(ITEMS_PER_THREAD * team.n_threads, n_row_parts);
+    const int64_t least_panels = divide_up(LEAST_COLUMNS_OF_ITEM, set.panel_columns);
+    const int64_t panels_of_item = std::max(divide_up(n_panels, wanted_parts), std::min(least_panels, n_panels));
+    const int64_t n_column_parts = divide_up(n_panels, panels_of_item);
+    float * tile = (float *) (work + column_panels_bytes(format, set, job.n_inputs, job.n_columns) +
+                              team.thread * (tile_bytes(set) + row_panels_bytes(format, set, job.n_inputs)));
+    char * row_panels = (char *) tile + tile_bytes(set);
+    for (int64_t number = team.thread; number < n_row_parts * n_column_parts;
+         number = team.n_threads == 1 ? number + 1 : team.chunk_add(team.context, 1)) {
+        const int64_t first_panel = number / n_row_parts * panels_of_item;
+        item(number % n_row_parts * ROWS_OF_ITEM, first_panel, std::min(panels_of_item, n_panels - first_panel), row_panels,
+             tile);
+    }
+}
+
+// Some rows times some panels of columns. Later values are added to the results of earlier ones.
+void product::item(int64_t first_row, int64_t first_panel, int64_t n_panels, char * row_panels, float * tile) const {
+    const int64_t end_row = std::min(first_row + ROWS_OF_ITEM, job.n_rows);
+    for (int64_t value = 0; value < job.n_inputs; value += CHUNK_VALUES) {
+        const int64_t n_values = std::min(CHUNK_VALUES, job.n_inputs - value);
+        const size_t row_bytes = row_panel_bytes(format, n_values, set.panel_rows);
+        const char * weights = job.weights + value / format.block_values * format.block_bytes;
+        for (int64_t row = first_row; row < end_row; row += set.panel_rows)
+            set.unpack_panel(format, weights + row * job.row_bytes, job.row_bytes,
+                             (int) std::min<int64_t>(set.panel_rows, end_row - row), n_values,
+                             row_panels + (row - first_row) / set.panel_rows * row_bytes);
+        for (int64_t panel = first_panel; panel < first_panel + n_panels; panel++)
+            for (int64_t row = first_row; row < end_row; row += set.panel_rows)
+                panels(row, panel, value, row_panels + (row - first_row) / set.panel_rows * row_bytes, tile);
+    }
+}
+
+// One panel of rows times one of columns, from `value` on. Where rows are missing, by way of a tile of their own.
+void product::panels(int64_t row, int64_t panel, int64_t value, const char * row_panel, float * tile) const {
+    const int64_t column = panel * set.panel_columns, n_values = std::min(CHUNK_VALUES, job.n_inputs - value);
+    const int n_columns = (int) std::min<int64_t>(set.panel_columns, job.n_columns - column);
+    const char * columns = work + panel * column_panel_bytes(format, job.n_inputs, set.panel_columns) +
+                           column_panel_bytes(format, value, set.panel_columns);
+    const bool start = value == 0;
+    if (row + set.panel_rows <= job.n_rows)
+        return set.multiply_panels(format, row_panel, columns, n_columns, n_values, start, result(row, column),
+                                   job.result_bytes);
+    const size_t n_rows = job.n_rows - row;
+    if (!start)
+        for (int i = 0; i < n_columns; i++)
+            memcpy(tile + i * set.panel_rows, result(row, column + i), n_rows * sizeof(float));
+    set.multiply_panels(format, row_panel, columns, n_columns, n_values, start, tile, set.panel_rows * sizeof(float));
+    for (int i = 0; i < n_columns; i++)
+        memcpy(result(row, column + i), tile + i * set.panel_rows, n_rows * sizeof(float));
+}
+
+}  // namespace
+
+const char * product_instructions(void) {
+    const instruction_set * set = chosen;
+    return set ? set->name : "";
+}
+
+bool product_use(const char * instructions) {
+    for (auto candidate : candidates) {
+        const instruction_set * found = candidate();
+        if (found && strcmp(found->name, instructions) == 0) {
+            chosen = found;
+            return true;
+        }
+    }
+    return false;
+}
+
+bool product_supports(int type, int64_t n_inputs) {
+    const weight_format * format = format_of(type);
+    return chosen.load() && format && n_inputs > 0 && n_inputs % format->block_values == 0;
+}
+
+size_t product_work_bytes(int type, int64_t n_inputs, int64_t n_columns, int n_threads) {
+    if (!product_supports(type, n_inputs))
+        return 0;
+    const weight_format & format = *format_of(type);
+    const instruction_set & set = *chosen;
+    if (n_columns <= FEW_COLUMNS)
+        return 64 + n_threads * few_columns_bytes(format, n_inputs, n_columns);
+    return 64 + column_panels_bytes(format, set, n_inputs, n_columns) +
+           n_threads * (tile_bytes(set) + row_panels_bytes(format, set, n_inputs));
+}
+
+void product_run(const product_job * job, const product_team * team) {
+    const product one = {*job, *team, *format_of(job->type), *chosen.load(), aligned(job->work)};
+    if (job->n_columns <= FEW_COLUMNS)
+        one.few_columns();
+    else
+        one.many_columns();
+}

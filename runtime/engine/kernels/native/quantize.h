@@ -1,0 +1,148 @@
+// Activations in 8 bits. Plain loops that compilers vectorize; a file of an instruction set includes this after it chose
+// its target and defined
+//   PANEL_COLUMNS, WORD_BYTES: the width of panels, and how many neighbours of a column lie together
+//   VECTOR_BLOCKS: how many blocks of Q2_0 are a vector in multiply_rows
+//   group_of_q2_0(block, second): where multiply_rows reads the sum and scale of a block's first or second group
+//   place_values(type, values, group, places): write a group of a TQ type where multiply_rows reads it
+//   SUMS_OF_PAIRS, perhaps: sums are kept as two 16-bit halves, of the even and of the odd pairs of values
+#pragma once
+#include "instruction_set.h"
+#include <string.h>
+
+namespace {
+
+inline float float_of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+inline uint32_t bits_of_float(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+// Returns the scale. As in ggml's quantize_row_q8_K: the largest value becomes 127, NaN counts as 0, and a group with an
+// infinite value gets an infinite scale, which makes all its products NaN.
+template <int N_VALUES>
+inline float quantize_group(const float * activations, int8_t * values) {
+    uint32_t largest = 0;
+    for (int i = 0; i < N_VALUES; i++) {
+        uint32_t bits;
+        memcpy(&bits, activations + i, 4);
+        bits &= 0x7fffffff;
+        bits = bits > 0x7f800000 ? 0 : bits;
+        largest = bits > largest ? bits : largest;
+    }
+    const float to_127 = 127.0f / float_of_bits(largest);
+    if (largest == 0 || bits_of_float(to_127) == 0x7f800000) {  // zeros, or too close to zero to be told from it
+        memset(values, 0, N_VALUES);
+        return 0.0f;
+    }
+    const float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded value in the lowest bits
+    for (int i = 0; i < N_VALUES; i++)
+        values[i] = (int8_t) bits_of_float(activations[i] * to_127 + to_integer);
+    return 1.0f / to_127;
+}
+
+template <int N_VALUES>
+inline int32_t sum_of(const int8_t * values) {
+    int32_t sum = 0;
+    for (int i = 0; i < N_VALUES; i++)
+        sum += values[i];
+    return sum;
+}
+
+// What a sum of codes 0..3 times values starts with, so that they count as -1..2
+template <int N_VALUES>
+inline int32_t start_of(const int8_t * values) {
+#ifdef SUMS_OF_PAIRS
+    int32_t even = 0, odd = 0;
+    for (int i = 0; i < N_VALUES; i += 4) {
+        even += values[i] + values[i + 1];
+        odd += values[i + 2] + values[i + 3];
+    }
+    return (int32_t) ((uint32_t) (uint16_t) -even | (uint32_t) -odd << 16);
+#else
+    return -sum_of<N_VALUES>(values);
+#endif
+}
+
+// A byte of Q2_0 holds four neighbours, and four bytes' codes of one bit position meet one 32-bit lane: transpose 4 x 4.
+inline void transpose_16(const int8_t * values, int8_t * transposed) {
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++)
+            transposed[4 * i + j] = values[4 * j + i];
+}
+
+// Where multiply_rows reads four values of Q2_0: codes of some blocks are a vector, each bit position another one.
+inline int64_t q2_0_lane(int64_t block, int sixteen, int position) {
+    return block / VECTOR_BLOCKS * 16 * VECTOR_BLOCKS + position * 4 * VECTOR_BLOCKS + block % VECTOR_BLOCKS * 4 + sixteen;
+}
+
+void quantize_column_q2_0(const float * activations, int64_t n_inputs, const column_parts & column) {
+    for (int64_t block = 0; block < n_inputs / 64; block++)
+        for (int second = 0; second < 2; second++) {
+            int8_t values[32], transposed[32];
+            const int64_t group = group_of_q2_0(block, second);
+            column.scales[group] = quantize_group<32>(activations + 64 * block + 32 * second, values);
+            column.sums[group] = sum_of<32>(values);
+            for (int half = 0; half < 2; half++) {
+                transpose_16(values + 16 * half, transposed);
+                for (int position = 0; position < 4; position++)
+                    memcpy(column.values + 4 * q2_0_lane(block, 2 * second + half, position), transposed + 4 * position, 4);
+            }
+        }
+}
+
+void quantize_column(const weight_format & format, const float * activations, int64_t n_inputs, char * place) {
+    const column_parts column = parts_of_column(place, format, n_inputs);
+    const int64_t n_groups = n_inputs / format.group_values;
+    const size_t padded_groups = column_groups(format, n_inputs);
+    if (format.type == Q2_0) {
+        memset(column.values + n_inputs / 512 * 512, 0, column_values_bytes(n_inputs) - n_inputs / 512 * 512);
+        memset(column.sums, 0, 4 * padded_groups);
+        memset(column.scales, 0, 4 * padded_groups);
+        quantize_column_q2_0(activations, n_inputs, column);
+        return;
+    }
+    for (int64_t group = 0; group < n_groups; group++) {
+        int8_t values[256];
+        column.scales[group] = quantize_group<256>(activations + 256 * group, values);
+        column.sums[group] = sum_of<256>(values);
+        place_values(format.type, values, group, column.values);
+    }
+    memset(column.sums + n_groups, 0, 4 * (padded_groups - n_groups));
+    memset(column.scales + n_groups, 0, 4 * (padded_groups - n_groups));
+}
+
+template <int GROUP_VALUES>
+void quantize_panel_of_groups(const char * activations, size_t activation_bytes, int n_columns, int64_t n_inputs, char * panel) {
+    for (int column = 0; column < n_columns; column++) {
+        const float * floats = (const float *) (activations + column * activation_bytes);
+        char * place = panel;
+        for (int64_t i = 0; i < n_inputs; i += GROUP_VALUES, place += PANEL_COLUMNS * (GROUP_VALUES + 8)) {
+            int8_t values[GROUP_VALUES], transposed[16];
+            const float scale = quantize_group<GROUP_VALUES>(floats + i, values);
+            const int32_t start = start_of<GROUP_VALUES>(values);
+            if (GROUP_VALUES == 32)  // Q2_0
+                for (int j = 0; j < GROUP_VALUES; j += 16) {
+                    transpose_16(values + j, transposed);
+                    memcpy(values + j, transposed, 16);
+                }
+            for (int j = 0; j < GROUP_VALUES; j += WORD_BYTES)
+                memcpy(place + j * PANEL_COLUMNS + WORD_BYTES * column, values + j, WORD_BYTES);
+            memcpy(place + GROUP_VALUES * PANEL_COLUMNS + 4 * column, &start, 4);
+            memcpy(place + (GROUP_VALUES + 4) * PANEL_COLUMNS + 4 * column, &scale, 4);
+        }
+    }
+}
+
+void quantize_panel(const weight_format & format, const char * activations, size_t activation_bytes, int n_columns,
+                    int64_t n_inputs, char * panel) {
+    (format.type == Q2_0 ? quantize_panel_of_groups<32> : quantize_panel_of_groups<256>)(activations, activation_bytes,
+                                                                                         n_columns, n_inputs, panel);
+}
+
+}  // namespace

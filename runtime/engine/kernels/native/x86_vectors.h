@@ -1,0 +1,74 @@
+// What all of x86 needs: loads, base-3 digits, scales, transposed vectors.
+#pragma once
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+#include "compiler.h"
+
+namespace {
+
+ALWAYS_INLINE __m256i load(const void * address) {
+    return _mm256_loadu_si256((const __m256i *) address);
+}
+
+ALWAYS_INLINE __m256i two_blocks(const char * first, const char * second) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *) first)),
+                                   _mm_loadu_si128((const __m128i *) second), 1);
+}
+
+// Base-3 digits: a byte's first digit is byte * 3 >> 8, and the next one is that of byte * 3 modulo 256. All of it works on
+// bytes minus 128, since comparisons are signed and 3 * 128 is 128 modulo 256.
+ALWAYS_INLINE __m256i times_3(__m256i bytes) {
+    return _mm256_add_epi8(bytes, _mm256_add_epi8(bytes, bytes));
+}
+
+ALWAYS_INLINE __m256i first_digit(__m256i bytes) {
+    return _mm256_abs_epi8(_mm256_add_epi8(_mm256_cmpgt_epi8(bytes, _mm256_set1_epi8(85 - 128)),
+                                           _mm256_cmpgt_epi8(bytes, _mm256_set1_epi8(170 - 128))));
+}
+
+ALWAYS_INLINE int half_at(const char * address) {
+    uint16_t bits;
+    memcpy(&bits, address, 2);
+    return bits;
+}
+
+ALWAYS_INLINE __m256 eight_halves(const char * first, int n_halves, int stride) {
+    __m128i halves = _mm_setzero_si128();
+    if (n_halves == 8) {
+        halves = _mm_insert_epi16(halves, half_at(first), 0);
+        halves = _mm_insert_epi16(halves, half_at(first + stride), 1);
+        halves = _mm_insert_epi16(halves, half_at(first + 2 * stride), 2);
+        halves = _mm_insert_epi16(halves, half_at(first + 3 * stride), 3);
+        halves = _mm_insert_epi16(halves, half_at(first + 4 * stride), 4);
+        halves = _mm_insert_epi16(halves, half_at(first + 5 * stride), 5);
+        halves = _mm_insert_epi16(halves, half_at(first + 6 * stride), 6);
+        halves = _mm_insert_epi16(halves, half_at(first + 7 * stride), 7);
+    } else {
+        uint16_t bits[8] = {0};
+        for (int i = 0; i < n_halves; i++)
+            bits[i] = (uint16_t) half_at(first + i * stride);
+        halves = _mm_loadu_si128((const __m128i *) bits);
+    }
+    return _mm256_cvtph_ps(halves);
+}
+
+ALWAYS_INLINE void transpose_8x8(__m256 v[8]) {
+    __m256 pairs[8], fours[8];
+    UNROLL for (int i = 0; i < 4; i++) {
+        pairs[2 * i] = _mm256_unpacklo_ps(v[2 * i], v[2 * i + 1]);
+        pairs[2 * i + 1] = _mm256_unpackhi_ps(v[2 * i], v[2 * i + 1]);
+    }
+    UNROLL for (int i = 0; i < 2; i++) {
+        fours[4 * i] = _mm256_shuffle_ps(pairs[4 * i], pairs[4 * i + 2], 0x44);
+        fours[4 * i + 1] = _mm256_shuffle_ps(pairs[4 * i], pairs[4 * i + 2], 0xee);
+        fours[4 * i + 2] = _mm256_shuffle_ps(pairs[4 * i + 1], pairs[4 * i + 3], 0x44);
+        fours[4 * i + 3] = _mm256_shuffle_ps(pairs[4 * i + 1], pairs[4 * i + 3], 0xee);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+        v[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+    }
+}
+
+}  // namespace

@@ -1,0 +1,88 @@
+"""Products that stock llama.cpp computes: one matrix product as a graph on ggml's CPU backend."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+GRAPH_BYTES = 1 << 20  # for the nodes; the data come on top
+F32 = 0
+
+
+class InitParams(ctypes.Structure):
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
+def _functions() -> dict[str, Any]:
+    """ggml's functions with their types; from instances of the libraries' handles that nobody else uses."""
+    spec = importlib.util.find_spec("llama_cpp")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent / "lib"
+    pointer, integer, long, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_size_t
+    found = {}
+    for library, name, result, arguments in (
+        ("base", "ggml_init", pointer, (InitParams,)),
+        ("base", "ggml_free", None, (pointer,)),
+        ("base", "ggml_new_tensor_2d", pointer, (pointer, integer, long, long)),
+        ("base", "ggml_mul_mat", pointer, (pointer, pointer, pointer)),
+        ("base", "ggml_get_data", pointer, (pointer,)),
+        ("base", "ggml_new_graph", pointer, (pointer,)),
+        ("base", "ggml_build_forward_expand", None, (pointer, pointer)),
+        ("cpu", "ggml_graph_compute_with_ctx", integer, (pointer, pointer, integer)),
+        ("cpu", "ggml_cpu_init", None, ()),
+    ):
+        (path,) = [p for p in folder.iterdir() if p.name in (f"libggml-{library}.so", f"libggml-{library}.dylib")]
+        function = getattr(ctypes.CDLL(str(path)), name)
+        function.restype, function.argtypes = result, arguments
+        found[name] = function
+    found["ggml_cpu_init"]()
+    return found
+
+
+class GgmlProduct:
+    """Rows of weights, uint8 (n_rows, row bytes) of a ggml type, times columns of float32, (n_columns, n_inputs)."""
+
+    def __init__(self, type_number: int, weights: NDArray[np.uint8], activations: NDArray[np.float32]) -> None:
+        self._ggml = ggml = _functions()
+        n_rows, (n_columns, n_inputs) = len(weights), activations.shape
+        n_bytes = GRAPH_BYTES + weights.nbytes + 2 * activations.nbytes + 8 * n_columns * n_rows + 4096
+        n_bytes += 4 * n_columns * n_inputs  # work space
+        self._context = ggml["ggml_init"](InitParams(n_bytes, None, False))
+        left = ggml["ggml_new_tensor_2d"](self._context, type_number, n_inputs, n_rows)
+        right = ggml["ggml_new_tensor_2d"](self._context, F32, n_inputs, n_columns)
+        for tensor, values in ((left, weights), (right, activations)):
+            contiguous = np.ascontiguousarray(values)
+            ctypes.memmove(ggml["ggml_get_data"](tensor), contiguous.ctypes.data, contiguous.nbytes)
+        product = ggml["ggml_mul_mat"](self._context, left, right)
+        self._graph = ggml["ggml_new_graph"](self._context)
+        ggml["ggml_build_forward_expand"](self._graph, product)
+        data = (ctypes.c_float * (n_columns * n_rows)).from_address(ggml["ggml_get_data"](product))
+        self._results = np.ctypeslib.as_array(data).reshape(n_columns, n_rows)
+
+    def compute(self, n_threads: int = 1) -> None:
+        """Compute once more; each call takes work space from the context, which close() gives back."""
+        assert self._ggml["ggml_graph_compute_with_ctx"](self._context, self._graph, n_threads) == 0
+
+    def results(self) -> NDArray[np.float32]:
+        return self._results.copy()
+
+    def close(self) -> None:
+        self._ggml["ggml_free"](self._context)
+
+
+def ggml_product(
+    type_number: int, weights: NDArray[np.uint8], activations: NDArray[np.float32], n_threads: int = 1
+) -> NDArray[np.float32]:
+    """Return the results, float32 (n_columns, n_rows)."""
+    product = GgmlProduct(type_number, weights, activations)
+    try:
+        product.compute(n_threads)
+        return product.results()
+    finally:
+        product.close()
