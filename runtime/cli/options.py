@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-ModelPath = Annotated[Path, typer.Argument(help="Hugging Face model folder or GGUF file.")]
+ON_THE_HUB = "org/name, org/name@revision or org/name:FILE.gguf on Hugging Face"
+Model = Annotated[str, typer.Argument(help=f"Model folder, GGUF file, or a name: {ON_THE_HUB}.")]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a model on Hugging Face (default: its main branch).")
+]
 AllowLossy = Annotated[
     bool, typer.Option("--allow-lossy", help="Convert even if quantized weights can't be stored exactly.")
 ]

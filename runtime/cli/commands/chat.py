@@ -13,8 +13,10 @@ import typer
 import tritgguf.runtime
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.chat.conversation import Conversation
+from tritgguf.runtime.cli import options
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.console import Console
+from tritgguf.runtime.cli.model_argument import local_model
 from tritgguf.runtime.engine.sampling import Sampling
 
 DEFAULTS = Sampling()
@@ -29,7 +31,11 @@ def _sampling(meaning: str, default: float) -> object:
 
 
 def chat(
-    model: Annotated[Path, typer.Argument(help="GGUF file (default: the one that `make demo` writes).")] = DEMO_MODEL,
+    model: Annotated[
+        str,
+        typer.Argument(help=f"GGUF file, or {options.ON_THE_HUB} (default: the file that `make demo` writes)."),
+    ] = str(DEMO_MODEL),
+    revision: options.Revision = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="Answer this message and exit; - is what is piped in. Repeat it for further turns."),
@@ -70,17 +76,18 @@ def chat(
     stats: Annotated[bool, typer.Option("--stats", help="Print tokens per second at the end.")] = False,
 ) -> None:
     """Chat with a model, or answer --prompt or piped input and exit."""
-    options = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
-    options |= {"repeat_penalty": repeat_penalty, "seed": seed}
-    asked: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    settings = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    settings |= {"repeat_penalty": repeat_penalty, "seed": seed}
+    asked: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     Sampling(**asked)  # checks them before the model is loaded
-    if model == DEMO_MODEL and not model.exists():
+    if Path(model) == DEMO_MODEL and not DEMO_MODEL.exists():
         raise EngineError(f"no model given, and {DEMO_MODEL} doesn't exist: give a GGUF file, or run `make demo` first")
+    file = local_model(model, revision, prefer="gguf")
     texts = _one_shot_texts(prompt or [])
     _prepare_native_library()
     from tritgguf.runtime.chat.recommended_sampling import complete_sampling  # not at the top, like the library
 
-    with tritgguf.runtime.open(model, n_ctx=ctx, n_threads=threads, n_gpu_layers=gpu_layers) as session:
+    with tritgguf.runtime.open(file, n_ctx=ctx, n_threads=threads, n_gpu_layers=gpu_layers) as session:
         sampling = complete_sampling(session.model, asked)
         conversation = Conversation(session, system=system, think=think, max_tokens=max_tokens, **sampling)
         console = Console(conversation, show_stats=stats)

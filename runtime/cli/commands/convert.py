@@ -20,6 +20,7 @@ from tritgguf.converter.planning.targets import TARGETS
 from tritgguf.runtime.cli import options
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.interruption import reports_interruption
+from tritgguf.runtime.cli.model_argument import fetched, headers_of_model, local_model, named_model
 from tritgguf.runtime.cli.progress_bar import show_progress
 
 if TYPE_CHECKING:
@@ -70,8 +71,9 @@ MaxShardSize = Annotated[
 
 
 def convert(
-    model: options.ModelPath,
+    model: options.Model,
     out: OutPath = None,
+    revision: options.Revision = None,
     type: TypeName = "auto",
     target: Target = "cpu",
     method: MethodName = "mse",
@@ -91,7 +93,10 @@ def convert(
     lora: options.Lora = None,
     threads: options.Threads = None,
 ) -> None:
-    """Convert a Hugging Face model or a GGUF file to a GGUF file with ternary tensors."""
+    """Convert a Hugging Face model or a GGUF file to a GGUF file with ternary tensors.
+
+    With --dry-run, of a model on Hugging Face that wasn't fetched yet only the headers are read.
+    """
     choices: Choices = {
         "target": target,
         "fallback": fallback,
@@ -105,17 +110,21 @@ def convert(
         "name": name,
     }
     if dry_run:
-        with show_progress(json_output) as progress:
-            plan = converter.plan(model, type, method, lora=lora, threads=threads, progress=progress, **choices)
+        with _planned_from(model, revision, lora, json_output) as path, show_progress(json_output) as progress:
+            plan = converter.plan(path, type, method, lora=lora, threads=threads, progress=progress, **choices)
         _print_plan(plan, json_output)
         return
     if out is None:
         raise typer.BadParameter("name the GGUF file to write, or add --dry-run", param_hint="OUT")
     from tritgguf.runtime.engine.token_ids_process import token_ids_process  # not at the top: the help needn't wait
 
+    with reports_interruption(out):
+        if (name_on_hub := named_model(model, revision)) is not None:
+            _require_sense(out, force, type, method, choices)
+        path = Path(model) if name_on_hub is None else fetched(name_on_hub, json_output=json_output)
     with reports_interruption(out), show_progress(json_output) as progress, _without_gc():
         result = converter.convert(
-            model,
+            path,
             out,
             type,
             method,
@@ -128,6 +137,24 @@ def convert(
             **choices,
         )
     _print_result(result, json_output)
+
+
+def _planned_from(
+    model: str, revision: str | None, lora: Path | None, json_output: bool
+) -> contextlib.AbstractContextManager[Path]:
+    """Return the model to plan from: an adapter can only be merged into weights."""
+    if lora is None:
+        return headers_of_model(model, revision, json_output=json_output)
+    return contextlib.nullcontext(local_model(model, revision, json_output=json_output))
+
+
+def _require_sense(out: Path, force: bool, type: str, method: str, choices: Choices) -> None:
+    """Raise TritggufError for what can be known to fail before a model is fetched."""
+    from tritgguf.converter.core.whole_files import require_writable
+    from tritgguf.converter.planning.request import Request
+
+    require_writable(out, [out], force)
+    Request.named(type, method, **choices)
 
 
 @contextlib.contextmanager

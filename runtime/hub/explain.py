@@ -1,0 +1,125 @@
+"""What went wrong on the way to the hub, in one line that says what to do; no line ever has a token in it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tritgguf.converter.errors import HubError
+from tritgguf.runtime.hub.names import ENDPOINT_VARIABLE, ModelName
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
+TOKEN_VARIABLE = "HF_TOKEN"  # noqa: S105 (a variable's name)
+_LOG_IN = f"set {TOKEN_VARIABLE}, or run `hf auth login`"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def explained(name: ModelName) -> Iterator[None]:
+    """Turn what huggingface_hub, its connections and the disk raise into HubError."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from httpx2 import HTTPError, InvalidURL
+
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise HubError(
+            f"{name} isn't complete in {constants.HF_HUB_CACHE}, and {OFFLINE_VARIABLE} forbids to fetch it: unset "
+            f"{OFFLINE_VARIABLE}, or fetch it where there is a network"
+        ) from error
+    except HfHubHTTPError as error:
+        raise HubError(_answered(name, error)) from error
+    except (HTTPError, InvalidURL) as error:
+        what = str(error).strip() or type(error).__name__
+        raise HubError(
+            f"{name}: {constants.ENDPOINT} can't be reached ({what:.200}): check the network, HTTPS_PROXY and "
+            f"{ENDPOINT_VARIABLE}; what is in the cache already works without"
+        ) from error
+    except HFValidationError as error:
+        raise HubError(f"{name} is no name of a model: {error}") from error
+    except OSError as error:
+        raise HubError(_on_disk(name, error, constants.HF_HUB_CACHE)) from error
+
+
+def no_answer(error: Exception) -> bool:
+    """Whether an error means that the hub gave no answer, so that what is in the cache will do."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from httpx2 import TransportError
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code >= 500 or error.response.status_code == 429
+    return isinstance(error, (OfflineModeIsEnabled, TransportError))
+
+
+def _on_disk(name: ModelName, error: OSError, cache: str) -> str:
+    if error.errno in _NO_SPACE:
+        return (
+            f"{name}: no space left on the disk of {cache}: free some and run the command again, which goes on where "
+            "it stopped, or set HF_HOME to a folder on another disk"
+        )
+    what = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+    return f"{name}: {cache} can't be used: {what:.300}; set HF_HOME to a folder that can be written"
+
+
+def _answered(name: ModelName, error: HfHubHTTPError) -> str:
+    """Explain an answer of the hub with a status of 400 or more."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        DisabledRepoError,
+        GatedRepoError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    page, status = f"{constants.ENDPOINT}/{name.repo}", error.response.status_code
+    if isinstance(error, GatedRepoError):
+        if _has_token():
+            return f"{name.repo} is gated, and your account has no access: ask for it at {page}, then try again"
+        return f"{name.repo} is gated: accept its conditions at {page}, then {_LOG_IN}"
+    if isinstance(error, DisabledRepoError):
+        return f"{name.repo} was disabled by the hub ({page} may say why): choose another repository"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{name.repo} has no revision {name.revision}: give a branch, a tag or a commit, such as at {page}/commits"
+    if isinstance(error, RemoteEntryNotFoundError):
+        return f"{name}: a file that the hub listed isn't there any more ({page}): try again"
+    if status == 401 and not isinstance(error, RepositoryNotFoundError):
+        return f"{constants.ENDPOINT} refuses your token: {_token_remedy()}"
+    if status in (401, 404):
+        also = "your token may not read it" if _has_token() else f"it is private: then {_LOG_IN}"
+        return (
+            f"{constants.ENDPOINT} has no model {name.repo}, and there is no such folder here: check the spelling, or "
+            f"{also}"
+        )
+    if status == 403:
+        return f"{name.repo}: your token may not read it (403): give it the right to at {constants.ENDPOINT}/settings/tokens"
+    if status == 429:
+        return f"{constants.ENDPOINT} asks to wait (429, too many requests): try again in some minutes{_hint()}"
+    if status >= 500:
+        return f"{constants.ENDPOINT} has trouble (status {status}): try again later"
+    return f"{name}: {constants.ENDPOINT} answered with status {status}; check {ENDPOINT_VARIABLE} and the name"
+
+
+def _has_token() -> bool:
+    from huggingface_hub import get_token
+
+    return get_token() is not None
+
+
+def _token_remedy() -> str:
+    from huggingface_hub import constants
+
+    if os.environ.get(TOKEN_VARIABLE):
+        return f"{TOKEN_VARIABLE} is wrong or has expired; unset it for public models, or set a new one"
+    return f"the one in {constants.HF_TOKEN_PATH} is wrong or has expired; `hf auth login` takes a new one"
+
+
+def _hint() -> str:
+    return "" if _has_token() else f"; who is logged in may ask more often ({_LOG_IN})"
