@@ -56,6 +56,4 @@ def only_described(tensors: Mapping[str, StoredTensor]) -> bool:
 def _read_file(path: Path) -> dict[str, StoredTensor]:
     described, _ = read_header(path)
     nothing = np.empty(0, np.uint8)
-    return {
-        name: DescribedTensor(name, entry.dtype, entry.shape, path, nothing) for name, entry in described.items()
-    }
+    return {name: DescribedTensor(name, entry.dtype, entry.shape, path, nothing) for name, entry in described.items()}

@@ -96,9 +96,7 @@ def _needed_tensors(
     return _Tensors(merged, assembled_tensors(changed, stored), [*notes, adapter.note])
 
 
-def _notes_without_values(
-    checkpoint: Checkpoint, specs: Sequence[TensorSpec], config: DecoderConfig
-) -> list[str]:
+def _notes_without_values(checkpoint: Checkpoint, specs: Sequence[TensorSpec], config: DecoderConfig) -> list[str]:
     """Return the notes on a model without weights; where there are headers, check them as far as they tell."""
     unknown = "which tensors the type holds exactly isn't known"
     if checkpoint.described is None:

@@ -19,7 +19,9 @@ from tritgguf.converter.gguf_io.metadata import Metadata, string
 SITE = "https://huggingface.co"
 SNAPSHOTS, MODELS = "snapshots", "models--"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_URL = re.compile(rf"{SITE}/(?P<repo>[\w.-]+/[\w.-]+)/(?:tree/(?P<tree>[0-9a-f]{{40}})|blob/(?P<blob>[0-9a-f]{{40}})/(?P<file>.+))")
+_URL = re.compile(
+    rf"{SITE}/(?P<repo>[\w.-]+/[\w.-]+)/(?:tree/(?P<tree>[0-9a-f]{{40}})|blob/(?P<blob>[0-9a-f]{{40}})/(?P<file>.+))"
+)
 
 
 @dataclass(frozen=True)

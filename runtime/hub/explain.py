@@ -87,7 +87,9 @@ def _answered(name: ModelName, error: HfHubHTTPError) -> str:
     if isinstance(error, DisabledRepoError):
         return f"{name.repo} was disabled by the hub ({page} may say why): choose another repository"
     if isinstance(error, RevisionNotFoundError):
-        return f"{name.repo} has no revision {name.revision}: give a branch, a tag or a commit, such as at {page}/commits"
+        return (
+            f"{name.repo} has no revision {name.revision}: give a branch, a tag or a commit, such as at {page}/commits"
+        )
     if isinstance(error, RemoteEntryNotFoundError):
         return f"{name}: a file that the hub listed isn't there any more ({page}): try again"
     if status == 401 and not isinstance(error, RepositoryNotFoundError):

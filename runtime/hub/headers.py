@@ -74,7 +74,9 @@ def _fill(folder: Path, snapshot: Snapshot, choice: Choice) -> None:
         shutil.copyfile(snapshot.folder / path, place)
     weights = [path for path in choice.files if path not in small_files(snapshot.files)]
     if choice.index is not None:
-        weights = list(shards(snapshot.name, choice.index, (snapshot.folder / choice.index).read_text("utf-8"), snapshot.files))
+        weights = list(
+            shards(snapshot.name, choice.index, (snapshot.folder / choice.index).read_text("utf-8"), snapshot.files)
+        )
     weights = [path for path in weights if path.endswith(".safetensors")]
     if not weights:
         return

@@ -78,7 +78,9 @@ def shards(name: ModelName, index: str, text: str, files: Collection[str]) -> tu
         weight_map = json.loads(text)["weight_map"]
         named = sorted(set(weight_map.values()))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise HubError(f"{name}: {index} has no weight_map; the repository is damaged, try another --revision") from None
+        raise HubError(
+            f"{name}: {index} has no weight_map; the repository is damaged, try another --revision"
+        ) from None
     missing = [shard for shard in named if shard not in files]
     if missing or not named:
         what = missing[0] if missing else "no file"
@@ -120,7 +122,9 @@ def _named(name: ModelName, wanted: str, models: Mapping[str, tuple[str, ...]]) 
         if len(found) == 1:
             return models[found[0]]
         if found:
-            raise HubError(f"{name}: {len(found)} GGUF files have {wanted} in their names: name one{_listed(name, found)}")
+            raise HubError(
+                f"{name}: {len(found)} GGUF files have {wanted} in their names: name one{_listed(name, found)}"
+            )
     if not models:
         raise HubError(f"{name.repo} holds no GGUF file{_at(name)}, so there is no {wanted} in it")
     raise HubError(f"{name.repo} has no GGUF file {wanted}{_at(name)}; name one that it has{_listed(name, models)}")

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 STAGE = "downloading"
 AT_ONCE = 4  # files
-CHUNK_BYTES = 1 << 18
 TRIES = 6  # in a row without a new byte
 PAUSES = (1.0, 2.0, 4.0, 8.0, 8.0)  # seconds between them
 LONGEST_PAUSE = 60  # seconds; a server that asks for more gets an error
@@ -107,9 +106,7 @@ def _transferred(snapshot: Snapshot, files: Sequence[RemoteFile], blobs: Path) -
         stop.set()
 
 
-def _fetch_one(
-    snapshot: Snapshot, file: RemoteFile, blobs: Path, report: Callable[[int], None], stop: Event
-) -> None:
+def _fetch_one(snapshot: Snapshot, file: RemoteFile, blobs: Path, report: Callable[[int], None], stop: Event) -> None:
     """Fetch one file unless its blob is there; report the bytes that are there or come, negative if they go again."""
     from huggingface_hub.utils import WeakFileLock
 
@@ -150,6 +147,7 @@ class _Arriving:
         if self.n_bytes + len(piece) > self.file.n_bytes:
             self._refuse("more")
         self.out.write(piece)
+        self.out.flush()  # so that nothing of it comes again, whatever ends the process
         self._count(piece)
         self.tries = 0
 
@@ -192,7 +190,7 @@ def _receive(snapshot: Snapshot, arriving: _Arriving, stop: Event) -> None:
             hf_raise_for_status(response)
             if arriving.n_bytes and response.status_code == 200:
                 arriving.restart()
-            for piece in response.iter_bytes(CHUNK_BYTES):
+            for piece in response.iter_bytes():
                 if stop.is_set():
                     raise _StoppedError
                 arriving.add(piece)
@@ -229,7 +227,7 @@ def _part(response: Response, file: RemoteFile, first: int, n_bytes: int) -> byt
     hf_raise_for_status(response)
     skipped = first if response.status_code == 200 else 0
     received = bytearray()
-    for piece in response.iter_bytes(CHUNK_BYTES):
+    for piece in response.iter_bytes():
         received += piece
         if len(received) >= skipped + n_bytes:
             break

@@ -28,7 +28,9 @@ def verify(
     model: options.Model,
     out: Annotated[
         Path | None,
-        typer.Argument(help="GGUF file to check; alone, it is compared with the model on Hugging Face that it records."),
+        typer.Argument(
+            help="GGUF file to check; alone, it is compared with the model on Hugging Face that it records."
+        ),
     ] = None,
     revision: options.Revision = None,
     logits: Annotated[

@@ -255,7 +255,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _error(self, status: int, code: str, message: str, **headers: str) -> None:
         coded = {"X-Error-Code": code} if code else {}
-        self._answer(status, json.dumps({"error": message}).encode(), **coded, **{"X-Error-Message": message}, **headers)
+        self._answer(
+            status, json.dumps({"error": message}).encode(), **coded, **{"X-Error-Message": message}, **headers
+        )
 
     def _answer(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
