@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 
 from tests import hub_endpoint
 
-assert hub_endpoint.ENDPOINT == os.environ["HF_ENDPOINT"]
+assert os.environ["HF_ENDPOINT"] == hub_endpoint.ENDPOINT
 
 # Set before numpy and llama.cpp are loaded; child processes inherit it. The workers share the cores, and by default
 # OpenMP's threads spin at every node of a graph until the last of them has had a core: most of the time goes there.

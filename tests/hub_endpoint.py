@@ -1,6 +1,7 @@
 """The hub that every test and its child processes see: a port of this machine, kept free for hub_server.py.
 
-Imported by conftest.py before anything that reads these variables, so no test can reach the real hub or the user's cache.
+Imported by conftest.py before anything that reads these variables, so no test can reach the real hub or the user's
+cache.
 """
 
 import atexit

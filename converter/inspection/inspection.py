@@ -161,7 +161,7 @@ def inspect(
     classes = [] if is_gguf(place) else named_classes(read_config_json(place))
     return Inspection(
         kind="gguf" if is_gguf(place) else "folder",
-        path=Path(os.path.abspath(place)),  # a link in huggingface_hub's cache has the name, its target a digest
+        path=place.resolve() if place.is_dir() else place.absolute(),  # a link to a blob has the name, not the blob
         architecture=_architecture(model),
         hf_class=classes[0] if classes else None,
         source=model.source,

@@ -6,7 +6,6 @@ The cache has the files of org/name in models--org--name/snapshots/COMMIT
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +52,7 @@ def hub_source(path: Path) -> HubSource | None:
         folder = path.resolve()
         repo = repository_of(folder)
         return HubSource(repo, folder.name) if repo is not None and _COMMIT.fullmatch(folder.name) else None
-    place = Path(os.path.abspath(path))  # which links to a file that is named after its digest
+    place = path.parent.resolve() / path.name  # the link, not the file that is named after its digest
     for folder in place.parents:
         repo = repository_of(folder)
         if repo is not None and _COMMIT.fullmatch(folder.name):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
-TOKEN_VARIABLE = "HF_TOKEN"  # noqa: S105 (a variable's name)
+TOKEN_VARIABLE = "HF_TOKEN"
 _LOG_IN = f"set {TOKEN_VARIABLE}, or run `hf auth login`"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -23,9 +23,9 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 @contextmanager
 def explained(name: ModelName) -> Iterator[None]:
     """Turn what huggingface_hub, its connections and the disk raise into HubError."""
+    from httpx2 import HTTPError, InvalidURL
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-    from httpx2 import HTTPError, InvalidURL
 
     try:
         yield
@@ -50,8 +50,8 @@ def explained(name: ModelName) -> Iterator[None]:
 
 def no_answer(error: Exception) -> bool:
     """Whether an error means that the hub gave no answer, so that what is in the cache will do."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     from httpx2 import TransportError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500 or error.response.status_code == 429
@@ -101,7 +101,7 @@ def _answered(name: ModelName, error: HfHubHTTPError) -> str:
             f"{also}"
         )
     if status == 403:
-        return f"{name.repo}: your token may not read it (403): give it the right to at {constants.ENDPOINT}/settings/tokens"
+        return f"{name.repo}: your token may not read it (403): see {constants.ENDPOINT}/settings/tokens"
     if status == 429:
         return f"{constants.ENDPOINT} asks to wait (429, too many requests): try again in some minutes{_hint()}"
     if status >= 500:

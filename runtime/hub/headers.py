@@ -1,7 +1,7 @@
 """A folder to plan from: a repository's small files, and of its weights only the headers, by range requests.
 
-The headers lie in the subfolder `headers`, where the converter looks for them (checkpoint/header_files.py). Folders above
-are named as in huggingface_hub's cache, which tells the model's name and commit.
+The headers lie in the subfolder `headers`, where the converter looks for them (checkpoint/header_files.py). The folders
+above are named as in huggingface_hub's cache, which tells the model's name and commit.
 """
 
 from __future__ import annotations

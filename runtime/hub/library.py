@@ -5,6 +5,7 @@ It reads HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE when it
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cache
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _DEBUG_VARIABLE = "TRITGGUF_DEBUG"
-# Unless the user says otherwise: the hub isn't told which other packages and programs there are (one request more).
+# Unless the user says otherwise: the hub isn't told which other packages and programs there are.
 _SETTINGS = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_SYMLINKS_WARNING": "1"}
 
 
@@ -25,8 +26,7 @@ def hub() -> HfApi:
     for variable, value in _SETTINGS.items():
         os.environ.setdefault(variable, value)
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import logging
 
     if not os.environ.get(_DEBUG_VARIABLE):
-        logging.set_verbosity(logging.CRITICAL)  # what goes wrong is raised too, and told in one line
+        logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # what it warns of is raised too, if it matters
     return HfApi(library_name="tritgguf", library_version=tritgguf.__version__)

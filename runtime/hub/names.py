@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import unquote
 
 from tritgguf.converter.errors import HubError
@@ -53,7 +54,7 @@ def parse(text: str | os.PathLike[str]) -> ModelName | None:
     True
     """
     text = os.fspath(text)
-    if os.path.exists(text):
+    if _exists(text):
         return None
     if (address := _behind_site(text)) is not None:
         name = _matched(_NAME, address) or _matched(_PAGE, address)
@@ -62,6 +63,13 @@ def parse(text: str | os.PathLike[str]) -> ModelName | None:
         return name
     name = _matched(_NAME, text)
     return None if name is None or (name.file is None and text.lower().endswith(_FILES)) else name
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # a name that is too long, or that no file can have
+        return False
 
 
 def _behind_site(text: str) -> str | None:

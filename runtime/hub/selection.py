@@ -142,7 +142,7 @@ def _only(name: ModelName, models: Mapping[str, tuple[str, ...]], *, has_weights
 
 def _no_model(name: ModelName, files: Collection[str]) -> str:
     if "adapter_config.json" in files:
-        return f"{name.repo} is an adapter, not a model; fetch it and give its folder: tritgguf convert BASE OUT --lora FOLDER"
+        return f"{name.repo} is an adapter, not a model: name its base model, and the adapter's folder with --lora"
     lacks = "weights in safetensors or PyTorch files, and no GGUF file" if CONFIG in files else "config.json"
     found = ", ".join(sorted(files)[:_SHOWN]) or "nothing"
     return f"{name.repo} holds no model that is read here{_at(name)}: it has no {lacks}; it holds {found}"

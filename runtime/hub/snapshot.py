@@ -1,8 +1,8 @@
 """A repository at a commit: the files that it has, and where huggingface_hub keeps them on this disk.
 
-The cache has the layout of https://huggingface.co/docs/huggingface_hub/guides/manage-cache, so that other programs find
-what is fetched here, and the other way round: models--org--name/blobs/ETAG are the files, snapshots/COMMIT/PATH links to
-them, refs/REVISION holds a commit.
+The cache has the layout of https://huggingface.co/docs/huggingface_hub/guides/manage-cache, so that other programs
+find what is fetched here, and the other way round: models--org--name/blobs/ETAG are the files, snapshots/COMMIT/PATH
+links to them, refs/REVISION holds a commit.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def remember_commit(snapshot: Snapshot) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f"{place.name}.{secrets.token_hex(4)}.tmp")
     temporary.write_text(snapshot.commit, "utf-8")
-    os.replace(temporary, place)
+    temporary.replace(place)
 
 
 def _ref(repo: str, revision: str) -> Path:

@@ -7,13 +7,13 @@ hub tells it. huggingface_hub then finds it there and links to it.
 
 from __future__ import annotations
 
+import glob
 import hashlib
-import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -123,7 +123,7 @@ def _fetch_one(snapshot: Snapshot, file: RemoteFile, blobs: Path, report: Callab
             while arriving.n_bytes < file.n_bytes:
                 _receive(snapshot, arriving, stop)
         arriving.require_sound()
-        os.replace(part, blob)
+        part.replace(blob)
 
 
 class _Arriving:
@@ -179,8 +179,8 @@ class _Arriving:
 
 def _receive(snapshot: Snapshot, arriving: _Arriving, stop: Event) -> None:
     """Ask for the rest of the file once, and write what comes; pause where the server or the connection fails."""
-    from huggingface_hub.utils import hf_raise_for_status
     from httpx2 import TransportError
+    from huggingface_hub.utils import hf_raise_for_status
 
     try:
         with _ranged(_url(snapshot, arriving.file), arriving.n_bytes) as response:
@@ -273,23 +273,18 @@ def _waits(response: Response, tries: int, stop: Event) -> bool:
 
 def _link(snapshot: Snapshot, paths: Sequence[str]) -> None:
     """Have huggingface_hub link to the blobs, and note which files the repository has."""
-    import glob
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
-    from huggingface_hub import snapshot_download
-    from tqdm import tqdm
-
-    class NoBar(tqdm):  # type: ignore[type-arg]
-        def __init__(self, *args: object, **options: object) -> None:
-            super().__init__(*args, **{**options, "disable": True})
-
-    snapshot_download(
-        snapshot.name.repo,
-        revision=snapshot.commit,
-        allow_patterns=[glob.escape(path) for path in paths],
-        tqdm_class=NoBar,
-        library_name=hub().library_name,
-        library_version=hub().library_version,
-    )
+    # Its bar would come after ours; who sets HF_HUB_DISABLE_PROGRESS_BARS=0 gets both.
+    with disable_progress_bars() if constants.HF_HUB_DISABLE_PROGRESS_BARS is None else nullcontext():
+        snapshot_download(
+            snapshot.name.repo,
+            revision=snapshot.commit,
+            allow_patterns=[glob.escape(path) for path in paths],
+            library_name=hub().library_name,
+            library_version=hub().library_version,
+        )
 
 
 def _incomplete(blobs: Path, etag: str) -> Path:

@@ -28,7 +28,7 @@ BAD_TOKEN = "Invalid credentials in Authorization header"
 
 @dataclass
 class Repository:
-    """The files of each commit, by path, and the commits of branches and tags; `listed` are sizes that it lies about."""
+    """The files of each commit, by path, and the commits of branches and tags; `listed` are sizes that are wrong."""
 
     name: str
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)

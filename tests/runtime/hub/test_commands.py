@@ -17,6 +17,7 @@ from tests.command_line import run_captured
 from tests.runtime.hub.conftest import DEMO, demo_files
 from tests.runtime.hub.hub_server import HubServer, Repository
 from tritgguf.converter import convert
+from tritgguf.runtime.hub.download import download
 from tritgguf.runtime.hub.names import ModelName
 from tritgguf.runtime.hub.snapshot import storage
 
@@ -89,9 +90,12 @@ def test_a_plan_reads_the_headers_alone(hub: HubServer, demo: Repository, comman
     assert not (storage(demo.name) / "snapshots" / demo.refs["main"] / "model.safetensors").exists()
     planned = json.loads(command("convert", demo.name, "--dry-run", "--type", "tq2_0", "--json")[1])
     assert hub.sent("tokenizer.json") == (DEMO / "tokenizer.json").stat().st_size  # it counts; it is fetched once
-    code, whole, _ = command("convert", demo.name, "/dev/null/x", "--type", "tq2_0")
+    download(ModelName(demo.name))
+    hub.clear()
     found = json.loads(command("convert", demo.name, "--dry-run", "--type", "tq2_0", "--json")[1])
+    assert [tensor["exact"] for tensor in found["tensors"]].count(None) == 0
     assert planned["file_bytes"] == found["file_bytes"]
+    assert not hub.sent("/resolve-cache/|^/tests/")
 
 
 def test_an_automatic_type_needs_the_weights(hub: HubServer, demo: Repository, command: Command) -> None:
@@ -195,10 +199,8 @@ def test_a_gguf_source_on_the_hub_is_recorded_and_found_again(
 
 
 def test_verify_alone_needs_a_recorded_source(hub: HubServer, command: Command, demo_gguf: Path) -> None:
-    assert command("verify", demo_gguf) == (
-        1, "", "error: demo.gguf doesn't record a model on Hugging Face that it was made from: name the model, tritgguf "
-        "verify MODEL demo.gguf\n",
-    )  # fmt: skip
+    refusal = "demo.gguf doesn't record a model on Hugging Face that it was made from: name the model, "
+    assert command("verify", demo_gguf) == (1, "", f"error: {refusal}tritgguf verify MODEL demo.gguf\n")
     code, _, err = command("verify", DEMO)
     assert code == 2
     assert "name the GGUF file to check" in err

@@ -112,8 +112,12 @@ def test_weights_in_shards(hub: HubServer, request: pytest.FixtureRequest) -> No
     index = json.dumps(
         {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     )
-    files = {"config.json": b"{}", "model.safetensors.index.json": index.encode(), "model-00001-of-00002.safetensors": shard,
-             "model-00002-of-00002.safetensors": other, "consolidated.safetensors": bytes(50_000)}  # fmt: skip
+    files = {
+        "config.json": b"{}",
+        "model.safetensors.index.json": index.encode(),
+        "consolidated.safetensors": bytes(50_000),
+    }
+    files |= {"model-00001-of-00002.safetensors": shard, "model-00002-of-00002.safetensors": other}
     found = download(ModelName(hub.add("tests/shards", files).name))
     assert contents(found.path).keys() == files.keys() - {"consolidated.safetensors"}
 

@@ -38,7 +38,7 @@ def test_names(text: str, expected: ModelName) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["name", "./org/name", "../org/name", "/org/name", "~/name", "org/name/", "a/b/c", "org/name.gguf", "C:/models/name",
+    ["name", "./org/name", "../org/name", "/org/name", "~/name", "org/name/", "a/b/c", "org/name.gguf", "C:/models/x",
      "C:\\models\\name", "org\\name", "models/x.safetensors", "", ".", "a--b/c", "a/b..c", "a/b.git", "-a/b", "a/b c",
      "gguf/", "a/b@", "a/b:"],
 )  # fmt: skip
