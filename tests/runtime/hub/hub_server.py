@@ -26,21 +26,37 @@ CHUNK_BYTES = 1 << 14
 BAD_TOKEN = "Invalid credentials in Authorization header"
 
 
+@dataclass(frozen=True)
+class Hollow:
+    """A file of `size` bytes of which only the start is there; the others would be zeros, and asking for one fails."""
+
+    start: bytes
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> bytes:
+        first, end, _ = part.indices(self.size)
+        assert end <= len(self.start), f"bytes {first} to {end} were asked for"
+        return self.start[first:end]
+
+
 @dataclass
 class Repository:
     """The files of each commit, by path, and the commits of branches and tags; `listed` are sizes that are wrong."""
 
     name: str
-    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    commits: dict[str, dict[str, bytes | Hollow]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     gated: bool = False
     private: bool = False
     disabled: bool = False
     listed: dict[str, int] = field(default_factory=dict)
 
-    def commit(self, files: Mapping[str, bytes], *refs: str) -> str:
+    def commit(self, files: Mapping[str, bytes | Hollow], *refs: str) -> str:
         """Add a commit that `main`, or the `refs`, point to; return its name."""
-        named = json.dumps({path: hashlib.sha256(data).hexdigest() for path, data in files.items()}, sort_keys=True)
+        named = json.dumps({path: _digest(data) for path, data in files.items()}, sort_keys=True)
         commit = hashlib.sha1(f"{self.name}{len(self.commits)}{named}".encode()).hexdigest()
         self.commits[commit] = dict(files)
         self.refs |= dict.fromkeys(refs or ("main",), commit)
@@ -89,7 +105,7 @@ class HubServer:
         self.cdn = f"http://127.0.0.1:{self._cdn.server_port}"
         self._hub = _listening(self, "hub", hub_endpoint.SOCKET)
 
-    def add(self, name: str, files: Mapping[str, bytes] | None = None, **options: Any) -> Repository:
+    def add(self, name: str, files: Mapping[str, bytes | Hollow] | None = None, **options: Any) -> Repository:
         """Add a repository, with a commit of `files` on its main branch."""
         repository = self.repositories[name] = Repository(name, **options)
         if files is not None:
@@ -222,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path not in repository.commits[commit]:
             self._error(404, "EntryNotFound", "Entry not found", **{"X-Repo-Commit": commit})
         elif _is_lfs(data := repository.commits[commit][path]):
-            digest = hashlib.sha256(data).hexdigest()
+            digest = _digest(data)
             linked = {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(len(data)), "X-Repo-Commit": commit}
             place = f"{self.server_state.cdn}/{name}/{commit}/{quote(path)}?signature=s3cret"
             self._answer(302, b"", Location=place, **linked)
@@ -238,7 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
         owner, name, commit, file = unquote(path.removeprefix("/")).split("/", 3)
         self._body(self.server_state.repositories[f"{owner}/{name}"].commits[commit][file])
 
-    def _body(self, data: bytes, **headers: str) -> None:
+    def _body(self, data: bytes | Hollow, **headers: str) -> None:
         """Send a file, or the range of it that was asked for."""
         status, fault = 200, self.fault
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.asked.range or "")
@@ -251,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, data = 206, data[first : last + 1]
         if fault is not None and fault.spoils:
             data = bytes(len(data))
-        self._answer(status, data, **headers, **{"Accept-Ranges": "bytes"})
+        self._answer(status, data[:], **headers, **{"Accept-Ranges": "bytes"})
 
     def _error(self, status: int, code: str, message: str, **headers: str) -> None:
         coded = {"X-Error-Code": code} if code else {}
@@ -288,19 +304,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
 
-def _is_lfs(data: bytes) -> bool:
+def _is_lfs(data: bytes | Hollow) -> bool:
     return len(data) >= LFS_BYTES
+
+
+def _digest(data: bytes | Hollow) -> str:
+    return hashlib.sha256(data.start if isinstance(data, Hollow) else data).hexdigest()
 
 
 def _git_blob(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def _listed(repository: Repository, path: str, data: bytes) -> dict[str, Any]:
+def _listed(repository: Repository, path: str, data: bytes | Hollow) -> dict[str, Any]:
     size = repository.listed.get(path, len(data))
-    entry: dict[str, Any] = {"path": path, "size": size, "oid": _git_blob(data)}
+    entry: dict[str, Any] = {"path": path, "size": size, "oid": _git_blob(b"pointer" if _is_lfs(data) else data[:])}
     if _is_lfs(data):
-        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": size, "pointerSize": 134}
+        entry["lfs"] = {"oid": _digest(data), "size": size, "pointerSize": 134}
     return entry
 
 

@@ -10,17 +10,26 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from tests.checkpoints import build
 from tests.command_line import run_captured
 from tests.runtime.hub.conftest import DEMO, demo_files
-from tests.runtime.hub.hub_server import HubServer, Repository
+from tests.runtime.hub.hub_server import Hollow, HubServer, Repository
 from tritgguf.converter import convert
+from tritgguf.converter.checkpoint.safetensors_layout import Entry, index_file, shards
 from tritgguf.runtime.hub.download import download
+from tritgguf.runtime.hub.headers import FIRST_BYTES
 from tritgguf.runtime.hub.names import ModelName
 from tritgguf.runtime.hub.snapshot import storage
 
+LAYER = [
+    *((f"self_attn.{letter}_proj", (5120, 5120)) for letter in "qkvo"),
+    ("mlp.gate_proj", (13824, 5120)),
+    ("mlp.up_proj", (13824, 5120)),
+    ("mlp.down_proj", (5120, 13824)),
+    ("input_layernorm", (5120,)),
+    ("post_attention_layernorm", (5120,)),
+]
 Command = Callable[..., tuple[int, str, str]]
 WEIGHTS = r"model.*\.safetensors$"
 
@@ -83,7 +92,7 @@ def test_a_plan_reads_the_headers_alone(hub: HubServer, demo: Repository, comman
         "note: planned from the headers of the weights alone: which tensors the type holds exactly isn't known" in err
     )
     header = 8 + int.from_bytes((DEMO / "model.safetensors").read_bytes()[:8], "little")
-    assert hub.sent(WEIGHTS) == max(header, 1 << 14)
+    assert hub.sent(WEIGHTS) == max(header, FIRST_BYTES)
     assert {request.path.rpartition("/")[2] for request in hub.asked("cdn|resolve-cache|tests/")} >= {
         "model.safetensors"
     }
@@ -104,7 +113,7 @@ def test_an_automatic_type_needs_the_weights(hub: HubServer, demo: Repository, c
     assert err.startswith(
         "error: the weights aren't here, so no exact type can be chosen: add --type, such as --type tq2_0"
     )
-    assert hub.sent(WEIGHTS) <= 1 << 14
+    assert hub.sent(WEIGHTS) <= FIRST_BYTES
 
 
 def test_inspect_reads_the_headers_alone(hub: HubServer, demo: Repository, command: Command) -> None:
@@ -115,29 +124,39 @@ def test_inspect_reads_the_headers_alone(hub: HubServer, demo: Repository, comma
     )
     assert "unknown without weights" in printed
     assert "note: planned from the headers of the weights alone" in printed
-    assert hub.sent(WEIGHTS) <= 1 << 14
+    assert hub.sent(WEIGHTS) <= FIRST_BYTES
 
 
-def test_a_large_checkpoint_is_planned_after_its_headers(hub: HubServer, command: Command, tmp_path: Path) -> None:
-    """Shards whose bodies are many times their headers, with an index: what is read is what the headers hold."""
-    tensors = load_file(DEMO / "model.safetensors")
-    names = sorted(tensors)
-    halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-    files = {name: data for name, data in demo_files().items() if name != "model.safetensors"}
-    for file, held in halves.items():
-        save_file({name: tensors[name] for name in held}, tmp_path / file)
-        files[file] = (tmp_path / file).read_bytes()
-    weight_map = {name: file for file, held in halves.items() for name in held}
-    files["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
-    repository = hub.add("tests/sharded", files)
-    code, printed, err = command("convert", repository.name, "--dry-run", "--type", "q8_0", "--json")
+def test_thirty_gigabytes_are_planned_after_their_headers(hub: HubServer, command: Command) -> None:
+    """15 billion weights in seven shards, of which the server has nothing but the headers."""
+    config = json.loads((DEMO / "config.json").read_text())
+    del config["quantization_config"]
+    config |= {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 48}
+    config |= {"num_attention_heads": 40, "num_key_value_heads": 40, "head_dim": 128}
+    groups = [
+        [Entry(f"model.layers.{layer}.{name}.weight", "BF16", shape)] for layer in range(48) for name, shape in LAYER
+    ]
+    ends = [
+        Entry("model.embed_tokens.weight", "BF16", (config["vocab_size"], 5120)),
+        Entry("model.norm.weight", "BF16", (5120,)),
+    ]
+    laid_out = shards([*groups, ends], 5_000_000_000)
+    assert len(laid_out) == 7
+    total = sum(shard.file_bytes for shard in laid_out)
+    assert total > 30e9
+    name, index = index_file(laid_out) or ("", "")
+    files = {file: data for file, data in demo_files().items() if file != "model.safetensors"}
+    files |= {"config.json": json.dumps(config).encode(), name: index.encode()}
+    starts = {shard.file_name: shard.header.ljust(FIRST_BYTES, b"\0") for shard in laid_out}
+    weights = {shard.file_name: Hollow(starts[shard.file_name], shard.file_bytes) for shard in laid_out}
+    hub.add("tests/large", {**files, **weights})
+    code, printed, err = command("convert", "tests/large", "--dry-run", "--type", "tq2_0", "--json")
     assert code == 0, err
-    assert hub.sent(r"model-.*\.safetensors$") <= 2 * (1 << 14)
-    assert hub.sent("/resolve-cache/|^/tests/") < 200_000
-    whole = json.loads(printed)["file_bytes"]
-    out = tmp_path / "out.gguf"
-    assert command("convert", repository.name, out, "--type", "q8_0", "--no-check")[0] == 0
-    assert out.stat().st_size == whole
+    plan = json.loads(printed)
+    assert len(plan["tensors"]) == sum(len(shard.entries) for shard in laid_out)
+    assert 3.9e9 < plan["file_bytes"] < 4.1e9
+    assert hub.sent(WEIGHTS) == 7 * FIRST_BYTES
+    assert hub.sent("") < 300_000  # with the tokenizer (108 kB), the index and the answers about the repository
 
 
 def test_headers_that_contradict_config_json(hub: HubServer, command: Command, tmp_path: Path) -> None:
