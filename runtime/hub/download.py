@@ -89,7 +89,7 @@ def wanted(snapshot: Snapshot, choice: Choice) -> list[str]:
     """Return all files of a choice; its index must be here."""
     if choice.index is None:
         return list(choice.files)
-    text = (snapshot.folder / choice.index).read_text("utf-8")
+    text = (snapshot.folder / choice.index).read_text("utf-8", "replace")
     return [*choice.files, *shards(snapshot.name, choice.index, text, snapshot.files)]
 
 

@@ -24,28 +24,46 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 def explained(name: ModelName) -> Iterator[None]:
     """Turn what huggingface_hub, its connections and the disk raise into HubError."""
     from httpx2 import HTTPError, InvalidURL
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError
 
     try:
         yield
-    except OfflineModeIsEnabled as error:
-        raise HubError(
+    except (OSError, HTTPError, InvalidURL, HFValidationError) as error:
+        raise HubError(_line(name, error)) from error
+
+
+def _line(name: ModelName, error: BaseException) -> str:
+    from httpx2 import HTTPError, InvalidURL
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        FileMetadataError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        return _line(name, error.__cause__)
+    if isinstance(error, OfflineModeIsEnabled):
+        return (
             f"{name} isn't complete in {constants.HF_HUB_CACHE}, and {OFFLINE_VARIABLE} forbids to fetch it: unset "
             f"{OFFLINE_VARIABLE}, or fetch it where there is a network"
-        ) from error
-    except HfHubHTTPError as error:
-        raise HubError(_answered(name, error)) from error
-    except (HTTPError, InvalidURL) as error:
+        )
+    if isinstance(error, HfHubHTTPError):
+        return _answered(name, error)
+    if isinstance(error, (HTTPError, InvalidURL)):
         what = str(error).strip() or type(error).__name__
-        raise HubError(
+        return (
             f"{name}: {constants.ENDPOINT} can't be reached ({what:.200}): check the network, HTTPS_PROXY and "
             f"{ENDPOINT_VARIABLE}; what is in the cache already works without"
-        ) from error
-    except HFValidationError as error:
-        raise HubError(f"{name} is no name of a model: {error}") from error
-    except OSError as error:
-        raise HubError(_on_disk(name, error, constants.HF_HUB_CACHE)) from error
+        )
+    if isinstance(error, FileMetadataError):
+        return f"{name}: {constants.ENDPOINT} doesn't answer as a hub does; check {ENDPOINT_VARIABLE}"
+    if isinstance(error, HFValidationError):
+        return f"{name} is no name of a model: {error}"
+    assert isinstance(error, OSError)
+    return _on_disk(name, error, constants.HF_HUB_CACHE)
 
 
 def no_answer(error: Exception) -> bool:

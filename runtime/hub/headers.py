@@ -18,11 +18,11 @@ from tritgguf.converter.checkpoint.safetensors_reader import LENGTH_BYTES, MAX_H
 from tritgguf.converter.core.parallel import parallel
 from tritgguf.converter.core.progress import Progress
 from tritgguf.converter.errors import HubError
-from tritgguf.runtime.hub.download import Downloaded, download, in_cache
+from tritgguf.runtime.hub.download import Downloaded, download, in_cache, wanted
 from tritgguf.runtime.hub.explain import explained, no_answer
 from tritgguf.runtime.hub.library import hub
 from tritgguf.runtime.hub.names import ModelName
-from tritgguf.runtime.hub.selection import Choice, choose, shards, small_files
+from tritgguf.runtime.hub.selection import Choice, choose, small_files
 from tritgguf.runtime.hub.snapshot import COMMIT, Snapshot, on_the_hub
 from tritgguf.runtime.hub.transfer import AT_ONCE, fetch, read_range
 
@@ -68,16 +68,12 @@ def _not_here(name: ModelName) -> Snapshot | None:
 
 def _fill(folder: Path, snapshot: Snapshot, choice: Choice) -> None:
     """Copy the small files, and write each weights file as far as its header goes."""
-    for path in small_files(snapshot.files):
+    small = small_files(snapshot.files)
+    for path in small:
         place = folder / path
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(snapshot.folder / path, place)
-    weights = [path for path in choice.files if path not in small_files(snapshot.files)]
-    if choice.index is not None:
-        weights = list(
-            shards(snapshot.name, choice.index, (snapshot.folder / choice.index).read_text("utf-8"), snapshot.files)
-        )
-    weights = [path for path in weights if path.endswith(".safetensors")]
+    weights = [path for path in wanted(snapshot, choice) if path.endswith(".safetensors") and path not in small]
     if not weights:
         return
     cut_off = folder / FOLDER

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tritgguf.converter.errors import HubError
 from tritgguf.runtime.hub.library import hub
-from tritgguf.runtime.hub.names import ModelName
+from tritgguf.runtime.hub.names import ENDPOINT_VARIABLE, ModelName
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT_SECONDS = 30  # for an answer about a repository
@@ -67,14 +67,25 @@ def storage(repo: str) -> Path:
 
 def on_the_hub(name: ModelName) -> Snapshot:
     """Ask the hub, in one request, for the commit that a name stands for and for its files."""
-    info = hub().model_info(name.repo, revision=name.revision, timeout=TIMEOUT_SECONDS, files_metadata=True)
-    if info.sha is None or not COMMIT.fullmatch(info.sha):
-        raise HubError(f"{name}: the hub names no commit; check HF_ENDPOINT, which may be no hub")
+    try:
+        info = hub().model_info(name.repo, revision=name.revision, timeout=TIMEOUT_SECONDS, files_metadata=True)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # what reading another server's answer raises
+        if isinstance(error, OSError):
+            raise
+        info = None
+    if info is None or info.sha is None or not COMMIT.fullmatch(info.sha):
+        raise HubError(f"{name}: {hub().endpoint} doesn't answer as a hub does; check {ENDPOINT_VARIABLE}")
     files = [
         RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id)
         for file in info.siblings or ()
+        if _is_plain(file.rfilename)
     ]
     return Snapshot(name, info.sha, {file.path: file for file in files})
+
+
+def _is_plain(path: str) -> bool:
+    """Whether a path stays in the repository's folder, on any system."""
+    return not any(part in ("", ".", "..") or "\\" in part or ":" in part for part in path.split("/"))
 
 
 def in_the_cache(name: ModelName, commit: str | None = None) -> Snapshot | None:

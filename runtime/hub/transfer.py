@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 STAGE = "downloading"
 AT_ONCE = 4  # files
-TRIES = 6  # in a row without a new byte
+TRIES = 6  # without a new byte
 PAUSES = (1.0, 2.0, 4.0, 8.0, 8.0)  # seconds between them
 LONGEST_PAUSE = 60  # seconds; a server that asks for more gets an error
 BUSY = (408, 429, 500, 502, 503, 504)
@@ -53,18 +53,27 @@ def fetch(snapshot: Snapshot, paths: Sequence[str], progress: Progress | None = 
         return
     blobs = snapshot.storage / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
-    ours = [file for file in missing if file.etag is not None and _ETAG.fullmatch(file.etag)]
-    _require_space(snapshot, ours, blobs)
+    ours = [file for file in missing if _is_fetched_here(file)]
+    _require_space(snapshot, missing, blobs)
     step = counted(progress, STAGE, sum(file.n_bytes for file in ours))
     for n_bytes in _transferred(snapshot, ours, blobs):
         step(n_bytes)
     _link(snapshot, [file.path for file in missing])
 
 
+def _is_fetched_here(file: RemoteFile) -> bool:
+    """Whether the hub tells the blob's name, and sends such a file by plain HTTP; huggingface_hub fetches others."""
+    from huggingface_hub import constants
+
+    known = file.etag is not None and _ETAG.fullmatch(file.etag)
+    return bool(known) and file.n_bytes <= constants.MAX_HTTP_DOWNLOAD_SIZE
+
+
 def _require_space(snapshot: Snapshot, files: Sequence[RemoteFile], blobs: Path) -> None:
     """Raise HubError before a byte is fetched where the disk can't hold the files."""
-    wanted = {file.etag: file.n_bytes for file in files if not (blobs / str(file.etag)).exists()}
-    there = sum(part.stat().st_size for etag in wanted if (part := _incomplete(blobs, str(etag))).exists())
+    names = {file.etag or file.path: file.n_bytes for file in files}  # files of the same content are one blob
+    wanted = {name: n_bytes for name, n_bytes in names.items() if not (blobs / name).exists()}
+    there = sum(part.stat().st_size for name in wanted if (part := _incomplete(blobs, name)).exists())
     needed, free = sum(wanted.values()) - there, shutil.disk_usage(blobs).free
     if needed > free:
         raise HubError(
@@ -120,8 +129,8 @@ def _fetch_one(snapshot: Snapshot, file: RemoteFile, blobs: Path, report: Callab
             return
         with part.open("ab") as out:
             arriving = _Arriving(file, part, out, report)
-            while arriving.n_bytes < file.n_bytes:
-                _receive(snapshot, arriving, stop)
+            while arriving.n_bytes < file.n_bytes and not _received(snapshot, arriving, stop):
+                pass
         arriving.require_sound()
         part.replace(blob)
 
@@ -132,8 +141,8 @@ class _Arriving:
     def __init__(self, file: RemoteFile, part: Path, out: BinaryIO, report: Callable[[int], None]) -> None:
         self.file, self.part, self.out, self._report = file, part, out, report
         self._digest = hashlib.sha256()
-        self.n_bytes = 0
-        self.tries = 0
+        self.n_bytes = self._most = 0
+        self.tries = 0  # in a row without a new byte
         left = out.tell()
         if left > file.n_bytes:
             out.truncate(0)
@@ -149,7 +158,8 @@ class _Arriving:
         self.out.write(piece)
         self.out.flush()  # so that nothing of it comes again, whatever ends the process
         self._count(piece)
-        self.tries = 0
+        if self.n_bytes > self._most:
+            self._most, self.tries = self.n_bytes, 0
 
     def restart(self) -> None:
         """Forget what was fetched: the server sends the file from its start."""
@@ -158,8 +168,10 @@ class _Arriving:
         self.n_bytes, self._digest = 0, hashlib.sha256()
 
     def require_sound(self) -> None:
-        """Raise HubError, and forget the file, where its digest isn't the one that the hub tells."""
+        """Raise HubError, and forget the file, where its size or its digest isn't the one that the hub tells."""
         etag = self.file.etag or ""
+        if self.n_bytes < self.file.n_bytes:
+            self._refuse("fewer")
         if len(etag) == _SHA256_DIGITS and self._digest.hexdigest() != etag:
             self._refuse("others")
 
@@ -177,8 +189,11 @@ class _Arriving:
         )
 
 
-def _receive(snapshot: Snapshot, arriving: _Arriving, stop: Event) -> None:
-    """Ask for the rest of the file once, and write what comes; pause where the server or the connection fails."""
+def _received(snapshot: Snapshot, arriving: _Arriving, stop: Event) -> bool:
+    """Ask for the rest of the file once, write what comes, and return whether that was all that the server has.
+
+    Pause where the server or the connection fails; raise their error where that is the last try.
+    """
     from httpx2 import TransportError
     from huggingface_hub.utils import hf_raise_for_status
 
@@ -186,7 +201,7 @@ def _receive(snapshot: Snapshot, arriving: _Arriving, stop: Event) -> None:
         with _ranged(_url(snapshot, arriving.file), arriving.n_bytes) as response:
             if response.status_code in BUSY and arriving.tries + 1 < TRIES and _waits(response, arriving.tries, stop):
                 arriving.tries += 1
-                return
+                return False
             hf_raise_for_status(response)
             if arriving.n_bytes and response.status_code == 200:
                 arriving.restart()
@@ -194,6 +209,7 @@ def _receive(snapshot: Snapshot, arriving: _Arriving, stop: Event) -> None:
                 if stop.is_set():
                     raise _StoppedError
                 arriving.add(piece)
+            return True
     except TransportError:
         arriving.tries += 1
         if arriving.tries >= TRIES:
@@ -201,6 +217,7 @@ def _receive(snapshot: Snapshot, arriving: _Arriving, stop: Event) -> None:
         stop.wait(PAUSES[arriving.tries - 1])
     if stop.is_set():
         raise _StoppedError
+    return False
 
 
 def read_range(snapshot: Snapshot, file: RemoteFile, first: int, n_bytes: int) -> bytes:

@@ -13,6 +13,7 @@ from tests.runtime.hub.hub_server import Fault, HubServer, Repository
 from tritgguf.converter.errors import HubError
 from tritgguf.runtime.hub.download import commit_of, download, in_cache
 from tritgguf.runtime.hub.names import ModelName
+from tritgguf.runtime.hub.transfer import TRIES
 
 NEEDED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
           "README.md", "NOTICE"}  # fmt: skip
@@ -91,6 +92,25 @@ def test_more_bytes_than_promised_are_refused(hub: HubServer, demo: Repository) 
     demo.listed["model.safetensors"] = 1000
     with pytest.raises(HubError, match=r"model\.safetensors: the bytes that came are more than the hub promised"):
         download(ModelName(demo.name))
+
+
+def test_fewer_bytes_than_promised_are_refused(hub: HubServer, demo: Repository) -> None:
+    demo.listed["model.safetensors"] = 4_000_000
+    with pytest.raises(HubError, match=r"model\.safetensors: the bytes that came are fewer than the hub promised"):
+        download(ModelName(demo.name))
+
+
+def test_a_connection_that_breaks_again_and_again_is_given_up(hub: HubServer, demo: Repository) -> None:
+    """Although each time bytes come, since the server sends the file from its start."""
+    hub.faults += [Fault(WEIGHTS, after=50_000, ignores_range=True, times=50)]
+    with pytest.raises(HubError, match=r"can't be reached"):
+        download(ModelName(demo.name))
+    assert len(hub.asked(WEIGHTS)) == TRIES
+
+
+def test_files_outside_the_folder_are_left_out(hub: HubServer) -> None:
+    hub.add("tests/outside", {"../a.gguf": b"GGUF", "x/../../b.gguf": b"GGUF", "c\\d.gguf": b"GGUF", "e.gguf": b"GGUF"})
+    assert download(ModelName("tests/outside")).path.name == "e.gguf"
 
 
 def test_a_changed_revision_is_fetched_and_the_old_one_stays(hub: HubServer, demo: Repository) -> None:

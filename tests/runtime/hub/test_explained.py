@@ -100,6 +100,7 @@ def test_a_path_that_is_not_there_keeps_its_message(hub: HubServer, fails, monke
         (Fault("config", status=429, headers={"Retry-After": "300"}), "asks to wait (429, too many requests)"),
         (Fault("model.safetensors", status=502, times=9), "has trouble (status 502): try again later"),
         (Fault("model.safetensors", after=0, times=9), "can't be reached"),
+        (Fault("/api/models", status=200), "doesn't answer as a hub does; check HF_ENDPOINT"),
         (Fault("/api/models", status=418), "answered with status 418; check HF_ENDPOINT and the name"),
         (Fault("config", status=404, headers={"X-Error-Code": "EntryNotFound"}), "a file that the hub listed isn't"),
     ],
