@@ -55,8 +55,8 @@ def _line(name: ModelName, error: BaseException) -> str:
     if isinstance(error, (HTTPError, InvalidURL)):
         what = str(error).strip() or type(error).__name__
         return (
-            f"{name}: {constants.ENDPOINT} can't be reached ({what:.200}): check the network, HTTPS_PROXY and "
-            f"{ENDPOINT_VARIABLE}; what is in the cache already works without"
+            f"{name} isn't here, and {constants.ENDPOINT} can't be reached ({what:.200}): check the path, or the "
+            f"network, HTTPS_PROXY and {ENDPOINT_VARIABLE}"
         )
     if isinstance(error, FileMetadataError):
         return f"{name}: {constants.ENDPOINT} doesn't answer as a hub does; check {ENDPOINT_VARIABLE}"

@@ -46,7 +46,8 @@ def headers(name: ModelName, *, on_progress: Progress | None = None) -> Iterator
     if snapshot is None or choice is None or choice.main is not None:
         yield download(name, on_progress=on_progress)
         return
-    with tempfile.TemporaryDirectory(prefix="tritgguf-") as temporary:
+    # Windows doesn't remove files that are still mapped.
+    with tempfile.TemporaryDirectory(prefix="tritgguf-", ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary) / snapshot.storage.name / "snapshots" / snapshot.commit
         with explained(name):
             _fill(folder, snapshot, choice)
@@ -87,7 +88,7 @@ def _fill(folder: Path, snapshot: Snapshot, choice: Choice) -> None:
 def _header(snapshot: Snapshot, path: str) -> bytes:
     """Return a safetensors file up to the end of its header; raise HubError where it has none."""
     file = snapshot.files[path]
-    start = read_range(snapshot, file, 0, min(FIRST_BYTES, file.n_bytes))
+    start = read_range(snapshot, file, 0, min(FIRST_BYTES, file.n_bytes)) if file.n_bytes else b""
     end = LENGTH_BYTES + int.from_bytes(start[:LENGTH_BYTES], "little")
     if end > min(file.n_bytes, LENGTH_BYTES + MAX_HEADER_BYTES):
         raise HubError(f"{snapshot.name}: {path} isn't a safetensors file; the repository is damaged")

@@ -149,8 +149,8 @@ def child(tmp_path: Path, name: str, **variables: str) -> str:
 
 def test_no_network(tmp_path: Path) -> None:
     line = child(tmp_path, "org/name", HF_ENDPOINT="http://127.0.0.1:9")
-    assert line.startswith("error: org/name: http://127.0.0.1:9 can't be reached (")
-    assert line.endswith("check the network, HTTPS_PROXY and HF_ENDPOINT; what is in the cache already works without")
+    assert line.startswith("error: org/name isn't here, and http://127.0.0.1:9 can't be reached (")
+    assert line.endswith("): check the path, or the network, HTTPS_PROXY and HF_ENDPOINT")
 
 
 def test_offline(tmp_path: Path) -> None:
