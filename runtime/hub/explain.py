@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tritgguf.converter.errors import HubError
+from tritgguf.runtime.hub.library import site
 from tritgguf.runtime.hub.names import ENDPOINT_VARIABLE, ModelName
 
 if TYPE_CHECKING:
@@ -55,11 +56,11 @@ def _line(name: ModelName, error: BaseException) -> str:
     if isinstance(error, (HTTPError, InvalidURL)):
         what = str(error).strip() or type(error).__name__
         return (
-            f"{name} isn't here, and {constants.ENDPOINT} can't be reached ({what:.200}): check the path, or the "
+            f"{name} isn't here, and {site()} can't be reached ({what:.200}): check the path, or the "
             f"network, HTTPS_PROXY and {ENDPOINT_VARIABLE}"
         )
     if isinstance(error, FileMetadataError):
-        return f"{name}: {constants.ENDPOINT} doesn't answer as a hub does; check {ENDPOINT_VARIABLE}"
+        return f"{name}: {site()} doesn't answer as a hub does; check {ENDPOINT_VARIABLE}"
     if isinstance(error, HFValidationError):
         return f"{name} is no name of a model: {error}"
     assert isinstance(error, OSError)
@@ -88,7 +89,6 @@ def _on_disk(name: ModelName, error: OSError, cache: str) -> str:
 
 def _answered(name: ModelName, error: HfHubHTTPError) -> str:
     """Explain an answer of the hub with a status of 400 or more."""
-    from huggingface_hub import constants
     from huggingface_hub.errors import (
         DisabledRepoError,
         GatedRepoError,
@@ -97,7 +97,7 @@ def _answered(name: ModelName, error: HfHubHTTPError) -> str:
         RevisionNotFoundError,
     )
 
-    page, status = f"{constants.ENDPOINT}/{name.repo}", error.response.status_code
+    page, status = f"{site()}/{name.repo}", error.response.status_code
     if isinstance(error, GatedRepoError):
         if _has_token():
             return f"{name.repo} is gated, and your account has no access: ask for it at {page}, then try again"
@@ -111,20 +111,17 @@ def _answered(name: ModelName, error: HfHubHTTPError) -> str:
     if isinstance(error, RemoteEntryNotFoundError):
         return f"{name}: a file that the hub listed isn't there any more ({page}): try again"
     if status == 401 and not isinstance(error, RepositoryNotFoundError):
-        return f"{constants.ENDPOINT} refuses your token: {_token_remedy()}"
+        return f"{site()} refuses your token: {_token_remedy()}"
     if status in (401, 404):
         also = "your token may not read it" if _has_token() else f"it is private: then {_LOG_IN}"
-        return (
-            f"{constants.ENDPOINT} has no model {name.repo}, and there is no such folder here: check the spelling, or "
-            f"{also}"
-        )
+        return f"{site()} has no model {name.repo}, and there is no such folder here: check the spelling, or {also}"
     if status == 403:
-        return f"{name.repo}: your token may not read it (403): see {constants.ENDPOINT}/settings/tokens"
+        return f"{name.repo}: your token may not read it (403): see {site()}/settings/tokens"
     if status == 429:
-        return f"{constants.ENDPOINT} asks to wait (429, too many requests): try again in some minutes{_hint()}"
+        return f"{site()} asks to wait (429, too many requests): try again in some minutes{_hint()}"
     if status >= 500:
-        return f"{constants.ENDPOINT} has trouble (status {status}): try again later"
-    return f"{name}: {constants.ENDPOINT} answered with status {status}; check {ENDPOINT_VARIABLE} and the name"
+        return f"{site()} has trouble (status {status}): try again later"
+    return f"{name}: {site()} answered with status {status}; check {ENDPOINT_VARIABLE} and the name"
 
 
 def _has_token() -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -30,3 +31,8 @@ def hub() -> HfApi:
     if not os.environ.get(_DEBUG_VARIABLE):
         logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # what it warns of is raised too, if it matters
     return HfApi(library_name="tritgguf", library_version=tritgguf.__version__)
+
+
+def site() -> str:
+    """Return the hub's address for messages: without a user's name and password."""
+    return re.sub(r"//[^/]*@", "//", hub().endpoint)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tritgguf.converter.errors import HubError
-from tritgguf.runtime.hub.library import hub
+from tritgguf.runtime.hub.library import hub, site
 from tritgguf.runtime.hub.names import ENDPOINT_VARIABLE, ModelName
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -74,7 +74,7 @@ def on_the_hub(name: ModelName) -> Snapshot:
             raise
         info = None
     if info is None or info.sha is None or not COMMIT.fullmatch(info.sha):
-        raise HubError(f"{name}: {hub().endpoint} doesn't answer as a hub does; check {ENDPOINT_VARIABLE}")
+        raise HubError(f"{name}: {site()} doesn't answer as a hub does; check {ENDPOINT_VARIABLE}")
     files = [
         RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id)
         for file in info.siblings or ()

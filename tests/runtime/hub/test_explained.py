@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ import pytest
 from tests import hub_endpoint
 from tests.command_line import run_captured
 from tests.runtime.hub.hub_server import Fault, HubServer, Repository
+from tritgguf.converter.errors import HubError
+from tritgguf.runtime.cli.main import main
+from tritgguf.runtime.hub import library
 
 SITE = hub_endpoint.ENDPOINT
 
@@ -60,6 +64,21 @@ def test_a_wrong_token(hub: HubServer, demo: Repository, fails, monkeypatch) -> 
     assert fails(demo.name) == (
         f"{SITE} refuses your token: HF_TOKEN is wrong or has expired; unset it for public models, or set a new one"
     )
+
+
+def test_no_token_and_no_password_is_ever_shown(
+    hub: HubServer, demo: Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_wr0ng")
+    monkeypatch.setenv("TRITGGUF_DEBUG", "1")
+    monkeypatch.setattr("sys.argv", ["tritgguf", "convert", demo.name, str(tmp_path / "out.gguf")])
+    monkeypatch.setattr(library.hub(), "endpoint", f"http://me:passw0rd@127.0.0.1:{hub_endpoint.PORT}")
+    with pytest.raises(HubError, match="refuses your token") as caught:
+        main()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "HfHubHTTPError" in shown
+    assert "hf_wr0ng" not in shown
+    assert "passw0rd" not in str(caught.value)
 
 
 def test_a_disabled_model(hub: HubServer, demo: Repository, fails) -> None:
