@@ -119,15 +119,16 @@ def known_commit(name: ModelName) -> str | None:
 
 
 def remember_commit(snapshot: Snapshot) -> None:
-    """Note which commit the revision stands for, so that it is found without a network."""
+    """Note which commit the revision stands for, so that it is found without a network, where the cache is writable."""
     revision = snapshot.name.revision or "main"
     if revision == snapshot.commit or known_commit(snapshot.name) == snapshot.commit:
         return
     place = _ref(snapshot.name.repo, revision)
-    place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f"{place.name}.{secrets.token_hex(4)}.tmp")
-    temporary.write_text(snapshot.commit, "utf-8")
-    temporary.replace(place)
+    with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(snapshot.commit, "utf-8")
+        temporary.replace(place)
 
 
 def _ref(repo: str, revision: str) -> Path:

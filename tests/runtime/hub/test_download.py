@@ -76,6 +76,16 @@ def test_a_server_that_ignores_ranges_starts_again(hub: HubServer, demo: Reposit
     assert progress[-1][1] == progress[-1][2]
 
 
+def test_a_server_that_stalls_is_asked_again(hub: HubServer, demo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    hub.faults += [Fault(WEIGHTS, after=300_000, stalls=True)]
+    found = download(ModelName(demo.name))
+    assert contents(found.path)["model.safetensors"] == contents(DEMO)["model.safetensors"]
+    assert hub.asked(WEIGHTS)[-1].range is not None
+    for fault in hub.faults:
+        fault.release.set()
+
+
 def test_a_busy_server_is_asked_again(hub: HubServer, demo: Repository) -> None:
     hub.faults += [Fault("config", status=429, headers={"Retry-After": "0"}, times=2), Fault(WEIGHTS, status=500)]
     assert contents(download(ModelName(demo.name)).path).keys() == NEEDED
