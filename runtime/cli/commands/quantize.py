@@ -16,7 +16,7 @@ from tritgguf.converter.core.sizes import format_size
 from tritgguf.runtime.cli import options
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.interruption import reports_interruption
-from tritgguf.runtime.cli.model_argument import local_model, named_model
+from tritgguf.runtime.cli.model_argument import headers_of_model, local_model, named_model
 from tritgguf.runtime.cli.progress_bar import show_progress
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ def quantize(
         allow_lossy=allow_lossy,
     )
     if dry_run:
-        path = local_model(model, revision, json_output=json_output)
-        with show_progress(json_output) as progress:
+        with headers_of_model(model, revision, json_output=json_output) as path, show_progress(json_output) as progress:
             plan = converter.plan_quantization(path, form, threads=threads, progress=progress)
         _print_plan(plan, json_output)
         return

@@ -182,8 +182,15 @@ def test_quantize_copies_what_the_repository_has(
     hub: HubServer, demo: Repository, command: Command, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
+    code, planned, err = command("quantize", demo.name, "--scheme", "bitnet", "--dry-run", "--json")
+    assert (code, json.loads(planned)["notes"][0]) == (
+        0,
+        "only the headers of the weights are here: the loss isn't known",
+    )
+    assert hub.sent(WEIGHTS) <= FIRST_BYTES
     code, _, err = command("quantize", demo.name, out, "--scheme", "bitnet")
     assert code == 0, err
+    assert (out / "model.safetensors").stat().st_size == json.loads(planned)["weight_bytes"]
     expected = tmp_path / "expected"
     assert command("quantize", DEMO, expected, "--scheme", "bitnet")[0] == 0
     assert {path.name for path in out.iterdir()} == {path.name for path in expected.iterdir()}
