@@ -44,6 +44,7 @@ from tritgguf.converter.quant.method import method_named
 
 EMBEDDING = re.compile(r"(^|\.)(embed\w*|token_embd|wte|wpe)\.")
 OUTPUT = re.compile(r"^(lm_head|output)\.")
+HEADER_ALONE = "inspected from the file's header alone: which types hold the tensors exactly isn't known"
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,13 @@ class Inspection:
 
 
 def inspect(
-    path: str | os.PathLike[str], *, threads: int | None = None, progress: Progress | None = None
+    path: str | os.PathLike[str],
+    *,
+    values: bool = True,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> Inspection:
-    """Inspect a Hugging Face folder or a GGUF file; reads every weight.
+    """Inspect a Hugging Face folder or a GGUF file; reads every weight, unless `values` says that they aren't there.
 
     `threads` is one per core by default; `progress` is called with "reading", the bytes done and the total bytes.
     Raises TritggufError if nothing can be read: the file is damaged, or the folder isn't a model.
@@ -139,6 +144,9 @@ def inspect(
         model, refused = open_model(place), None
     except TritggufError as error:
         model, refused = _seen(place, error), str(error)
+    header_alone = not values and model.tensors is not None  # of a GGUF file; folders with headers say so themselves
+    if header_alone:
+        model = replace(model, tensors=None, notes=[*model.notes, HEADER_ALONE])
     stored = _stored(place)
     specs = [spec for spec in model.specs if spec.data is None]
     sizes_on_disk = _with_companions(specs, {name: size for name, (size, _) in stored.items()}, model.tensors or {})
@@ -167,7 +175,8 @@ def inspect(
         source=model.source,
         file_bytes=sum(size for size, _ in stored.values()),
         tensors=tuple(tensors),
-        sizes={} if refused else {**_smallest_size(model, smallest), **_sizes(model, tensors)},
+        # Which of a GGUF file's tensors keep their types depends on their values.
+        sizes={} if refused or header_alone else {**_smallest_size(model, smallest), **_sizes(model, tensors)},
         notes=notes,
         refused=refused,
     )

@@ -13,6 +13,7 @@ from tritgguf.runtime.cli.progress_bar import show_progress
 from tritgguf.runtime.hub.names import ModelName, parse
 
 if TYPE_CHECKING:
+    from tritgguf.runtime.hub.headers import Readable
     from tritgguf.runtime.hub.selection import Prefer
 
 
@@ -45,15 +46,20 @@ def fetched(name: ModelName, *, json_output: bool = False, prefer: Prefer = "che
 
 
 @contextmanager
-def headers_of_model(text: str, revision: str | None = None, *, json_output: bool = False) -> Iterator[Path]:
-    """Yield the model, or of one on the hub that isn't here a folder with its headers, until the block ends."""
-    name = named_model(text, revision)
-    if name is None:
-        yield Path(text)
-        return
-    from tritgguf.runtime.hub.headers import headers
+def headers_of_model(
+    text: str, revision: str | None = None, *, gguf: bool = False, json_output: bool = False
+) -> Iterator[Readable]:
+    """Yield the model, or of one on the hub that isn't here its headers, until the block ends.
 
+    `gguf` is that of `headers`.
+    """
+    from tritgguf.runtime.hub.headers import Readable, headers  # imported here to keep --help fast
+
+    name = named_model(text, revision)
     with ExitStack() as stack:
-        with show_progress(json_output) as progress:
-            found = stack.enter_context(headers(name, on_progress=progress))
-        yield found.path
+        if name is None:
+            found = Readable(Path(text), True)
+        else:
+            with show_progress(json_output) as progress:
+                found = stack.enter_context(headers(name, gguf=gguf, on_progress=progress))
+        yield found

@@ -139,13 +139,14 @@ def convert(
     _print_result(result, json_output)
 
 
-def _planned_from(
-    model: str, revision: str | None, lora: Path | None, json_output: bool
-) -> contextlib.AbstractContextManager[Path]:
-    """Return the model to plan from: an adapter can only be merged into weights."""
-    if lora is None:
-        return headers_of_model(model, revision, json_output=json_output)
-    return contextlib.nullcontext(local_model(model, revision, json_output=json_output))
+@contextlib.contextmanager
+def _planned_from(model: str, revision: str | None, lora: Path | None, json_output: bool) -> Iterator[Path]:
+    """Yield the model to plan from: its headers, but for an adapter, which can only be merged into weights."""
+    if lora is not None:
+        yield local_model(model, revision, json_output=json_output)
+        return
+    with headers_of_model(model, revision, json_output=json_output) as read:
+        yield read.path
 
 
 def _require_sense(out: Path, force: bool, type: str, method: str, choices: Choices) -> None:

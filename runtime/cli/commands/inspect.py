@@ -39,8 +39,11 @@ def inspect(
     from tritgguf.converter.inspection.inspection import inspect as look
     from tritgguf.runtime.cli.tables import TableConsole
 
-    with headers_of_model(model, revision, json_output=json_output) as path, show_progress(json_output) as progress:
-        found = look(path, threads=threads, progress=progress)
+    with (
+        headers_of_model(model, revision, gguf=True, json_output=json_output) as read,
+        show_progress(json_output) as progress,
+    ):
+        found = look(read.path, values=read.values, threads=threads, progress=progress)
     if json_output:
         print(json.dumps(found.as_json()))
         return
@@ -68,7 +71,7 @@ def _headline(found: Inspection) -> str:
     architecture = " → ".join(name for name in (found.hf_class, found.architecture) if name) or "unknown architecture"
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
     weights = f"{found.n_parameters / 1e6:,.1f} M values in {format_size(found.file_bytes)} ({dtypes})"
-    name = found.path.name if found.path.is_file() else model_name(found.path)
+    name = found.path.name if found.kind == "gguf" else model_name(found.path)
     line = f"{name}: {found.source or 'unknown format'}, {architecture}, {weights}"
     return "".join(letter if letter.isprintable() else "?" for letter in line)
 

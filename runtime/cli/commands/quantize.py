@@ -70,8 +70,8 @@ def quantize(
         allow_lossy=allow_lossy,
     )
     if dry_run:
-        with headers_of_model(model, revision, json_output=json_output) as path, show_progress(json_output) as progress:
-            plan = converter.plan_quantization(path, form, threads=threads, progress=progress)
+        with headers_of_model(model, revision, json_output=json_output) as read, show_progress(json_output) as progress:
+            plan = converter.plan_quantization(read.path, form, threads=threads, progress=progress)
         _print_plan(plan, json_output)
         return
     if out is None:

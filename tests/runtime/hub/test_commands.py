@@ -218,10 +218,21 @@ def test_a_gguf_source_on_the_hub_is_recorded_and_found_again(
     page = f"https://huggingface.co/tests/source-gguf/blob/{repository.refs['main']}/demo.gguf"
     assert fields(out)["general.source.url"] == page
     assert fields(out)["general.name"] == fields(demo_gguf)["general.name"]
-    code, printed, err = command("verify", out)
+    code, _, err = command("verify", out)
     assert code == 0, err
-    code, printed, err = command("inspect", "tests/source-gguf")
-    assert printed.startswith("demo.gguf: GGUF (llama)")
+    assert command("inspect", "tests/source-gguf")[1].startswith("demo.gguf: GGUF (llama)")
+
+
+def test_inspect_reads_a_gguf_files_header_alone(hub: HubServer, command: Command, demo_gguf: Path) -> None:
+    hub.add("tests/header-gguf", {"demo.gguf": demo_gguf.read_bytes(), "mmproj-demo.gguf": b"GGUF"})
+    code, printed, err = command("inspect", "tests/header-gguf")
+    assert (code, err) == (0, "")
+    assert printed.splitlines()[0] == command("inspect", demo_gguf)[1].splitlines()[0]
+    assert "note: inspected from the file's header alone" in printed
+    assert "unknown" not in printed
+    header = min(tensor.data_offset for tensor in gguf.GGUFReader(demo_gguf).tensors)
+    assert hub.sent("demo.gguf") < 4 * header < demo_gguf.stat().st_size
+    assert not (storage("tests/header-gguf") / "snapshots").exists()
 
 
 def test_verify_alone_needs_a_recorded_source(hub: HubServer, command: Command, demo_gguf: Path) -> None:
