@@ -114,7 +114,7 @@ def _answered(name: ModelName, error: HfHubHTTPError) -> str:
         return f"{site()} refuses your token: {_token_remedy()}"
     if status in (401, 404):
         also = "your token may not read it" if _has_token() else f"it is private: then {_LOG_IN}"
-        return f"{site()} has no model {name.repo}, and there is no such folder here: check the spelling, or {also}"
+        return f"{site()} has no model {name.repo}, and there is no such path here: check the spelling, or {also}"
     if status == 403:
         return f"{name.repo}: your token may not read it (403): see {site()}/settings/tokens"
     if status == 429:

@@ -35,7 +35,7 @@ def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
 
 
 def test_a_model_that_is_not_there(hub: HubServer, fails, monkeypatch) -> None:
-    missing = f"{SITE} has no model nobody/nothing, and there is no such folder here: check the spelling, or "
+    missing = f"{SITE} has no model nobody/nothing, and there is no such path here: check the spelling, or "
     assert fails("nobody/nothing") == missing + "it is private: then set HF_TOKEN, or run `hf auth login`"
     monkeypatch.setenv("HF_TOKEN", "hf_good")
     assert fails("nobody/nothing") == missing + "your token may not read it"
