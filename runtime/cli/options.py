@@ -17,6 +17,9 @@ AllowLossy = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be written; change nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing output.")]
+GpuLayers = Annotated[
+    int | None, typer.Option(min=0, help="Number of layers on the GPU (default: all if there is one).")
+]
 JsonOutput = Annotated[
     bool, typer.Option("--json", help="Print one JSON object; write progress to standard error as JSON lines.")
 ]
