@@ -41,9 +41,7 @@ TopP = Annotated[
     float | None,
     _sampling("Keep the most probable tokens up to this total probability; 1 turns it off", DEFAULTS.top_p),
 ]
-TopK = Annotated[
-    int | None, _sampling("Keep this many of the most probable tokens; 0 turns it off", DEFAULTS.top_k)
-]
+TopK = Annotated[int | None, _sampling("Keep this many of the most probable tokens; 0 turns it off", DEFAULTS.top_k)]
 MinP = Annotated[
     float | None,
     _sampling("Drop tokens below this fraction of the highest probability; 0 turns it off", DEFAULTS.min_p),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,10 +11,8 @@ from tritgguf.converter.core.registry import names
 from tritgguf.converter.planning.targets import TARGETS
 
 if TYPE_CHECKING:
-    from tritgguf.runtime.hub.cache import Cache, Entry
     from tritgguf.runtime.hub.record import Form
 
-T = TypeVar("T")
 TYPES = ", ".join(names("tritgguf.converter.quant.codecs"))
 
 ModelName = Annotated[
@@ -41,9 +38,6 @@ Target = Annotated[
     str | None,
     typer.Option("--for", help=f"Where the file will run: {', '.join(TARGETS)} (default: this machine's GPU, or cpu)."),
 ]
-Fallback = Annotated[
-    str | None, typer.Option(help="Tensor type for linear layers whose rows don't fit --type: f16 (default: stop).")
-]
 MaxBits = Annotated[
     float | None,
     typer.Option(help="If no ternary type is exact, use the most exact type up to this many bits per weight."),
@@ -67,7 +61,5 @@ def wanted_form(
 
         target = accelerator() or "cpu"
     form = Form(type, target, fallback, allow_lossy, max_bits)
-    Request.named(
-        type or "auto", "mse", target=target, fallback=fallback, allow_lossy=allow_lossy, max_bits=max_bits
-    )
+    Request.named(type or "auto", "mse", target=target, fallback=fallback, allow_lossy=allow_lossy, max_bits=max_bits)
     return form

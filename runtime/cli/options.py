@@ -16,6 +16,9 @@ AllowLossy = Annotated[
     bool, typer.Option("--allow-lossy", help="Convert even if quantized weights can't be stored exactly.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be written; change nothing.")]
+Fallback = Annotated[
+    str | None, typer.Option(help="Tensor type for linear layers whose rows don't fit --type: f16 (default: stop).")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing output.")]
 GpuLayers = Annotated[
     int | None, typer.Option(min=0, help="Number of layers on the GPU (default: all if there is one).")

@@ -100,7 +100,11 @@ def accelerator() -> str | None:
         return None
     names = {"CUDA": "cuda", "ROCm": "cuda", "HIP": "cuda", "Metal": "metal", "MTL": "metal", "Vulkan": "vulkan"}
     try:
-        get, registry, name = libggml.ggml_backend_dev_get, libggml.ggml_backend_dev_backend_reg, libggml.ggml_backend_reg_name
+        get, registry, name = (
+            libggml.ggml_backend_dev_get,
+            libggml.ggml_backend_dev_backend_reg,
+            libggml.ggml_backend_reg_name,
+        )
         count = libggml.ggml_backend_dev_count
     except AttributeError:  # Windows finds them in another library
         return "any"

@@ -1,7 +1,7 @@
 """Ternary models that are known, by short names: the rows of catalogue.json.
 
-What isn't known for sure is null there, and `tritgguf list --known` leaves its cell empty. The rows come from the models' cards
-and from docs/models.md; nothing here asks the hub.
+What isn't known for sure is null there, and an empty cell of `tritgguf list --known`. The rows come from the models'
+cards and from docs/models.md; nothing here asks the hub.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class Conversion:
         return self.form.target if only is None or self.form.target in only else only[0]
 
     def _require_ternary(self, plan: FilePlan) -> None:
-        """Raise UnsupportedError if no layer is stored in fewer bits than floats: then the user has to choose a type."""
+        """Raise UnsupportedError if every layer is stored as floats: then the user has to choose a type."""
         linear = [tensor for tensor in plan.tensors if tensor.spec.role == "linear"]
         floats = [tensor for tensor in linear if tensor.codec.name in ("f16", "bf16", "f32")]
         if len(floats) < len(linear):

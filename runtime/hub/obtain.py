@@ -109,7 +109,7 @@ class Obtainer:
 
     @staticmethod
     def _as_it_is(path: Path, form: Form) -> tuple[Path, ...] | None:
-        """Return the files of a GGUF model that runs here as it is, None if it must be converted or it was asked for."""
+        """Return the files of a GGUF model that runs here as it is; None if it has to be converted, or shall be."""
         from tritgguf.converter.gguf_io.reader import is_gguf, read_gguf
 
         if not is_gguf(path) or not form.by_default:

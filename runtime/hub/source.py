@@ -97,7 +97,9 @@ def not_found(text: str, others: Iterable[str]) -> CacheError:
     short |= {name.lower(): name for name in names}
     near = difflib.get_close_matches(text.lower(), short, n=N_SUGGESTIONS, cutoff=0.5)
     suggested = list(dict.fromkeys(short[name] for name in near))
-    hint = f"did you mean {' or '.join(suggested)}?" if suggested else "`tritgguf list --known` names models to begin with"
+    hint = (
+        f"did you mean {' or '.join(suggested)}?" if suggested else "`tritgguf list --known` names models to begin with"
+    )
     return CacheError(f"{text} is no model in the cache, no file or folder here, and no known name; {hint}")
 
 

@@ -37,9 +37,6 @@ TypeName = Annotated[
 ]
 Target = Annotated[str, typer.Option("--for", help=f"Where the file will run: {', '.join(TARGETS)}.")]
 MethodName = Annotated[str, typer.Option(help=f"How to ternarize linear layers that aren't ternary: {METHODS}.")]
-Fallback = Annotated[
-    str | None, typer.Option(help="Tensor type for linear layers whose rows don't fit --type: f16 (default: stop).")
-]
 EmbeddingType = Annotated[
     str | None,
     typer.Option(
@@ -77,7 +74,7 @@ def convert(
     type: TypeName = "auto",
     target: Target = "cpu",
     method: MethodName = "mse",
-    fallback: Fallback = None,
+    fallback: options.Fallback = None,
     embedding_type: EmbeddingType = None,
     output_type: OutputType = None,
     allow_lossy: options.AllowLossy = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -72,7 +73,7 @@ def _list_known(json_output: bool) -> None:
     print("An empty cell isn't known. `tritgguf show NAME` tells more of a model.")
 
 
-def _print_table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.markup import escape  # not at the top: the help needn't wait for it
     from rich.table import Table
 

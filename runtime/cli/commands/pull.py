@@ -17,7 +17,7 @@ def pull(
     model: model_options.ModelName,
     type: model_options.TypeName = None,
     target: model_options.Target = None,
-    fallback: model_options.Fallback = None,
+    fallback: options.Fallback = None,
     allow_lossy: options.AllowLossy = False,
     max_bits: model_options.MaxBits = None,
     force: Again = False,

@@ -13,7 +13,7 @@ def run(
     system: chatting.System = None,
     type: model_options.TypeName = None,
     target: model_options.Target = None,
-    fallback: model_options.Fallback = None,
+    fallback: options.Fallback = None,
     allow_lossy: options.AllowLossy = False,
     max_bits: model_options.MaxBits = None,
     max_tokens: chatting.MaxTokens = None,
@@ -29,7 +29,7 @@ def run(
     think: chatting.Think = None,
     stats: chatting.Stats = False,
 ) -> None:
-    """Get a model by its name, convert it exactly for this machine, and chat with it; the next time it starts at once."""
+    """Get a model by its name, convert it exactly for this machine, and chat; the next time it starts at once."""
     from tritgguf.runtime.hub.cache import Cache  # not at the top: the help needn't wait for it
     from tritgguf.runtime.hub.obtain import Obtainer
     from tritgguf.runtime.hub.source import named_source

@@ -1,7 +1,7 @@
 """Run `tritgguf`, and stop it at a point: `POINT ACTION ARGUMENTS`, for tests/runtime/hub/cache/test_interruptions.py.
 
-ACTION is the name of a signal, which the process sends itself there, or `wait`: then it prints "here" and goes on when its
-standard input is closed.
+ACTION is the name of a signal, which the process sends itself there, or `wait`: then it prints "here" and goes on when
+its standard input is closed.
 """
 
 from __future__ import annotations

@@ -56,9 +56,19 @@ def test_what_list_and_show_tell(say: Say, cache: Cache, demo: Path) -> None:
     (told,) = json.loads(say("list", "--json")[1])
     assert told == json.loads(say("show", demo, "--json")[1])[0]
     file = entry.paths[0]
-    expected = {"path": str(file), "bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    expected = {
+        "path": str(file),
+        "bytes": file.stat().st_size,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
     assert told["files"] == [expected]
-    assert (told["exact"], told["type"], told["for"], told["damage"], told["used"]) == (True, "tq1_0", "cpu", None, None)
+    assert (told["exact"], told["type"], told["for"], told["damage"], told["used"]) == (
+        True,
+        "tq1_0",
+        "cpu",
+        None,
+        None,
+    )
     assert told["source"]["place"] == str(demo)
     read = {file["name"]: (file["n_bytes"], file["mtime_ns"]) for file in told["source"]["files"]}
     assert read == {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in demo.iterdir()}
@@ -200,7 +210,7 @@ def test_rm_names_what_it_freed_and_removes_nothing_if_a_name_is_wrong(say: Say,
     code, said, errors = say("rm", "demo")
     assert (code, said, errors) == (0, f"Removed {demo} (tq1_0): {n_bytes / 1e6:.2f} MB freed\n", "")
     assert cache.entries() == []
-    assert [path for path in cache.folder.rglob("*.gguf")] == []
+    assert list(cache.folder.rglob("*.gguf")) == []
 
 
 def test_a_record_that_cannot_be_read_counts_as_none(say: Say, cache: Cache, demo: Path) -> None:
@@ -209,7 +219,7 @@ def test_a_record_that_cannot_be_read_counts_as_none(say: Say, cache: Cache, dem
         (only(cache).folder / "record.json").write_text(text)
         assert cache.entries() == []
         assert say("pull", demo)[0] == 0
-    assert len([path for path in cache.folder.rglob("*.gguf")]) == 1
+    assert len(list(cache.folder.rglob("*.gguf"))) == 1
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="who may write everywhere")
