@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +14,7 @@ from tritgguf.converter.planning.targets import TARGETS
 
 if TYPE_CHECKING:
     from tritgguf.runtime.hub.record import Form
+    from tritgguf.runtime.hub.source import Source
 
 TYPES = ", ".join(names("tritgguf.converter.quant.codecs"))
 
@@ -47,6 +50,28 @@ MaxBits = Annotated[
 def note(text: str) -> None:
     """Tell the user; standard output is for answers."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def reports_interruption(name: str) -> Iterator[None]:
+    """Say after Ctrl-C that a model isn't ready, and what the next run does."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"error: interrupted; {name} isn't ready yet: the next run goes on with what was fetched")
+        raise
+
+
+def wanted_source(model: str, revision: str | None) -> Source:
+    """Return the model that the user means; raise HubError for a misplaced --revision."""
+    from tritgguf.runtime.cli.model_argument import named_model
+    from tritgguf.runtime.hub.source import Source, named_source
+
+    source = named_source(model)
+    if revision is None:
+        return source
+    hub = named_model(model if source.hub is None else str(source.hub), revision)
+    return Source(model, str(hub), hub=hub)
 
 
 def wanted_form(

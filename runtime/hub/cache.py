@@ -26,7 +26,6 @@ import platformdirs
 
 from tritgguf.converter.core.json_files import read_object
 from tritgguf.converter.core.progress import Step
-from tritgguf.converter.core.whole_files import write_whole
 from tritgguf.converter.errors import CacheError
 from tritgguf.runtime.hub.record import Form, Record, StoredFile, entry_key
 
@@ -156,6 +155,8 @@ class Cache:
 
     def put(self, folder: Path, record: Record) -> Entry:
         """Write an entry's record, then remove what it replaces; its lock must be held."""
+        from tritgguf.converter.core.whole_files import write_whole  # not at the top, with numpy: `list` needs none
+
         self.make_folder(folder)
         write_whole(folder / RECORD, record_bytes(record), force=True)
         self.tidy(folder, record)

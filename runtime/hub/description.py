@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tritgguf.converter.core.sizes import format_size
 from tritgguf.runtime.hub.cache import Entry
 from tritgguf.runtime.hub.record import Record
 
@@ -39,6 +40,17 @@ def described(entry: Entry) -> dict[str, Any]:
         "notes": list(record.notes),
         "damage": entry.damage(),
     }
+
+
+def download_hint(record: Record) -> str:
+    """Return what frees the space of a model's download in huggingface_hub's cache; empty where there is none."""
+    if record.origin.kind != "hub":
+        return ""
+    from tritgguf.runtime.hub.snapshot import storage  # not at the top: it loads the hub's client
+
+    repo = record.origin.place
+    n_bytes = sum(blob.stat().st_size for blob in storage(repo).glob("blobs/*"))
+    return f"; `hf cache rm model/{repo}` frees the {format_size(n_bytes)} of its download" if n_bytes else ""
 
 
 def short_origin(record: Record) -> str:

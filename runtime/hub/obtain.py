@@ -121,18 +121,18 @@ class Obtainer:
             return None
         return file.paths
 
-    @staticmethod
-    def _reference(name: str, form: Form, located: Located, paths: tuple[Path, ...]) -> Record:
+    def _reference(self, name: str, form: Form, located: Located, paths: tuple[Path, ...]) -> Record:
         from tritgguf.converter.gguf_io.reader import read_gguf
+        from tritgguf.converter.planning.targets import is_x86, slow_on_x86
 
         tensors = read_gguf(paths[0]).tensors.values()
-        return new_record(
-            name,
-            form,
-            located.origin,
-            tuple(StoredFile.of(path, str(path), _hub_digest(path)) for path in paths),
-            [TensorFact(tensor.name, tensor.dtype.lower(), tensor.n_bytes) for tensor in tensors],
-        )
+        files = tuple(StoredFile.of(path, str(path), _hub_digest(path)) for path in paths)
+        facts = [TensorFact(tensor.name, tensor.dtype.lower(), tensor.n_bytes) for tensor in tensors]
+        record = new_record(name, form, located.origin, files, facts)
+        if form.target == "cpu" and is_x86() and slow_on_x86(record.type):
+            note = f"{record.type} has no fast code on x86: --type auto makes a larger file that holds the same values"
+            self.say(f"note: {note}, and is much faster")
+        return record
 
 
 def _hub_digest(path: Path) -> str | None:

@@ -15,6 +15,7 @@ Again = Annotated[bool, typer.Option("--force", help="Convert it again, even if 
 
 def pull(
     model: model_options.ModelName,
+    revision: options.Revision = None,
     type: model_options.TypeName = None,
     target: model_options.Target = None,
     fallback: options.Fallback = None,
@@ -26,11 +27,10 @@ def pull(
     """Get a model into the cache and convert it for this machine, or bring it up to date."""
     from tritgguf.runtime.hub.cache import Cache  # not at the top: the help needn't wait for it
     from tritgguf.runtime.hub.obtain import Obtainer
-    from tritgguf.runtime.hub.source import named_source
 
     form = model_options.wanted_form(type, target, fallback, allow_lossy, max_bits)
-    source = named_source(model)
-    with show_progress(False) as progress:
+    source = model_options.wanted_source(model, revision)
+    with model_options.reports_interruption(source.name), show_progress(False) as progress:
         obtainer = Obtainer(Cache(), model_options.note, progress, threads)
         entry, changed = obtainer.update(source, form, force=force)
     print(entry.record.summary if changed else f"{entry.record.summary}; up to date")

@@ -19,6 +19,7 @@ Models = Annotated[
 def rm(models: Models, type: model_options.CachedType = None) -> None:
     """Remove models from the cache, and say what that freed."""
     from tritgguf.runtime.hub.cache import Cache  # not at the top: the help needn't wait for it
+    from tritgguf.runtime.hub.description import download_hint
     from tritgguf.runtime.hub.source import cached
 
     cache = Cache()
@@ -28,10 +29,9 @@ def rm(models: Models, type: model_options.CachedType = None) -> None:
         record = entry.record
         cache.remove(entry, partial(model_options.note, f"waiting for another tritgguf that is getting {record.name}"))
         what = f"Removed {record.name} ({record.type})"
-        if record.converted:
-            print(f"{what}: {format_size(record.n_bytes)} freed")
-        else:
-            print(f"{what}: nothing freed, {entry.paths[0]} stays where it is")
+        freed = f"{format_size(record.n_bytes)} freed"
+        kept = f"nothing freed, {entry.paths[0]} stays where it is"
+        print(f"{what}: {freed if record.converted else kept}{download_hint(record)}")
 
 
 COMMAND = Command("rm", rm, rank=13)

@@ -9,6 +9,7 @@ from tritgguf.runtime.cli.progress_bar import show_progress
 
 def run(
     model: model_options.ModelName,
+    revision: options.Revision = None,
     prompt: chatting.Prompt = None,
     system: chatting.System = None,
     type: model_options.TypeName = None,
@@ -32,15 +33,14 @@ def run(
     """Get a model by its name, convert it exactly for this machine, and chat; the next time it starts at once."""
     from tritgguf.runtime.hub.cache import Cache  # not at the top: the help needn't wait for it
     from tritgguf.runtime.hub.obtain import Obtainer
-    from tritgguf.runtime.hub.source import named_source
 
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     sampling |= {"repeat_penalty": repeat_penalty, "seed": seed}
     settings = chatting.checked(sampling)
     form = model_options.wanted_form(type, target, fallback, allow_lossy, max_bits)
-    source = named_source(model)
+    source = model_options.wanted_source(model, revision)
     texts = chatting.one_shot_texts(prompt)
-    with show_progress(False) as progress:
+    with model_options.reports_interruption(source.name), show_progress(False) as progress:
         entry, made = Obtainer(Cache(), model_options.note, progress).obtain(source, form)
     if made:
         model_options.note(entry.record.summary)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tritgguf.converter.conversion import pipeline
+from tritgguf.converter.core import whole_files
 from tritgguf.runtime.cli.main import main
 from tritgguf.runtime.hub import cache, conversion, obtain
 
@@ -23,7 +24,7 @@ POINTS: dict[str, tuple[Any, str, int]] = {
     "planned": (pipeline, "part_paths", 1),
     "writing": (pipeline, "write_tensors", 1),
     "published": (conversion, "digest", 1),
-    "recording": (cache, "write_whole", 1),
+    "recording": (whole_files, "write_whole", 1),
     "recorded": (cache.Cache, "tidy", 2),
 }
 

@@ -15,7 +15,9 @@ import tritgguf.runtime
 from tests.checkpoints import build
 from tests.runtime.hub.cache.refusal import assert_one_error_line
 from tritgguf.converter import convert
+from tritgguf.converter.planning.targets import is_x86, slow_on_x86
 from tritgguf.converter.verification.verification import verify
+from tritgguf.runtime.engine import backend
 from tritgguf.runtime.hub.cache import Cache, Entry
 
 Say = Callable[..., tuple[int, str, str]]
@@ -118,6 +120,28 @@ def test_a_gguf_file_that_runs_is_used_where_it_is(say: Say, cache: Cache, demo:
     code, said, _ = say("rm", file, "--type", "tq2_0")
     assert (code, said) == (0, f"Removed {file} (tq2_0): nothing freed, {file} stays where it is\n")
     assert file.exists()
+
+
+@pytest.mark.skipif(not (is_x86() and slow_on_x86("q2_0")), reason="q2_0 is fast here")
+def test_a_gguf_file_that_is_slow_here_is_told_apart(say: Say, cache: Cache, demo: Path, tmp_path: Path) -> None:
+    file = convert(demo, tmp_path / "mine.gguf", "q2_0", check=False).out
+    code, _, errors = say("pull", file, "--for", "cpu")
+    assert code == 0
+    assert errors.startswith("note: q2_0 has no fast code on x86: --type auto makes a larger file")
+    code, said, errors = say("pull", file, "--type", "auto", "--for", "cpu")
+    assert (code, said.split()[1]) == (0, "tq1_0,")
+
+
+def test_a_revision_is_for_models_on_a_hub(say: Say, cache: Cache, demo: Path) -> None:
+    code, said, errors = say("run", demo, "--revision", "main", *ASK)
+    assert_one_error_line(code, said, errors)
+    assert "--revision is for models on the hub" in errors
+
+
+def test_the_target_is_what_the_runtime_was_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (backend.accelerator() is None) != backend.supports_gpu()
+    monkeypatch.setattr(backend, "supports_gpu", lambda: True)  # the devices are asked even so
+    assert backend.accelerator() in ("any", "cuda", "metal", "vulkan")
 
 
 def test_a_changed_source_is_converted_again(say: Say, cache: Cache, demo: Path) -> None:
