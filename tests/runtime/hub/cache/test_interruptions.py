@@ -50,11 +50,9 @@ def files(cache: Cache) -> list[str]:
 @pytest.mark.parametrize(
     ("point", "action", "converted"),
     [
-        ("planned", "SIGKILL", False),
         ("writing", "named-SIGKILL", False),
         ("writing", "SIGTERM", False),
         ("published", "SIGKILL", True),
-        ("recording", "SIGTERM", True),
         ("recorded", "SIGKILL", True),
     ],
 )
@@ -76,16 +74,15 @@ def test_a_run_that_is_killed(say: Say, cache: Cache, demo: Path, point: str, ac
     assert say("show", demo, "--check")[0] == 0
 
 
-def test_a_file_that_is_replaced_stays_until_the_new_one_is_recorded(say: Say, cache: Cache, demo: Path) -> None:
-    assert say("pull", demo)[0] == 0
+def test_a_file_that_is_replaced_stays_until_the_new_one_is_recorded(say: Say, cache: Cache, had: Path) -> None:
     before = only(cache)
-    for point in ("writing", "published", "recording"):
-        with started(point, "SIGKILL", "pull", demo, "--force") as child:
+    for point in ("planned", "recording"):
+        with started(point, "SIGKILL", "pull", had, "--force") as child:
             assert ended(child)[0] == -signal.SIGKILL
         assert only(cache).record == before.record
         assert only(cache).damage() is None
-    assert say("show", demo, "--check")[0] == 0
-    assert say("pull", demo, "--force")[0] == 0
+    assert say("show", had, "--check")[0] == 0
+    assert say("pull", had, "--force")[0] == 0
     assert files(cache) == sorted([only(cache).paths[0].name, "record.json"])
 
 
@@ -104,28 +101,20 @@ def test_two_runs_at_once_share_one_conversion(cache: Cache, demo: Path) -> None
     assert len(files(cache)) == 2
 
 
-def test_one_that_waits_goes_on_when_the_other_is_killed(cache: Cache, demo: Path) -> None:
-    with started("writing", "wait", "pull", demo) as first, started("nowhere", "", "list") as listing:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "here\n"
-        assert ended(listing)[1].startswith("No models in")  # nobody who only reads waits
-        with started("nowhere", "", "pull", demo) as second:
-            assert second.stderr is not None
-            assert second.stderr.readline().startswith("waiting for another tritgguf")
-            first.kill()
-            code, said, errors = ended(second)
-            assert (code, errors) == (0, "")
-            assert said.startswith(f"{demo}: tq1_0, ")
-    assert files(cache) == sorted([only(cache).paths[0].name, "record.json"])
-
-
-def test_ctrl_c_while_waiting(cache: Cache, demo: Path) -> None:
+def test_those_that_wait_can_be_stopped_and_go_on_when_the_other_is_killed(say: Say, cache: Cache, demo: Path) -> None:
     with started("writing", "wait", "pull", demo) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "here\n"
-        with started("nowhere", "", "pull", demo) as second:
-            assert second.stderr is not None
-            assert second.stderr.readline().startswith("waiting for another tritgguf")
+        assert say("list")[1].startswith("No models in")  # who only reads doesn't wait
+        with started("nowhere", "", "pull", demo) as second, started("nowhere", "", "pull", demo) as third:
+            for child in (second, third):
+                assert child.stderr is not None
+                assert child.stderr.readline() == f"waiting for another tritgguf that is getting {demo}\n"
             second.send_signal(signal.SIGINT)
-            said = f"error: interrupted; {demo} isn't ready yet: the next run goes on with what was fetched\n"
-            assert ended(second) == (130, "", said)
+            stopped = f"error: interrupted; {demo} isn't ready yet: the next run goes on with what was fetched\n"
+            assert ended(second) == (130, "", stopped)
+            first.kill()
+            code, said, errors = ended(third)
+            assert (code, errors) == (0, "")
+            assert said.startswith(f"{demo}: tq1_0, ")
+    assert files(cache) == sorted([only(cache).paths[0].name, "record.json"])

@@ -47,9 +47,10 @@ def test_the_first_run_converts_and_the_second_starts_at_once(say: Say, cache: C
     assert only(cache).record == entry.record
 
 
-def test_what_list_and_show_tell(say: Say, cache: Cache, demo: Path) -> None:
+def test_what_list_and_show_tell(say: Say, cache: Cache, made: tuple[Path, Cache]) -> None:
     assert say("list")[1].startswith("No models in")
-    assert say("pull", demo, "--for", "cpu")[0] == 0
+    demo, filled = made
+    shutil.copytree(filled.folder, cache.folder)
     entry = only(cache)
     code, said, errors = say("list")
     assert (code, errors) == (0, "")
@@ -181,8 +182,8 @@ def damage(file: Path, *, keep_time: bool) -> None:
 
 
 @pytest.mark.parametrize("how", ["missing", "cut off", "written to"])
-def test_damage_is_noticed_at_the_start_and_made_good(say: Say, cache: Cache, demo: Path, how: str) -> None:
-    _, first, _ = say("run", demo, *ASK)
+def test_damage_is_noticed_at_the_start_and_made_good(say: Say, cache: Cache, had: Path, how: str) -> None:
+    _, first, _ = say("run", had, *ASK)
     file = only(cache).paths[0]
     if how == "missing":
         file.unlink()
@@ -191,29 +192,27 @@ def test_damage_is_noticed_at_the_start_and_made_good(say: Say, cache: Cache, de
     else:
         damage(file, keep_time=False)
     assert "damaged: " in say("list")[1]
-    code, second, errors = say("run", demo, *ASK)
+    code, second, errors = say("run", had, *ASK)
     assert (code, second) == (0, first)
-    assert errors.startswith(f"{demo} is damaged in the cache ({file} ")
-    assert say("show", demo, "--check")[0] == 0
+    assert errors.startswith(f"{had} is damaged in the cache ({file} ")
+    assert say("show", had, "--check")[0] == 0
 
 
 def test_damage_that_keeps_size_and_time_is_found_by_the_digest(
-    say: Say, cache: Cache, demo: Path, tmp_path: Path
+    say: Say, cache: Cache, had: Path, tmp_path: Path
 ) -> None:
-    assert say("pull", demo)[0] == 0
     damage(only(cache).paths[0], keep_time=True)
-    for command in (("show", demo, "--check"), ("cp", demo, tmp_path / "out.gguf")):
+    for command in (("show", had, "--check"), ("cp", had, tmp_path / "out.gguf")):
         code, said, errors = say(*command)
         assert_one_error_line(code, said, errors)
         assert "is damaged in the cache" in errors
         assert "`tritgguf pull" in errors
     assert not (tmp_path / "out.gguf").exists()
-    assert say("pull", demo, "--force")[0] == 0
-    assert say("show", demo, "--check")[0] == 0
+    assert say("pull", had, "--force")[0] == 0
+    assert say("show", had, "--check")[0] == 0
 
 
-def test_a_copied_file_has_the_same_bytes(say: Say, cache: Cache, demo: Path, tmp_path: Path) -> None:
-    assert say("pull", demo)[0] == 0
+def test_a_copied_file_has_the_same_bytes(say: Say, cache: Cache, had: Path, tmp_path: Path) -> None:
     code, said, errors = say("cp", "demo", tmp_path / "out.gguf")
     assert (code, errors) == (0, "")
     assert said.startswith(f"{tmp_path / 'out.gguf'}: ")
@@ -223,8 +222,7 @@ def test_a_copied_file_has_the_same_bytes(say: Say, cache: Cache, demo: Path, tm
     assert say("cp", "demo", tmp_path / "out.gguf", "--force")[0] == 0
 
 
-def test_rm_names_what_it_freed_and_removes_nothing_if_a_name_is_wrong(say: Say, cache: Cache, demo: Path) -> None:
-    assert say("pull", demo)[0] == 0
+def test_rm_names_what_it_freed_and_removes_nothing_if_a_name_is_wrong(say: Say, cache: Cache, had: Path) -> None:
     for wrong in ("demmo", "bitnet-2c"):
         code, said, errors = say("rm", "demo", wrong)
         assert_one_error_line(code, said, errors)
@@ -232,17 +230,17 @@ def test_rm_names_what_it_freed_and_removes_nothing_if_a_name_is_wrong(say: Say,
     assert "did you mean bitnet-2b" in errors
     n_bytes = only(cache).record.n_bytes
     code, said, errors = say("rm", "demo")
-    assert (code, said, errors) == (0, f"Removed {demo} (tq1_0): {n_bytes / 1e6:.2f} MB freed\n", "")
+    assert (code, said, errors) == (0, f"Removed {had} (tq1_0): {n_bytes / 1e6:.2f} MB freed\n", "")
     assert cache.entries() == []
     assert list(cache.folder.rglob("*.gguf")) == []
 
 
-def test_a_record_that_cannot_be_read_counts_as_none(say: Say, cache: Cache, demo: Path) -> None:
-    assert say("pull", demo)[0] == 0
-    for text in ("{", "[]", '{"format": 1}', '{"format": 99}'):
-        (only(cache).folder / "record.json").write_text(text)
+def test_a_record_that_cannot_be_read_counts_as_none(say: Say, cache: Cache, had: Path) -> None:
+    file = only(cache).folder / "record.json"
+    for text in ("{", "[]", '{"format": 1}', '{"format": 99}', '{"format": 1, "origin": 1, "n_inexact": 1}'):
+        file.write_text(text)
         assert cache.entries() == []
-        assert say("pull", demo)[0] == 0
+    assert say("pull", had)[0] == 0
     assert len(list(cache.folder.rglob("*.gguf"))) == 1
 
 
