@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -39,6 +40,14 @@ class Conversion:
     def record(self) -> Record:
         """Convert, and return the record to put; take what a killed process has converted already."""
         self.cache.make_folder(self.folder)
+        try:
+            return self._finished()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # if there is nothing in it
+            raise
+
+    def _finished(self) -> Record:
         pending = self._pending()
         entry = self.cache.entry(self.name, self.form)
         kept = () if pending is None else (PENDING, pending.files[0].path)
@@ -75,19 +84,24 @@ class Conversion:
             planned.append(self._planned(file, plan))
             write_whole(self.folder / PENDING, record_bytes(planned[0]), force=True)
 
-        converter.convert(
-            self.located.path,
-            file,
-            self.form.type or "auto",
-            check=token_ids_process,
-            threads=self.threads,
-            progress=self.progress,
-            planned=note,
-            target=self._target(),
-            fallback=self.form.fallback,
-            allow_lossy=self.form.allow_lossy,
-            max_bits=self.form.max_bits,
-        )
+        try:
+            converter.convert(
+                self.located.path,
+                file,
+                self.form.type or "auto",
+                check=token_ids_process,
+                threads=self.threads,
+                progress=self.progress,
+                planned=note,
+                target=self._target(),
+                fallback=self.form.fallback,
+                allow_lossy=self.form.allow_lossy,
+                max_bits=self.form.max_bits,
+            )
+        except BaseException:
+            if not file.exists():
+                (self.folder / PENDING).unlink(missing_ok=True)
+            raise
         return planned[0]
 
     def _planned(self, file: Path, plan: FilePlan) -> Record:

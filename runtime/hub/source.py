@@ -104,17 +104,20 @@ def not_found(text: str, others: Iterable[str]) -> CacheError:
 
 
 def cached(text: str, cache: Cache, type_name: str | None = None) -> list[Entry]:
-    """Return the models in the cache that a text names: by the whole name, or by its last part.
+    """Return the model in the cache that a text names, in each of its forms: by its name, or by the last part of it.
 
-    `type_name` leaves only those whose layers are of that type. Raises CacheError if there is none.
+    `type_name` leaves only forms whose layers are of that type. Raises CacheError if there is none, or if several
+    models have such a name.
     """
     entries = cache.entries()
-    name = named_source(text).name
-    found = [entry for entry in entries if entry.record.name == name] or [
-        entry for entry in entries if readable_name(entry.record.name).lower() == text.lower().removesuffix(".gguf")
-    ]
+    name, last = named_source(text).name, text.lower().removesuffix(".gguf")
+    found = [entry for entry in entries if entry.record.name == name]
+    found = found or [entry for entry in entries if readable_name(entry.record.name).lower() == last]
     if not found:
         raise not_found(text, (entry.record.name for entry in entries))
+    names = sorted({entry.record.name for entry in found})
+    if len(names) > 1:
+        raise CacheError(f"{text} is the last part of {len(names)} names: give one of {', '.join(names)}")
     if type_name is None:
         return found
     typed = [entry for entry in found if entry.record.type == type_name.lower()]

@@ -31,8 +31,7 @@ def cp(
     entries = cached(model, Cache(), type)
     if len(entries) > 1:
         kinds = " or ".join(dict.fromkeys(f"--type {entry.record.type}" for entry in entries))
-        names = ", ".join(dict.fromkeys(entry.record.name for entry in entries))
-        raise CacheError(f"{model} is in the cache {len(entries)} times ({names}): add {kinds}, or give the whole name")
+        raise CacheError(f"{model} is in the cache in {len(entries)} forms: add {kinds}")
     with reports_interruption(out), show_progress(False) as progress:
         paths = copy_out(entries[0], out, force=force, progress=progress)
     print(f"{paths[0]}: {format_size(entries[0].record.n_bytes)}")

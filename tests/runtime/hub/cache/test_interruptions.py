@@ -65,6 +65,8 @@ def test_a_run_that_is_killed(say: Say, cache: Cache, demo: Path, point: str, ac
     assert len(made) == int(converted)
     if point != "recorded":
         assert cache.entries() == []
+    if number == signal.SIGTERM:
+        assert files(cache) == []
     code, said, errors = say("pull", demo)
     assert (code, errors) == (0, "")
     entry = only(cache)

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,7 +90,7 @@ def test_a_model_that_is_not_ternary_is_refused_with_what_would_work(say: Say, c
     assert "floats isn't ternary" in errors
     assert "--type q8_0" in errors
     assert cache.entries() == []
-    assert [path for path in cache.folder.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+    assert [path.suffix for path in cache.folder.rglob("*")] == ["", ".lock"]
     exact = errors.split("--type ")[1].split()[0]
     for name, rounded in ((exact, 1), ("q8_0", 15)):  # embeddings become F16
         code, said, _ = say("pull", model, "--type", name)
@@ -98,7 +100,7 @@ def test_a_model_that_is_not_ternary_is_refused_with_what_would_work(say: Say, c
     assert {entry.record.type for entry in cache.entries()} == {exact, "q8_0"}
     code, said, errors = say("cp", model, tmp_path / "out.gguf")
     assert_one_error_line(code, said, errors)
-    assert f"add --type {exact} or --type q8_0" in errors or f"add --type q8_0 or --type {exact}" in errors
+    assert "is in the cache in 2 forms: add --type " in errors
     assert say("cp", model, tmp_path / "out.gguf", "--type", "q8_0")[0] == 0
     code, said, _ = say("rm", "floats", "--type", "q8_0")
     assert code == 0
@@ -131,6 +133,22 @@ def test_a_gguf_file_that_is_slow_here_is_told_apart(say: Say, cache: Cache, dem
     assert errors.startswith("note: q2_0 has no fast code on x86: --type auto makes a larger file")
     code, said, errors = say("pull", file, "--type", "auto", "--for", "cpu")
     assert (code, said.split()[1]) == (0, "tq1_0,")
+
+
+def test_a_file_in_parts(say: Say, cache: Cache, demo: Path, tmp_path: Path) -> None:
+    first = convert(demo, tmp_path / "mine.gguf", "tq2_0", max_shard_size="2M", check=False).out
+    parts = sorted(tmp_path.glob("mine-*.gguf"))
+    assert first == parts[0]
+    code, _, errors = say("pull", first)
+    assert (code, errors) == (0, "")
+    assert only(cache).paths == tuple(parts)
+    assert say("cp", first, tmp_path / "copy.gguf")[0] == 0
+    copies = sorted(tmp_path.glob("copy-*.gguf"))
+    assert [file.read_bytes() for file in copies] == [file.read_bytes() for file in parts]
+    parts[1].unlink()
+    code, _, errors = say("run", first, *ASK)
+    assert code == 1
+    assert parts[1].name in errors
 
 
 def test_a_revision_is_for_models_on_a_hub(say: Say, cache: Cache, demo: Path) -> None:
@@ -222,13 +240,23 @@ def test_a_copied_file_has_the_same_bytes(say: Say, cache: Cache, had: Path, tmp
     assert say("cp", "demo", tmp_path / "out.gguf", "--force")[0] == 0
 
 
-def test_rm_names_what_it_freed_and_removes_nothing_if_a_name_is_wrong(say: Say, cache: Cache, had: Path) -> None:
+def test_rm_names_what_it_freed_and_removes_nothing_if_a_name_is_wrong(
+    say: Say, cache: Cache, had: Path, tmp_path: Path
+) -> None:
     for wrong in ("demmo", "bitnet-2c"):
         code, said, errors = say("rm", "demo", wrong)
         assert_one_error_line(code, said, errors)
         assert f"{wrong} is no model in the cache" in errors
     assert "did you mean bitnet-2b" in errors
     n_bytes = only(cache).record.n_bytes
+    shutil.copytree(had, tmp_path / "demo")
+    assert say("pull", tmp_path / "demo", "--type", "f16")[0] == 0
+    code, said, errors = say("rm", "demo")
+    assert_one_error_line(code, said, errors)
+    assert (
+        f"demo is the last part of 2 names: give one of {', '.join(sorted([str(had), f'{tmp_path}/demo']))}" in errors
+    )
+    assert say("rm", tmp_path / "demo")[0] == 0
     code, said, errors = say("rm", "demo")
     assert (code, said, errors) == (0, f"Removed {had} (tq1_0): {n_bytes / 1e6:.2f} MB freed\n", "")
     assert cache.entries() == []
@@ -258,3 +286,15 @@ def test_a_cache_in_a_place_that_is_a_file(say: Say, cache: Cache, demo: Path) -
     code, said, errors = say("pull", demo)
     assert_one_error_line(code, said, errors)
     assert "set TRITGGUF_CACHE to a folder that can" in errors
+
+
+def test_a_model_in_the_cache_needs_no_client_of_the_hub(cache: Cache, had: Path) -> None:
+    code = "from tritgguf.runtime.cli.main import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
+    command = [sys.executable, "-c", f"import sys; {code}", "run", str(had), *ASK, "--max-tokens", "1"]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stderr.split()
+    assert "tritgguf.runtime.hub.obtain" in loaded
+    assert not {"huggingface_hub", "filelock", "tritgguf.converter.conversion.pipeline"} & set(loaded)
+    command[3] = "list"
+    loaded = subprocess.run(command[:4], capture_output=True, text=True, check=True).stderr.split()
+    assert "tritgguf.runtime.hub.cache" in loaded
+    assert not {"numpy", "gguf", "llama_cpp", "huggingface_hub"} & set(loaded)
