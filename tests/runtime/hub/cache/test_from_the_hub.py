@@ -20,6 +20,8 @@ from tests.runtime.hub.cache.refusal import assert_one_error_line
 from tests.runtime.hub.conftest import demo_files
 from tests.runtime.hub.hub_server import Fault, HubServer, Repository
 from tritgguf.converter import convert
+from tritgguf.converter.gguf_io.reader import read_gguf
+from tritgguf.converter.model.hub_source import recorded_source
 from tritgguf.runtime.hub.cache import Cache, Entry
 
 Say = Callable[..., tuple[int, str, str]]
@@ -50,6 +52,9 @@ def test_a_name_becomes_a_conversation(say: Say, cache: Cache, hub: HubServer, r
     size = f"{entry.record.n_bytes / 1e6:.2f} MB"
     assert (code, errors) == (0, f"{repository.name}: tq1_0, {size}, exact\n")
     assert answer.startswith("I'm a tiny language model.")
+    recorded = recorded_source(read_gguf(entry.paths[0]).metadata)
+    assert recorded is not None
+    assert (recorded.repo, recorded.commit) == (repository.name, repository.refs["main"])
     assert hub.sent(WEIGHTS) == len(repository.commits[repository.refs["main"]]["model.safetensors"])
     shutil.rmtree(downloads(repository.name))  # not needed any more
     hub.clear()
