@@ -20,7 +20,7 @@ from tritgguf.converter import convert
 from tritgguf.converter.planning.targets import is_x86, slow_on_x86
 from tritgguf.converter.verification.verification import verify
 from tritgguf.runtime.engine import backend
-from tritgguf.runtime.hub.cache import Cache, Entry
+from tritgguf.runtime.hub.cache import Cache, Entry, cache_folder
 
 Say = Callable[..., tuple[int, str, str]]
 ASK = ("--prompt", "Who are you?", "--temperature", "0", "--threads", "1")
@@ -298,3 +298,18 @@ def test_a_model_in_the_cache_needs_no_client_of_the_hub(cache: Cache, had: Path
     loaded = subprocess.run(command[:4], capture_output=True, text=True, check=True).stderr.split()
     assert "tritgguf.runtime.hub.cache" in loaded
     assert not {"numpy", "gguf", "llama_cpp", "huggingface_hub"} & set(loaded)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="where Linux has caches")
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TRITGGUF_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder() == tmp_path / ".cache" / "tritgguf" / "models"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "tritgguf" / "models"
+    monkeypatch.setenv("TRITGGUF_CACHE", "~/mine")
+    assert cache_folder() == tmp_path / "mine" / "models"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRITGGUF_CACHE", "here")
+    assert cache_folder() == tmp_path / "here" / "models"
