@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,7 +25,7 @@ from pathlib import Path
 import platformdirs
 
 from tritgguf.converter.core.json_files import read_object
-from tritgguf.converter.core.progress import Step
+from tritgguf.converter.core.progress import Progress, Step, counted
 from tritgguf.converter.errors import CacheError
 from tritgguf.runtime.hub.record import Form, Record, StoredFile, entry_key
 
@@ -92,11 +92,6 @@ class Entry:
             if now.mtime_ns != file.mtime_ns and file.sha256 is not None and digest(path) != file.sha256:
                 return f"{path} was written to since it was made"
         return None
-
-    def digests(self, step: Step) -> Iterator[tuple[Path, str, str | None]]:
-        """Yield each file, its digest and the expected one, None if there is none; reads all of them."""
-        for file, path in zip(self.record.files, self.paths, strict=True):
-            yield path, digest(path, step), file.sha256
 
 
 class Cache:
@@ -208,7 +203,7 @@ class Cache:
         touched = any(path.stat().st_mtime_ns != file.mtime_ns for file, path in files if file.sha256 is not None)
         try:
             if touched:
-                return self.refreshed(entry, _not_now)
+                return self._described(entry, [file.sha256 for file in entry.record.files], _not_now)
             if self._surplus(entry.folder, entry.record):
                 with self.locked(entry.folder, _not_now):
                     self.tidy(entry.folder, self._record(entry.folder))
@@ -216,15 +211,27 @@ class Cache:
             pass
         return entry
 
-    def refreshed(self, entry: Entry, waiting: Callable[[], None]) -> Entry:
-        """Record times and missing digests of an entry's files as they are now; they must have been checked."""
+    def checked(self, entry: Entry, progress: Progress | None = None) -> Entry:
+        """Read an entry's files and compare their digests; record those that weren't known, and return the entry.
+
+        Raises CacheError if a file isn't what it was.
+        """
+        if (damage := entry.damage()) is not None:
+            raise damaged(entry, damage)
+        step = counted(progress, "checking", entry.record.n_bytes)
+        digests = [digest(path, step) for path in entry.paths]
+        for file, path, found in zip(entry.record.files, entry.paths, digests, strict=True):
+            if file.sha256 not in (None, found):
+                raise damaged(entry, f"the SHA-256 of {path} is {found}, expected {file.sha256}")
+        return self._described(entry, digests, lambda: None)
+
+    def _described(self, entry: Entry, digests: Sequence[str | None], waiting: Callable[[], None]) -> Entry:
+        """Record the times of an entry's files as they are now, and their digests."""
         with self.locked(entry.folder, waiting):
             if self._record(entry.folder) != entry.record:  # another process has changed it meanwhile
                 return self._read(entry.folder) or entry
-            files = tuple(
-                StoredFile.of(path, file.path, file.sha256 or digest(path))
-                for file, path in zip(entry.record.files, entry.paths, strict=True)
-            )
+            described = zip(entry.record.files, entry.paths, digests, strict=True)
+            files = tuple(StoredFile.of(path, file.path, found) for file, path, found in described)
             return self.put(entry.folder, replace(entry.record, files=files))
 
 

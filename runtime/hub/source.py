@@ -48,8 +48,10 @@ class Located:
 def named_source(text: str) -> Source:
     """Return what a text names; a file or folder that exists comes before a short name of the catalogue.
 
-    Raises HubError where it begins as a hub's address does and isn't one.
+    Raises HubError where it begins as a hub's address does and isn't one, SourceError for an empty text.
     """
+    if not text.strip():
+        raise SourceError("no model is named; give a folder, a GGUF file, a name on the hub or one of the catalogue")
     known = catalogue().get(text.lower())
     hub = parse(text if known is None or Path(text).exists() else known.model)
     if hub is not None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tritgguf.converter.core.progress import counted
 from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.errors import CacheError
 from tritgguf.runtime.cli import model_options
@@ -15,7 +14,7 @@ from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.progress_bar import show_progress
 
 if TYPE_CHECKING:
-    from tritgguf.runtime.hub.cache import Cache, Entry
+    from tritgguf.runtime.hub.cache import Entry
     from tritgguf.runtime.hub.catalogue import KnownModel
 
 Check = Annotated[
@@ -45,7 +44,8 @@ def show(
         _show_known(known, json_output)
         return
     if check:
-        entries = [_checked(entry, cache) for entry in entries]
+        with show_progress(False) as progress:
+            entries = [cache.checked(entry, progress) for entry in entries]
     if json_output:
         print(json.dumps([described(entry) for entry in entries]))
         return
@@ -53,20 +53,6 @@ def show(
         print("\n" * (number > 0) + "\n".join(f"{title:<10} {text}" for title, text in _lines(entry)))
     if check:
         print("Every file has the digest that it had.")
-
-
-def _checked(entry: Entry, cache: Cache) -> Entry:
-    """Return the entry with its digests; raise CacheError if a file isn't what it was."""
-    from tritgguf.runtime.hub.cache import damaged
-
-    if (damage := entry.damage()) is not None:
-        raise damaged(entry, damage)
-    with show_progress(False) as progress:
-        step = counted(progress, "checking", entry.record.n_bytes)
-        for path, found, expected in entry.digests(step):
-            if expected not in (None, found):
-                raise damaged(entry, f"the SHA-256 of {path} is {found}, expected {expected}")
-    return cache.refreshed(entry, lambda: None)
 
 
 def _lines(entry: Entry) -> list[tuple[str, str]]:

@@ -142,6 +142,9 @@ def test_a_file_in_parts(say: Say, cache: Cache, demo: Path, tmp_path: Path) -> 
     code, _, errors = say("pull", first)
     assert (code, errors) == (0, "")
     assert only(cache).paths == tuple(parts)
+    assert [file["sha256"] for file in json.loads(say("show", first, "--json")[1])[0]["files"]] == [None] * len(parts)
+    (told,) = json.loads(say("show", first, "--check", "--json")[1].splitlines()[0])
+    assert [file["sha256"] for file in told["files"]] == [hashlib.sha256(p.read_bytes()).hexdigest() for p in parts]
     assert say("cp", first, tmp_path / "copy.gguf")[0] == 0
     copies = sorted(tmp_path.glob("copy-*.gguf"))
     assert [file.read_bytes() for file in copies] == [file.read_bytes() for file in parts]
@@ -248,6 +251,7 @@ def test_rm_names_what_it_freed_and_removes_nothing_if_a_name_is_wrong(
         assert_one_error_line(code, said, errors)
         assert f"{wrong} is no model in the cache" in errors
     assert "did you mean bitnet-2b" in errors
+    assert_one_error_line(*say("run", ""))
     n_bytes = only(cache).record.n_bytes
     shutil.copytree(had, tmp_path / "demo")
     assert say("pull", tmp_path / "demo", "--type", "f16")[0] == 0
