@@ -116,7 +116,12 @@ class Conversion:
         if self.form.target == "cpu":
             return "cpu"
         only = open_model(self.located.path, load_tokenizer=False).targets
-        return self.form.target if only is None or self.form.target in only else only[0]
+        if only is None or self.form.target in only:
+            return self.form.target
+        self.say(
+            f"note: {self.name} runs on the {only[0].upper()} alone, whatever GPU there is: its types are for that"
+        )
+        return only[0]
 
     def _require_ternary(self, plan: FilePlan) -> None:
         """Raise UnsupportedError if every layer is stored as floats: then the user has to choose a type."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import tritgguf.runtime
+from tests import bitnet_model
 from tests.checkpoints import build
 from tests.runtime.hub.cache.refusal import assert_one_error_line
 from tritgguf.converter import convert
@@ -133,6 +134,16 @@ def test_a_gguf_file_that_is_slow_here_is_told_apart(say: Say, cache: Cache, dem
     assert errors.startswith("note: q2_0 has no fast code on x86: --type auto makes a larger file")
     code, said, errors = say("pull", file, "--type", "auto", "--for", "cpu")
     assert (code, said.split()[1]) == (0, "tq1_0,")
+
+
+def test_bitnet_2b_4t_runs_on_the_cpu_whatever_it_is_wanted_for(say: Say, cache: Cache, tmp_path: Path) -> None:
+    file = bitnet_model.write_gguf(tmp_path / "bitnet.gguf", "f16")
+    code, said, errors = say("pull", file, "--type", "auto", "--for", "cuda")
+    assert code == 0, errors
+    assert f"note: {file} runs on the CPU alone: its types are chosen for that\n" in errors
+    assert said.startswith(f"{file}: tq1_0, ")
+    code, said, errors = say("run", file, "--type", "auto", "--for", "cuda", "--prompt", "a", "--max-tokens", "2")
+    assert code == 0, errors
 
 
 def test_a_file_in_parts(say: Say, cache: Cache, demo: Path, tmp_path: Path) -> None:
