@@ -118,9 +118,7 @@ class Conversion:
         only = open_model(self.located.path, load_tokenizer=False).targets
         if only is None or self.form.target in only:
             return self.form.target
-        self.say(
-            f"note: {self.name} runs on the {only[0].upper()} alone, whatever GPU there is: its types are for that"
-        )
+        self.say(f"note: {self.name} runs on the {only[0].upper()} alone: its types are chosen for that")
         return only[0]
 
     def _require_ternary(self, plan: FilePlan) -> None:
