@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from tritgguf.converter.errors import (
+    CacheError,
     EngineError,
     OllamaError,
     OutputError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tritgguf.converter.planning.file_plan import FilePlan, TensorPlan
 
 __all__ = [
+    "CacheError",
     "Conversion",
     "EngineError",
     "FilePlan",

@@ -8,7 +8,9 @@
     ├── OutputError               the target file can't be written
     ├── EngineError               the native runtime can't load or run a file
     ├── PluginError               a plugin can't be loaded, or isn't what its place requires
-    └── OllamaError               Ollama's server can't be reached, or refuses what it is asked for
+    ├── OllamaError               Ollama's server can't be reached, or refuses what it is asked for
+    ├── HubError                  the hub can't be reached, or it refuses or lacks what a name asks for
+    └── CacheError                a model isn't in the cache, or the cache can't be used
 
 A message names the file or tensor, what was found, what was expected, and the remedy.
 """
@@ -61,3 +63,11 @@ class PluginError(TritggufError):
 
 class OllamaError(TritggufError):
     """Ollama's server can't be reached, or refuses what it is asked for."""
+
+
+class HubError(TritggufError):
+    """The hub can't be reached, or it refuses or lacks what a name asks for."""
+
+
+class CacheError(TritggufError):
+    """A model isn't in the cache of models, or the cache can't be read or written."""

@@ -6,6 +6,10 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import hub_endpoint
+
+assert os.environ["HF_ENDPOINT"] == hub_endpoint.ENDPOINT
+
 # Set before numpy and llama.cpp are loaded; child processes inherit it. The workers share the cores, and by default
 # OpenMP's threads spin at every node of a graph until the last of them has had a core: most of the time goes there.
 os.environ.update(OMP_WAIT_POLICY="passive", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")

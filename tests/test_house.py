@@ -106,7 +106,7 @@ def test_help_loads_nothing_that_takes_long(arguments: list[str]) -> None:
     command = [sys.executable, "-c", code, *arguments, "--help"]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stderr.split()
     assert {"tritgguf", "typer"} <= set(loaded)
-    assert not {"numpy", "gguf", "llama_cpp", "tokenizers", "prompt_toolkit"} & set(loaded)
+    assert not {"numpy", "gguf", "llama_cpp", "tokenizers", "prompt_toolkit", "huggingface_hub", "httpx2"} & set(loaded)
 
 
 def test_the_help_lists_every_type_and_method(capsys, monkeypatch) -> None:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tritgguf.runtime.cli.command import commands
+
 GREET = '''
 """`tritgguf greet`."""
 
@@ -55,7 +57,9 @@ def test_the_help_lists_the_commands_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "greet.py").write_text(GREET)
     shown = run(tmp_path, "--help").stdout
     listed = re.findall(r"^[│ ] (\w+)  ", shown.partition("Commands")[2], re.M)
-    assert listed == ["convert", "chat", "inspect", "verify", "ollama", "quantize", "greet"]
+    assert listed == [*commands(), "greet"]
+    first = ["run", "convert", "chat", "inspect", "verify", "ollama"]
+    assert [name for name in listed if name in first] == first
 
 
 def test_a_file_without_a_command_is_named(tmp_path: Path) -> None:

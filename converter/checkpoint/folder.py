@@ -9,7 +9,8 @@ from typing import Any
 
 from tritgguf.converter.checkpoint.config_json import read_config_json
 from tritgguf.converter.checkpoint.fake_quantizer import refuse_latents
-from tritgguf.converter.checkpoint.packing import read_packing
+from tritgguf.converter.checkpoint.header_files import only_described
+from tritgguf.converter.checkpoint.packing import find_packing, read_packing
 from tritgguf.converter.checkpoint.safetensors_reader import INDEX, SINGLE
 from tritgguf.converter.checkpoint.weights import read_weights
 from tritgguf.converter.core.tensors import SourceTensor
@@ -20,12 +21,16 @@ ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.b
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model folder: its config.json, its tensors and the name of their packing; None where it holds no weights."""
+    """A model folder: its config.json, its tensors and the name of their packing; None where it holds no weights.
+
+    `described` are the tensors as they are stored, where only their headers are here: then `tensors` is None too.
+    """
 
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, SourceTensor] | None
     packing: str | None
+    described: Mapping[str, SourceTensor] | None = None
 
 
 def open_checkpoint(path: Path, linear: Container[str]) -> Checkpoint:
@@ -39,6 +44,8 @@ def open_checkpoint(path: Path, linear: Container[str]) -> Checkpoint:
     if stored is None:
         _refuse_other_weights(path)
         return Checkpoint(path, config, None, None)
+    if only_described(stored):
+        return Checkpoint(path, config, None, find_packing(config, stored).name, stored)
     packing, tensors = read_packing(config, stored, linear)
     refuse_latents(path, tensors, linear)
     return Checkpoint(path, config, tensors, packing)

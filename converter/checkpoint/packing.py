@@ -45,6 +45,12 @@ def read_packing(
 
     `linear` holds the names of the linear layers' tensors.
     """
+    packing = find_packing(config, stored)
+    return packing.name, packing.read(config, stored, linear)
+
+
+def find_packing(config: ConfigJson, stored: StoredTensors) -> Packing:
+    """Return the one packing that recognizes the checkpoint; no value is read."""
     quantized = quantization(config)
     method = quantized.text("quant_method")
     if quantized.flag("use_rms_norm"):
@@ -65,7 +71,7 @@ def read_packing(
             f"{quantized.name('quant_method')} {shown(method)} isn't known here, and reading such weights as plain "
             f"floats would give a wrong model; known packings are {', '.join(packings())}"
         )
-    return found[0].name, found[0].read(config, stored, linear)
+    return found[0]
 
 
 def quantization(config: ConfigJson) -> Settings:

@@ -11,17 +11,26 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tritgguf.converter.checkpoint.shards import read_shards
 from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core.dtypes import ITEM_BYTES
-from tritgguf.converter.core.system import mapped
+from tritgguf.converter.core.system import ByteArray, mapped
 from tritgguf.converter.errors import SourceError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+LENGTH_BYTES = 8  # of the number before the header
 MAX_HEADER_BYTES = 100_000_000
+
+
+class Described(NamedTuple):
+    """One tensor as a header describes it; `place` is the range of its bytes behind the header, half-open."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    place: tuple[int, int]
 
 
 def matches(folder: Path) -> bool:
@@ -38,27 +47,32 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 def read_file(path: Path) -> dict[str, StoredTensor]:
     """Return the tensors of one file by name; no weight is read. Raise SourceError that names what is damaged."""
+    described, body = read_header(path)
+    _require_contiguous(path, {name: entry.place for name, entry in described.items()}, len(body))
+    return {
+        name: StoredTensor(name, entry.dtype, entry.shape, path, body[slice(*entry.place)])
+        for name, entry in described.items()
+    }
+
+
+def read_header(path: Path) -> tuple[dict[str, Described], ByteArray]:
+    """Return what a file's header says of its tensors, and the bytes behind it; raise SourceError for damage."""
     try:
         file_bytes = path.stat().st_size
-        if file_bytes < 8:
+        if file_bytes < LENGTH_BYTES:
             raise SourceError(f"{path.name} has {file_bytes} bytes, too few for a safetensors file: fetch it again")
         data = mapped(path)
     except OSError as error:
         raise SourceError(f"{path.name} can't be read: {error.strerror or error}") from error
-    header_bytes = int.from_bytes(data[:8].tobytes(), "little")
-    if header_bytes > min(file_bytes - 8, MAX_HEADER_BYTES):
+    header_bytes = int.from_bytes(data[:LENGTH_BYTES].tobytes(), "little")
+    if header_bytes > min(file_bytes - LENGTH_BYTES, MAX_HEADER_BYTES):
         raise SourceError(
             f"{path.name}: the header claims {header_bytes} bytes, but the file has {file_bytes}: "
             "it is truncated or isn't a safetensors file; fetch it again"
         )
-    header = _parse_header(path, data[8 : 8 + header_bytes].tobytes())
-    body = data[8 + header_bytes :]
-    ranges = {name: _checked_range(path, name, entry) for name, entry in header.items()}
-    _require_contiguous(path, ranges, len(body))
-    return {
-        name: StoredTensor(name, header[name]["dtype"], tuple(header[name]["shape"]), path, body[start:stop])
-        for name, (start, stop) in ranges.items()
-    }
+    end = LENGTH_BYTES + header_bytes
+    header = _parse_header(path, data[LENGTH_BYTES:end].tobytes())
+    return {name: _checked(path, name, entry) for name, entry in header.items()}, data[end:]
 
 
 def _parse_header(path: Path, blob: bytes) -> dict[str, dict[str, Any]]:
@@ -78,8 +92,8 @@ def _parse_header(path: Path, blob: bytes) -> dict[str, dict[str, Any]]:
     return header
 
 
-def _checked_range(path: Path, name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the byte range of one tensor after checking dtype, shape and size against each other."""
+def _checked(path: Path, name: str, entry: Mapping[str, Any]) -> Described:
+    """Return a tensor's entry after checking dtype, shape and size against each other."""
     try:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
         valid = all(type(n) is int and n >= 0 for n in (*shape, start, stop)) and isinstance(dtype, str)
@@ -95,7 +109,7 @@ def _checked_range(path: Path, name: str, entry: Mapping[str, Any]) -> tuple[int
             f"{path.name}: tensor {name} of shape {shape} in {dtype} needs {expected} bytes, "
             f"but its data_offsets span {stop - start}: fetch the file again"
         )
-    return start, stop
+    return Described(dtype, tuple(shape), (start, stop))
 
 
 def _require_contiguous(path: Path, ranges: Mapping[str, tuple[int, int]], body_bytes: int) -> None:

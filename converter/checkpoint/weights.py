@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tritgguf.converter.checkpoint import pytorch_reader, safetensors_reader
+from tritgguf.converter.checkpoint import header_files, pytorch_reader, safetensors_reader
 from tritgguf.converter.checkpoint.config_json import WEIGHTS
 from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 
@@ -18,10 +18,11 @@ class WeightsFormat(NamedTuple):
     read_tensors: Callable[[Path], dict[str, StoredTensor]]
 
 
-# In the order in which transformers looks for them.
+# In the order in which transformers looks for them; headers alone where there is nothing else.
 FORMATS = (
     WeightsFormat(safetensors_reader.matches, safetensors_reader.read_tensors),
     WeightsFormat(pytorch_reader.matches, pytorch_reader.read_tensors),
+    WeightsFormat(header_files.matches, header_files.read_tensors),
 )
 
 

@@ -113,13 +113,17 @@ class ExportPlan:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A model to export: config.json, the tensors that are written, and where they are; None without weights."""
+    """A model to export: config.json, the tensors that are written, and where they are; None without weights.
+
+    `dtypes` are those of tensors of which only the headers are here, by their names.
+    """
 
     config: Mapping[str, Any]
     specs: list[TensorSpec]
     tensors: Mapping[str, SourceTensor] | None
     notes: list[str]
     texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
 def plan_export(model: Path, form: Form, threads: int, progress: Step) -> ExportPlan:
@@ -132,7 +136,7 @@ def plan_export(model: Path, form: Form, threads: int, progress: Step) -> Export
         )
 
     def choose(matrix: tuple[TensorSpec, SourceTensor | None]) -> TensorExport:
-        return _choose(*matrix, form, opened.config)
+        return _choose(*matrix, form, opened)
 
     tensors = []
     for tensor in parallel(choose, _matrices(opened.specs, opened.tensors), threads):
@@ -161,7 +165,10 @@ def _open_folder(folder: Path, form: Form) -> _Opened:
     specs = list({spec.source: spec for spec in stored}.values())  # once each: a tensor may be several of the graph's
     checkpoint = open_checkpoint(folder, linear_names(specs))
     if checkpoint.tensors is None:
-        return _Opened(raw, specs, None, ["there are no weights: the loss isn't known"])
+        described = checkpoint.described or {}
+        missing = "only the headers of the weights are here" if described else "there are no weights"
+        dtypes = {name: tensor.dtype for name, tensor in described.items()}
+        return _Opened(raw, specs, None, [f"{missing}: the loss isn't known"], dtypes=dtypes)
     found, notes = match_tensors(specs, checkpoint.tensors, config)
     _require_sense(checkpoint, found.values(), form)
     return _Opened(raw, specs, found, notes)
@@ -199,11 +206,12 @@ def _require_sense(checkpoint: Checkpoint, tensors: Iterable[SourceTensor], form
         )
 
 
-def _choose(spec: TensorSpec, source: SourceTensor | None, form: Form, config: Mapping[str, Any]) -> TensorExport:
+def _choose(spec: TensorSpec, source: SourceTensor | None, form: Form, opened: _Opened) -> TensorExport:
     scheme = form.scheme
     coded_roles = ("linear", "embedding", "output") if form.packs_embeddings else ("linear",)
     if scheme is None or spec.role not in coded_roles:
-        return TensorExport(spec, source, None, FloatPacker(_plain_dtype(source, form, config)))
+        dtype = opened.dtypes.get(spec.source) if source is None else source.dtype
+        return TensorExport(spec, source, None, FloatPacker(_plain_dtype(dtype, form, opened.config)))
     grid = find_grid(source) if source is not None else None
     if grid is not None and source is not None and not form.allow_lossy and not scheme.holds(grid, source):
         raise TensorError(
@@ -215,12 +223,12 @@ def _choose(spec: TensorSpec, source: SourceTensor | None, form: Form, config: M
     return TensorExport(spec, source, scheme, packer, grid)
 
 
-def _plain_dtype(source: SourceTensor | None, form: Form, config: Mapping[str, Any]) -> str:
+def _plain_dtype(stored: str | None, form: Form, config: Mapping[str, Any]) -> str:
     """Return the dtype of a tensor that isn't quantized: the form's or the scheme's, else its own."""
     if form.dequantized:
         return form.dtype
     if form.scheme is not None and form.scheme.plain_dtype:
         return form.scheme.plain_dtype
-    if source is not None and source.dtype in FLOAT_DTYPES:
-        return source.dtype
+    if stored in FLOAT_DTYPES:
+        return stored
     return BY_NAME_IN_CONFIG.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")

@@ -39,6 +39,13 @@ def sibling_paths(part: Path, n_parts: int) -> list[Path] | None:
     return part_paths(part.with_name(match["stem"] + ".gguf"), n_parts)
 
 
+def parts_named(path: Path) -> list[Path]:
+    """Return all parts of the model that the file is one of by its name, or the file alone."""
+    match = _NAME.fullmatch(path.name)
+    siblings = sibling_paths(path, int(match["count"])) if match else None
+    return siblings or [path]
+
+
 def split_keys(number: int, n_parts: int, n_tensors: int) -> Metadata:
     """Return the keys of part `number`, counted from 0."""
     return {

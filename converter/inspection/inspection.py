@@ -11,13 +11,14 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gguf import GGML_QUANT_VERSION, Keys
 
 from tritgguf.converter.checkpoint.config_json import named_classes, read_config_json
+from tritgguf.converter.checkpoint.header_files import DescribedTensor, only_described
 from tritgguf.converter.checkpoint.packing import read_packing
 from tritgguf.converter.checkpoint.weights import read_weights
 from tritgguf.converter.core.parallel import n_threads, parallel
@@ -43,6 +44,7 @@ from tritgguf.converter.quant.method import method_named
 
 EMBEDDING = re.compile(r"(^|\.)(embed\w*|token_embd|wte|wpe)\.")
 OUTPUT = re.compile(r"^(lm_head|output)\.")
+HEADER_ALONE = "inspected from the file's header alone: which types hold the tensors exactly isn't known"
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,13 @@ class Inspection:
 
 
 def inspect(
-    path: str | os.PathLike[str], *, threads: int | None = None, progress: Progress | None = None
+    path: str | os.PathLike[str],
+    *,
+    values: bool = True,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> Inspection:
-    """Inspect a Hugging Face folder or a GGUF file; reads every weight.
+    """Inspect a Hugging Face folder or a GGUF file; reads every weight, unless `values` says that they aren't there.
 
     `threads` is one per core by default; `progress` is called with "reading", the bytes done and the total bytes.
     Raises TritggufError if nothing can be read: the file is damaged, or the folder isn't a model.
@@ -138,15 +144,20 @@ def inspect(
         model, refused = open_model(place), None
     except TritggufError as error:
         model, refused = _seen(place, error), str(error)
-    stored = _stored_bytes(place)
+    header_alone = not values and model.tensors is not None  # of a GGUF file; folders with headers say so themselves
+    if header_alone:
+        model = replace(model, tensors=None, notes=[*model.notes, HEADER_ALONE])
+    stored = _stored(place)
     specs = [spec for spec in model.specs if spec.data is None]
-    sizes_on_disk = _with_companions(specs, stored, model.tensors or {})
+    sizes_on_disk = _with_companions(specs, {name: size for name, (size, _) in stored.items()}, model.tensors or {})
     report = counted(progress, "reading", sum(sizes_on_disk))
 
     def facts(item: tuple[TensorSpec, int]) -> tuple[TensorFacts, TensorPlan | None, int]:
         spec, n_bytes = item
         source = None if model.tensors is None else model.tensors[spec.source]
         found = inspect_tensor(spec, source, n_bytes, scale_tensors=model.scale_tensors)
+        if source is None and spec.source in stored:
+            found = replace(found, dtype=stored[spec.source][1])
         return found, None if refused else _smallest(spec, source, found, model), n_bytes
 
     tensors, smallest = [], {}
@@ -158,13 +169,14 @@ def inspect(
     classes = [] if is_gguf(place) else named_classes(read_config_json(place))
     return Inspection(
         kind="gguf" if is_gguf(place) else "folder",
-        path=place.resolve(),
+        path=place.resolve() if place.is_dir() else place.absolute(),  # a link to a blob has the name, not the blob
         architecture=_architecture(model),
         hf_class=classes[0] if classes else None,
         source=model.source,
-        file_bytes=sum(stored.values()),
+        file_bytes=sum(size for size, _ in stored.values()),
         tensors=tuple(tensors),
-        sizes={} if refused else {**_smallest_size(model, smallest), **_sizes(model, tensors)},
+        # Which of a GGUF file's tensors keep their types depends on their values.
+        sizes={} if refused or header_alone else {**_smallest_size(model, smallest), **_sizes(model, tensors)},
         notes=notes,
         refused=refused,
     )
@@ -178,7 +190,8 @@ def _seen(path: Path, refusal: TritggufError) -> Model:
         raise refusal from None
     specs = [TensorSpec(name, name, tensor.shape, _role(name, tensor.shape)) for name, tensor in tensors.items()]
     metadata = dict(read_gguf(path).metadata) if is_gguf(path) else {}
-    return Model(path, source, specs, tensors, metadata, None, [], scale_tensors=False)
+    values = None if any(isinstance(tensor, DescribedTensor) for tensor in tensors.values()) else tensors
+    return Model(path, source, specs, values, metadata, None, [], scale_tensors=False)
 
 
 def _open_tensors(path: Path) -> tuple[Mapping[str, SourceTensor], str | None]:
@@ -187,6 +200,8 @@ def _open_tensors(path: Path) -> tuple[Mapping[str, SourceTensor], str | None]:
     stored = read_weights(path)
     if stored is None:
         raise SourceError(f"{path} holds no weights")
+    if only_described(stored):
+        return stored, None
     linear = {name for name, tensor in stored.items() if _role(name, tensor.shape) == "linear"}
     config = read_config_json(path)
     try:
@@ -209,11 +224,10 @@ def _architecture(model: Model) -> str | None:
     return str(key.data) if key else None
 
 
-def _stored_bytes(path: Path) -> dict[str, int]:
-    """Return each tensor's size in bytes by its name on disk."""
-    if is_gguf(path):
-        return {name: tensor.n_bytes for name, tensor in read_gguf(path).tensors.items()}
-    return {name: tensor.n_bytes for name, tensor in (read_weights(path) or {}).items()}
+def _stored(path: Path) -> dict[str, tuple[int, str]]:
+    """Return each tensor's size in bytes and its dtype by its name on disk."""
+    tensors: Mapping[str, SourceTensor] = read_gguf(path).tensors if is_gguf(path) else read_weights(path) or {}
+    return {name: (tensor.n_bytes, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def _stock_notes(path: Path) -> list[str]:

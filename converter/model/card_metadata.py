@@ -17,6 +17,7 @@ from tritgguf.converter.core.settings import LARGEST, SMALLEST, Settings
 from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_io.metadata import Metadata, Value, float32, string
 from tritgguf.converter.model.description import Parameters, description
+from tritgguf.converter.model.hub_source import repository_of, source_metadata
 
 _LICENSE = {
     "license": Keys.General.LICENSE,
@@ -36,28 +37,27 @@ _TOKENS_OF_PHI3 = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 
 
 def card_metadata(folder: Path, config: Mapping[str, Any], parameters: Parameters) -> tuple[Metadata, list[str]]:
-    """Return the keys of the description, the licence and generation_config.json's sampling, and notes for the user.
+    """Return the keys of the description, the licence, the source and generation_config.json's sampling, and notes.
 
     `config` is config.json. A missing file gives no keys. Front matter that can't be read gives a note and no licence.
     A damaged generation_config.json, or a wrong number in it, raises SourceError.
     """
     card, notes = _card(folder)
     licence = {key: string(text) for name, key in _LICENSE.items() if (text := _text(card.get(name)))}
-    return description(card, config, model_name(folder), parameters) | licence | _sampling(folder), notes
+    described = description(card, config, model_name(folder), parameters)
+    return described | licence | source_metadata(folder) | _sampling(folder), notes
 
 
 def model_name(folder: Path) -> str:
     """Return the folder's name, or the repository's for a snapshot in Hugging Face's cache, whose name is a commit.
 
     A GGUF file's name is that of the file without its ending.
-    The cache has the files of org/name in models--org--name/snapshots/COMMIT
-    (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
     """
+    if folder.is_file():
+        return folder.stem
     folder = folder.resolve()
-    repository = folder.parent.parent.name
-    if folder.parent.name == "snapshots" and repository.startswith("models--"):
-        return repository.split("--")[-1]
-    return folder.stem if folder.is_file() else folder.name
+    repository = repository_of(folder)
+    return folder.name if repository is None else repository.split("/")[-1]
 
 
 def loadable_name(name: str, tokens: Collection[str]) -> str:

@@ -18,6 +18,7 @@ from tritgguf.converter.gguf_io.hadamard import is_rotated, read_basis
 from tritgguf.converter.gguf_io.reader import GgufFile, read_gguf
 from tritgguf.converter.model.architecture import Architecture, TensorSpec, architectures
 from tritgguf.converter.model.gguf_repairs import repaired
+from tritgguf.converter.model.hub_source import source_metadata
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.tokenizer import TokenIdsProvider, passthrough_tokenizer
 
@@ -47,6 +48,7 @@ def open_gguf_model(path: Path, token_ids: TokenIdsProvider | None = None) -> Mo
     _require_known_graph(file)
     basis = read_basis(path.name, file.metadata, file.tensors)
     kept = {key: value for key, value in file.metadata.items() if key not in REWRITTEN and not is_rotated((key,))}
+    kept |= source_metadata(file.path)
     repair = repaired({Keys.General.ARCHITECTURE: file.metadata[Keys.General.ARCHITECTURE], **kept})
     name = repair.metadata[Keys.General.ARCHITECTURE].data
     architecture = next((known for known in architectures() if known.name == name), None)

@@ -11,6 +11,7 @@ from gguf import Keys
 from tritgguf.converter.checkpoint.adapter import Adapter, open_adapter
 from tritgguf.converter.checkpoint.config_json import read_config_json
 from tritgguf.converter.checkpoint.folder import Checkpoint, open_checkpoint
+from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.system import trim_memory
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import SourceError, UnsupportedError
@@ -83,7 +84,7 @@ def _needed_tensors(
     if checkpoint.tensors is None:
         if lora is not None:
             raise SourceError(f"{checkpoint.folder} holds no weights, so there is nothing to merge an adapter into")
-        return _Tensors(None, {}, ["the folder has no weights: which tensors the type holds exactly isn't known"])
+        return _Tensors(None, {}, _notes_without_values(checkpoint, specs, config))
     stored, notes = needed_tensors(specs, checkpoint.tensors, config)
     if lora is None:
         return _Tensors(assembled_tensors(specs, stored), {}, notes)
@@ -93,6 +94,17 @@ def _needed_tensors(
     merged = assembled_tensors(specs, adapter.merged(stored))
     changed = [spec for spec in specs if not adapter.changed.isdisjoint(spec.names)]
     return _Tensors(merged, assembled_tensors(changed, stored), [*notes, adapter.note])
+
+
+def _notes_without_values(checkpoint: Checkpoint, specs: Sequence[TensorSpec], config: DecoderConfig) -> list[str]:
+    """Return the notes on a model without weights; where there are headers, check them as far as they tell."""
+    unknown = "which tensors the type holds exactly isn't known"
+    if checkpoint.described is None:
+        return [f"the folder has no weights: {unknown}"]
+    # A packing's own tensors become the graph's only when they are read.
+    plain = all(tensor.dtype in FLOAT_DTYPES for tensor in checkpoint.described.values())
+    notes = needed_tensors(specs, checkpoint.described, config)[1] if plain else []
+    return [*notes, f"planned from the headers of the weights alone: {unknown}"]
 
 
 def _refuse_untying(adapter: Adapter, specs: Sequence[TensorSpec], config: DecoderConfig) -> None:

@@ -52,7 +52,14 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
 
 
 def _require_choice(model: Model, request: Request) -> None:
-    """Raise UnsupportedError where an adapter takes weights off their grid and the user chose no type for them."""
+    """Raise UnsupportedError where only the user can choose a type: without weights, or where an adapter takes them
+    off their grid.
+    """
+    if model.tensors is None and request.type is None:
+        raise UnsupportedError(
+            "the weights aren't here, so no exact type can be chosen: add --type, such as --type tq2_0; inspect lists "
+            "the file's size with each type"
+        )
     if request.max_bits is not None:
         return
     for spec in model.specs:

@@ -7,12 +7,22 @@ from typing import Annotated
 
 import typer
 
-ModelPath = Annotated[Path, typer.Argument(help="Hugging Face model folder or GGUF file.")]
+ON_THE_HUB = "org/name, org/name@revision or org/name:FILE.gguf on Hugging Face"
+Model = Annotated[str, typer.Argument(help=f"Model folder, GGUF file, or a name: {ON_THE_HUB}.")]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a model on Hugging Face (default: its main branch).")
+]
 AllowLossy = Annotated[
     bool, typer.Option("--allow-lossy", help="Convert even if quantized weights can't be stored exactly.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be written; change nothing.")]
+Fallback = Annotated[
+    str | None, typer.Option(help="Tensor type for linear layers whose rows don't fit --type: f16 (default: stop).")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing output.")]
+GpuLayers = Annotated[
+    int | None, typer.Option(min=0, help="Number of layers on the GPU (default: all if there is one).")
+]
 JsonOutput = Annotated[
     bool, typer.Option("--json", help="Print one JSON object; write progress to standard error as JSON lines.")
 ]

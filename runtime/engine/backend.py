@@ -108,6 +108,28 @@ def cpu_kernels() -> CpuKernels:
         return _cpu_kernels
 
 
+def accelerator() -> str | None:
+    """Return which target of `convert --for` this build offloads to; "any" for one that isn't known, None for a CPU."""
+    if not supports_gpu():
+        return None
+    names = {"CUDA": "cuda", "ROCm": "cuda", "HIP": "cuda", "Metal": "metal", "MTL": "metal", "Vulkan": "vulkan"}
+    try:
+        get, registry, name = (
+            libggml.ggml_backend_dev_get,
+            libggml.ggml_backend_dev_backend_reg,
+            libggml.ggml_backend_reg_name,
+        )
+        count = libggml.ggml_backend_dev_count
+    except AttributeError:  # Windows finds them in another library
+        return "any"
+    count.restype, name.restype = ctypes.c_size_t, ctypes.c_char_p
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    registry.restype, registry.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    name.argtypes = [ctypes.c_void_p]
+    found = [(name(registry(get(index))) or b"").decode("ascii", "replace") for index in range(count())]
+    return next((names[device] for device in found if device in names), "any")
+
+
 class Vocab:
     """The tokenizer inside a GGUF file."""
 

@@ -20,6 +20,7 @@ from tritgguf.converter.planning.targets import TARGETS
 from tritgguf.runtime.cli import options
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.interruption import reports_interruption
+from tritgguf.runtime.cli.model_argument import fetched, headers_of_model, local_model, named_model
 from tritgguf.runtime.cli.progress_bar import show_progress
 
 if TYPE_CHECKING:
@@ -36,9 +37,6 @@ TypeName = Annotated[
 ]
 Target = Annotated[str, typer.Option("--for", help=f"Where the file will run: {', '.join(TARGETS)}.")]
 MethodName = Annotated[str, typer.Option(help=f"How to ternarize linear layers that aren't ternary: {METHODS}.")]
-Fallback = Annotated[
-    str | None, typer.Option(help="Tensor type for linear layers whose rows don't fit --type: f16 (default: stop).")
-]
 EmbeddingType = Annotated[
     str | None,
     typer.Option(
@@ -70,12 +68,13 @@ MaxShardSize = Annotated[
 
 
 def convert(
-    model: options.ModelPath,
+    model: options.Model,
     out: OutPath = None,
+    revision: options.Revision = None,
     type: TypeName = "auto",
     target: Target = "cpu",
     method: MethodName = "mse",
-    fallback: Fallback = None,
+    fallback: options.Fallback = None,
     embedding_type: EmbeddingType = None,
     output_type: OutputType = None,
     allow_lossy: options.AllowLossy = False,
@@ -91,7 +90,10 @@ def convert(
     lora: options.Lora = None,
     threads: options.Threads = None,
 ) -> None:
-    """Convert a Hugging Face model or a GGUF file to a GGUF file with ternary tensors."""
+    """Convert a Hugging Face model or a GGUF file to a GGUF file with ternary tensors.
+
+    With --dry-run, of a model on Hugging Face that wasn't fetched yet only the headers are read.
+    """
     from tritgguf.runtime.engine.kernels.install import fast_types  # not at the top: the help needn't wait
 
     choices: Choices = {
@@ -108,17 +110,21 @@ def convert(
         "fast_here": fast_types() if target == "cpu" else (),
     }
     if dry_run:
-        with show_progress(json_output) as progress:
-            plan = converter.plan(model, type, method, lora=lora, threads=threads, progress=progress, **choices)
+        with _planned_from(model, revision, lora, json_output) as path, show_progress(json_output) as progress:
+            plan = converter.plan(path, type, method, lora=lora, threads=threads, progress=progress, **choices)
         _print_plan(plan, json_output)
         return
     if out is None:
         raise typer.BadParameter("name the GGUF file to write, or add --dry-run", param_hint="OUT")
     from tritgguf.runtime.engine.token_ids_process import token_ids_process  # not at the top: the help needn't wait
 
+    with reports_interruption(out):
+        if (name_on_hub := named_model(model, revision)) is not None:
+            _require_sense(out, force, type, method, choices)
+        path = Path(model) if name_on_hub is None else fetched(name_on_hub, json_output=json_output)
     with reports_interruption(out), show_progress(json_output) as progress, _without_gc():
         result = converter.convert(
-            model,
+            path,
             out,
             type,
             method,
@@ -131,6 +137,25 @@ def convert(
             **choices,
         )
     _print_result(result, json_output)
+
+
+@contextlib.contextmanager
+def _planned_from(model: str, revision: str | None, lora: Path | None, json_output: bool) -> Iterator[Path]:
+    """Yield the model to plan from: its headers, but for an adapter, which can only be merged into weights."""
+    if lora is not None:
+        yield local_model(model, revision, json_output=json_output)
+        return
+    with headers_of_model(model, revision, json_output=json_output) as read:
+        yield read.path
+
+
+def _require_sense(out: Path, force: bool, type: str, method: str, choices: Choices) -> None:
+    """Raise TritggufError for what can be known to fail before a model is fetched."""
+    from tritgguf.converter.core.whole_files import require_writable
+    from tritgguf.converter.planning.request import Request
+
+    require_writable(out, [out], force)
+    Request.named(type, method, **choices)
 
 
 @contextlib.contextmanager

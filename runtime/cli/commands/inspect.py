@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tritgguf.converter.core.sizes import format_size
 from tritgguf.runtime.cli import options
 from tritgguf.runtime.cli.command import Command
+from tritgguf.runtime.cli.model_argument import headers_of_model
 from tritgguf.runtime.cli.progress_bar import show_progress
 
 if TYPE_CHECKING:
@@ -23,19 +24,26 @@ _NEAR = "codes exact, scales rounded to fp16"
 
 
 def inspect(
-    model: options.ModelPath,
+    model: options.Model,
+    revision: options.Revision = None,
     tensors: options.Tensors = False,
     json_output: options.JsonOutput = False,
     threads: options.Threads = None,
 ) -> None:
-    """Show a model's tensors, which types store them exactly, and each type's file size and platforms."""
+    """Show a model's tensors, which types store them exactly, and each type's file size and platforms.
+
+    Of a model on Hugging Face that wasn't fetched yet, only the headers are read.
+    """
     from rich.markup import escape  # imported here to keep --help fast
 
     from tritgguf.converter.inspection.inspection import inspect as look
     from tritgguf.runtime.cli.tables import TableConsole
 
-    with show_progress(json_output) as progress:
-        found = look(model, threads=threads, progress=progress)
+    with (
+        headers_of_model(model, revision, gguf=True, json_output=json_output) as read,
+        show_progress(json_output) as progress,
+    ):
+        found = look(read.path, values=read.values, threads=threads, progress=progress)
     if json_output:
         print(json.dumps(found.as_json()))
         return
@@ -63,7 +71,7 @@ def _headline(found: Inspection) -> str:
     architecture = " → ".join(name for name in (found.hf_class, found.architecture) if name) or "unknown architecture"
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
     weights = f"{found.n_parameters / 1e6:,.1f} M values in {format_size(found.file_bytes)} ({dtypes})"
-    name = found.path.name if found.path.is_file() else model_name(found.path)
+    name = found.path.name if found.kind == "gguf" else model_name(found.path)
     line = f"{name}: {found.source or 'unknown format'}, {architecture}, {weights}"
     return "".join(letter if letter.isprintable() else "?" for letter in line)
 

@@ -16,6 +16,7 @@ from tritgguf.converter.core.sizes import format_size
 from tritgguf.runtime.cli import options
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.interruption import reports_interruption
+from tritgguf.runtime.cli.model_argument import headers_of_model, local_model, named_model
 from tritgguf.runtime.cli.progress_bar import show_progress
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 SCHEMES = ", ".join(name.replace("_", "-") for name in names("tritgguf.converter.export.schemes"))
 
-ModelPath = Annotated[Path, typer.Argument(help="Hugging Face model folder, plain or packed, or a GGUF file.")]
 OutPath = Annotated[Path | None, typer.Argument(help="Folder to write (not needed with --dry-run).")]
 SchemeName = Annotated[str | None, typer.Option(help=f"Quantization scheme for linear layers: {SCHEMES}.")]
 Dequantize = Annotated[bool, typer.Option("--dequantize", help="Write a packed model or a GGUF file as plain floats.")]
@@ -44,8 +44,9 @@ Resume = Annotated[
 
 
 def quantize(
-    model: ModelPath,
+    model: options.Model,
     out: OutPath = None,
+    revision: options.Revision = None,
     scheme: SchemeName = None,
     dequantize: Dequantize = False,
     packed: Packed = None,
@@ -69,15 +70,21 @@ def quantize(
         allow_lossy=allow_lossy,
     )
     if dry_run:
-        with show_progress(json_output) as progress:
-            plan = converter.plan_quantization(model, form, threads=threads, progress=progress)
+        with headers_of_model(model, revision, json_output=json_output) as read, show_progress(json_output) as progress:
+            plan = converter.plan_quantization(read.path, form, threads=threads, progress=progress)
         _print_plan(plan, json_output)
         return
     if out is None:
         raise typer.BadParameter("name the folder to write, or add --dry-run", param_hint="OUT")
     kept = f"; {out}.part keeps the finished files for --resume" if resume else ""
+    with reports_interruption(out, kept):
+        if named_model(model, revision) is not None:
+            from tritgguf.converter.export.output_folder import require_folder
+
+            require_folder(out, Path(model), force)  # before anything is fetched
+        path = local_model(model, revision, json_output=json_output)
     with reports_interruption(out, kept), show_progress(json_output) as progress:
-        result = converter.quantize(model, out, form, force=force, resume=resume, threads=threads, progress=progress)
+        result = converter.quantize(path, out, form, force=force, resume=resume, threads=threads, progress=progress)
     _print_result(result, dtype, json_output)
 
 

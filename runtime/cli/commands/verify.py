@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tritgguf.converter.errors import HubError
 from tritgguf.runtime.cli import options
 from tritgguf.runtime.cli.command import Command
+from tritgguf.runtime.cli.model_argument import fetched, local_model
 from tritgguf.runtime.cli.progress_bar import show_progress
+from tritgguf.runtime.hub.names import ModelName
 
 if TYPE_CHECKING:
     from tritgguf.converter.verification.verification import Verification
@@ -22,8 +25,14 @@ LINES_SHOWN = 10
 
 
 def verify(
-    model: options.ModelPath,
-    out: Annotated[Path, typer.Argument(help="GGUF file to check.")],
+    model: options.Model,
+    out: Annotated[
+        Path | None,
+        typer.Argument(
+            help="GGUF file to check; alone, it is compared with the model on Hugging Face that it records."
+        ),
+    ] = None,
+    revision: options.Revision = None,
     logits: Annotated[
         bool,
         typer.Option("--logits", help="Also compare logits with transformers in float32 (needs the extra golden)."),
@@ -41,9 +50,10 @@ def verify(
     from tritgguf.runtime.engine.token_ids_process import token_ids_process
     from tritgguf.runtime.measure.logits_check import compare_logits, compare_templates, logits_problem
 
+    source, out = _both(model, out, revision, json_output)
     with show_progress(json_output) as progress:
         found = compare(
-            model,
+            source,
             out,
             lora=lora,
             token_ids=token_ids_process,
@@ -65,6 +75,27 @@ def verify(
         _print_tensors(found, every=tensors)
         _print_rest(found, template, figures)
     require_good(problems, out)
+
+
+def _both(model: str, out: Path | None, revision: str | None, json_output: bool) -> tuple[Path, Path]:
+    """Return the model and the file to check, which alone records what model it was made from."""
+    if out is not None:
+        return local_model(model, revision, json_output=json_output), out
+    from tritgguf.converter.gguf_io.reader import is_gguf, read_gguf
+    from tritgguf.converter.model.hub_source import recorded_source
+
+    file = Path(model)
+    if not is_gguf(file):
+        raise typer.BadParameter("name the GGUF file to check", param_hint="OUT")
+    recorded = recorded_source(read_gguf(file).metadata)
+    if recorded is None:
+        raise HubError(
+            f"{file.name} doesn't record a model on Hugging Face that it was made from: name the model, "
+            f"tritgguf verify MODEL {file.name}"
+        )
+    name = ModelName(recorded.repo, revision or recorded.commit, recorded.file)
+    print(f"note: {file.name} says that it was made from {name}", file=sys.stderr)
+    return fetched(name, json_output=json_output), file
 
 
 def _print_json(found: Verification, template: TemplateCheck, figures: LogitsCheck | None, problems: list[str]) -> None:

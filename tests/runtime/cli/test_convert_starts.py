@@ -26,6 +26,7 @@ try:
     runpy.run_module("tritgguf", run_name="__main__")
 except SystemExit as end:
     code = end.code
+assert "huggingface_hub" not in sys.modules  # which only a name on the hub needs
 print(json.dumps([code, "subprocess.Popen" in started, bool(started), "llama_cpp" in sys.modules]))
 """
 

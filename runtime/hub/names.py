@@ -1,0 +1,94 @@
+"""Names of models on the hub, huggingface.co or the one that HF_ENDPOINT names, and how to tell them from paths."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from tritgguf.converter.errors import HubError
+
+ENDPOINT_VARIABLE = "HF_ENDPOINT"
+FORMS = "org/name, org/name@revision or org/name:FILE.gguf"
+
+# What `validate_repo_id` in huggingface_hub takes, where an organization is named.
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+_NAME = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[^@:\s]+))?(?::(?P<file>[^@:]+))?")
+# The address of a page on the hub: of a folder, or of a file.
+_PAGE = re.compile(rf"(?P<repo>{_PART}/{_PART})/(?:tree|blob|resolve)/(?P<revision>[^/\s]+)(?:/(?P<file>.+\.gguf))?")
+_SITE = re.compile(r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/", re.IGNORECASE)
+# How the names of files end that a folder of models may hold.
+_FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".json", ".zip")
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A model on the hub; `str` is what a user types for it.
+
+    `repo` is "org/name". `revision` is a branch, a tag or a commit, None the default branch. `file` is a GGUF file in
+    the repository, or a part of the name of one, such as Q2_0; None where the name doesn't say.
+    """
+
+    repo: str
+    revision: str | None = None
+    file: str | None = None
+
+    def __str__(self) -> str:
+        revision, file = f"@{self.revision}" if self.revision else "", f":{self.file}" if self.file else ""
+        return f"{self.repo}{revision}{file}"
+
+
+def parse(text: str | os.PathLike[str]) -> ModelName | None:
+    """Return the model that a text names, None for a local path; raise HubError for an address that names no model.
+
+    What exists is a local path, and so is what looks like one: ./x, /x, C:\\x, a name without a slash or with several,
+    one that ends in .gguf. Addresses on the hub may have a page's path behind the name.
+
+    >>> parse("org/name@v1.0:model-Q2_0.gguf")
+    ModelName(repo='org/name', revision='v1.0', file='model-Q2_0.gguf')
+    >>> parse("https://huggingface.co/org/name/tree/main")
+    ModelName(repo='org/name', revision='main', file=None)
+    >>> parse("models/name.gguf") is None
+    True
+    """
+    text = os.fspath(text)
+    if _exists(text):
+        return None
+    if (address := _behind_site(text)) is not None:
+        name = _matched(_NAME, address) or _matched(_PAGE, address)
+        if name is None:
+            raise HubError(f"{text:.200} isn't the address of a model on the hub; expected {FORMS}")
+        return name
+    name = _matched(_NAME, text)
+    return None if name is None or (name.file is None and text.lower().endswith(_FILES)) else name
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # a name that is too long, or that no file can have
+        return False
+
+
+def _behind_site(text: str) -> str | None:
+    """Return what follows the hub's address, without a query; None where the text doesn't begin with one."""
+    own = os.environ.get(ENDPOINT_VARIABLE, "").rstrip("/") + "/"
+    if own != "/" and text.startswith(own):
+        rest = text.removeprefix(own)
+    elif match := _SITE.match(text):
+        rest = text[match.end() :]
+    else:
+        return None
+    return re.split(r"[?#]", rest)[0].rstrip("/")
+
+
+def _matched(pattern: re.Pattern[str], text: str) -> ModelName | None:
+    match = pattern.fullmatch(text)
+    if match is None or any(wrong in match["repo"] for wrong in ("--", "..")) or match["repo"].endswith(".git"):
+        return None
+    revision, file = match["revision"], match["file"]
+    if pattern is _PAGE:  # where a slash in the name of a branch is written as %2F
+        revision, file = unquote(revision), file and unquote(file)
+    return ModelName(match["repo"], revision, file)

@@ -1,0 +1,51 @@
+"""The hub of these tests, and the demo model on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+
+from tests import paths
+from tests.runtime.hub.hub_server import HubServer, Repository
+
+DEMO = paths.ROOT / "vendor" / "demo-model"
+
+
+@cache
+def server() -> HubServer:
+    """The server of this process: it listens until the process ends."""
+    return HubServer()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """The server, with nothing asked and no faults; clients pause for a moment only where it fails."""
+    from tritgguf.runtime.hub import transfer
+
+    monkeypatch.setattr(transfer, "PAUSES", (0.01,) * len(transfer.PAUSES))
+    started = server()
+    started.clear()
+    yield started
+    started.clear()
+
+
+def demo_files() -> dict[str, bytes]:
+    """The demo model's files, with some that no model needs."""
+    files = {path.name: path.read_bytes() for path in DEMO.iterdir()}
+    return {
+        **files,
+        ".gitattributes": b"*.safetensors lfs\n",
+        "onnx/model.onnx": bytes(20_000),
+        "flax_model.msgpack": bytes(9),
+    }
+
+
+@pytest.fixture
+def demo(hub: HubServer, request: pytest.FixtureRequest) -> Repository:
+    """The demo model in a repository of this test's own, so that nothing of it is in the cache."""
+    return hub.add(
+        f"tests/{request.node.name.translate(str.maketrans('[]/ ', '----')).strip('-').replace('--', '-')}",
+        demo_files(),
+    )
