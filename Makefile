@@ -64,7 +64,9 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	rm -rf build/imports && mkdir -p build/imports/tritgguf
 	cp -r converter runtime runtime/tritgguf/*.py build/imports/tritgguf && rm -r build/imports/tritgguf/runtime/tritgguf
-	PYTHONPATH=build/imports $(VENV)/bin/lint-imports --no-cache
+	@# -S: without the finder of the editable install, which comes before this copy and knows other folders.
+	PYTHONPATH=build/imports:$$($(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))") \
+		$(PY) -S $(VENV)/bin/lint-imports --no-cache
 
 types: $(INSTALLED)
 	mkdir -p build/types/tritgguf

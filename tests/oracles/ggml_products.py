@@ -24,7 +24,7 @@ def _functions() -> dict[str, Any]:
     assert spec is not None
     assert spec.origin is not None
     folder = Path(spec.origin).parent / "lib"
-    pointer, integer, long, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_size_t
+    pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     found = {}
     for library, name, result, arguments in (
         ("base", "ggml_init", pointer, (InitParams,)),
