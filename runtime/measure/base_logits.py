@@ -31,6 +31,7 @@ MAGIC = b"_logits_"
 RANGE = 16.0  # nats that the codes of a row span at most
 MAX_CODE = 65535
 _HEADER = struct.Struct("<8s3i")
+_LEAST_STEP = 1e-30  # of rows whose logits differ at all
 _ROW_HEADER = 4  # codes that a row's two floats take
 
 
@@ -49,7 +50,7 @@ def encode(logits: Floats) -> Codes:
     rows = np.zeros((n_rows, row_codes(n_vocab)), np.uint16)
     floats = np.concatenate([step, lowest - highest - np.log(shifted_sum).astype(np.float32)], axis=1)
     rows[:, :_ROW_HEADER] = floats.astype("<f4").view("<u2")
-    per_step = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step > 0)
+    per_step = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step > _LEAST_STEP)
     codes = np.rint((np.maximum(logits, lowest) - lowest) * per_step)
     rows[:, _ROW_HEADER : _ROW_HEADER + n_vocab] = codes
     return rows
