@@ -19,7 +19,6 @@ from tests.llama_perplexity import FIGURES, tolerance
 from tests.paths import ROOT
 from tests.real_models import real_model
 from tritgguf.converter import EngineError, OutputError, convert, form_named, quantize
-from tritgguf.runtime.engine.backend import Context
 from tritgguf.runtime.measure import chunks
 from tritgguf.runtime.measure.base_logits import decode, read_base
 from tritgguf.runtime.measure.evaluation import evaluate
@@ -233,25 +232,22 @@ def test_an_existing_file_of_log_probabilities_is_kept(base: Path, tmp_path: Pat
     assert len(read_base(kept).chunks) == 1
 
 
-def test_ctrl_c_leaves_no_half_written_file(base: Path, tmp_path: Path, monkeypatch) -> None:
-    """In the second chunk's evaluation, when the first chunk's log-probabilities are written."""
-    monkeypatch.setattr(Context, "decode", interrupted_in_second_call(Context.decode))
-    with pytest.raises(KeyboardInterrupt):
-        evaluate([], against=base, base_logits=tmp_path / "out.kld", text=TEXT, n_ctx=64, n_chunks=3)
+def test_ctrl_c_leaves_no_half_written_file(base: Path, tmp_path: Path) -> None:
+    """While llama.cpp evaluates the last chunk, when the others' log-probabilities are written."""
+    request = {"against": base, "text": TEXT, "n_ctx": 64, "n_chunks": 3}
+    with ctrl_c_in_callback(None) as counted:
+        evaluate([], base_logits=tmp_path / "whole.kld", **request)
+    (tmp_path / "whole.kld").unlink()
+    done: list[int] = []
+    with ctrl_c_in_callback(counted.n_calls - 2), pytest.raises(KeyboardInterrupt):
+        evaluate(
+            [],
+            base_logits=tmp_path / "out.kld",
+            progress=lambda _stage, n_tokens, _all: done.append(n_tokens),
+            **request,
+        )
+    assert done == [64, 128]
     assert list(tmp_path.iterdir()) == []
-
-
-def interrupted_in_second_call(decode: Callable[..., None]) -> Callable[..., None]:
-    """Context.decode, with Ctrl-C pressed while llama.cpp works on its second batch."""
-    n_calls = 0
-
-    def run(*arguments: object, **options: object) -> None:
-        nonlocal n_calls
-        n_calls += 1
-        with ctrl_c_in_callback(1 if n_calls == 2 else None):
-            decode(*arguments, **options)
-
-    return run
 
 
 # --- a real model -----------------------------------------------------------------------------------------------------
