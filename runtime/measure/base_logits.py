@@ -129,8 +129,8 @@ class BaseWriter:
         self._offset = offset
 
     def write(self, rows: Codes) -> None:
-        data = np.ascontiguousarray(rows, "<u2")
-        write_at(self._part.file, memoryview(data), self._offset)
+        data = rows.astype("<u2", copy=False)
+        write_at(self._part.file, data.data, self._offset)
         self._offset += data.nbytes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import io
 from collections.abc import Sequence
@@ -26,8 +27,7 @@ def require_matplotlib() -> None:
 def plot(found: Bench) -> bytes:
     """Return the picture as a PNG file; EngineError if matplotlib isn't installed."""
     require_matplotlib()
-    from matplotlib.figure import Figure  # not at the top: it is optional, and takes long to load
-
+    figure_class = importlib.import_module("matplotlib.figure").Figure  # now only: it is optional, and loads slowly
     kinds = [
         (title, series)
         for title, generates in (("prompt", False), ("generation", True))
@@ -35,7 +35,7 @@ def plot(found: Bench) -> bytes:
     ]
     n_bars = [len(series) + GAP * len({_setting(one) for one in series}) for _, series in kinds]
     height = sum(n_bars) * BAR_HEIGHT + MARGIN_HEIGHT * len(kinds)
-    figure = Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
+    figure = figure_class(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(len(kinds), 1, squeeze=False, height_ratios=n_bars)[:, 0]
     for panel, (title, series) in zip(panels, kinds, strict=True):
         _draw(panel, series, title)
@@ -52,7 +52,8 @@ def _setting(series: Series) -> str:
 def _draw(panel: Any, series: Sequence[Series], title: str) -> None:  # noqa: ANN401
     """Draw a group of bars for each setting, the first on top; whiskers reach from the slowest to the fastest run."""
     files = list(dict.fromkeys(one.path for one in series))
-    ticks, position = {}, 0.0
+    ticks: dict[str, float] = {}
+    position = 0.0
     for setting in dict.fromkeys(map(_setting, series)):
         group = [one for one in series if _setting(one) == setting]
         for offset, one in enumerate(group):

@@ -36,7 +36,7 @@ class Chunks:
 
     @property
     def n_ctx(self) -> int:
-        return self.ids.shape[1]
+        return int(self.ids.shape[1])
 
     def targets(self, chunk: int) -> NDArray[np.int32]:
         """Return the tokens that the scored positions of a chunk are to predict."""

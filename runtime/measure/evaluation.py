@@ -231,7 +231,8 @@ def _chunk_scores(
 
 def _encoded(network: Network, chunks: Chunks, chunk: int, request: Request) -> tuple[Scores, Codes]:
     """Return a chunk's scores without a base, and its rows as a base for others."""
-    targets, parts = chunks.targets(chunk), []
+    targets = chunks.targets(chunk)
+    parts: list[Scores] = []
     rows = np.empty((n_scored(chunks.n_ctx), row_codes(network.n_vocab)), np.uint16)
     for start, logits in network.predictions(chunks.ids[chunk]):
 
