@@ -379,18 +379,26 @@ class Context:
         _log.clear()
         if self.relu2:
             self.relu2.start()
-        with interruptible() as interrupt:
-            stop = native.ggml_abort_callback(lambda _data: interrupt.requested)
-            # Not for one token: it takes little time, of which the calls for its thousand graph nodes would be much.
-            native.llama_set_abort_callback(self.handle, stop if len(tokens) > 1 else _NO_ABORT_CALLBACK, None)
+        if len(tokens) == 1 and not self.relu2:
+            # It takes little time, of which the calls for its thousand graph nodes would be much.
             result = native.llama_decode(self.handle, batch)
-            native.llama_set_abort_callback(self.handle, _NO_ABORT_CALLBACK, None)
+        else:
+            result = self._decode_until_interrupted(batch, asks=len(tokens) > 1)
         if result == _NO_SLOT:
             raise EngineError(f"the context has no room for {len(tokens)} tokens at position {position}")
         if result != 0:
             raise EngineError(f"evaluating {len(tokens)} tokens at position {position} failed ({_log.reason()})")
         if self.relu2:
             self.relu2.check(self.n_layers)
+
+    def _decode_until_interrupted(self, batch: Any, *, asks: bool) -> int:  # noqa: ANN401
+        """Evaluate a batch; raise Ctrl-C's exception at its end, or, if llama.cpp `asks` meanwhile, early."""
+        with interruptible() as interrupt:
+            stop = native.ggml_abort_callback(lambda _data: interrupt.requested)
+            native.llama_set_abort_callback(self.handle, stop if asks else _NO_ABORT_CALLBACK, None)
+            result: int = native.llama_decode(self.handle, batch)
+            native.llama_set_abort_callback(self.handle, _NO_ABORT_CALLBACK, None)
+        return result
 
     def logits(self) -> NDArray[np.float32]:
         """Return the last decode's logits, (rows, n_vocab), which the next decode overwrites; EngineError if NaN."""

@@ -2,7 +2,8 @@
 
 Both ways take turns on one file in one process, each with a context of its own and the same settings: the engine's
 Context as `bench` uses it, and llama_decode with llama_batch_get_one as llama-bench does it, called through ctypes. A
-ratio is the median of the ratios within each turn.
+ratio is the median of the ratios within each turn: of the time that passed, and of the processor time, which other
+programs disturb less.
 """
 
 from __future__ import annotations
@@ -44,10 +45,15 @@ class Bare:
             native.llama_synchronize(self.handle)
 
 
-def seconds(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
+def seconds(work: Callable[[], None]) -> tuple[float, float]:
+    """Return how long a call takes, and how much processor time."""
+    start = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.perf_counter() - start[0], time.process_time() - start[1]
+
+
+def median(values: Sequence[tuple[float, float]], clock: int) -> float:
+    return statistics.median(value[clock] for value in values)
 
 
 def compare(path: Path, tests: Sequence[Test], repeat: int, n_threads: int) -> list[dict[str, object]]:
@@ -60,15 +66,18 @@ def compare(path: Path, tests: Sequence[Test], repeat: int, n_threads: int) -> l
         bare = Bare(model, n_ctx, n_threads)
         for test in tests:
             ways = {"engine": lambda test=test: test.run(ours, ids), "bare": lambda test=test: bare.run(test, ids)}
-            times: dict[str, list[float]] = {name: [] for name in ways}
+            times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
             for number in range(repeat + 1):
                 for name in ways if number % 2 else reversed(ways):
                     took = seconds(ways[name])
                     if number:  # the first turn warms up
                         times[name].append(took)
-            ratio = statistics.median(one / other for one, other in zip(times["engine"], times["bare"], strict=True))
-            rates = {name: test.n_tokens / statistics.median(values) for name, values in times.items()}
-            rows.append({"file": path.name, "test": test.name, "threads": n_threads, **rates, "time_ratio": ratio})
+            rates = {f"{name}_tokens_per_second": test.n_tokens / median(times[name], 0) for name in ways}
+            ratios = {
+                name: statistics.median(one[clock] / other[clock] for one, other in zip(*times.values(), strict=True))
+                for clock, name in enumerate(("time_ratio", "processor_time_ratio"))
+            }
+            rows.append({"file": path.name, "test": test.name, "threads": n_threads, **rates, **ratios})
             print(json.dumps(rows[-1]), flush=True)
         ours.close()
         native.llama_free(bare.handle)
