@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Logits = NDArray[np.float64]  # (n_chunks, n_ctx, n_vocab)
+Logits = NDArray[np.float32]  # (n_chunks, n_ctx, n_vocab)
 
 
 def chunks(ids: list[int], n_ctx: int, n_chunks: int) -> NDArray[np.int64]:
@@ -52,9 +52,11 @@ def figures(ids: NDArray[np.int64], logits: Logits, base: Logits | None = None) 
     }
 
 
-def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+def log_softmax(logits: Logits) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
 
 
 def standard_error(values: NDArray[np.float64]) -> float:
@@ -76,4 +78,4 @@ def transformers_logits(
     assert set(missing) <= {"lm_head.weight"}, missing
     network.tie_weights()
     with torch.no_grad():
-        return np.stack([network(torch.from_numpy(chunk[None])).logits[0].double().numpy() for chunk in ids])
+        return np.stack([network(torch.from_numpy(chunk[None])).logits[0].numpy() for chunk in ids])
