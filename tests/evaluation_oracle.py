@@ -28,10 +28,8 @@ def figures(ids: NDArray[np.int64], logits: Logits, base: Logits | None = None) 
     if base is None:
         return found
     theirs = log_softmax(base[:, scored].reshape(len(targets), -1))
-    theirs = np.maximum(
-        theirs, theirs.max(axis=1, keepdims=True) - 16
-    )  # the format of base log-probabilities ends there
-    base_nll = -theirs[np.arange(len(targets)), targets]
+    # The format of base log-probabilities ends 16 nats below the highest.
+    base_nll = -np.maximum(theirs[np.arange(len(targets)), targets], theirs.max(axis=1) - 16)
     kld = (np.exp(theirs) * (theirs - mine)).sum(axis=1)
     delta_p = np.exp(-nll) - np.exp(-base_nll)
     same = mine.argmax(axis=1) == theirs.argmax(axis=1)

@@ -261,13 +261,13 @@ def test_smollm2_against_transformers(tmp_path: Path) -> None:
     base = convert(folder, tmp_path / "base.gguf", type="f32", embedding_type="f32", check=False).out
     coarse_folder = quantize(folder, tmp_path / "coarse", form_named("uniform-d2", dequantized=True, dtype="f32")).out
     coarse = convert(coarse_folder, tmp_path / "coarse.gguf", type="f32", embedding_type="f32", check=False).out
-    found = evaluate([coarse], against=base, n_chunks=4).as_json()
+    found = evaluate([coarse], against=base, n_chunks=2).as_json()
     config = json.loads((folder / "config.json").read_text())
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     text = chunks.DEFAULT_TEXT.read_bytes().decode()
-    ids = evaluation_oracle.chunks(tokenizer.encode(text, add_special_tokens=False).ids, 512, 4)
+    ids = evaluation_oracle.chunks(tokenizer.encode(text, add_special_tokens=False).ids, 512, 2)
     base_logits, logits = (
         evaluation_oracle.transformers_logits(config, gguf_weights.read(file), ids) for file in (base, coarse)
     )
