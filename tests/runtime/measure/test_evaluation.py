@@ -6,6 +6,7 @@ import importlib.util
 import json
 import lzma
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -19,6 +20,7 @@ from tests.llama_perplexity import FIGURES, tolerance
 from tests.paths import ROOT
 from tests.real_models import real_model
 from tritgguf.converter import EngineError, OutputError, convert, form_named, quantize
+from tritgguf.runtime.engine.backend import Context
 from tritgguf.runtime.measure import chunks
 from tritgguf.runtime.measure.base_logits import decode, read_base
 from tritgguf.runtime.measure.evaluation import evaluate
@@ -255,27 +257,36 @@ def test_ctrl_c_leaves_no_half_written_file(base: Path, tmp_path: Path) -> None:
 
 @pytest.mark.real_model
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs the golden extra")
-def test_smollm2_against_transformers(tmp_path: Path) -> None:
+def test_smollm2_against_transformers(tmp_path: Path, monkeypatch) -> None:
     """The real model in float32, and the same on a coarse grid, on the default text."""
     folder = real_model("smollm2-135m")
     base = convert(folder, tmp_path / "base.gguf", type="f32", embedding_type="f32", check=False).out
     coarse_folder = quantize(folder, tmp_path / "coarse", form_named("uniform-d2", dequantized=True, dtype="f32")).out
     coarse = convert(coarse_folder, tmp_path / "coarse.gguf", type="f32", embedding_type="f32", check=False).out
-    found = evaluate([coarse], against=base, n_chunks=2).as_json()
+    found = evaluate([coarse], against=base, n_chunks=2)
+    monkeypatch.setattr("tritgguf.runtime.measure.network.Context", partial(Context, f32_attention=True))
+    exactly = evaluate([coarse], against=base, n_chunks=2)
+    ids = evaluation_oracle.chunks(default_text_ids(folder), 512, 2)
     config = json.loads((folder / "config.json").read_text())
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    text = chunks.DEFAULT_TEXT.read_bytes().decode()
-    ids = evaluation_oracle.chunks(tokenizer.encode(text, add_special_tokens=False).ids, 512, 2)
     base_logits, logits = (
         evaluation_oracle.transformers_logits(config, gguf_weights.read(file), ids) for file in (base, coarse)
     )
-    for ours, theirs in (
-        (found["base"], evaluation_oracle.figures(ids, base_logits)),
-        (found["files"][0], evaluation_oracle.figures(ids, logits, base_logits)),
-    ):
-        for name, value in theirs.items():
-            print(f"{name}: {ours[name]:.7f} and {value:.7f}")
-        for name, value in theirs.items():
-            assert ours[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
+    of_base, of_coarse = (
+        evaluation_oracle.figures(ids, base_logits),
+        evaluation_oracle.figures(ids, logits, base_logits),
+    )
+    # The protocol's attention is in half precision, which moves single tokens, and so the extremes, more than means.
+    for what, means, extremes in ((found, 1e-3, 5e-3), (exactly, 1e-4, 1e-4)):
+        for ours, theirs in ((what.base.as_json(), of_base), (what.files[0].as_json(), of_coarse)):
+            for name, value in theirs.items():
+                print(f"{name}: {ours[name]:.7f} and {value:.7f}")
+                allowed = extremes if name in ("kld_99", "kld_max") else means
+                assert ours[name] == pytest.approx(value, rel=allowed, abs=allowed), name
+
+
+def default_text_ids(folder: Path) -> list[int]:
+    """The default text's token ids by the model's own tokenizer, without llama.cpp."""
+    from tokenizers import Tokenizer
+
+    text = chunks.DEFAULT_TEXT.read_bytes().decode()
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
