@@ -17,8 +17,14 @@ def chunks(ids: list[int], n_ctx: int, n_chunks: int) -> NDArray[np.int64]:
     return np.array(ids[: n_ctx * n_chunks]).reshape(n_chunks, n_ctx)
 
 
-def figures(ids: NDArray[np.int64], logits: Logits, base: Logits | None = None) -> dict[str, float]:
-    """Return the figures under tritgguf's names: positions n_ctx / 2 to n_ctx - 2 predict the token after them."""
+def figures(
+    ids: NDArray[np.int64], logits: Logits, base: Logits | None = None, *, whole: bool = False
+) -> dict[str, float]:
+    """Return the figures under tritgguf's names: positions n_ctx / 2 to n_ctx - 2 predict the token after them.
+
+    KL divergences are those of the `whole` distribution, or of the tokens that llama-perplexity counts: those whose
+    log-probability in the base is above -16.
+    """
     n_ctx = ids.shape[1]
     scored = slice(n_ctx // 2, n_ctx - 1)
     targets = ids[:, n_ctx // 2 + 1 :].reshape(-1)
@@ -30,7 +36,7 @@ def figures(ids: NDArray[np.int64], logits: Logits, base: Logits | None = None) 
     theirs = log_softmax(base[:, scored].reshape(len(targets), -1))
     # The format of base log-probabilities ends 16 nats below the highest.
     base_nll = -np.maximum(theirs[np.arange(len(targets)), targets], theirs.max(axis=1) - 16)
-    kld = (np.exp(theirs) * (theirs - mine)).sum(axis=1)
+    kld = (np.exp(theirs) * (theirs - mine) * (whole | (theirs > -16))).sum(axis=1)
     delta_p = np.exp(-nll) - np.exp(-base_nll)
     same = mine.argmax(axis=1) == theirs.argmax(axis=1)
     return found | {

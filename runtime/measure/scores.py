@@ -32,18 +32,23 @@ class Scores:
 
 
 def score(logits: Floats, targets: NDArray[np.int32], base: Codes | None) -> Scores:
-    """Score logits, (n_rows, n_vocab), of which row i is to predict targets[i]; `base` are the base's rows."""
+    """Score logits, (n_rows, n_vocab), of which row i is to predict targets[i]; `base` are the base's rows.
+
+    llama-perplexity adds up float64 without a base and float32 with one; so do we, to print the same digits.
+    """
     rows = np.arange(len(logits))
     highest = logits.max(axis=1)
     log_sums = np.log(np.exp(logits - highest[:, None]).sum(axis=1, dtype=np.float64))
     nll: Values = log_sums - (logits[rows, targets] - highest)
     if base is None:
         return Scores(nll)
+    normalizers = highest + log_sums.astype(np.float32)
+    nll = (normalizers - logits[rows, targets]).astype(np.float64)
     log_p = decode(base, logits.shape[1])
     base_nll: Values = -log_p[rows, targets].astype(np.float64)
     same = log_p.argmax(axis=1) == logits.argmax(axis=1)
     ratios = log_p - logits
-    ratios += (highest + log_sums).astype(np.float32)[:, None]
+    ratios += normalizers[:, None]
     ratios *= np.exp(log_p)
     ratios[log_p <= -RANGE] = 0  # their probabilities in the base aren't known
     kld: Values = ratios.sum(axis=1, dtype=np.float64)
@@ -126,7 +131,7 @@ def _divergence(scores: Scores) -> Divergence | None:
         kld_mean=kld,
         kld_error=kld_error,
         kld_median=float(np.median(scores.kld)),
-        kld_99=float(np.quantile(scores.kld, 0.99)),
+        kld_99=_quantile(scores.kld, 0.99),
         kld_max=float(scores.kld.max()),
         same_top1=same,
         same_top1_error=math.sqrt(same * (1 - same) / max(n - 1, 1)),
@@ -141,6 +146,14 @@ def _mean_and_error(values: Values) -> tuple[float, float]:
     """Return the mean and its standard error, 0 for a single value."""
     n = len(values)
     return float(values.mean()), math.sqrt(float(values.var()) / (n - 1)) if n > 1 else 0.0
+
+
+def _quantile(values: Values, fraction: float) -> float:
+    """Return the value below which a fraction lies, between the two next to it; the place is rounded to float32."""
+    place = float(np.float32(fraction) * np.float32(len(values) - 1))
+    below = min(int(place), len(values) - 1)
+    low, high = np.sort(values)[[below, min(below + 1, len(values) - 1)]].tolist()
+    return float(low + (place - below) * (high - low))
 
 
 def _exp(value: float) -> float:
