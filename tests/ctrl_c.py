@@ -34,7 +34,7 @@ def ctrl_c_in_callback(number: int | None) -> Iterator[Callbacks]:
     counted = Callbacks()
 
     def profile(frame: FrameType, event: str, _argument: object) -> None:
-        of_decode = frame.f_back is not None and frame.f_back.f_code is Context.decode.__code__
+        of_decode = frame.f_back is not None and frame.f_back.f_code is Context._decode_until_interrupted.__code__
         if event == "call" and of_decode and frame.f_code.co_name == "<lambda>":
             counted.n_calls += 1
             if counted.n_calls == number:

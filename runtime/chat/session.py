@@ -186,7 +186,8 @@ class Session:
             Context(self.model, n_ctx=len(ids), n_threads=n_threads, n_batch=MAX_OUTPUT_ROWS, f32_attention=True)
         ) as context:
             for start in range(0, len(ids), context.n_batch):
-                context.decode(ids[start : start + context.n_batch], start, all_logits=True)
+                part = ids[start : start + context.n_batch]
+                context.decode(part, start, n_logits=len(part))
                 result[start : start + context.n_batch] = context.logits()
         return result
 

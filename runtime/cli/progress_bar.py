@@ -12,21 +12,36 @@ from tritgguf.converter.core.progress import Progress as ProgressCallback
 
 
 @contextmanager
-def show_progress(json_output: bool) -> Iterator[ProgressCallback | None]:
-    """Yield a callback that shows the stage, the bytes done and the total bytes; None if nothing is to be shown."""
+def show_progress(json_output: bool, *, unit: str = "bytes") -> Iterator[ProgressCallback | None]:
+    """Yield a callback that shows the stage, the bytes done and the total bytes; None if nothing is to be shown.
+
+    `unit` is what is counted, if not bytes.
+    """
     if json_output:
-        yield _json_lines()
+        yield _json_lines(unit)
         return
     if not sys.stderr.isatty():
         yield None
         return
     # imported here to keep --help fast
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     from tritgguf.runtime.cli.tables import TableConsole
 
     console = TableConsole(stderr=True)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("left"))
+    counts: tuple[ProgressColumn, ...] = (DownloadColumn(), TransferSpeedColumn())
+    if unit != "bytes":
+        counts = (MofNCompleteColumn(), TextColumn(unit))
+    columns = (BarColumn(), *counts, TimeRemainingColumn(), TextColumn("left"))
     with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
 
@@ -38,7 +53,7 @@ def show_progress(json_output: bool) -> Iterator[ProgressCallback | None]:
         yield show
 
 
-def _json_lines() -> ProgressCallback:
+def _json_lines(unit: str) -> ProgressCallback:
     started = last = time.monotonic()
     current = ""
 
@@ -51,7 +66,7 @@ def _json_lines() -> ProgressCallback:
             return
         last = now
         rate = done / max(now - started, 1e-9)
-        figures = {"done_bytes": done, "total_bytes": total, "bytes_per_second": round(rate)}
+        figures = {f"done_{unit}": done, f"total_{unit}": total, f"{unit}_per_second": round(rate)}
         left = round((total - done) / max(rate, 1), 1)
         print(json.dumps({"stage": stage, **figures, "seconds_left": left}), file=sys.stderr, flush=True)
 

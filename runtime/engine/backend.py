@@ -47,7 +47,8 @@ except (ImportError, OSError, RuntimeError) as error:
 
 VERSION: str = llama_cpp.__version__
 ALL_LAYERS = -1
-# Rows of logits that one batch may ask for: each costs n_vocab floats in the compute buffer, 600 KB for Qwen2.5.
+# Rows of logits that one batch may ask for, unless its context is made for more: each costs n_vocab floats in the
+# compute buffer, 600 KB for Qwen2.5.
 MAX_OUTPUT_ROWS = 64
 _MAX_INPUT_BYTES = 2**31 - 1
 _NO_SLOT, _ABORTED = 1, 2  # results of llama_decode
@@ -316,11 +317,20 @@ class Model:
 class Context:
     """The state of one conversation with a model: its KV cache and the logits of the last decode.
 
-    `f32_attention` is for comparisons with a reference: flash attention in half precision, the default, costs up to
-    3e-3 of the logits' norm.
+    One batch may ask for the logits of `n_outputs` tokens. `f32_attention` is for comparisons with a reference: flash
+    attention in half precision, the default, costs up to 3e-3 of the logits' norm.
     """
 
-    def __init__(self, model: Model, *, n_ctx: int, n_threads: int, n_batch: int, f32_attention: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int,
+        n_threads: int,
+        n_batch: int,
+        n_outputs: int = MAX_OUTPUT_ROWS,
+        f32_attention: bool = False,
+    ) -> None:
         self.handle: Any = None
         self.n_batch = min(n_batch, n_ctx)
         self.n_threads = n_threads
@@ -329,7 +339,7 @@ class Context:
         params = native.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = self.n_batch
-        params.n_outputs_max = min(MAX_OUTPUT_ROWS, self.n_batch)
+        params.n_outputs_max = min(n_outputs, self.n_batch)
         params.n_threads = params.n_threads_batch = n_threads
         params.swa_full = True  # a smaller window cache forgets what a shared prompt prefix would need
         if f32_attention:
@@ -350,36 +360,45 @@ class Context:
         self._batch = native.llama_batch_init(self.n_batch, 0, 1)
         self._memory = native.llama_get_memory(self.handle)
 
-    def decode(self, tokens: Sequence[int], position: int, *, all_logits: bool = False) -> None:
-        """Evaluate up to n_batch (with `all_logits` up to MAX_OUTPUT_ROWS) tokens, the first at `position`.
+    def decode(self, tokens: Sequence[int], position: int, *, n_logits: int = 1) -> None:
+        """Evaluate up to n_batch tokens, the first at `position`; logits() then has those of the last `n_logits`.
 
         Ctrl-C stops the work and raises KeyboardInterrupt. After any exception the cache may hold some of the tokens:
         call keep().
         """
         batch = self._batch
         batch.n_tokens = len(tokens)
+        first_output = len(tokens) - n_logits
         for row, token in enumerate(tokens):
             batch.token[row] = token
             batch.pos[row] = position + row
             batch.n_seq_id[row] = 1
             batch.seq_id[row][0] = 0
-            batch.logits[row] = all_logits or row == len(tokens) - 1
-        self._n_outputs = len(tokens) if all_logits else 1
+            batch.logits[row] = row >= first_output
+        self._n_outputs = n_logits
         _log.clear()
         if self.relu2:
             self.relu2.start()
-        with interruptible() as interrupt:
-            stop = native.ggml_abort_callback(lambda _data: interrupt.requested)
-            # Not for one token: it takes little time, of which the calls for its thousand graph nodes would be much.
-            native.llama_set_abort_callback(self.handle, stop if len(tokens) > 1 else _NO_ABORT_CALLBACK, None)
+        if len(tokens) == 1 and not self.relu2:
+            # It takes little time, of which the calls for its thousand graph nodes would be much.
             result = native.llama_decode(self.handle, batch)
-            native.llama_set_abort_callback(self.handle, _NO_ABORT_CALLBACK, None)
+        else:
+            result = self._decode_until_interrupted(batch, asks=len(tokens) > 1)
         if result == _NO_SLOT:
             raise EngineError(f"the context has no room for {len(tokens)} tokens at position {position}")
         if result != 0:
             raise EngineError(f"evaluating {len(tokens)} tokens at position {position} failed ({_log.reason()})")
         if self.relu2:
             self.relu2.check(self.n_layers)
+
+    def _decode_until_interrupted(self, batch: Any, *, asks: bool) -> int:  # noqa: ANN401
+        """Evaluate a batch; raise Ctrl-C's exception at its end, or, if llama.cpp `asks` meanwhile, early."""
+        with interruptible() as interrupt:
+            stop = native.ggml_abort_callback(lambda _data: interrupt.requested)
+            native.llama_set_abort_callback(self.handle, stop if asks else _NO_ABORT_CALLBACK, None)
+            result: int = native.llama_decode(self.handle, batch)
+            native.llama_set_abort_callback(self.handle, _NO_ABORT_CALLBACK, None)
+        return result
 
     def logits(self) -> NDArray[np.float32]:
         """Return the last decode's logits, (rows, n_vocab), which the next decode overwrites; EngineError if NaN."""
@@ -388,6 +407,15 @@ class Context:
         if np.isnan(rows.max()):
             raise EngineError("the model's logits are NaN: its weights are damaged, convert it again")
         return rows
+
+    def set_threads(self, n_threads: int) -> None:
+        """Compute with `n_threads` threads from now on."""
+        self.n_threads = n_threads
+        native.llama_set_n_threads(self.handle, n_threads, n_threads)
+
+    def wait(self) -> None:
+        """Return when the last decode is done: an accelerator may still be at work when decode() returns."""
+        native.llama_synchronize(self.handle)
 
     def keep(self, n_tokens: int) -> int:
         """Forget all but the first `n_tokens` tokens; return how many remain: 0 where it can't keep a part."""

@@ -1,0 +1,123 @@
+"""`tritgguf bench`: tokens per second of GGUF files."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tritgguf.converter.core.sizes import format_size
+from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli.command import Command
+from tritgguf.runtime.cli.progress_bar import show_progress
+
+if TYPE_CHECKING:
+    from tritgguf.runtime.measure.bench import Bench
+
+WIDTH = 120
+MAX_NUMBER = 1 << 20
+BUSY = 0.5  # other programs that want a core, per core: with more, the rates are lower than the machine's
+
+
+def bench(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="GGUF files, which take turns.")],
+    prompt_tokens: Annotated[
+        str, typer.Option(metavar="N,…", help="Lengths of prompts, such as 128,512; 0 measures none.")
+    ] = "512",
+    generate: Annotated[
+        str, typer.Option(metavar="N,…", help="How many tokens to generate, such as 64,128; 0 measures none.")
+    ] = "128",
+    threads: Annotated[
+        str | None,
+        typer.Option(metavar="N,…", help="Numbers of threads, such as 1,2 (default: a short trial finds the fastest)."),
+    ] = None,
+    batch: Annotated[
+        str, typer.Option(metavar="N,…", help="How many tokens of a prompt to evaluate at once, such as 128,512.")
+    ] = "512",
+    repeat: Annotated[int, typer.Option(min=1, help="How often to run each test.")] = 5,
+    gpu_layers: options.GpuLayers = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="OUT.png", help="Draw a picture (needs the extra bench).")
+    ] = None,
+    force: options.Force = False,
+    json_output: options.JsonOutput = False,
+) -> None:
+    """Measure prompt (pp) and generation (tg) tokens per second, as llama-bench does; files take turns."""
+    lengths = _numbers(prompt_tokens, "--prompt-tokens", least=0), _numbers(generate, "--generate", least=0)
+    n_threads = _numbers(threads, "--threads", most=512) if threads is not None else None
+    batches = _numbers(batch, "--batch")
+    if not any(lengths):
+        raise typer.BadParameter("there is nothing to measure", param_hint="--prompt-tokens and --generate")
+    from tritgguf.converter.core.whole_files import require_writable, write_whole  # not at the top: the help is fast
+    from tritgguf.runtime.cli.native_library import prepare_native_library
+    from tritgguf.runtime.measure import bench_plot
+
+    if plot is not None:  # before the minutes of work
+        bench_plot.require_matplotlib()
+        require_writable(plot, [plot], force)
+    prepare_native_library()
+    from tritgguf.runtime.measure.bench import bench as measure
+
+    with show_progress(json_output, unit="tokens") as progress:
+        found = measure(
+            files,
+            prompt_tokens=lengths[0],
+            generate=lengths[1],
+            threads=n_threads,
+            batches=batches,
+            repeat=repeat,
+            n_gpu_layers=gpu_layers,
+            progress=progress,
+        )
+    if json_output:
+        print(json.dumps(found.as_json()))
+    else:
+        _print_table(found)
+    if found.load is not None and found.load > BUSY * (os.cpu_count() or 1):
+        print(f"note: other programs kept {found.load:.1f} cores busy, so the rates are too low", file=sys.stderr)
+    if plot is not None:
+        write_whole(plot, bench_plot.plot(found), force=force)
+
+
+def _numbers(text: str, option: str, *, least: int = 1, most: int = MAX_NUMBER) -> list[int]:
+    """Return the numbers of a list such as 1,2 in their order, each once, without a 0."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(least <= number <= most for number in numbers):
+        raise typer.BadParameter(
+            f"{text!r} isn't a list of numbers from {least} to {most}, such as 1,2", param_hint=option
+        )
+    return [number for number in dict.fromkeys(numbers) if number]
+
+
+def _print_table(found: Bench) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from tritgguf.runtime.cli.tables import TableConsole
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("file")
+    for title in ("size", "test", "threads", "batch", "tokens/s", "min to max"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for series in found.series:
+        low, high = min(series.rates), max(series.rates)
+        table.add_row(
+            escape(series.path.name),
+            format_size(series.size.file_bytes),
+            series.test.name,
+            str(series.threads),
+            "" if series.test.generates else str(series.batch),
+            f"{series.median:.2f}",
+            f"{low:.2f} to {high:.2f}",
+        )
+    TableConsole(width=WIDTH, highlight=False).print(table)
+
+
+COMMAND = Command("bench", bench, rank=7)
