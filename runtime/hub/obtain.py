@@ -45,8 +45,11 @@ class Obtainer:
         else:
             if source.is_gone:
                 self.say(f"note: {source.name} is gone; this was made of it on {entry.record.made[:10]}")
+            self._note_if_slow(entry.record)
             return self.cache.settled(entry), False
-        return self._locked(source, form, lambda made: self._problem(made, source) is None), True
+        entry = self._locked(source, form, lambda made: self._problem(made, source) is None)
+        self._note_if_slow(entry.record)
+        return entry, True
 
     def update(self, source: Source, form: Form, *, force: bool = False) -> tuple[Entry, bool]:
         """Return the model as it is now on the hub or on the disk, and whether anything had to be done for that.
@@ -57,10 +60,13 @@ class Obtainer:
         if before is None:
             self._require_found(source)
         elif not force and before.damage() is None and self._is_newest(before, source):
+            self._note_if_slow(before.record)
             return self.cache.settled(before), False
         stale = None if before is None else before.record.made
         # Unless another process has done it while this one waited.
-        return self._locked(source, form, lambda e: e.record.made != stale and e.damage() is None), True
+        entry = self._locked(source, form, lambda e: e.record.made != stale and e.damage() is None)
+        self._note_if_slow(entry.record)
+        return entry, True
 
     def _require_found(self, source: Source) -> None:
         if source.is_gone:
@@ -121,19 +127,25 @@ class Obtainer:
             return None
         return file.paths
 
-    def _reference(self, name: str, form: Form, located: Located, paths: tuple[Path, ...]) -> Record:
-        from tritgguf.converter.gguf_io.reader import read_gguf
+    def _note_if_slow(self, record: Record) -> None:
+        """Tell the user of a file whose type has no fast code here: one in another form, or from another machine."""
         from tritgguf.converter.planning.targets import slow_here
         from tritgguf.runtime.engine.kernels.install import fast_types
+
+        if record.form.type in (None, "auto") and record.form.target == "cpu" and slow_here(record.type, fast_types()):
+            again = f"`tritgguf pull {record.name} --force`" if record.converted else "--type auto"
+            self.say(
+                f"note: {record.type} has no fast code on this CPU: {again} makes a larger file of the same values"
+            )
+
+    @staticmethod
+    def _reference(name: str, form: Form, located: Located, paths: tuple[Path, ...]) -> Record:
+        from tritgguf.converter.gguf_io.reader import read_gguf
 
         tensors = read_gguf(paths[0]).tensors.values()
         files = tuple(StoredFile.of(path, str(path), _hub_digest(path)) for path in paths)
         facts = [TensorFact(tensor.name, tensor.dtype.lower(), tensor.n_bytes) for tensor in tensors]
-        record = new_record(name, form, located.origin, files, facts)
-        if form.target == "cpu" and slow_here(record.type, fast_types()):
-            note = f"{record.type} has no fast code on x86: --type auto makes a larger file that holds the same values"
-            self.say(f"note: {note}, and is much faster")
-        return record
+        return new_record(name, form, located.origin, files, facts)
 
 
 def _hub_digest(path: Path) -> str | None:

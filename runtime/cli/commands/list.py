@@ -70,7 +70,7 @@ def _list_known(json_output: bool) -> None:
         for model in models
     ]
     _print_table(("what to type", "values", "download", "layers", "licence", "runs on", "kind", "by"), rows)
-    print("An empty cell isn't known. `tritgguf show NAME` tells more of a model.")
+    print("An empty cell isn't known. x86 means CPUs without tritgguf's own kernels. `tritgguf show NAME` tells more.")
 
 
 def _print_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
