@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -109,3 +110,26 @@ def test_a_build_tells_how_far_it_is_and_what_failed(install_runtime, capfd):
     with pytest.raises(SystemExit) as stopped:
         install_runtime.run_with_progress([sys.executable, "-c", code.replace("{code}", "3")], dict(os.environ))
     assert "[40/40] c++ 40.cpp\nerror: building llama-cpp-python failed (exit code 3)" in str(stopped.value)
+
+
+@pytest.mark.parametrize(("system", "machine"), [("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64")])
+def test_a_wheel_for_any_machine_is_not_built_for_this_one(install_runtime, system, machine, monkeypatch):
+    monkeypatch.setattr(install_runtime.platform, "system", lambda: system)
+    pin = json.loads(install_runtime.PIN.read_text())
+    here, anywhere = (
+        set(install_runtime.cmake_flags(pin, "cpu", machine, any_machine=any_machine)) for any_machine in (False, True)
+    )
+    assert "-DGGML_NATIVE=ON" in here - anywhere
+    assert {"-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"} <= anywhere - here
+    assert set(pin["cmake"]["common"]) <= here & anywhere
+
+
+def test_both_kinds_of_runtime_leave_amx_out(install_runtime):
+    pin = json.loads(install_runtime.PIN.read_text())
+    flags = install_runtime.cmake_flags(pin, "cpu", "x86_64")
+    assert os.name == "nt" or [flag.count("-mno-amx-tile -mno-amx-int8") for flag in flags if "FLAGS=" in flag] == [
+        1,
+        1,
+    ]
+    variables = install_runtime.build_variables(pin, [], any_machine=True)
+    assert "sapphirerapids" in variables["SKBUILD_WHEEL_EXCLUDE"]  # the only library of llama.cpp's with AMX
