@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 import jinja2
 from gguf import Keys
@@ -14,14 +15,16 @@ from tritgguf.converter.gguf_io.metadata import Metadata
 from tritgguf.converter.tokenizer.template_budget import budget_for
 from tritgguf.converter.tokenizer.template_sandbox import template_environment
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]  # role and content; tool calls and the like have more
+Tool = Mapping[str, Any]  # as OpenAI's API describes a function
 _THINKING = "enable_thinking"  # the name that Qwen3 began and most templates of reasoning models read
 
 
 class ChatTemplate:
     """A compiled template, which may insert the texts of BOS and EOS and the time that `clock` returns.
 
-    `variables` are more that it may insert. `knows_thinking` tells whether it reads enable_thinking.
+    `variables` are more that it may insert. `knows_thinking` tells whether it reads enable_thinking, `knows_tools`
+    whether it writes the tools into the prompt.
     """
 
     def __init__(
@@ -37,7 +40,8 @@ class ChatTemplate:
         try:
             environment = template_environment(clock)
             self._template = environment.from_string(source)
-            self.knows_thinking = _THINKING in meta.find_undeclared_variables(environment.parse(source))
+            read = meta.find_undeclared_variables(environment.parse(source))
+            self.knows_thinking, self.knows_tools = _THINKING in read, "tools" in read
         except jinja2.TemplateError as error:
             raise EngineError(f"the file's chat template isn't valid Jinja ({_line(error)})") from error
 
@@ -48,35 +52,31 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         fold_system: bool = True,
         think: bool | None = None,
+        tools: Sequence[Tool] | None = None,
     ) -> str:
         """Return the conversation as one text that ends where the assistant's answer begins.
 
         Some templates refuse a system message, or leave it out. With `fold_system`, its text is then put before the
         first user message. `think` sets the template's enable_thinking; None leaves that to the template's default.
+        `tools` are functions that the answer may call.
         EngineError if the template fails.
         """
+        options: dict[str, Any] = {} if think is None else {_THINKING: think}
+        options |= {"add_generation_prompt": add_generation_prompt, "tools": list(tools) if tools else None}
         folded = _fold_system(messages) if fold_system else None
         if folded is None:
-            return self._render(messages, add_generation_prompt, think)
+            return self._render(messages, options)
         try:
-            text = self._render(messages, add_generation_prompt, think)
+            text = self._render(messages, options)
         except EngineError:
-            return self._render(folded, add_generation_prompt, think)
-        return text if messages[0]["content"].strip() in text else self._render(folded, add_generation_prompt, think)
+            return self._render(folded, options)
+        return text if messages[0]["content"].strip() in text else self._render(folded, options)
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, think: bool | None) -> str:
-        thinking = {} if think is None else {_THINKING: think}
+    def _render(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
         given = [dict(message) for message in messages]
         try:
-            with budget_for(given):
-                return self._template.render(
-                    messages=given,
-                    tools=None,
-                    documents=None,
-                    add_generation_prompt=add_generation_prompt,
-                    **self._variables,
-                    **thinking,
-                )
+            with budget_for([given, options["tools"]]):
+                return self._template.render(messages=given, documents=None, **self._variables, **options)
         except Exception as error:  # the template is a program from the file: it can raise anything
             raise EngineError(f"the file's chat template refuses the conversation ({_line(error)})") from error
 

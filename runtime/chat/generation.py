@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tritgguf.runtime.chat.text_stream import TextStream
-from tritgguf.runtime.engine.backend import Sampler
 from tritgguf.runtime.engine.evaluator import Evaluator
+from tritgguf.runtime.engine.sampler import Grammar, Sampler
 from tritgguf.runtime.engine.sampling import PENALTY_TOKENS, Sampling
 
 Finish = Literal["end", "stop", "max_tokens", "context", "interrupted"]
@@ -44,11 +44,18 @@ class Generation(Iterator[str]):
     """
 
     def __init__(
-        self, evaluator: Evaluator, prompt: list[int], sampling: Sampling, limit: int | None, stream: TextStream
+        self,
+        evaluator: Evaluator,
+        prompt: list[int],
+        sampling: Sampling,
+        limit: int | None,
+        stream: TextStream,
+        grammar: str | None = None,
     ) -> None:
         self.finish: Finish = "interrupted"
         self.stats = Stats(n_prompt=len(prompt))
         self._stream = stream
+        self._grammar = grammar
         self._pieces = self._run(evaluator, prompt, sampling, limit)
 
     def __next__(self) -> str:
@@ -66,7 +73,8 @@ class Generation(Iterator[str]):
         self, evaluator: Evaluator, prompt: list[int], sampling: Sampling, limit: int | None
     ) -> Generator[str, None, None]:
         tokens, vocab, stream = list(prompt), evaluator.model.vocab, self._stream
-        sampler = Sampler(vocab, sampling)
+        grammar = None if self._grammar is None else Grammar(vocab, self._grammar)
+        sampler = Sampler(vocab, sampling, grammar=grammar)
         try:
             for token in tokens[-PENALTY_TOKENS:]:
                 if not vocab.is_control(token):  # a penalty on the end of turn would keep answers from ending

@@ -9,11 +9,11 @@ aren't control tokens; llama.cpp makes them of any text, and so does this.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from tritgguf.runtime.chat.chat_template import Message
+from tritgguf.runtime.chat.chat_template import Message, Tool
 
-Render = Callable[[Sequence[Message]], str]
+Render = Callable[..., str]  # of messages, and of `tools` where there are any
 # Characters for private use, which no template looks for and no tokenizer has in a token. They have no case and aren't
 # spaces, so templates treat them as they treat "<".
 _STAND_INS = range(0x10FFFD, 0x10F000, -1)
@@ -21,7 +21,7 @@ _SPACES = " \t\n\v\f\r"  # of isspace() in C
 
 
 class Vocabulary(Protocol):
-    """What is needed of the vocabulary in the file (engine.backend.Vocab)."""
+    """What is needed of the vocabulary in the file (engine.vocab.Vocab)."""
 
     def tokenize(self, text: str, *, special: bool) -> list[int]: ...
     def text(self, token: int) -> str: ...
@@ -29,26 +29,33 @@ class Vocabulary(Protocol):
     def trims(self, token: int) -> tuple[bool, bool]: ...
 
 
-def prompt_tokens(vocab: Vocabulary, render: Render, messages: Sequence[Message]) -> list[int]:
-    """Return the ids of what `render` makes of the messages, without BOS.
+def prompt_tokens(
+    vocab: Vocabulary, render: Render, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+) -> list[int]:
+    """Return the ids of what `render` makes of the messages and tools, without BOS.
 
     They are those of the whole text unless a control token comes from a message. Whether one does, a second rendering
     tells, in which none can begin inside a message, since other characters stand for the first ones of their texts.
     """
-    text = render(messages)
+
+    def rendered(given: Sequence[Any]) -> str:
+        return render(given[0], tools=given[1]) if tools else render(given[0])
+
+    given = [messages, tools]
+    text = rendered(given)
     ids = vocab.tokenize(text, special=True)
     controls = _controls(vocab, ids)
     names = {vocab.text(token) for token in controls}
-    stand_ins = _stand_ins({name[0] for name in names if name}, text, messages)
-    hidden = _changed(messages, lambda content: content.translate(stand_ins))
-    if hidden == messages:
+    stand_ins = _stand_ins({name[0] for name in names if name}, text, given)
+    hidden = _changed(given, lambda content: content.translate(stand_ins))
+    if hidden == given:
         return ids
-    hidden_text = render(hidden)
+    hidden_text = rendered(hidden)
     own = _controls(vocab, vocab.tokenize(hidden_text, special=True))
     if own == controls:
         return ids
     # The template may look for such characters in messages, for "</think>" say. So only as few as needed are replaced.
-    fewer = render(_changed(messages, lambda content: _without_names(content, names, stand_ins)))
+    fewer = rendered(_changed(given, lambda content: _without_names(content, names, stand_ins)))
     if _controls(vocab, vocab.tokenize(fewer, special=True)) == own:
         hidden_text = fewer
     return [token for part in _parts(vocab, hidden_text, own, stand_ins) for token in part]
@@ -59,18 +66,31 @@ def _controls(vocab: Vocabulary, ids: Sequence[int]) -> list[int]:
     return [token for token in ids if token in needed]
 
 
-def _stand_ins(characters: set[str], text: str, messages: Sequence[Message]) -> dict[int, int]:
+def _stand_ins(characters: set[str], text: str, given: object) -> dict[int, int]:
     """Return a character for each of `characters`, none of which is in the texts."""
-    used = set(text).union(*(value for message in messages for value in message.values() if isinstance(value, str)))
+    used = set(text).union(*_texts(given))
     free = (code for code in _STAND_INS if chr(code) not in used)
     return {ord(character): code for character, code in zip(sorted(characters), free, strict=False)}
 
 
-def _changed(messages: Sequence[Message], change: Callable[[str], str]) -> list[Message]:
-    return [
-        {key: change(value) if key != "role" and isinstance(value, str) else value for key, value in message.items()}
-        for message in messages
-    ]
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for part in [*value.keys(), *value.values()] if isinstance(value, Mapping) else value:
+            yield from _texts(part)
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:  # noqa: ANN401
+    """Return JSON-like data with its texts changed, names of properties too; a message's role stays."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {
+            change(key): part if key == "role" and isinstance(part, str) else _changed(part, change)
+            for key, part in value.items()
+        }
+    return [_changed(part, change) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _without_names(content: str, names: set[str], stand_ins: Mapping[int, int]) -> str:

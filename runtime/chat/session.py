@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import closing
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -15,12 +14,14 @@ from numpy.typing import NDArray
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.chat.chat_template import ChatTemplate, Message
 from tritgguf.runtime.chat.generation import Generation, Stats
-from tritgguf.runtime.chat.prompt_tokens import prompt_tokens
+from tritgguf.runtime.chat.json_schema import grammar_of_schema
+from tritgguf.runtime.chat.prompts import Prompts
 from tritgguf.runtime.chat.text_stream import TextStream
 from tritgguf.runtime.engine.backend import MAX_OUTPUT_ROWS, Context, Model, cpu_kernels
 from tritgguf.runtime.engine.evaluator import Evaluator
 from tritgguf.runtime.engine.hardware import default_threads
 from tritgguf.runtime.engine.kernels.install import CpuKernels
+from tritgguf.runtime.engine.sampler import Grammar
 from tritgguf.runtime.engine.sampling import Sampling, Settings
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Session:
         self.n_ctx = evaluator.n_ctx
         self.seed = seed
         self._generation: Generation | None = None
-        self._template: ChatTemplate | None = None
+        self._prompts = Prompts(evaluator.model)
 
     @property
     def model(self) -> Model:
@@ -79,15 +80,7 @@ class Session:
         With `special`, the text of a special token becomes that token. `bos` says whether to put BOS first; None leaves
         that to the file. BOS is never put before another BOS. EngineError if `bos` is True and there is no BOS.
         """
-        vocab = self.model.vocab
-        if bos and vocab.bos is None:
-            raise EngineError(f"{self.model.path}: the vocabulary has no BOS token")
-        return self._with_bos(vocab.tokenize(text, special=special), bos)
-
-    def _with_bos(self, ids: list[int], bos: bool | None = None) -> list[int]:
-        vocab = self.model.vocab
-        wanted = vocab.add_bos if bos is None else bos
-        return [vocab.bos, *ids] if wanted and vocab.bos is not None and ids[:1] != [vocab.bos] else ids
+        return self._open_prompts().text_tokens(text, special=special, bos=bos)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Return the text of `tokens`; control tokens are left out unless `special`, invalid UTF-8 becomes U+FFFD."""
@@ -103,17 +96,23 @@ class Session:
         top_k: int = Sampling.top_k,
         min_p: float = Sampling.min_p,
         repeat_penalty: float = Sampling.repeat_penalty,
+        frequency_penalty: float = Sampling.frequency_penalty,
+        presence_penalty: float = Sampling.presence_penalty,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
+        grammar: str | None = None,
+        json_schema: object = None,
     ) -> Generation:
         """Continue `prompt`, a text or token ids, which are used unchanged; returns an iterator over pieces of text.
 
         The generation ends when the model ends it, at a stop string, after `max_tokens` tokens, or when the context is
         full. Stop strings and end-of-generation tokens are left out of the text. With `seed` None the session's seed
-        applies. EngineError if a setting is out of range, or the prompt is empty or fills the context.
+        applies. `grammar`, in llama.cpp's notation (GBNF), or `json_schema` say what the text must look like; only
+        max_tokens, a stop string and the context end it before. EngineError if a setting is out of range, or the
+        prompt is empty or fills the context.
         """
         seed = self.seed if seed is None else seed
-        sampling = Sampling(temperature, top_p, top_k, min_p, repeat_penalty, seed)
+        sampling = Sampling(temperature, top_p, top_k, min_p, repeat_penalty, seed, frequency_penalty, presence_penalty)
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if "" in stops:
@@ -128,7 +127,13 @@ class Session:
                 f"the prompt has {len(tokens)} tokens, the context of {self.n_ctx} has room for {self.n_ctx - 1}: "
                 "shorten it or open the model with a larger context"
             )
-        self._generation = Generation(self._evaluator, tokens, sampling, max_tokens, TextStream(stops))
+        if json_schema is not None:
+            if grammar is not None:
+                raise EngineError("a grammar and a JSON schema are given: give one of them")
+            grammar = grammar_of_schema(json_schema)
+        if grammar is not None:
+            Grammar(self.model.vocab, grammar).close()  # EngineError now, not when the text is asked for
+        self._generation = Generation(self._evaluator, tokens, sampling, max_tokens, TextStream(stops), grammar)
         return self._generation
 
     def chat(
@@ -149,21 +154,16 @@ class Session:
 
         The texts of control tokens become those tokens where the template writes them, not where a message has them.
         """
-        render = partial(self.template.render, think=think)
-        return self._with_bos(prompt_tokens(self.model.vocab, render, messages))
+        return self._open_prompts().chat_tokens(messages, think=think)
 
     @property
     def template(self) -> ChatTemplate:
         """The file's chat template; EngineError if it has none."""
-        if self._template is None:
-            source, vocab = self.model.chat_template, self.model.vocab
-            if source is None:
-                raise EngineError(
-                    f"{self.model.path}: no chat template in the file: it is a base model; use generate()"
-                )
-            bos, eos = ("" if token is None else vocab.text(token) for token in (vocab.bos, vocab.eos))
-            self._template = ChatTemplate(source, bos=bos, eos=eos)
-        return self._template
+        return self._open_prompts().template
+
+    def _open_prompts(self) -> Prompts:
+        _ = self.model  # EngineError after close()
+        return self._prompts
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Return the logits after each of `tokens` (ids, used unchanged), float32 of shape (n_tokens, n_vocab).
@@ -234,7 +234,7 @@ def open(
         raise EngineError(f"threads is {n_threads}, expected 1 to 512")
     model = Model(path, n_gpu_layers=n_gpu_layers)
     try:
-        n_ctx = _context_tokens(model, n_ctx)
+        n_ctx = context_tokens(model, n_ctx)
         context = Context(model, n_ctx=n_ctx, n_threads=n_threads or default_threads(), n_batch=BATCH_TOKENS)
         return Session(Evaluator(model, context, n_ctx), seed)
     except BaseException:
@@ -242,7 +242,8 @@ def open(
         raise
 
 
-def _context_tokens(model: Model, n_ctx: int | None) -> int:
+def context_tokens(model: Model, n_ctx: int | None) -> int:
+    """Return the context size that is asked for, or the default; EngineError if the model doesn't allow it."""
     if n_ctx is None:
         return min(model.n_ctx_train, DEFAULT_N_CTX)
     if not 2 <= n_ctx <= model.n_ctx_train:

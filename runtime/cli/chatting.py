@@ -56,6 +56,10 @@ Think = Annotated[
     bool | None,
     typer.Option("--think/--no-think", help="Let a reasoning model think first, or not (default: its own)."),
 ]
+JsonSchema = Annotated[Path | None, typer.Option(help="Answer with JSON that the schema in this file allows.")]
+AnswerGrammar = Annotated[
+    Path | None, typer.Option("--grammar", help="Answer with text that the grammar (GBNF) in this file allows.")
+]
 Stats = Annotated[bool, typer.Option("--stats", help="Print tokens per second at the end.")]
 
 
@@ -63,7 +67,8 @@ Stats = Annotated[bool, typer.Option("--stats", help="Print tokens per second at
 class Chat:
     """What the options ask for.
 
-    `texts` are the messages to answer, none for a conversation; `settings` those of the sampling that were given.
+    `texts` are the messages to answer, none for a conversation; `settings` those of the sampling that were given, and
+    what the answer must look like.
     """
 
     texts: Sequence[str]

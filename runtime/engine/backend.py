@@ -1,4 +1,6 @@
-"""The native runtime: llama.cpp, called through llama-cpp-python's ctypes functions; no other file uses llama_cpp.
+"""The native runtime: llama.cpp, called through llama-cpp-python's ctypes functions.
+
+Only this file, vocab.py and sampler.py call it.
 
 The high-level class `llama_cpp.Llama` isn't used: it overrides the file's yarn parameters, keeps an array of
 n_ctx x n_vocab floats and has no parameter for the callbacks.
@@ -8,13 +10,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import random
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,6 @@ from tritgguf.runtime.engine.interrupt import interruptible
 from tritgguf.runtime.engine.kernels.install import CpuKernels, install
 from tritgguf.runtime.engine.memory import available_memory, cache_bytes, check_memory
 from tritgguf.runtime.engine.native_log import NativeLog
-from tritgguf.runtime.engine.sampling import MAX_SEED, PENALTY_TOKENS, Sampling
 
 # A failing assertion in ggml would otherwise start gdb on this process to print a C backtrace.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
@@ -42,6 +42,8 @@ try:
     import llama_cpp
     from llama_cpp import llama_cpp as native
     from llama_cpp._ggml import libggml
+
+    from tritgguf.runtime.engine.vocab import Vocab
 except (ImportError, OSError, RuntimeError) as error:
     raise EngineError(f"llama-cpp-python can't be loaded ({error}); install it again") from error
 
@@ -50,7 +52,6 @@ ALL_LAYERS = -1
 # Rows of logits that one batch may ask for, unless its context is made for more: each costs n_vocab floats in the
 # compute buffer, 600 KB for Qwen2.5.
 MAX_OUTPUT_ROWS = 64
-_MAX_INPUT_BYTES = 2**31 - 1
 _NO_SLOT, _ABORTED = 1, 2  # results of llama_decode
 
 # These callbacks must live as long as the library holds them.
@@ -94,6 +95,12 @@ def show_native_log() -> None:
     _log.to_stderr = True
 
 
+def fresh_log() -> NativeLog:
+    """Return llama.cpp's log, emptied: its reason() is of what is called next."""
+    _log.clear()
+    return _log
+
+
 def supports_gpu() -> bool:
     """Return whether this build of llama.cpp can put layers on an accelerator."""
     return bool(native.llama_supports_gpu_offload())
@@ -129,94 +136,6 @@ def accelerator() -> str | None:
     name.argtypes = [ctypes.c_void_p]
     found = [(name(registry(get(index))) or b"").decode("ascii", "replace") for index in range(count())]
     return next((names[device] for device in found if device in names), "any")
-
-
-class Vocab:
-    """The tokenizer inside a GGUF file."""
-
-    def __init__(self, owner: Model) -> None:
-        self._owner = owner  # the vocabulary lives in the model's memory
-        self._handle = native.llama_model_get_vocab(owner.handle)
-        self.n_tokens: int = native.llama_vocab_n_tokens(self._handle)
-        self.bos: int | None = self._id_or_none(native.llama_vocab_bos(self._handle))
-        self.eos: int | None = self._id_or_none(native.llama_vocab_eos(self._handle))
-        self.add_bos: bool = bool(native.llama_vocab_get_add_bos(self._handle)) and self.bos is not None
-        self.is_sentencepiece: bool = native.llama_vocab_type(self._handle) == native.LLAMA_VOCAB_TYPE_SPM
-
-    @staticmethod
-    def _id_or_none(token: int) -> int | None:
-        return None if token < 0 else token
-
-    def tokenize(self, text: str, *, special: bool, add_special: bool = False) -> list[int]:
-        """Return the token ids of `text`; `special` makes tokens of the texts of special tokens.
-
-        `add_special` adds BOS and EOS as the file's keys say.
-        """
-        try:
-            data = text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise EngineError(f"the text isn't valid Unicode at character {error.start}: {error.reason}") from error
-        if len(data) > _MAX_INPUT_BYTES:
-            raise EngineError(f"the text has {len(data)} bytes, at most {_MAX_INPUT_BYTES} can be tokenized at once")
-        # There are rarely more tokens than bytes; then the first call returns minus their number.
-        capacity = len(data) + 8
-        while True:
-            ids = (native.llama_token * capacity)()
-            count = native.llama_tokenize(self._handle, data, len(data), ids, capacity, add_special, special)
-            if count >= 0:
-                return list(ids[:count])
-            capacity = -count
-
-    def piece(self, token: int, *, special: bool = False) -> bytes:
-        """Return the bytes of one token; control tokens have none unless `special`."""
-        self.check([token])
-        size = 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            count = native.llama_token_to_piece(self._handle, token, buffer, size, 0, special)
-            if count >= 0:
-                return buffer.raw[:count]
-            size = -count
-
-    def detokenize(self, tokens: Sequence[int], *, special: bool) -> bytes:
-        """Return the bytes of the text that `tokens` encode, the inverse of tokenize()."""
-        self.check(tokens)
-        ids = (native.llama_token * len(tokens))(*tokens)
-        size = 8 * len(tokens) + 16
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            count = native.llama_detokenize(self._handle, ids, len(tokens), buffer, size, False, special)
-            if count >= 0:
-                return buffer.raw[:count]
-            size = -count
-
-    def text(self, token: int) -> str:
-        """Return the token's text in the vocabulary, e.g. `<s>`."""
-        self.check([token])
-        return (native.llama_vocab_get_text(self._handle, token) or b"").decode("utf-8", "replace")
-
-    def is_end(self, token: int) -> bool:
-        """Return whether the token ends a generation (end of text, of turn, of message)."""
-        return bool(native.llama_vocab_is_eog(self._handle, token))
-
-    def is_control(self, token: int) -> bool:
-        return bool(native.llama_vocab_is_control(self._handle, token))
-
-    def needs_special(self, token: int) -> bool:
-        """Return whether only `special` makes this token of its text; a user-defined token is made of it always."""
-        attributes = native.llama_vocab_get_attr(self._handle, token)
-        return bool(attributes & (native.LLAMA_TOKEN_ATTR_CONTROL | native.LLAMA_TOKEN_ATTR_UNKNOWN))
-
-    def trims(self, token: int) -> tuple[bool, bool]:
-        """Return whether the token swallows the spaces before it, and those after it."""
-        attributes = native.llama_vocab_get_attr(self._handle, token)
-        return bool(attributes & native.LLAMA_TOKEN_ATTR_LSTRIP), bool(attributes & native.LLAMA_TOKEN_ATTR_RSTRIP)
-
-    def check(self, tokens: Sequence[int]) -> None:
-        """Raise EngineError if an id isn't in the vocabulary: the native library would read beyond its tables."""
-        for position, token in enumerate(tokens):
-            if not 0 <= token < self.n_tokens:
-                raise EngineError(f"token id {token} at position {position} isn't in 0..{self.n_tokens - 1}")
 
 
 class Model:
@@ -265,7 +184,7 @@ class Model:
             raise EngineError(
                 reason or f"{self.path}: llama.cpp can't load it ({_log.reason()}); convert the model again"
             )
-        self.vocab = Vocab(self)
+        self.vocab = Vocab(native.llama_model_get_vocab(self.handle))
         self.n_ctx_train: int = native.llama_model_n_ctx_train(self.handle)
         template = native.llama_model_chat_template(self.handle, None)
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
@@ -276,6 +195,11 @@ class Model:
         buffer = ctypes.create_string_buffer(256)
         native.llama_model_desc(self.handle, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
+
+    @property
+    def n_params(self) -> int:
+        """Return the number of weights."""
+        return int(native.llama_model_n_params(self.handle))
 
     def check_memory(self, n_ctx: int, *, value_bytes: int) -> None:
         """Raise EngineError if the weights and a KV cache for `n_ctx` tokens can't fit into memory.
@@ -289,7 +213,7 @@ class Model:
         n_cpu_layers = 0 if self._n_gpu_layers < 0 else max(0, n_layers - self._n_gpu_layers)
         weights = native.llama_model_size(self.handle) * n_cpu_layers // n_layers
         cache = cache_bytes(self.header, n_ctx, value_bytes=value_bytes) * n_cpu_layers // n_layers
-        if self._has_states and not self.header.kv_heads:
+        if self.has_states and not self.header.kv_heads:
             cache = 0
         # Weights that were copied while loading are gone from `available`, mapped ones aren't; and other contexts
         # have been set up since loading.
@@ -297,7 +221,8 @@ class Model:
         check_memory(self.path, n_ctx, cache=cache, weights=weights, free=free)
 
     @property
-    def _has_states(self) -> bool:
+    def has_states(self) -> bool:
+        """Return whether layers have a state instead of a cache, which keeps no part of what it has seen."""
         return bool(native.llama_model_is_recurrent(self.handle) or native.llama_model_is_hybrid(self.handle))
 
     def close(self) -> None:
@@ -314,11 +239,22 @@ class Model:
         self.close()
 
 
-class Context:
-    """The state of one conversation with a model: its KV cache and the logits of the last decode.
+class Row(NamedTuple):
+    """One token of a batch: its place in its sequence, and whether the logits after it are wanted."""
 
-    One batch may ask for the logits of `n_outputs` tokens. `f32_attention` is for comparisons with a reference: flash
-    attention in half precision, the default, costs up to 3e-3 of the logits' norm.
+    token: int
+    position: int
+    sequence: int = 0
+    wants_logits: bool = False
+
+
+class Context:
+    """The state of one conversation with a model, or of `n_sequences`: their KV cache and the last decode's logits.
+
+    Each sequence has `n_ctx` tokens. They share one cache, so that one batch evaluates tokens of any of them, and may
+    ask for the logits of `n_outputs` of them. `f32_attention` is for comparisons with a reference: flash attention in
+    half precision, the default, costs up to 3e-3 of the logits' norm. With `embeddings`, rows that want logits have
+    embeddings() too.
     """
 
     def __init__(
@@ -330,17 +266,25 @@ class Context:
         n_batch: int,
         n_outputs: int = MAX_OUTPUT_ROWS,
         f32_attention: bool = False,
+        n_sequences: int = 1,
+        embeddings: bool = False,
     ) -> None:
         self.handle: Any = None
         self.n_batch = min(n_batch, n_ctx)
         self.n_threads = n_threads
+        self.n_sequences = n_sequences
         self._n_vocab = model.vocab.n_tokens
-        self._n_outputs = 0
+        self._n_embd: int = native.llama_model_n_embd(model.handle)
+        self.output_rows: list[int] = []  # the rows of the last batch that have logits
         params = native.llama_context_default_params()
-        params.n_ctx = n_ctx
+        params.n_ctx = n_ctx * n_sequences
+        params.n_seq_max, params.kv_unified = n_sequences, True
         params.n_batch = params.n_ubatch = self.n_batch
-        params.n_outputs_max = min(n_outputs, self.n_batch)
+        params.n_outputs_max = min(max(n_outputs, n_sequences), self.n_batch)
         params.n_threads = params.n_threads_batch = n_threads
+        params.embeddings = embeddings
+        if embeddings:
+            params.pooling_type = native.LLAMA_POOLING_TYPE_NONE
         params.swa_full = True  # a smaller window cache forgets what a shared prompt prefix would need
         if f32_attention:
             params.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -350,12 +294,13 @@ class Context:
         if model.needs_relu2:
             self.relu2 = relu2.Relu2(libggml, native.ggml_backend_sched_eval_callback)
             params.cb_eval, params.cb_eval_user_data = self.relu2.callback, self.relu2.user_data
-        model.check_memory(n_ctx, value_bytes=4 if f32_attention else 2)
+        model.check_memory(n_ctx * n_sequences, value_bytes=4 if f32_attention else 2)
         _log.clear()
         self.handle = native.llama_init_from_model(model.handle, params)
         if not self.handle:
+            size = f"{n_sequences} times {n_ctx}" if n_sequences > 1 else str(n_ctx)
             raise EngineError(
-                f"{model.path}: no context of {n_ctx} tokens can be set up ({_log.reason()}); ask for a smaller context"
+                f"{model.path}: no context of {size} tokens can be set up ({_log.reason()}); ask for a smaller context"
             )
         self._batch = native.llama_batch_init(self.n_batch, 0, 1)
         self._memory = native.llama_get_memory(self.handle)
@@ -366,44 +311,62 @@ class Context:
         Ctrl-C stops the work and raises KeyboardInterrupt. After any exception the cache may hold some of the tokens:
         call keep().
         """
+        first = len(tokens) - n_logits
+        self.decode_batch([Row(token, position + n, 0, n >= first) for n, token in enumerate(tokens)])
+
+    def decode_batch(self, rows: Sequence[Row], stop: Callable[[], bool] | None = None) -> bool:
+        """Evaluate up to n_batch tokens of any sequences; `stop` is asked meanwhile, return False if it says so.
+
+        Ctrl-C stops it too. After that, and after an exception, the cache may hold some of the tokens: call keep() for
+        each sequence.
+        """
         batch = self._batch
-        batch.n_tokens = len(tokens)
-        first_output = len(tokens) - n_logits
-        for row, token in enumerate(tokens):
-            batch.token[row] = token
-            batch.pos[row] = position + row
-            batch.n_seq_id[row] = 1
-            batch.seq_id[row][0] = 0
-            batch.logits[row] = row >= first_output
-        self._n_outputs = n_logits
+        batch.n_tokens = len(rows)
+        for index, (token, position, sequence, wants_logits) in enumerate(rows):
+            batch.token[index] = token
+            batch.pos[index] = position
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = sequence
+            batch.logits[index] = wants_logits
+        self.output_rows = [index for index, row in enumerate(rows) if row.wants_logits]
         _log.clear()
         if self.relu2:
             self.relu2.start()
-        if len(tokens) == 1 and not self.relu2:
+        if len(rows) == 1 and not self.relu2:
             # It takes little time, of which the calls for its thousand graph nodes would be much.
             result = native.llama_decode(self.handle, batch)
         else:
-            result = self._decode_until_interrupted(batch, asks=len(tokens) > 1)
+            result = self._decode_until_interrupted(batch, stop, asks=len(rows) > self.n_sequences)
+        if result == _ABORTED:
+            return False
         if result == _NO_SLOT:
-            raise EngineError(f"the context has no room for {len(tokens)} tokens at position {position}")
+            raise EngineError(f"the context has no room for {len(rows)} tokens at position {rows[0].position}")
         if result != 0:
-            raise EngineError(f"evaluating {len(tokens)} tokens at position {position} failed ({_log.reason()})")
+            raise EngineError(f"evaluating {len(rows)} tokens at position {rows[0].position} failed ({_log.reason()})")
         if self.relu2:
             self.relu2.check(self.n_layers)
+        return True
 
-    def _decode_until_interrupted(self, batch: Any, *, asks: bool) -> int:  # noqa: ANN401
-        """Evaluate a batch; raise Ctrl-C's exception at its end, or, if llama.cpp `asks` meanwhile, early."""
+    def _decode_until_interrupted(self, batch: Any, stop: Callable[[], bool] | None, *, asks: bool) -> int:  # noqa: ANN401
+        """Evaluate a batch; raise Ctrl-C's exception at its end, or, if llama.cpp `asks` meanwhile, early.
+
+        `stop` is asked as well.
+        """
         with interruptible() as interrupt:
-            stop = native.ggml_abort_callback(lambda _data: interrupt.requested)
-            native.llama_set_abort_callback(self.handle, stop if asks else _NO_ABORT_CALLBACK, None)
+            asked = native.ggml_abort_callback(lambda _data: interrupt.requested or (stop is not None and stop()))
+            native.llama_set_abort_callback(self.handle, asked if asks else _NO_ABORT_CALLBACK, None)
             result: int = native.llama_decode(self.handle, batch)
             native.llama_set_abort_callback(self.handle, _NO_ABORT_CALLBACK, None)
         return result
 
-    def logits(self) -> NDArray[np.float32]:
-        """Return the last decode's logits, (rows, n_vocab), which the next decode overwrites; EngineError if NaN."""
+    def logits(self, output: int | None = None) -> NDArray[np.float32]:
+        """Return the last decode's logits, (rows, n_vocab), which the next decode overwrites; EngineError if NaN.
+
+        `output` asks for those of one row, (n_vocab,): 0 for the first that wants logits.
+        """
         data = native.llama_get_logits(self.handle)
-        rows: NDArray[np.float32] = np.ctypeslib.as_array(data, shape=(self._n_outputs, self._n_vocab))
+        rows: NDArray[np.float32] = np.ctypeslib.as_array(data, shape=(len(self.output_rows), self._n_vocab))
+        rows = rows if output is None else rows[output]
         if np.isnan(rows.max()):
             raise EngineError("the model's logits are NaN: its weights are damaged, convert it again")
         return rows
@@ -417,55 +380,31 @@ class Context:
         """Return when the last decode is done: an accelerator may still be at work when decode() returns."""
         native.llama_synchronize(self.handle)
 
-    def keep(self, n_tokens: int) -> int:
-        """Forget all but the first `n_tokens` tokens; return how many remain: 0 where it can't keep a part."""
-        removed = n_tokens > 0 and native.llama_memory_seq_rm(self._memory, 0, n_tokens, -1)
-        if removed and native.llama_memory_seq_pos_min(self._memory, 0) == 0:
+    def embeddings(self) -> NDArray[np.float32]:
+        """Return the last decode's final hidden states, (rows, n_embd), which the next decode overwrites."""
+        data = native.llama_get_embeddings(self.handle)
+        return np.ctypeslib.as_array(data, shape=(len(self.output_rows), self._n_embd))
+
+    def keep(self, n_tokens: int, sequence: int = 0) -> int:
+        """Forget all but a sequence's first `n_tokens` tokens; return how many remain: 0 where it can't keep a part."""
+        removed = n_tokens > 0 and native.llama_memory_seq_rm(self._memory, sequence, n_tokens, -1)
+        if removed and native.llama_memory_seq_pos_min(self._memory, sequence) == 0:
             return n_tokens
-        native.llama_memory_clear(self._memory, True)
+        if self.n_sequences > 1:
+            native.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        else:
+            native.llama_memory_clear(self._memory, True)
         return 0
+
+    def share(self, n_tokens: int, source: int, target: int) -> None:
+        """Make `target`, which must be empty, begin with the first `n_tokens` tokens of `source`; nothing is copied.
+
+        Only where Model.has_states is false: a state can't be cut.
+        """
+        native.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
 
     def close(self) -> None:
         if self.handle:
             native.llama_batch_free(self._batch)
             native.llama_free(self.handle)
-            self.handle = None
-
-
-class Sampler:
-    """llama.cpp's chain of samplers for one generation."""
-
-    def __init__(self, vocab: Vocab, sampling: Sampling) -> None:
-        self.handle = native.llama_sampler_chain_init(native.llama_sampler_chain_default_params())
-        stages = []
-        if sampling.repeat_penalty != 1.0:
-            penalty = (vocab.n_tokens, PENALTY_TOKENS, sampling.repeat_penalty, 0.0, 0.0)
-            stages.append(native.llama_sampler_init_penalties(*penalty))
-        if sampling.temperature == 0.0:
-            stages.append(native.llama_sampler_init_greedy())
-        else:
-            seed = random.randint(0, MAX_SEED) if sampling.seed is None else sampling.seed
-            stages += [
-                native.llama_sampler_init_top_k(sampling.top_k),
-                native.llama_sampler_init_top_p(sampling.top_p, 1),
-                native.llama_sampler_init_min_p(sampling.min_p, 1),
-                native.llama_sampler_init_temp(sampling.temperature),
-                native.llama_sampler_init_dist(seed),
-            ]
-        for stage in stages:
-            native.llama_sampler_chain_add(self.handle, stage)
-
-    def accept(self, token: int) -> None:
-        """Count a token that is in the text already, for the repeat penalty."""
-        native.llama_sampler_accept(self.handle, token)
-
-    def sample(self, context: Context) -> int:
-        """Choose a token by the logits of the last decoded token."""
-        context.logits()  # raises on NaN, which the samplers would accept
-        token: int = native.llama_sampler_sample(self.handle, context.handle, -1)
-        return token
-
-    def close(self) -> None:
-        if self.handle:
-            native.llama_sampler_free(self.handle)
             self.handle = None

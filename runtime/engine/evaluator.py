@@ -33,7 +33,7 @@ class Evaluator:
 
         The last token is always evaluated, so that `context` has its logits.
         """
-        n_same = _common_prefix(self._cached, tokens[:-1])
+        n_same = common_prefix(self._cached, tokens[:-1])
         if n_same < len(self._cached):
             n_same = self._forget_from(n_same)
         for start in range(n_same, len(tokens), self.context.n_batch):
@@ -64,7 +64,7 @@ class Evaluator:
         return n_kept
 
 
-def _common_prefix(left: list[int], right: list[int]) -> int:
+def common_prefix(left: list[int], right: list[int]) -> int:
     size = min(len(left), len(right))
     if left[:size] == right[:size]:  # the usual case, at C speed
         return size

@@ -22,8 +22,12 @@ class Settings(TypedDict, total=False):
     top_k: int
     min_p: float
     repeat_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
     seed: int | None
     stop: str | Sequence[str]
+    grammar: str | None
+    json_schema: object
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ class Sampling:
     """Sampling settings; EngineError if one is out of range. The defaults are llama.cpp's, except for the temperature.
 
     `temperature` 0 always takes the most probable token. `top_k` 0, `top_p` 1, `min_p` 0 and `repeat_penalty` 1 turn a
-    filter off. The penalty applies to the last 64 tokens, including the prompt's. The same `seed` gives the same text;
-    None means a random seed.
+    filter off. Penalties apply to the last 64 tokens, including the prompt's; `frequency_penalty` for each time that a
+    token is among them, `presence_penalty` once. The same `seed` gives the same text; None means a random seed.
     """
 
     temperature: float = 0.7
@@ -41,6 +45,8 @@ class Sampling:
     min_p: float = 0.05
     repeat_penalty: float = 1.0
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0.0, 100.0)
@@ -48,6 +54,8 @@ class Sampling:
         _check("top_k", self.top_k, 0, 2**31 - 1)
         _check("min_p", self.min_p, 0.0, 1.0)
         _check("repeat_penalty", self.repeat_penalty, 0.01, 100.0)
+        _check("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
+        _check("presence_penalty", self.presence_penalty, -100.0, 100.0)
         if self.seed is not None:
             _check("seed", self.seed, 0, MAX_SEED)
 

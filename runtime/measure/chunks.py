@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
-from tritgguf.runtime.engine.backend import Vocab
+from tritgguf.runtime.engine.vocab import Vocab
 
 DEFAULT_N_CTX = 512
 DEFAULT_TEXT = Path(__file__).with_name("default_text.txt")

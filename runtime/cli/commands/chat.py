@@ -9,6 +9,7 @@ import typer
 
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.cli import chatting, options
+from tritgguf.runtime.cli.answer_form import answer_form
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.model_argument import local_model
 
@@ -34,12 +35,14 @@ def chat(
     threads: chatting.Threads = None,
     gpu_layers: options.GpuLayers = None,
     think: chatting.Think = None,
+    json_schema: chatting.JsonSchema = None,
+    grammar: chatting.AnswerGrammar = None,
     stats: chatting.Stats = False,
 ) -> None:
     """Chat with a model, or answer --prompt or piped input and exit."""
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     sampling |= {"repeat_penalty": repeat_penalty, "seed": seed}
-    settings = chatting.checked(sampling)
+    settings = {**chatting.checked(sampling), **answer_form(json_schema, grammar)}
     if Path(model) == DEMO_MODEL and not DEMO_MODEL.exists():
         raise EngineError(f"no model given, and {DEMO_MODEL} doesn't exist: give a GGUF file, or run `make demo` first")
     file = local_model(model, revision, prefer="gguf")

@@ -21,7 +21,7 @@ from tests.ctrl_c import ctrl_c_in_callback, evaluate_under_ctrl_c
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.chat.session import Session
 from tritgguf.runtime.engine import backend, relu2
-from tritgguf.runtime.engine.backend import Context, Model
+from tritgguf.runtime.engine.backend import Context, Model, Row
 from tritgguf.runtime.engine.evaluator import Evaluator
 from tritgguf.runtime.engine.token_ids import token_ids
 
@@ -486,3 +486,28 @@ def test_a_signal_during_the_callback_harms_nothing(model_file, way, tmp_path):
     with tritgguf.runtime.open(model_file("tq2_0"), n_threads=1) as session:
         calm = [last_logits(session, IDS[: n + 1], n_cached=n) for n in range(len(IDS))]
     assert np.array_equal(np.load(tmp_path / "logits.npy"), np.array(calm))
+
+
+def test_sequences_that_are_evaluated_together(model_file: Callable[[str], Path], expected: Floats) -> None:
+    """As the server does: prompts of three conversations in one batch, then a token of each."""
+    lengths = (40, 7, 100)
+    with Model(model_file("f32")) as model:
+        context = Context(model, n_ctx=256, n_threads=1, n_batch=256, n_sequences=3)
+        rows = [
+            Row(IDS[position], position, sequence, position == length - 1)
+            for sequence, length in enumerate(lengths)
+            for position in range(length)
+        ]
+        assert context.decode_batch(rows)
+        for output, length in enumerate(lengths):
+            assert relative_error(context.logits(output), expected[length - 1]) < DEFAULT_ATTENTION_ERROR["f32"]
+        assert context.decode_batch([Row(IDS[length], length, n, True) for n, length in enumerate(lengths)])
+        for output, length in enumerate(lengths):
+            assert relative_error(context.logits(output), expected[length]) < DEFAULT_ATTENTION_ERROR["f32"]
+        assert context.keep(5, 2) == 5
+        assert context.keep(0, 1) == 0
+        context.share(5, 2, 1)
+        assert context.decode_batch([Row(IDS[5], 5, sequence, True) for sequence in (1, 2)])
+        for output in range(2):
+            assert relative_error(context.logits(output), expected[5]) < DEFAULT_ATTENTION_ERROR["f32"]
+        context.close()

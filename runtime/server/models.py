@@ -1,0 +1,135 @@
+"""The models that a server has: opened before it listens, named as clients ask for them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tritgguf.converter.errors import EngineError
+from tritgguf.runtime.chat.prompts import Prompts
+from tritgguf.runtime.chat.recommended_sampling import complete_sampling
+from tritgguf.runtime.chat.session import BATCH_TOKENS, context_tokens
+from tritgguf.runtime.engine.backend import MAX_OUTPUT_ROWS, Context, Model
+from tritgguf.runtime.engine.hardware import default_threads
+from tritgguf.runtime.server.batcher import Batcher
+from tritgguf.runtime.server.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What each model gets: `n_ctx` tokens for each of `n_slots` conversations; None is the default of `chat`."""
+
+    n_slots: int = 4
+    n_ctx: int | None = None
+    n_threads: int | None = None
+    n_gpu_layers: int | None = None
+
+
+class ServedModel:
+    """An open model with its slots."""
+
+    def __init__(self, name: str, path: Path, model: Model, context: Context, n_ctx: int) -> None:
+        self.name = name
+        self.path = path
+        self.model = model
+        self.n_ctx = n_ctx
+        self.n_slots = context.n_sequences
+        self.batcher = Batcher(model, context, n_ctx)
+        self.prompts = Prompts(model)
+        self.settings: dict[str, Any] = complete_sampling(model, {})
+        self._n_threads = context.n_threads
+        self._embedder: Context | None = None
+        if model.chat_template is not None:
+            _ = self.prompts.template  # EngineError now, not at the first request
+
+    @cached_property
+    def modified(self) -> datetime:
+        return datetime.fromtimestamp(self.path.stat().st_mtime, timezone.utc)
+
+    @cached_property
+    def digest(self) -> str:
+        """A name for the file's version: of its size, time and name, since reading it all takes long."""
+        stat = self.path.stat()
+        return hashlib.sha256(f"{self.name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
+
+    def embed(self, tokens: Sequence[int]) -> list[float]:
+        """Return the text's embedding, of length 1: on the decoding thread only.
+
+        The mean of the tokens' final hidden states, or the last one where the file says so (pooling_type).
+        """
+        if self._embedder is None:
+            size = (self.n_ctx, self._n_threads, MAX_OUTPUT_ROWS)
+            self._embedder = Context(self.model, n_ctx=size[0], n_threads=size[1], n_batch=size[2], embeddings=True)
+        context, rows = self._embedder, []
+        context.keep(0)
+        for start in range(0, len(tokens), context.n_batch):
+            part = tokens[start : start + context.n_batch]
+            context.decode(part, start, n_logits=len(part))
+            rows.append(context.embeddings().astype(np.float64))
+        states = np.concatenate(rows)
+        architecture = self.model.header.values["general.architecture"]
+        takes_last = self.model.header.value(f"{architecture}.pooling_type") == 3  # LLAMA_POOLING_TYPE_LAST
+        vector = states[-1] if takes_last else states.mean(axis=0)
+        norm = float(np.linalg.norm(vector))
+        return [float(number) for number in (vector / norm if norm else vector)]
+
+    def close(self) -> None:
+        if self._embedder:
+            self._embedder.close()
+
+
+class Models:
+    """The served models by name."""
+
+    def __init__(self, served: Sequence[ServedModel]) -> None:
+        self.all = list(served)
+        self._by_name = {model.name: model for model in served}
+
+    def find(self, name: str) -> ServedModel:
+        """Return the model that a request names, also as Ollama does with `:latest`; RequestError if there is none."""
+        found = self._by_name.get(name) or self._by_name.get(name.removesuffix(":latest"))
+        if found is None:
+            there = ", ".join(sorted(self._by_name))
+            raise RequestError(
+                f"model {name!r} not found; this server has {there}", status=404, param="model", code="model_not_found"
+            )
+        return found
+
+
+@contextmanager
+def open_models(paths: Sequence[Path], capacity: Capacity) -> Iterator[Models]:
+    """Load the files, each with its slots; EngineError if one can't be loaded or two have the same name."""
+    names = [path.name.removesuffix(".gguf") for path in paths]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise EngineError(
+                f"{paths[index]}: another model is called {name} too, and requests name models so; rename one file"
+            )
+    with ExitStack() as stack:
+        served = [_open(stack, name, path, capacity) for name, path in zip(names, paths, strict=True)]
+        yield Models(served)
+
+
+def _open(stack: ExitStack, name: str, path: Path, capacity: Capacity) -> ServedModel:
+    model = stack.enter_context(Model(os.fspath(path), n_gpu_layers=capacity.n_gpu_layers))
+    n_ctx = context_tokens(model, capacity.n_ctx)
+    context = Context(
+        model,
+        n_ctx=n_ctx,
+        n_threads=capacity.n_threads or default_threads(),
+        n_batch=BATCH_TOKENS,
+        n_sequences=capacity.n_slots,
+    )
+    stack.callback(context.close)
+    served = ServedModel(name, path, model, context, n_ctx)
+    stack.callback(served.close)
+    return served

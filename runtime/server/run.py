@@ -1,0 +1,111 @@
+"""Runs the server: binds the address, loads the models, serves until a signal, and frees everything."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from starlette.types import Scope
+
+from tritgguf.converter.errors import EngineError
+from tritgguf.runtime.server.app import LastResort, application
+from tritgguf.runtime.server.decode_thread import DecodeThread
+from tritgguf.runtime.server.http import Limits
+from tritgguf.runtime.server.models import Capacity, Models, open_models
+from tritgguf.runtime.server.service import Service
+from tritgguf.runtime.server.state import State
+
+# After a signal, answers end with an error at once; this is for clients that don't take it.
+GRACE_SECONDS = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to serve: `max_waiting` requests beside those in slots, `seconds` for each request."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_key: str | None = None
+    max_waiting: int = 256
+    seconds: float = 600.0
+    limits: Limits = field(default_factory=Limits)
+
+
+def serve(
+    paths: Sequence[Path], capacity: Capacity, options: Options, *, listening: Callable[[str, Models], None]
+) -> None:
+    """Serve the files until SIGINT or SIGTERM, which is raised again after the cleanup.
+
+    `listening` is called with the address when requests are taken. EngineError if the address can't be bound or a file
+    can't be loaded.
+    """
+    with bind(options.host, options.port) as listener, open_models(paths, capacity) as models:
+        thread = DecodeThread([served.batcher for served in models.all], max_waiting=options.max_waiting)
+        state = State(Service(models, thread, seconds=options.seconds), options.limits)
+        app = LastResort(application(state, api_key=options.api_key, host=options.host))
+        server = _Server(app, thread, lambda: listening(address_of(listener), models))
+        state.abort = server.abort
+        thread.start()
+        try:
+            server.run(sockets=[listener])
+        finally:
+            thread.stop()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to the address; EngineError if that can't be done."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise EngineError(f"{host}:{port} can't be listened on ({reason}); choose another --host or --port") from error
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return the URL of a bound socket."""
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
+    return f"http://{shown}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which ends all answers when a signal comes instead of waiting for them."""
+
+    def __init__(self, app: LastResort, thread: DecodeThread, listening: Callable[[], None]) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+            )
+        )
+        self._thread = thread
+        self._listening = listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self._listening()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._thread.ask_to_stop()
+        super().handle_exit(sig, frame)
+
+    def abort(self, scope: Scope) -> None:
+        """Cut the connection of a request."""
+        for protocol in list(self.server_state.connections):
+            transport = getattr(protocol, "transport", None)
+            if transport is not None and getattr(protocol, "client", None) == scope.get("client"):
+                transport.abort()

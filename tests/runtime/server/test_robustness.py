@@ -1,0 +1,240 @@
+"""Bad clients, bad bodies, signals: nothing leaks, and the next request works."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.command_line import run_captured
+from tests.served import PATIENCE_SECONDS, Served, serve
+
+# The model with random weights, which may not end: 29,000 tokens take far longer than what the tests do meanwhile.
+NEVER_ENDING = {"model": "caller", "max_tokens": 29_000, "logit_bias": {"258": -100}, "temperature": 0}
+KEY = "Authorization: Bearer sesame"
+CHAT = "/v1/chat/completions"
+
+
+def body(**more) -> dict:
+    return {"model": "demo", "messages": [{"role": "user", "content": "Who are you?"}], **more}
+
+
+def answer_of(connection) -> tuple[int, bytes]:
+    """Return status and the rest of a response whose connection the server closes."""
+    data = b""
+    with connection:
+        while part := connection.recv(65536):
+            data += part
+    head, _, rest = data.partition(b"\r\n\r\n")
+    return int(head.split()[1]), rest
+
+
+def post(served: Served, path: str, data: object, *headers: str) -> tuple[int, bytes]:
+    return answer_of(served.post(path, data, "Connection: close", *headers))
+
+
+def test_the_next_request_works(served):
+    status, answer = post(served, "/v1/chat/completions", body(max_tokens=5))
+    assert status == 200
+    assert json.loads(answer)["usage"]["completion_tokens"] <= 5
+
+
+@pytest.mark.parametrize(
+    ("data", "part"),
+    [
+        (b"", "valid JSON"),
+        (b"{", "valid JSON"),
+        (b'{"model": "demo", "messages": [{"role": "user", "content": NaN}]}', "content"),
+        (b"\xff\xfe", "valid JSON"),
+        (b"[]", "a list"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"model": ' + b"1" * 5000 + b"}", "valid JSON"),
+        (b'{"model": {}}', "model is an object"),
+        (b'{"model": "demo"}', "messages"),
+        (b'{"model": "demo", "messages": [null]}', "messages[0]"),
+        (b'{"model": "demo", "messages": [{"role": "user", "content": "\\ud800"}]}', "Unicode"),
+        (b'{"model": "demo", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "image_url"),
+        (b'{"model": "demo", "messages": [{"role": "user", "content": "x"}], "seed": 1e999}', "seed"),
+    ],
+)
+def test_bodies_that_are_no_request(served, data, part):
+    for path in ("/v1/chat/completions", "/api/chat"):
+        if path == "/api/chat" and part in ("messages", "seed"):
+            continue  # without messages, Ollama's API loads a model; its seed is an option
+        status, answer = post(served, path, data)
+        error = json.loads(answer)["error"]
+        assert status == 400
+        assert part in (error if isinstance(error, str) else error["message"])
+
+
+def test_a_body_that_is_too_large(served):
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+    for rest in (b"Content-Length: 99999999999\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"):
+        connection = served.connect()
+        connection.sendall(head + rest)
+        if b"chunked" in rest:
+            chunk = b"%x\r\n%s\r\n" % (1 << 20, b"a" * (1 << 20))
+            try:
+                for _ in range(6):
+                    connection.sendall(chunk)
+            except OSError:
+                continue  # the server hung up before all was sent, which is its right
+        try:
+            status, answer = answer_of(connection)
+        except ConnectionResetError:
+            continue
+        assert status == 413
+        assert json.loads(answer)["error"]["code"] == "body_too_large"
+
+
+def test_paths_and_methods_that_are_not_there(served):
+    for path, status in (("/v1/nothing", 404), ("/api/nothing", 404), ("/api/tags", 405)):
+        found, answer = post(served, path, {})
+        assert found == status
+        assert isinstance(json.loads(answer)["error"], str) is path.startswith("/api")
+
+
+def test_requests_of_other_sites_pages_are_refused(served):
+    assert post(served, "/api/chat", body(), "Origin: https://evil.example")[0] == 403
+    connection = served.connect()
+    connection.sendall(b"GET /api/tags HTTP/1.1\r\nHost: evil.example:80\r\nConnection: close\r\n\r\n")
+    assert answer_of(connection)[0] == 403
+    assert post(served, "/v1/chat/completions", body(max_tokens=1), f"Origin: {served.url}")[0] == 200
+
+
+@pytest.fixture(scope="module")
+def endless(caller) -> Iterator[Served]:
+    """A server with two slots, room for one more request, and a key."""
+    options = ("--slots", "2", "--ctx", "30000", "--threads", "1", "--queue", "1")
+    with serve(caller, *options, env={**os.environ, "TRITGGUF_API_KEY": "sesame"}) as running:
+        running.key = "sesame"
+        yield running
+    assert "sesame" not in "".join(running.process.args)
+
+
+def begin(served: Served, **more) -> socket.socket:
+    """Send a request that doesn't end, and wait until it has a slot."""
+    n_before = served.metric("requests_total")
+    connection = served.post(CHAT, body(**{**NEVER_ENDING, **more}), KEY)
+    served.wait_until("requests_total", n_before + 1)
+    return connection
+
+
+def idle(served: Served) -> None:
+    served.wait_until("requests_waiting", 0)
+    served.wait_until("slots_busy", 0)
+    assert post(served, CHAT, body(model="caller", max_tokens=2), KEY)[0] == 200
+
+
+def test_a_client_that_hangs_up_frees_its_slot(endless):
+    for stream in (True, False):
+        cancelled = endless.metric("requests_cancelled_total")
+        connections = [begin(endless, stream=stream) for _ in range(2)]
+        if stream:
+            assert all(b"200 OK" in connection.recv(1000) for connection in connections)
+        for connection in connections:
+            connection.close()
+        idle(endless)
+        assert endless.metric("requests_cancelled_total") == cancelled + 2
+
+
+def test_a_client_that_hangs_up_while_it_waits_and_a_full_queue(endless):
+    working = [begin(endless, stream=True) for _ in range(2)]
+    for _ in range(2):
+        with endless.post(CHAT, body(model="caller"), KEY):
+            endless.wait_until("requests_waiting", 1)
+            status, answer = post(endless, CHAT, body(model="caller"), KEY)
+            assert (status, json.loads(answer)["error"]["code"]) == (503, "queue_full")
+        endless.wait_until("requests_waiting", 0)
+    for connection in working:
+        connection.close()
+    idle(endless)
+
+
+def test_a_slow_reader_keeps_no_slot(endless):
+    """It takes nothing of its answer, which is computed all the same; others are answered meanwhile."""
+    slow = begin(endless, stream=True, max_tokens=500, logprobs=True, top_logprobs=20)
+    idle(endless)
+    data = b""
+    while not data.endswith(b"0\r\n\r\n"):
+        data += slow.recv(65536)
+    slow.close()
+    assert b"[DONE]" in data
+
+
+def test_a_key_is_asked_for(endless):
+    assert b"<html" in endless.get("/")
+    status, answer = post(endless, CHAT, body(model="caller"), "Authorization: Bearer other")
+    assert (status, json.loads(answer)["error"]["code"]) == (401, "invalid_api_key")
+    assert post(endless, "/api/chat", body(), "Authorization: Bearer")[0] == 401
+    with urllib.request.urlopen(endless.url + "/health", timeout=PATIENCE_SECONDS) as response:
+        assert response.status == 200
+    endless.key = "none"
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        endless.get("/metrics")
+    endless.key = "sesame"
+
+
+def test_many_requests_at_once(served):
+    def ask(number: int) -> int:
+        return post(served, "/v1/chat/completions", body(max_tokens=4, seed=number, stream=number % 2 == 0))[0]
+
+    with ThreadPoolExecutor(24) as pool:
+        assert set(pool.map(ask, range(24))) == {200}
+    assert served.metric("slots_busy") == served.metric("requests_waiting") == 0
+
+
+def test_the_metrics_are_prometheuss(served):
+    families = {family.name: family for family in text_string_to_metric_families(served.get("/metrics").decode())}
+    assert families["tritgguf_slots"].samples[0].value == 4
+    assert families["tritgguf_slots"].samples[0].labels == {"model": "demo"}
+    assert families["tritgguf_requests"].type == "counter"
+    assert json.loads(served.get("/health")) == {"status": "ok"}
+
+
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_mid_stream(caller, number, code):
+    with serve(caller, "--slots", "1", "--ctx", "30000", "--threads", "1", "--host", "0.0.0.0") as served:
+        served.url = served.url.replace("0.0.0.0", "127.0.0.1")
+        request = urllib.request.Request(f"{served.url}/api/version", headers={"Host": "my-machine"})
+        with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as response:
+            assert response.status == 200  # on all addresses, it can't know its names
+        streams = [
+            begin(served, stream=True),
+            served.post(CHAT, body(**NEVER_ENDING)),
+            served.post("/api/chat", {**body(model="caller"), "options": {"num_predict": 400}}),
+        ]
+        began = streams[0].recv(1000)
+        assert b"200 OK" in began
+        served.wait_until("requests_waiting", 2)
+        served.process.send_signal(number)
+        with streams[0]:
+            rest = began + b"".join(iter(lambda: streams[0].recv(65536), b""))
+        assert b"the server is shutting down" in rest
+        for stream in streams[1:]:
+            assert answer_of(stream)[0] == 503
+        assert served.process.wait(PATIENCE_SECONDS) == code
+
+
+def test_what_cannot_be_served_is_one_line(demo, served, tmp_path, monkeypatch, capsys):
+    port = str(served.address[1])
+    for arguments, part in (
+        ([tmp_path / "none.gguf"], "none.gguf"),
+        ([demo, "--port", port], f"127.0.0.1:{port} can't be listened on"),
+        ([demo, demo, "--port", "0"], "another model is called demo too"),
+        ([demo, "--ctx", "100000", "--port", "0"], "100000"),
+        ([demo, "--api-key", " ", "--port", "0"], "API key"),
+    ):
+        code, _, errors = run_captured(monkeypatch, capsys, "serve", *arguments)
+        assert code == 1
+        assert errors.count("\n") == 1
+        assert part in errors
