@@ -106,7 +106,7 @@ class ProductLibrary:
     def prepare(
         self, type_number: int, weights: Bytes, activations: Floats, n_threads: int = 1, *, work_offset: int = 0
     ) -> Callable[[], Floats]:
-        """Return what computes the results, anew at each call. Bytes around the results and the work space are checked."""
+        """Return what computes the results, anew at each call, and checks the bytes around them and the work space."""
         assert weights.strides[1] == 1
         assert activations.strides[1] == 4
         (n_columns, n_inputs), n_rows = activations.shape, len(weights)

@@ -29,7 +29,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.skip(f"{tool} isn't installed")
     path = tmp_path_factory.mktemp("arm") / "product"
     sources = [*SOURCES.glob("neon_*.cpp"), *(SOURCES / f"{name}.cpp" for name in ("products", "processor"))]
-    others = [SOURCES / f"{name}.cpp" for name in ("avx2", "avx_vnni", "avx512_vnni", "avx512_vbmi")]  # nothing of them is left on Arm
+    others = [
+        SOURCES / f"{name}.cpp" for name in ("avx2", "avx_vnni", "avx512_vnni", "avx512_vbmi")
+    ]  # nothing of them is left on Arm
     main = Path(__file__).with_name("product_program.cpp")
     subprocess.run([COMPILER, *FLAGS, f"-I{SOURCES}", *sources, *others, main, "-o", path], check=True)
     return path
