@@ -134,30 +134,15 @@ ALWAYS_INLINE __m256i add_lanes(const __m512i v[8]) {
     return _mm256_add_epi32(_mm256_permute2x128_si256(first, second, 0x20), _mm256_permute2x128_si256(first, second, 0x31));
 }
 
-// Eight blocks of a TQ type, or fewer at the end of rows, times the activations; and the blocks' own scales
-template <int TYPE, int ROWS>
-ALWAYS_INLINE void eight_tq_blocks(const char * const weights[ROWS], int n_blocks, const column_parts & column, int64_t block,
-                                   float * const sums[ROWS], float * const scales[ROWS]) {
-    constexpr int stride = TYPE == TQ2_0 ? 66 : 54, places = TYPE == TQ2_0 ? 256 : TQ1_0_PLACES;
-    __m512i lanes[ROWS][8];
-    UNROLL for (int i = 0; i < 8; i++) {
-        const int8_t * values = column.values + places * (block + i);
-        const char * blocks[ROWS];
-        __m512i of_rows[ROWS];
-        UNROLL for (int row = 0; row < ROWS; row++) {
-            blocks[row] = weights[row] + stride * i;
-            of_rows[row] = _mm512_setzero_si512();
-        }
-        if (i < n_blocks)
-            (TYPE == TQ2_0 ? tq2_0_products<ROWS> : tq1_0_products<ROWS>)(of_rows, blocks, values);
-        UNROLL for (int row = 0; row < ROWS; row++)
-            lanes[row][i] = of_rows[row];
-    }
-    UNROLL for (int row = 0; row < ROWS; row++) {
-        const __m256i exact = _mm256_sub_epi32(add_lanes(lanes[row]), load(column.sums + block));
-        _mm256_storeu_ps(sums[row], _mm256_mul_ps(_mm256_cvtepi32_ps(exact), _mm256_loadu_ps(column.scales + block)));
-        _mm256_storeu_ps(scales[row], eight_halves(weights[row] + stride - 2, n_blocks, stride));
-    }
+typedef __m512i block_lanes;
+
+// A block of each of four rows times the activations
+template <int TYPE>
+ALWAYS_INLINE void four_rows(block_lanes sums[4], const char * const blocks[4], const column_parts & column, int64_t block) {
+    if constexpr (TYPE == TQ2_0)
+        tq2_0_products<4>(sums, blocks, column.values + 256 * block);
+    else
+        tq1_0_products<4>(sums, blocks, column.values + TQ1_0_PLACES * block);
 }
 
 // Where the 32 words of codes of four blocks of Q2_0 are, a block being 9 words of which the first one is the scale: in the
@@ -188,7 +173,7 @@ ALWAYS_INLINE void finish_q2_0(const __m512i lanes[2], __m512i first, __m512i se
 }
 
 template <int ROWS>
-ALWAYS_INLINE void eight_q2_0_blocks(const char * const weights[ROWS], int n_blocks, const column_parts & column, int64_t block,
+ALWAYS_INLINE void eight_blocks(const char * const weights[ROWS], int n_blocks, const column_parts & column, int64_t block,
                                      float * const sums[ROWS], float * const scales[ROWS]) {
     __m512i stored[2][ROWS], lanes[ROWS][2];
     UNROLL for (int i = 0; i < 2; i++) {
@@ -207,15 +192,6 @@ ALWAYS_INLINE void eight_q2_0_blocks(const char * const weights[ROWS], int n_blo
     }
     UNROLL for (int row = 0; row < ROWS; row++)
         finish_q2_0(lanes[row], stored[0][row], stored[1][row], column, block, sums[row], scales[row]);
-}
-
-template <int TYPE, int ROWS>
-ALWAYS_INLINE void eight_blocks(const char * const weights[ROWS], int n_blocks, const column_parts & column, int64_t block,
-                                float * const sums[ROWS], float * const scales[ROWS]) {
-    if constexpr (TYPE == Q2_0)
-        eight_q2_0_blocks<ROWS>(weights, n_blocks, column, block, sums, scales);
-    else
-        eight_tq_blocks<TYPE, ROWS>(weights, n_blocks, column, block, sums, scales);
 }
 
 }  // namespace

@@ -96,43 +96,42 @@ ALWAYS_INLINE __m256 scaled(__m256i sums, const int32_t * starts, const float * 
     return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(sums, load(starts))), _mm256_loadu_ps(scales));
 }
 
-// Eight blocks, or fewer at the end of a row, times the activations; without the blocks' own scales
+typedef __m256i block_lanes;
+
+// A block of each of four rows times the activations
 template <int TYPE>
-ALWAYS_INLINE __m256 sums_of_blocks(const char * weights, int n_blocks, const column_parts & column, int64_t block) {
-    __m256i lanes[8];
-    if (TYPE == Q2_0) {
-        UNROLL for (int i = 0; i < 4; i++) {
-            const char * codes = weights + 36 * i + 2;
-            const __m256i two = 2 * i + 1 < n_blocks ? two_blocks(codes, codes + 18)
-                              : 2 * i < n_blocks     ? _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *) codes))
-                                                     : _mm256_setzero_si256();
-            lanes[i] = 2 * i < n_blocks ? q2_0_lanes(two, column.values + 64 * block + 128 * i) : two;
-        }
-        const __m256 low = _mm256_castsi256_ps(add_pairs(lanes[0], lanes[1]));
-        const __m256 high = _mm256_castsi256_ps(add_pairs(lanes[2], lanes[3]));
-        const __m256i first = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0x88));
-        const __m256i second = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd));
-        const int64_t group = 2 * block;
-        const __m256 sum = _mm256_fmadd_ps(
-            _mm256_cvtepi32_ps(_mm256_sub_epi32(second, load(column.sums + group + 8))),
-            _mm256_loadu_ps(column.scales + group + 8), scaled(first, column.sums + group, column.scales + group));
-        return _mm256_permutevar8x32_ps(sum, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    }
-    UNROLL for (int i = 0; i < 8; i++) {
-        const int8_t * values = column.values + 256 * (block + i);
-        lanes[i] = i >= n_blocks ? _mm256_setzero_si256()
-                 : TYPE == TQ2_0 ? tq2_0_lanes(weights + 66 * i, values) : tq1_0_lanes(weights + 54 * i, values);
-    }
-    return scaled(add_lanes(lanes), column.sums + block, column.scales + block);
+ALWAYS_INLINE void four_rows(block_lanes sums[4], const char * const blocks[4], const column_parts & column, int64_t block) {
+    UNROLL for (int row = 0; row < 4; row++)
+        sums[row] = (TYPE == TQ2_0 ? tq2_0_lanes : tq1_0_lanes)(blocks[row], column.values + 256 * block);
 }
 
-template <int TYPE, int ROWS>
+// Eight blocks of Q2_0, or fewer at the end of a row, times the activations; without the blocks' own scales
+ALWAYS_INLINE __m256 sums_of_blocks(const char * weights, int n_blocks, const column_parts & column, int64_t block) {
+    __m256i lanes[4];
+    UNROLL for (int i = 0; i < 4; i++) {
+        const char * codes = weights + 36 * i + 2;
+        const __m256i two = 2 * i + 1 < n_blocks ? two_blocks(codes, codes + 18)
+                            : 2 * i < n_blocks   ? _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *) codes))
+                                                 : _mm256_setzero_si256();
+        lanes[i] = 2 * i < n_blocks ? q2_0_lanes(two, column.values + 64 * block + 128 * i) : two;
+    }
+    const __m256 low = _mm256_castsi256_ps(add_pairs(lanes[0], lanes[1]));
+    const __m256 high = _mm256_castsi256_ps(add_pairs(lanes[2], lanes[3]));
+    const __m256i first = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0x88));
+    const __m256i second = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd));
+    const int64_t group = 2 * block;
+    const __m256 sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(second, load(column.sums + group + 8))),
+                                       _mm256_loadu_ps(column.scales + group + 8),
+                                       scaled(first, column.sums + group, column.scales + group));
+    return _mm256_permutevar8x32_ps(sum, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+template <int ROWS>
 ALWAYS_INLINE void eight_blocks(const char * const weights[ROWS], int n_blocks, const column_parts & column, int64_t block,
                                 float * const sums[ROWS], float * const scales[ROWS]) {
-    constexpr int stride = TYPE == Q2_0 ? 18 : TYPE == TQ2_0 ? 66 : 54, scale_at = TYPE == Q2_0 ? 0 : stride - 2;
     UNROLL for (int row = 0; row < ROWS; row++) {
-        _mm256_storeu_ps(sums[row], sums_of_blocks<TYPE>(weights[row], n_blocks, column, block));
-        _mm256_storeu_ps(scales[row], eight_halves(weights[row] + scale_at, n_blocks, stride));
+        _mm256_storeu_ps(sums[row], sums_of_blocks(weights[row], n_blocks, column, block));
+        _mm256_storeu_ps(scales[row], eight_halves(weights[row], n_blocks, 18));
     }
 }
 
