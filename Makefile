@@ -13,7 +13,7 @@ PYTEST := -m pytest -n auto --dist worksteal
 WHEEL_TESTS := tests/test_*.py tests/runtime/cli tests/runtime/engine/test_token_ids.py tests/converter/core \
 	tests/converter/export/test_quantize.py tests/converter/ollama/test_renderings.py
 
-.PHONY: demo demo-model test test-real test-logits lint types wheel-test wheels from-wheels coverage golden golden-go bench clean
+.PHONY: demo demo-model test test-real test-logits lint types wheel-test wheels from-wheels coverage golden golden-go bench bench-kernels clean
 
 # One stamp per backend, of which only the last one made stands: another BACKEND than the installed one installs again.
 INSTALLED := $(VENV)/installed$(if $(BACKEND),-$(BACKEND))
@@ -108,6 +108,10 @@ bench: $(INSTALLED)  ## conversion times against llama.cpp's ways and cp; needs 
 	$(PY) -m tests.bench.conversion $(MODELS)/bench
 	$(PY) -m tests.bench.stages $(MODELS)/bench/floats $(MODELS)/bench/out.gguf
 	$(PY) -m tests.bench.sizes $(MODELS)/bench-sizes
+
+bench-kernels: $(INSTALLED)  ## the CPU kernels against llama.cpp's: table, JSON and a plot in tests/bench/results; 10 minutes
+	$(PY) -m pip install --quiet --editable ".[bench]"
+	$(PY) -m tests.bench.kernels
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,32 +46,47 @@ def _functions() -> dict[str, Any]:
     return found
 
 
-class GgmlProduct:
-    """Rows of weights, uint8 (n_rows, row bytes) of a ggml type, times columns of float32, (n_columns, n_inputs)."""
+class GgmlProducts:
+    """A graph of products: matrices of uint8 (n_rows, row bytes) of a ggml type, each times the same columns.
 
-    def __init__(self, type_number: int, weights: NDArray[np.uint8], activations: NDArray[np.float32]) -> None:
+    The columns are float32, (n_columns, n_inputs). Each computation takes a work space from the context.
+    """
+
+    def __init__(
+        self,
+        type_number: int,
+        matrices: Sequence[NDArray[np.uint8]],
+        activations: NDArray[np.float32],
+        n_computations: int = 1,
+    ) -> None:
         self._ggml = ggml = _functions()
-        n_rows, (n_columns, n_inputs) = len(weights), activations.shape
-        n_bytes = GRAPH_BYTES + weights.nbytes + 2 * activations.nbytes + 8 * n_columns * n_rows + 4096
-        n_bytes += 4 * n_columns * n_inputs  # work space
+        n_columns, n_inputs = activations.shape
+        n_bytes = GRAPH_BYTES + activations.nbytes + n_computations * (activations.nbytes // 2 + 4096)
+        n_bytes += sum(weights.nbytes + 4 * n_columns * len(weights) + 4096 for weights in matrices)
         self._context = ggml["ggml_init"](InitParams(n_bytes, None, False))
-        left = ggml["ggml_new_tensor_2d"](self._context, type_number, n_inputs, n_rows)
-        right = ggml["ggml_new_tensor_2d"](self._context, F32, n_inputs, n_columns)
-        for tensor, values in ((left, weights), (right, activations)):
-            contiguous = np.ascontiguousarray(values)
-            ctypes.memmove(ggml["ggml_get_data"](tensor), contiguous.ctypes.data, contiguous.nbytes)
-        product = ggml["ggml_mul_mat"](self._context, left, right)
+        columns = self._filled(F32, activations)
         self._graph = ggml["ggml_new_graph"](self._context)
-        ggml["ggml_build_forward_expand"](self._graph, product)
-        data = (ctypes.c_float * (n_columns * n_rows)).from_address(ggml["ggml_get_data"](product))
-        self._results = np.ctypeslib.as_array(data).reshape(n_columns, n_rows)
+        self._results = []
+        for weights in matrices:
+            product = ggml["ggml_mul_mat"](self._context, self._filled(type_number, weights, n_inputs), columns)
+            ggml["ggml_build_forward_expand"](self._graph, product)
+            self._results.append((ggml["ggml_get_data"](product), (n_columns, len(weights))))
+
+    def _filled(self, type_number: int, values: NDArray[Any], n_inputs: int | None = None) -> int:
+        tensor: int = self._ggml["ggml_new_tensor_2d"](
+            self._context, type_number, n_inputs or values.shape[1], len(values)
+        )
+        contiguous = np.ascontiguousarray(values)
+        ctypes.memmove(self._ggml["ggml_get_data"](tensor), contiguous.ctypes.data, contiguous.nbytes)
+        return tensor
 
     def compute(self, n_threads: int = 1) -> None:
-        """Compute once more; each call takes work space from the context, which close() gives back."""
         assert self._ggml["ggml_graph_compute_with_ctx"](self._context, self._graph, n_threads) == 0
 
-    def results(self) -> NDArray[np.float32]:
-        return self._results.copy()
+    def results(self, index: int = 0) -> NDArray[np.float32]:
+        address, (n_columns, n_rows) = self._results[index]
+        data = (ctypes.c_float * (n_columns * n_rows)).from_address(address)
+        return np.array(data, np.float32).reshape(n_columns, n_rows)
 
     def close(self) -> None:
         self._ggml["ggml_free"](self._context)
@@ -80,9 +96,9 @@ def ggml_product(
     type_number: int, weights: NDArray[np.uint8], activations: NDArray[np.float32], n_threads: int = 1
 ) -> NDArray[np.float32]:
     """Return the results, float32 (n_columns, n_rows)."""
-    product = GgmlProduct(type_number, weights, activations)
+    products = GgmlProducts(type_number, [weights], activations)
     try:
-        product.compute(n_threads)
-        return product.results()
+        products.compute(n_threads)
+        return products.results()
     finally:
-        product.close()
+        products.close()

@@ -1,7 +1,6 @@
 // Blocks of one row times one column with vectors of 512 bits, which VBMI unpacks.
 #pragma once
 #define VECTOR_BLOCKS 4
-#define ROWS_AT_ONCE 2
 #include "instruction_set.h"
 #include "x86_vectors.h"
 
@@ -10,8 +9,11 @@ namespace {
 constexpr int TQ1_0_PLACES = 320;  // five digits of 64 bytes each, of which a block has 52 and its last 4 lack a fifth
 
 inline int64_t group_of_q2_0(int64_t block, int second) {
-    const int64_t i = block % 8;  // pairs of lanes are added as shuffles bring them: the blocks 0, 4, 1, 5, 2, 6, 3, 7
-    return block / 8 * 16 + i % 4 * 4 + i / 4 * 2 + second;
+    return 2 * block + second;
+}
+
+inline int lane_of_sixteen(int sixteen) {  // the lanes 0 and 2, which are added, are the first group
+    return sixteen == 1 ? 2 : sixteen == 2 ? 1 : sixteen;
 }
 
 inline void place_values(int type, const int8_t * values, int64_t group, int8_t * places) {
@@ -134,88 +136,63 @@ ALWAYS_INLINE __m256i add_lanes(const __m512i v[8]) {
     return _mm256_add_epi32(_mm256_permute2x128_si256(first, second, 0x20), _mm256_permute2x128_si256(first, second, 0x31));
 }
 
-// Eight blocks of a TQ type, or fewer at the end of rows, times the activations; and the blocks' own scales
-template <int TYPE, int ROWS>
-ALWAYS_INLINE void eight_tq_blocks(const char * const weights[ROWS], int n_blocks, const column_parts & column, int64_t block,
-                                   float * const sums[ROWS], float * const scales[ROWS]) {
-    constexpr int stride = TYPE == TQ2_0 ? 66 : 54, places = TYPE == TQ2_0 ? 256 : TQ1_0_PLACES;
-    __m512i lanes[ROWS][8];
-    UNROLL for (int i = 0; i < 8; i++) {
-        const int8_t * values = column.values + places * (block + i);
-        const char * blocks[ROWS];
-        __m512i of_rows[ROWS];
-        UNROLL for (int row = 0; row < ROWS; row++) {
-            blocks[row] = weights[row] + stride * i;
-            of_rows[row] = _mm512_setzero_si512();
-        }
-        if (i < n_blocks)
-            (TYPE == TQ2_0 ? tq2_0_products<ROWS> : tq1_0_products<ROWS>)(of_rows, blocks, values);
-        UNROLL for (int row = 0; row < ROWS; row++)
-            lanes[row][i] = of_rows[row];
-    }
-    UNROLL for (int row = 0; row < ROWS; row++) {
-        const __m256i exact = _mm256_sub_epi32(add_lanes(lanes[row]), load(column.sums + block));
-        _mm256_storeu_ps(sums[row], _mm256_mul_ps(_mm256_cvtepi32_ps(exact), _mm256_loadu_ps(column.scales + block)));
-        _mm256_storeu_ps(scales[row], eight_halves(weights[row] + stride - 2, n_blocks, stride));
-    }
-}
+typedef __m512i block_lanes;
 
-// Where the 32 words of codes of four blocks of Q2_0 are, a block being 9 words of which the first one is the scale: in the
-// 64 bytes at the first block, or in those that begin 4 words later.
-ALWAYS_INLINE __m512i words_of_codes(void) {
-    return _mm512_set_epi16(63, 62, 61, 60, 31, 30, 29, 28, 26, 25, 24, 23, 22, 21, 20, 19, 17, 16, 15, 14, 13, 12, 11, 10, 8, 7,
-                            6, 5, 4, 3, 2, 1);
-}
-
-ALWAYS_INLINE __m512i words_of_scales(void) {  // of eight blocks
-    return _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 59, 50, 41, 32, 27, 18, 9, 0);
-}
-
-ALWAYS_INLINE void finish_q2_0(const __m512i lanes[2], __m512i first, __m512i second, const column_parts & column,
-                               int64_t block, float * sums, float * scales) {
-    const __m512 low = _mm512_castsi512_ps(lanes[0]), high = _mm512_castsi512_ps(lanes[1]);
-    const __m512i exact = _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(low, high, 0x88)),
-                                           _mm512_castps_si512(_mm512_shuffle_ps(low, high, 0xdd)));
-    // Lanes are first and second groups in turn: those of the second ones are moved to the first ones'.
-    const __m512 floats = _mm512_cvtepi32_ps(_mm512_sub_epi32(exact, load_64(column.sums + 2 * block)));
-    const __m512 group_scales = _mm512_loadu_ps(column.scales + 2 * block);
-    const __m512 both = _mm512_fmadd_ps(_mm512_movehdup_ps(floats), _mm512_movehdup_ps(group_scales),
-                                        _mm512_mul_ps(floats, group_scales));
-    const __m512i order = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 14, 10, 6, 2, 12, 8, 4, 0);
-    _mm256_storeu_ps(sums, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, both)));
-    const __m512i halves = _mm512_permutex2var_epi16(first, words_of_scales(), second);
-    _mm256_storeu_ps(scales, _mm256_cvtph_ps(_mm512_castsi512_si128(halves)));
-}
-
-template <int ROWS>
-ALWAYS_INLINE void eight_q2_0_blocks(const char * const weights[ROWS], int n_blocks, const column_parts & column, int64_t block,
-                                     float * const sums[ROWS], float * const scales[ROWS]) {
-    __m512i stored[2][ROWS], lanes[ROWS][2];
-    UNROLL for (int i = 0; i < 2; i++) {
-        __m512i codes[ROWS], of_rows[ROWS];
-        UNROLL for (int row = 0; row < ROWS; row++) {
-            const char * four = weights[row] + 72 * i;
-            const int n_bytes = 18 * n_blocks - 72 * i;
-            stored[i][row] = n_blocks == 8 ? load_once(four) : load_up_to(four, n_bytes);
-            const __m512i later = n_blocks == 8 ? load_once(four + 8) : load_up_to(four + 8, n_bytes - 8);
-            codes[row] = _mm512_permutex2var_epi16(stored[i][row], words_of_codes(), later);
-            of_rows[row] = _mm512_setzero_si512();
-        }
-        add_two_bit_products<ROWS>(of_rows, codes, column.values + 64 * block + 256 * i);
-        UNROLL for (int row = 0; row < ROWS; row++)
-            lanes[row][i] = of_rows[row];
-    }
-    UNROLL for (int row = 0; row < ROWS; row++)
-        finish_q2_0(lanes[row], stored[0][row], stored[1][row], column, block, sums[row], scales[row]);
-}
-
-template <int TYPE, int ROWS>
-ALWAYS_INLINE void eight_blocks(const char * const weights[ROWS], int n_blocks, const column_parts & column, int64_t block,
-                                float * const sums[ROWS], float * const scales[ROWS]) {
-    if constexpr (TYPE == Q2_0)
-        eight_q2_0_blocks<ROWS>(weights, n_blocks, column, block, sums, scales);
+// A block of each of four rows times the activations
+template <int TYPE>
+ALWAYS_INLINE void four_rows(block_lanes sums[4], const char * const blocks[4], const column_parts & column, int64_t block) {
+    if constexpr (TYPE == TQ2_0)
+        tq2_0_products<4>(sums, blocks, column.values + 256 * block);
     else
-        eight_tq_blocks<TYPE, ROWS>(weights, n_blocks, column, block, sums, scales);
+        tq1_0_products<4>(sums, blocks, column.values + TQ1_0_PLACES * block);
+}
+
+// Where the 32 words of codes of four blocks of Q2_0 are, in the order of lane_of_sixteen(). A block is 9 words of which the
+// first one is the scale. Of two vectors, one begins at the first block and the other 4 words later.
+ALWAYS_INLINE __m512i words_of_codes(void) {
+    return _mm512_set_epi16(63, 62, 31, 30, 61, 60, 29, 28, 26, 25, 22, 21, 24, 23, 20, 19, 17, 16, 13, 12, 15, 14, 11, 10, 8,
+                            7, 4, 3, 6, 5, 2, 1);
+}
+
+// The scales of four blocks of two rows, in turn
+ALWAYS_INLINE __m128i scales_of_two(__m512i first, __m512i second) {
+    const __m512i words = _mm512_castsi128_si512(_mm_set_epi16(59, 27, 50, 18, 41, 9, 32, 0));
+    return _mm512_castsi512_si128(_mm512_permutex2var_epi16(first, words, second));
+}
+
+ALWAYS_INLINE __m512i repeat_four_times(__m256i groups, bool second) {
+    const __m512i order = _mm512_set_epi32(6, 6, 6, 6, 4, 4, 4, 4, 2, 2, 2, 2, 0, 0, 0, 0);
+    return _mm512_permutexvar_epi32(second ? _mm512_add_epi32(order, _mm512_set1_epi32(1)) : order,
+                                    _mm512_castsi256_si512(groups));
+}
+
+// Totals with up to four blocks of Q2_0 of each of four rows, one row in each lane
+ALWAYS_INLINE __m128 add_q2_0_blocks(__m128 totals, const char * const rows[4], int n_blocks, const column_parts & column,
+                                     int64_t block) {
+    __m512i stored[4], codes[4], lanes[4];
+    UNROLL for (int row = 0; row < 4; row++) {
+        stored[row] = n_blocks == 4 ? load_once(rows[row]) : load_up_to(rows[row], 18 * n_blocks);
+        const __m512i later = n_blocks == 4 ? load_once(rows[row] + 8) : load_up_to(rows[row] + 8, 18 * n_blocks - 8);
+        codes[row] = _mm512_permutex2var_epi16(stored[row], words_of_codes(), later);
+        lanes[row] = _mm512_setzero_si512();
+    }
+    add_two_bit_products<4>(lanes, codes, column.values + 64 * block);
+    const __m512i low = add_pairs(lanes[0], lanes[1]), high = add_pairs(lanes[2], lanes[3]);
+    const __m512i first = _mm512_unpacklo_epi64(low, high), second = _mm512_unpackhi_epi64(low, high);
+    // Each quarter of a vector is a block; sums and scales of its two groups are neighbours.
+    const __m256i groups = load(column.sums + 2 * block), scales = load(column.scales + 2 * block);
+    const __m512 first_floats = _mm512_cvtepi32_ps(_mm512_sub_epi32(first, repeat_four_times(groups, false)));
+    const __m512 second_floats = _mm512_cvtepi32_ps(_mm512_sub_epi32(second, repeat_four_times(groups, true)));
+    const __m512 sums = _mm512_fmadd_ps(second_floats, _mm512_castsi512_ps(repeat_four_times(scales, true)),
+                                        _mm512_mul_ps(first_floats, _mm512_castsi512_ps(repeat_four_times(scales, false))));
+    const __m128i of_rows_0_1 = scales_of_two(stored[0], stored[1]), of_rows_2_3 = scales_of_two(stored[2], stored[3]);
+    const __m256i halves = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi32(of_rows_0_1, of_rows_2_3)),
+                                                   _mm_unpackhi_epi32(of_rows_0_1, of_rows_2_3), 1);
+    const __m512 block_scales = _mm512_cvtph_ps(halves);
+    totals = _mm_fmadd_ps(_mm512_castps512_ps128(sums), _mm512_castps512_ps128(block_scales), totals);
+    totals = _mm_fmadd_ps(_mm512_extractf32x4_ps(sums, 1), _mm512_extractf32x4_ps(block_scales, 1), totals);
+    totals = _mm_fmadd_ps(_mm512_extractf32x4_ps(sums, 2), _mm512_extractf32x4_ps(block_scales, 2), totals);
+    return _mm_fmadd_ps(_mm512_extractf32x4_ps(sums, 3), _mm512_extractf32x4_ps(block_scales, 3), totals);
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ struct column_parts {
     float   * scales;   // likewise
 };
 
-constexpr int GROUPS_PADDING = 16, ROWS_TOGETHER = 8;
+constexpr int GROUPS_PADDING = 16;
 
 inline size_t round_up(size_t number, size_t multiple) {
     return (number + multiple - 1) / multiple * multiple;
@@ -64,9 +64,9 @@ struct instruction_set {
     int panel_rows, panel_columns;
     // One column's activations in 8 bits, for multiply_rows
     void (*quantize_column)(const weight_format & format, const float * activations, int64_t n_inputs, char * column);
-    // Results of n_rows <= ROWS_TOGETHER rows; space holds 2 * ROWS_TOGETHER floats per block, blocks padded to 8
+    // One column's results of some rows
     void (*multiply_rows)(const weight_format & format, const char * weights, size_t row_bytes, int n_rows,
-                          int64_t n_inputs, char * column, float * space, float * results);
+                          int64_t n_inputs, char * column, float * results);
     // n_columns <= panel_columns columns in 8 bits, for multiply_panels
     void (*quantize_panel)(const weight_format & format, const char * activations, size_t activation_bytes,
                            int n_columns, int64_t n_inputs, char * panel);

@@ -10,6 +10,10 @@ inline int64_t group_of_q2_0(int64_t block, int second) {
     return 2 * block + second;
 }
 
+inline int lane_of_sixteen(int sixteen) {
+    return sixteen;
+}
+
 inline void place_values(int, const int8_t * values, int64_t group, int8_t * places) {
     memcpy(places + 256 * group, values, 256);
 }
@@ -97,7 +101,7 @@ ALWAYS_INLINE float block_sum(const weight_format & format, const char * weights
 }
 
 void multiply_rows(const weight_format & format, const char * weights, size_t row_bytes, int n_rows, int64_t n_inputs,
-                   char * place, float *, float * results) {
+                   char * place, float * results) {
     const column_parts column = parts_of_column(place, format, n_inputs);
     for (int row = 0; row < n_rows; row++, weights += row_bytes) {
         float total = 0;

@@ -10,7 +10,7 @@ namespace {
 const weight_format formats[] = {{TQ1_0, 256, 54, 52, 256}, {TQ2_0, 256, 66, 64, 256}, {Q2_0, 64, 18, 0, 32}};
 
 // Up to so many columns are computed straight from packed codes; for more it pays to unpack rows.
-constexpr int64_t FEW_COLUMNS = 3;
+constexpr int64_t FEW_COLUMNS = 3, ROWS_TOGETHER = 8;
 
 // Rows of a work item, of which CHUNK_VALUES values are unpacked at a time: half of a small L2 cache.
 constexpr int64_t ROWS_OF_ITEM = 64, CHUNK_VALUES = 2048;
@@ -59,12 +59,8 @@ struct product {
     }
 };
 
-size_t space_bytes(const weight_format & format, int64_t n_inputs) {
-    return 2 * ROWS_TOGETHER * sizeof(float) * round_up(n_inputs / format.block_values, 8);
-}
-
 size_t few_columns_bytes(const weight_format & format, int64_t n_inputs, int64_t n_columns) {
-    return n_columns * column_bytes(format, n_inputs) + round_up(space_bytes(format, n_inputs), 64);
+    return n_columns * column_bytes(format, n_inputs);
 }
 
 size_t row_panels_bytes(const weight_format & format, const instruction_set & set, int64_t n_inputs) {
@@ -84,7 +80,6 @@ size_t column_panels_bytes(const weight_format & format, const instruction_set &
 void product::few_columns(void) const {
     char * columns = work + team.thread * few_columns_bytes(format, job.n_inputs, job.n_columns);
     const size_t bytes = column_bytes(format, job.n_inputs);
-    float * space = (float *) (columns + job.n_columns * bytes);
     for (int64_t column = 0; column < job.n_columns; column++)
         set.quantize_column(format, (const float *) (job.activations + column * job.activation_bytes), job.n_inputs,
                             columns + column * bytes);
@@ -94,7 +89,7 @@ void product::few_columns(void) const {
         for (int64_t column = 0; column < job.n_columns; column++)
             set.multiply_rows(format, job.weights + row * job.row_bytes, job.row_bytes,
                               (int) std::min<int64_t>(ROWS_TOGETHER, last - row), job.n_inputs, columns + column * bytes,
-                              space, result(row, column));
+                              result(row, column));
 }
 
 void product::many_columns(void) const {

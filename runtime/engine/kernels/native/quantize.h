@@ -3,6 +3,7 @@
 //   PANEL_COLUMNS, WORD_BYTES: the width of panels, and how many neighbours of a column lie together
 //   VECTOR_BLOCKS: how many blocks of Q2_0 are a vector in multiply_rows
 //   group_of_q2_0(block, second): where multiply_rows reads the sum and scale of a block's first or second group
+//   lane_of_sixteen(sixteen): in which of a block's four lanes multiply_rows has a quarter of Q2_0's values
 //   place_values(type, values, group, places): write a group of a TQ type where multiply_rows reads it
 //   SUMS_OF_PAIRS, perhaps: sums are kept as two 16-bit halves, of the even and of the odd pairs of values
 #pragma once
@@ -27,15 +28,14 @@ inline uint32_t bits_of_float(float value) {
 // infinite value gets an infinite scale, which makes all its products NaN.
 template <int N_VALUES>
 inline float quantize_group(const float * activations, int8_t * values) {
-    uint32_t largest = 0;
+    int32_t largest = 0;  // magnitudes as integers have the same order
     for (int i = 0; i < N_VALUES; i++) {
-        uint32_t bits;
+        int32_t bits;
         memcpy(&bits, activations + i, 4);
-        bits &= 0x7fffffff;
-        bits = bits > 0x7f800000 ? 0 : bits;
-        largest = bits > largest ? bits : largest;
+        const int32_t magnitude = bits & 0x7fffffff, known = magnitude & -(magnitude <= 0x7f800000);
+        largest = known > largest ? known : largest;
     }
-    const float to_127 = 127.0f / float_of_bits(largest);
+    const float to_127 = 127.0f / float_of_bits((uint32_t) largest);
     if (largest == 0 || bits_of_float(to_127) == 0x7f800000) {  // zeros, or too close to zero to be told from it
         memset(values, 0, N_VALUES);
         return 0.0f;
@@ -71,14 +71,18 @@ inline int32_t start_of(const int8_t * values) {
 
 // A byte of Q2_0 holds four neighbours, and four bytes' codes of one bit position meet one 32-bit lane: transpose 4 x 4.
 inline void transpose_16(const int8_t * values, int8_t * transposed) {
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 4; j++)
-            transposed[4 * i + j] = values[4 * j + i];
+    alignas(16) static const int8_t order[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+#if defined(__aarch64__)
+    vst1q_s8(transposed, vqtbl1q_s8(vld1q_s8(values), vreinterpretq_u8_s8(vld1q_s8(order))));
+#else
+    const __m128i shuffled = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *) values), _mm_load_si128((const __m128i *) order));
+    _mm_storeu_si128((__m128i *) transposed, shuffled);
+#endif
 }
 
 // Where multiply_rows reads four values of Q2_0: codes of some blocks are a vector, each bit position another one.
 inline int64_t q2_0_lane(int64_t block, int sixteen, int position) {
-    return block / VECTOR_BLOCKS * 16 * VECTOR_BLOCKS + position * 4 * VECTOR_BLOCKS + block % VECTOR_BLOCKS * 4 + sixteen;
+    return block / VECTOR_BLOCKS * 16 * VECTOR_BLOCKS + position * 4 * VECTOR_BLOCKS + block % VECTOR_BLOCKS * 4 + lane_of_sixteen(sixteen);
 }
 
 void quantize_column_q2_0(const float * activations, int64_t n_inputs, const column_parts & column) {

@@ -2,16 +2,17 @@
 // accumulate(sums, codes 0..255, activations), add_sums(), quarter_sums(), and lanes_of(sums): eight sums of 32 bits.
 #pragma once
 #define VECTOR_BLOCKS 2
-#define ROWS_AT_ONCE 1
 #include "instruction_set.h"
 #include "x86_vectors.h"
 
 namespace {
 
-// For 8 blocks the first groups of each, then the second ones, both in the order in which shuffles bring them
 inline int64_t group_of_q2_0(int64_t block, int second) {
-    const int64_t i = block % 8;
-    return block / 8 * 16 + second * 8 + i / 2 + i % 2 * 4;
+    return 2 * block + second;
+}
+
+inline int lane_of_sixteen(int sixteen) {
+    return sixteen;
 }
 
 inline void place_values(int, const int8_t * values, int64_t group, int8_t * places) {
@@ -92,48 +93,43 @@ ALWAYS_INLINE __m256i add_lanes(const __m256i v[8]) {
     return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
 }
 
-ALWAYS_INLINE __m256 scaled(__m256i sums, const int32_t * starts, const float * scales) {
-    return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(sums, load(starts))), _mm256_loadu_ps(scales));
-}
+typedef __m256i block_lanes;
 
-// Eight blocks, or fewer at the end of a row, times the activations; without the blocks' own scales
+// A block of each of four rows times the activations
 template <int TYPE>
-ALWAYS_INLINE __m256 sums_of_blocks(const char * weights, int n_blocks, const column_parts & column, int64_t block) {
-    __m256i lanes[8];
-    if (TYPE == Q2_0) {
-        UNROLL for (int i = 0; i < 4; i++) {
-            const char * codes = weights + 36 * i + 2;
-            const __m256i two = 2 * i + 1 < n_blocks ? two_blocks(codes, codes + 18)
-                              : 2 * i < n_blocks     ? _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *) codes))
-                                                     : _mm256_setzero_si256();
-            lanes[i] = 2 * i < n_blocks ? q2_0_lanes(two, column.values + 64 * block + 128 * i) : two;
-        }
-        const __m256 low = _mm256_castsi256_ps(add_pairs(lanes[0], lanes[1]));
-        const __m256 high = _mm256_castsi256_ps(add_pairs(lanes[2], lanes[3]));
-        const __m256i first = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0x88));
-        const __m256i second = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd));
-        const int64_t group = 2 * block;
-        const __m256 sum = _mm256_fmadd_ps(
-            _mm256_cvtepi32_ps(_mm256_sub_epi32(second, load(column.sums + group + 8))),
-            _mm256_loadu_ps(column.scales + group + 8), scaled(first, column.sums + group, column.scales + group));
-        return _mm256_permutevar8x32_ps(sum, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    }
-    UNROLL for (int i = 0; i < 8; i++) {
-        const int8_t * values = column.values + 256 * (block + i);
-        lanes[i] = i >= n_blocks ? _mm256_setzero_si256()
-                 : TYPE == TQ2_0 ? tq2_0_lanes(weights + 66 * i, values) : tq1_0_lanes(weights + 54 * i, values);
-    }
-    return scaled(add_lanes(lanes), column.sums + block, column.scales + block);
+ALWAYS_INLINE void four_rows(block_lanes sums[4], const char * const blocks[4], const column_parts & column, int64_t block) {
+    UNROLL for (int row = 0; row < 4; row++)
+        sums[row] = (TYPE == TQ2_0 ? tq2_0_lanes : tq1_0_lanes)(blocks[row], column.values + 256 * block);
 }
 
-template <int TYPE, int ROWS>
-ALWAYS_INLINE void eight_blocks(const char * const weights[ROWS], int n_blocks, const column_parts & column, int64_t block,
-                                float * const sums[ROWS], float * const scales[ROWS]) {
-    constexpr int stride = TYPE == Q2_0 ? 18 : TYPE == TQ2_0 ? 66 : 54, scale_at = TYPE == Q2_0 ? 0 : stride - 2;
-    UNROLL for (int row = 0; row < ROWS; row++) {
-        _mm256_storeu_ps(sums[row], sums_of_blocks<TYPE>(weights[row], n_blocks, column, block));
-        _mm256_storeu_ps(scales[row], eight_halves(weights[row] + scale_at, n_blocks, stride));
+// Totals with one or two blocks of Q2_0 of each of four rows, one row in each lane
+ALWAYS_INLINE __m128 add_q2_0_blocks(__m128 totals, const char * const rows[4], int n_blocks, const column_parts & column,
+                                     int64_t block) {
+    __m256i lanes[4];
+    uint16_t halves[8] = {0};
+    UNROLL for (int row = 0; row < 4; row++) {
+        const char * codes = rows[row] + 2;
+        const __m256i two = n_blocks == 2 ? two_blocks(codes, codes + 18)
+                                          : _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *) codes));
+        lanes[row] = q2_0_lanes(two, column.values + 64 * block);
+        memcpy(halves + row, rows[row], 2);
+        if (n_blocks == 2)
+            memcpy(halves + 4 + row, rows[row] + 18, 2);
     }
+    const __m256 low = _mm256_castsi256_ps(add_pairs(lanes[0], lanes[1])), high = _mm256_castsi256_ps(add_pairs(lanes[2], lanes[3]));
+    const __m256i first = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0x88));
+    const __m256i second = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd));
+    // Each half of a vector is a block; sums and scales of its two groups are neighbours.
+    const __m256i of_first = _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2), of_second = _mm256_setr_epi32(1, 1, 1, 1, 3, 3, 3, 3);
+    const __m256i groups = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *) (column.sums + 2 * block)));
+    const __m256 scales = _mm256_castps128_ps256(_mm_loadu_ps(column.scales + 2 * block));
+    const __m256 first_floats = _mm256_cvtepi32_ps(_mm256_sub_epi32(first, _mm256_permutevar8x32_epi32(groups, of_first)));
+    const __m256 second_floats = _mm256_cvtepi32_ps(_mm256_sub_epi32(second, _mm256_permutevar8x32_epi32(groups, of_second)));
+    const __m256 sums = _mm256_fmadd_ps(second_floats, _mm256_permutevar8x32_ps(scales, of_second),
+                                        _mm256_mul_ps(first_floats, _mm256_permutevar8x32_ps(scales, of_first)));
+    const __m256 block_scales = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) halves));
+    totals = _mm_fmadd_ps(_mm256_castps256_ps128(sums), _mm256_castps256_ps128(block_scales), totals);
+    return _mm_fmadd_ps(_mm256_extractf128_ps(sums, 1), _mm256_extractf128_ps(block_scales, 1), totals);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What all of x86 needs: loads, base-3 digits, scales, transposed vectors.
+// What all of x86 needs: loads, base-3 digits, transposed vectors
 #pragma once
 #include <immintrin.h>
 #include <stdint.h>
@@ -31,26 +31,6 @@ ALWAYS_INLINE int half_at(const char * address) {
     uint16_t bits;
     memcpy(&bits, address, 2);
     return bits;
-}
-
-ALWAYS_INLINE __m256 eight_halves(const char * first, int n_halves, int stride) {
-    __m128i halves = _mm_setzero_si128();
-    if (n_halves == 8) {
-        halves = _mm_insert_epi16(halves, half_at(first), 0);
-        halves = _mm_insert_epi16(halves, half_at(first + stride), 1);
-        halves = _mm_insert_epi16(halves, half_at(first + 2 * stride), 2);
-        halves = _mm_insert_epi16(halves, half_at(first + 3 * stride), 3);
-        halves = _mm_insert_epi16(halves, half_at(first + 4 * stride), 4);
-        halves = _mm_insert_epi16(halves, half_at(first + 5 * stride), 5);
-        halves = _mm_insert_epi16(halves, half_at(first + 6 * stride), 6);
-        halves = _mm_insert_epi16(halves, half_at(first + 7 * stride), 7);
-    } else {
-        uint16_t bits[8] = {0};
-        for (int i = 0; i < n_halves; i++)
-            bits[i] = (uint16_t) half_at(first + i * stride);
-        halves = _mm_loadu_si128((const __m128i *) bits);
-    }
-    return _mm256_cvtph_ps(halves);
 }
 
 ALWAYS_INLINE void transpose_8x8(__m256 v[8]) {

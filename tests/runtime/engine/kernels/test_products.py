@@ -80,7 +80,7 @@ def test_no_further_from_float64_than_stock(type_number: int, products: ProductL
     activations = random_activations(n_columns, n_inputs, rng)
     found = products.multiply(type_number, weights, activations, work_offset=data.draw(st.integers(0, 65), "offset"))
     stock = ggml_product(type_number, weights, activations)
-    # Stock rounds the scales of Q2_0's activations to F16: by chance, few results may be nearer to the right ones.
+    # Stock rounds the scales of Q2_0's activations to F16; few results may be nearer to the right ones by chance.
     by_chance = 2**-11 if type_number == Q2_0 else 0
     assert_no_further_from_float64(found, stock, type_number, weights, activations, by_chance)
 
