@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tritgguf.runtime.measure.evaluation import Evaluated, Evaluation
 
-WIDTH = 150
+WIDTH = 170  # of figures with their errors side by side
 
 
 def evaluate(
