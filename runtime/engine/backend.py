@@ -278,7 +278,7 @@ class Context:
         self.output_rows: list[int] = []  # the rows of the last batch that have logits
         params = native.llama_context_default_params()
         params.n_ctx = n_ctx * n_sequences
-        params.n_seq_max, params.kv_unified = n_sequences, True
+        params.n_seq_max, params.kv_unified = n_sequences, n_sequences > 1
         params.n_batch = params.n_ubatch = self.n_batch
         params.n_outputs_max = min(max(n_outputs, n_sequences), self.n_batch)
         params.n_threads = params.n_threads_batch = n_threads
