@@ -149,8 +149,8 @@ struct block_lanes<TQ2_0> {
 
 // A block of each of four rows times the activations
 template <int TYPE>
-ALWAYS_INLINE void four_rows(typename block_lanes<TYPE>::vector sums[4], const char * const blocks[4], const column_parts & column,
-                             int64_t block) {
+ALWAYS_INLINE void four_rows(typename block_lanes<TYPE>::vector sums[4], const char * const blocks[4],
+                             const column_parts & column, int64_t block) {
     if constexpr (TYPE == TQ2_0) {
         UNROLL for (int row = 0; row < 4; row++)
             sums[row] = tq2_0_products(blocks[row], column.values + 256 * block);

@@ -108,7 +108,8 @@ ALWAYS_INLINE __m128 add_q2_0_blocks(__m128 totals, const char * const rows[4], 
         if (n_blocks == 2)
             memcpy(halves + 4 + row, rows[row] + 18, 2);
     }
-    const __m256 low = _mm256_castsi256_ps(add_pairs(lanes[0], lanes[1])), high = _mm256_castsi256_ps(add_pairs(lanes[2], lanes[3]));
+    const __m256 low = _mm256_castsi256_ps(add_pairs(lanes[0], lanes[1]));
+    const __m256 high = _mm256_castsi256_ps(add_pairs(lanes[2], lanes[3]));
     const __m256i first = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0x88));
     const __m256i second = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd));
     // Each half of a vector is a block; sums and scales of its two groups are neighbours.
