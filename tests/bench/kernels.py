@@ -147,7 +147,7 @@ def compare(
         ratio = statistics.median(theirs / own for theirs, own in zip(taken["stock"], times, strict=True))
         yield Row(
             kind, name, n_inputs, n_rows, n_columns, n_threads,
-            round(gmacs, 1), round(one.nbytes * n_matrices / median / 1e9, 2), round(ratio, 2),
+            round(gmacs, 1), round(one.nbytes * n_matrices / median / 1e9, 4), round(ratio, 2),
             round(gmacs / peak, 3) if peak else None,
         )  # fmt: skip
 

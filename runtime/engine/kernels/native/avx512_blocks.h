@@ -17,11 +17,8 @@ inline int lane_of_sixteen(int sixteen) {  // the lanes 0 and 2, which are added
 }
 
 inline void place_values(int type, const int8_t * values, int64_t group, int8_t * places) {
-    if (type == TQ2_0) {  // the two halves of a bit position beside each other
-        for (int i = 0; i < 4; i++) {
-            memcpy(places + 256 * group + 64 * i, values + 32 * i, 32);
-            memcpy(places + 256 * group + 64 * i + 32, values + 128 + 32 * i, 32);
-        }
+    if (type == TQ2_0) {
+        memcpy(places + 256 * group, values, 256);
         return;
     }
     places += TQ1_0_PLACES * group;
@@ -109,14 +106,18 @@ ALWAYS_INLINE void tq1_0_products(__m512i sums[ROWS], const char * const blocks[
     add_two_bit_products<ROWS>(sums, codes, values);
 }
 
-template <int ROWS>
-ALWAYS_INLINE void tq2_0_products(__m512i sums[ROWS], const char * const blocks[ROWS], const int8_t * values) {
-    __m512i codes[ROWS];
-    UNROLL for (int row = 0; row < ROWS; row++) {
-        codes[row] = load_once(blocks[row]);
-        sums[row] = _mm512_setzero_si512();
+// TQ2_0 in vectors of 256 bits: its blocks of 66 bytes lie such that most vectors of 512 bits would cross a cache line.
+ALWAYS_INLINE __m256i tq2_0_products(const char * block, const int8_t * values) {
+    const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
+    __m256i single = _mm256_setzero_si256(), fourfold = single;
+    UNROLL for (int half = 0; half < 2; half++, values += 128) {
+        const __m256i codes = load(block + 32 * half), shifted = _mm256_srli_epi16(codes, 4);
+        single = _mm256_dpbusd_epi32(single, _mm256_and_si256(codes, low), load(values));
+        fourfold = _mm256_dpbusd_epi32(fourfold, _mm256_and_si256(codes, high), load(values + 32));
+        single = _mm256_dpbusd_epi32(single, _mm256_and_si256(shifted, low), load(values + 64));
+        fourfold = _mm256_dpbusd_epi32(fourfold, _mm256_and_si256(shifted, high), load(values + 96));
     }
-    add_two_bit_products<ROWS>(sums, codes, values);
+    return _mm256_add_epi32(single, _mm256_srai_epi32(fourfold, 2));
 }
 
 ALWAYS_INLINE __m512i add_pairs(__m512i a, __m512i b) {
@@ -136,15 +137,26 @@ ALWAYS_INLINE __m256i add_lanes(const __m512i v[8]) {
     return _mm256_add_epi32(_mm256_permute2x128_si256(first, second, 0x20), _mm256_permute2x128_si256(first, second, 0x31));
 }
 
-typedef __m512i block_lanes;
+template <int TYPE>
+struct block_lanes {
+    typedef __m512i vector;
+};
+
+template <>
+struct block_lanes<TQ2_0> {
+    typedef __m256i vector;
+};
 
 // A block of each of four rows times the activations
 template <int TYPE>
-ALWAYS_INLINE void four_rows(block_lanes sums[4], const char * const blocks[4], const column_parts & column, int64_t block) {
-    if constexpr (TYPE == TQ2_0)
-        tq2_0_products<4>(sums, blocks, column.values + 256 * block);
-    else
+ALWAYS_INLINE void four_rows(typename block_lanes<TYPE>::vector sums[4], const char * const blocks[4],
+                             const column_parts & column, int64_t block) {
+    if constexpr (TYPE == TQ2_0) {
+        UNROLL for (int row = 0; row < 4; row++)
+            sums[row] = tq2_0_products(blocks[row], column.values + 256 * block);
+    } else {
         tq1_0_products<4>(sums, blocks, column.values + TQ1_0_PLACES * block);
+    }
 }
 
 // Where the 32 words of codes of four blocks of Q2_0 are, in the order of lane_of_sixteen(). A block is 9 words of which the

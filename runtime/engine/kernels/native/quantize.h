@@ -75,14 +75,15 @@ inline void transpose_16(const int8_t * values, int8_t * transposed) {
 #if defined(__aarch64__)
     vst1q_s8(transposed, vqtbl1q_s8(vld1q_s8(values), vreinterpretq_u8_s8(vld1q_s8(order))));
 #else
-    const __m128i shuffled = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *) values), _mm_load_si128((const __m128i *) order));
-    _mm_storeu_si128((__m128i *) transposed, shuffled);
+    const __m128i loaded = _mm_loadu_si128((const __m128i *) values);
+    _mm_storeu_si128((__m128i *) transposed, _mm_shuffle_epi8(loaded, _mm_load_si128((const __m128i *) order)));
 #endif
 }
 
 // Where multiply_rows reads four values of Q2_0: codes of some blocks are a vector, each bit position another one.
 inline int64_t q2_0_lane(int64_t block, int sixteen, int position) {
-    return block / VECTOR_BLOCKS * 16 * VECTOR_BLOCKS + position * 4 * VECTOR_BLOCKS + block % VECTOR_BLOCKS * 4 + lane_of_sixteen(sixteen);
+    const int64_t vector = block / VECTOR_BLOCKS * 4 + position;
+    return vector * 4 * VECTOR_BLOCKS + block % VECTOR_BLOCKS * 4 + lane_of_sixteen(sixteen);
 }
 
 void quantize_column_q2_0(const float * activations, int64_t n_inputs, const column_parts & column) {
@@ -122,7 +123,8 @@ void quantize_column(const weight_format & format, const float * activations, in
 }
 
 template <int GROUP_VALUES>
-void quantize_panel_of_groups(const char * activations, size_t activation_bytes, int n_columns, int64_t n_inputs, char * panel) {
+void quantize_panel_of_groups(const char * activations, size_t activation_bytes, int n_columns, int64_t n_inputs,
+                              char * panel) {
     for (int column = 0; column < n_columns; column++) {
         const float * floats = (const float *) (activations + column * activation_bytes);
         char * place = panel;

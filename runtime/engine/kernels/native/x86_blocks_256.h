@@ -82,22 +82,14 @@ ALWAYS_INLINE __m256i tq1_0_lanes(const char * block, const int8_t * values) {
     return lanes_of(add_sums(even, odd));
 }
 
-ALWAYS_INLINE __m256i add_pairs(__m256i a, __m256i b) {  // of neighbours in each half: a, a, b, b
-    return _mm256_hadd_epi32(a, b);
-}
-
-// The sums of eight vectors' lanes
-ALWAYS_INLINE __m256i add_lanes(const __m256i v[8]) {
-    const __m256i low = add_pairs(add_pairs(v[0], v[1]), add_pairs(v[2], v[3]));
-    const __m256i high = add_pairs(add_pairs(v[4], v[5]), add_pairs(v[6], v[7]));
-    return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
-}
-
-typedef __m256i block_lanes;
+template <int TYPE>
+struct block_lanes {
+    typedef __m256i vector;
+};
 
 // A block of each of four rows times the activations
 template <int TYPE>
-ALWAYS_INLINE void four_rows(block_lanes sums[4], const char * const blocks[4], const column_parts & column, int64_t block) {
+ALWAYS_INLINE void four_rows(__m256i sums[4], const char * const blocks[4], const column_parts & column, int64_t block) {
     UNROLL for (int row = 0; row < 4; row++)
         sums[row] = (TYPE == TQ2_0 ? tq2_0_lanes : tq1_0_lanes)(blocks[row], column.values + 256 * block);
 }
@@ -116,7 +108,8 @@ ALWAYS_INLINE __m128 add_q2_0_blocks(__m128 totals, const char * const rows[4], 
         if (n_blocks == 2)
             memcpy(halves + 4 + row, rows[row] + 18, 2);
     }
-    const __m256 low = _mm256_castsi256_ps(add_pairs(lanes[0], lanes[1])), high = _mm256_castsi256_ps(add_pairs(lanes[2], lanes[3]));
+    const __m256 low = _mm256_castsi256_ps(add_pairs(lanes[0], lanes[1]));
+    const __m256 high = _mm256_castsi256_ps(add_pairs(lanes[2], lanes[3]));
     const __m256i first = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0x88));
     const __m256i second = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd));
     // Each half of a vector is a block; sums and scales of its two groups are neighbours.

@@ -1,6 +1,6 @@
 // One column on x86, straight from packed codes.
 // The including file has chosen its target and defined
-//   block_lanes: a vector of the exact sums of a block's parts
+//   block_lanes<type>::vector: the exact sums of a block's parts
 //   four_rows<type>(lanes, blocks, column, block): a block of each of four rows of a TQ type times the activations
 //   add_lanes(lanes): the sums of eight vectors' lanes
 //   add_q2_0_blocks(totals, rows, n_blocks, column, block): totals with VECTOR_BLOCKS blocks, or fewer, of each of four rows
@@ -13,8 +13,9 @@ namespace {
 constexpr int PREFETCH_BYTES = 2048;
 
 // Four rows of a TQ type side by side, two blocks of each at a time: they share loads of activations, and no sums need to be
-// transposed. Processors don't foresee what is read that way. So memory is prefetched in its order, so far ahead that the
-// beginnings of the next four rows come in time. Where there are fewer rows, the last one is repeated.
+// transposed. Processors don't foresee what is read that way, but follow prefetching in the order of memory; to prefetch each
+// row by itself takes twice the time. It is so far ahead that the beginnings of the next four rows come in time. Where there
+// are fewer rows, the last one is repeated.
 template <int TYPE>
 void multiply_four_tq_rows(const char * weights, size_t row_bytes, int n_rows, int64_t n_blocks, const column_parts & column,
                            float * results) {
@@ -27,10 +28,10 @@ void multiply_four_tq_rows(const char * weights, size_t row_bytes, int n_rows, i
     for (int64_t block = 0; block < n_blocks; block += 2, ahead += 8 * stride) {
         UNROLL for (int i = 0; i < 8 * stride; i += 64)
             _mm_prefetch(ahead + i, _MM_HINT_T0);
-        block_lanes lanes[8];
+        typename block_lanes<TYPE>::vector lanes[8];
         __m128i halves[2] = {_mm_setzero_si128(), _mm_setzero_si128()};
         UNROLL for (int i = 0; i < 2; i++) {
-            memset(lanes + 4 * i, 0, 4 * sizeof(block_lanes));
+            memset(lanes + 4 * i, 0, 4 * sizeof lanes[0]);
             if (block + i < n_blocks) {
                 four_rows<TYPE>(lanes + 4 * i, rows, column, block + i);
                 halves[i] = _mm_insert_epi16(halves[i], half_at(rows[0] + scale_at), 0);

@@ -1,4 +1,4 @@
-// What all of x86 needs: loads, base-3 digits, transposed vectors
+// What all of x86 needs: loads, base-3 digits, transposed vectors, sums of lanes
 #pragma once
 #include <immintrin.h>
 #include <stdint.h>
@@ -49,6 +49,17 @@ ALWAYS_INLINE void transpose_8x8(__m256 v[8]) {
         v[i] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
         v[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
     }
+}
+
+ALWAYS_INLINE __m256i add_pairs(__m256i a, __m256i b) {  // of neighbours in each half: a, a, b, b
+    return _mm256_hadd_epi32(a, b);
+}
+
+// The sums of eight vectors' lanes
+ALWAYS_INLINE __m256i add_lanes(const __m256i v[8]) {
+    const __m256i low = add_pairs(add_pairs(v[0], v[1]), add_pairs(v[2], v[3]));
+    const __m256i high = add_pairs(add_pairs(v[4], v[5]), add_pairs(v[6], v[7]));
+    return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
 }
 
 }  // namespace
