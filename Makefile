@@ -95,6 +95,7 @@ from-wheels:  ## from dist/ to an answer, in an environment of its own, without 
 docs: $(INSTALLED)  ## the docs as a site, build/site/index.html; stops at a broken link or a page that isn't in mkdocs.yml
 	$(PY) -m pip install --quiet --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --clean
+	! grep -rE '<(script|link|img|iframe)[^>]*(src|href)="?(https?:)?//' --include=*.html build/site  # what others would serve
 
 golden: $(INSTALLED)  ## record the goldens again; needs torch and transformers
 	$(PY) -m pip install --quiet --editable ".[golden]"
