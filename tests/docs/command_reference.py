@@ -17,8 +17,8 @@ from tritgguf.runtime.cli.main import application
 PAGE = DOCS / "commands.md"
 HEAD = """# Commands
 
-`tritgguf COMMAND --help` says the same. This page is made from the commands themselves: `python -m tests.docs.command_reference`
-writes it, and a test compares it.
+`tritgguf COMMAND --help` says the same. This page is made from the commands themselves:
+`python -m tests.docs.command_reference` writes it, and a test compares it.
 """
 
 
@@ -31,7 +31,9 @@ def command_reference() -> str:
 
 
 def _overview(commands: dict[str, Any]) -> str:
-    rows = [f"| [`{name}`](#{_anchor(name)}) | {_text(_first_line(command.help))} |" for name, command in commands.items()]
+    rows = [
+        f"| [`{name}`](#{_anchor(name)}) | {_text(_first_line(command.help))} |" for name, command in commands.items()
+    ]
     return "\n".join(["| command | does |", "|---|---|", *rows]) + "\n"
 
 

@@ -1,7 +1,7 @@
 """The pages of docs/tutorials do what they say: every command and every piece of Python in them runs.
 
-The names in them are real. A hub on this machine has small models in the same formats under these names, and the demo model
-is the reader's own; so where a page shows what a real model prints, it has "…".
+The names in them are real. A hub on this machine has small models in the same formats under these names, and the demo
+model is the reader's own; so where a page shows what a real model prints, it has "…".
 """
 
 from __future__ import annotations

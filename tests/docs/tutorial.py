@@ -1,9 +1,9 @@
-"""Runs a page of docs/tutorials as its reader would: the commands and Python code in it, from top to bottom in one folder.
+"""Runs a page of docs/tutorials as its reader would: commands and Python code, from top to bottom in one folder.
 
 A ```console block has commands after `$ ` and what they print; a ```python block may have a ```text block with what it
-prints right behind it. `…` in what is shown stands for anything in a line, and alone on a line for any lines. A command
-whose shown output has a line that starts with "error: " must exit with 1, any other with 0. `…` is for what the machine or
-the real model decides: times, sizes, types.
+prints right behind it. `…` in what is shown stands for anything in a line, and alone on a line for any lines; it is for
+what the machine or the real model decides: times, sizes, types. A command whose shown output has a line that begins
+"error: " must exit with 1, any other with 0.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def steps(page: Path) -> Iterator[Step]:
         if block[1] == "console":
             yield from _commands(place, block[2])
         elif block[1] == "python":
-            shown = following is not None and following[1] == "text" and not text[block.end() : following.start()].strip()
+            shown = (
+                following is not None and following[1] == "text" and not text[block.end() : following.start()].strip()
+            )
             yield Step(place, "python", block[2], following[2] if shown and following else None)
         else:
             assert block[1] == "text", f"{place}: a block of a tutorial is {', '.join(RUN)} or text, not {block[1]!r}"
@@ -51,14 +53,14 @@ def steps(page: Path) -> Iterator[Step]:
 
 def _commands(place: str, text: str) -> Iterator[Step]:
     first, *parts = re.split(r"^\$ ", text, flags=re.MULTILINE)
-    assert not first and parts, f"{place}: a console block starts with a command after `$ `"
+    assert not first, f"{place}: a console block starts with a command after `$ `"
     for part in parts:
         command, _, shown = part.partition("\n")
         yield Step(place, "console", command, shown)
 
 
 def differences(page: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Run a page in the current folder; return what goes otherwise than it says, each with where, what and the output."""
+    """Run a page in the current folder; return what goes otherwise than it says: where, what and the output."""
     names: dict[str, object] = {"__name__": "tutorial"}
     found = []
     for step in steps(page):
@@ -86,9 +88,7 @@ def _run(step: Step, names: dict[str, object], patch: pytest.MonkeyPatch) -> int
 
 
 def matches(shown: str, output: str) -> bool:
-    """Whether output is as shown: … in a line is any text, a line of … alone any lines; spaces at line ends don't count."""
+    """Whether output is as shown: … in a line is any text, … alone any lines; spaces at line ends don't count."""
     lines = [line.rstrip() for line in shown.strip().splitlines()]
-    pattern = "".join(
-        r"(?:.*\n)*" if line == "…" else re.escape(line).replace("…", ".*") + r" *\n" for line in lines
-    )
+    pattern = "".join(r"(?:.*\n)*" if line == "…" else re.escape(line).replace("…", ".*") + r" *\n" for line in lines)
     return re.fullmatch(pattern, output.strip() + "\n" if output.strip() else "") is not None
