@@ -13,7 +13,7 @@ PYTEST := -m pytest -n auto --dist worksteal
 WHEEL_TESTS := tests/test_*.py tests/runtime/cli tests/runtime/engine/test_token_ids.py tests/converter/core \
 	tests/converter/export/test_quantize.py tests/converter/ollama/test_renderings.py
 
-.PHONY: demo demo-model test test-real test-logits lint types wheel-test wheels from-wheels coverage golden golden-go bench bench-kernels clean
+.PHONY: demo demo-model test test-real test-logits lint types wheel-test wheels from-wheels coverage docs golden golden-go bench bench-kernels clean
 
 # One stamp per backend, of which only the last one made stands: another BACKEND than the installed one installs again.
 INSTALLED := $(VENV)/installed$(if $(BACKEND),-$(BACKEND))
@@ -91,6 +91,11 @@ wheels: $(INSTALLED)  ## dist/: tritgguf, and a runtime for any CPU of this kind
 
 from-wheels:  ## from dist/ to an answer, in an environment of its own, without a compiler
 	.ci/from-wheels dist build/from-wheels
+
+docs: $(INSTALLED)  ## the docs as a site, build/site/index.html; stops at a broken link or a page that isn't in mkdocs.yml
+	$(PY) -m pip install --quiet --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --clean
+	! grep -rE '<(script|link|img|iframe)[^>]*(src|href)="?(https?:)?//' --include=*.html build/site  # what others would serve
 
 golden: $(INSTALLED)  ## record the goldens again; needs torch and transformers
 	$(PY) -m pip install --quiet --editable ".[golden]"

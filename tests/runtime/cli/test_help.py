@@ -1,4 +1,5 @@
-"""The words of every command's help, compared with recorded ones, so that a change of them is seen and meant.
+"""The words of every command's help, compared with recorded ones and with docs/commands.md, so that a change of them is
+seen and meant.
 
 To record them again: TRITGGUF_RECORD_HELP=1 python -m pytest tests/runtime/cli/test_help.py
 """
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from tests.docs.command_reference import PAGE, command_reference
 from tritgguf.runtime.cli.command import commands
 from tritgguf.runtime.cli.main import application
 
@@ -32,6 +34,12 @@ def test_help(name: str) -> None:
     if os.environ.get("TRITGGUF_RECORD_HELP"):
         file.write_text(help_text(name), encoding="utf-8")
     assert help_text(name) == file.read_text(encoding="utf-8")
+
+
+def test_the_command_reference() -> None:
+    if os.environ.get("TRITGGUF_RECORD_HELP"):
+        PAGE.write_text(command_reference(), encoding="utf-8")
+    assert command_reference() == PAGE.read_text(encoding="utf-8")
 
 
 def test_every_help_text_ends_with_a_full_stop() -> None:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 
 import pytest
 
 from tests import paths
-from tests.runtime.hub.hub_server import HubServer, Repository
+from tests.runtime.hub.hub_server import HubServer, Repository, server
 
 DEMO = paths.ROOT / "vendor" / "demo-model"
-
-
-@cache
-def server() -> HubServer:
-    """The server of this process: it listens until the process ends."""
-    return HubServer()
 
 
 @pytest.fixture

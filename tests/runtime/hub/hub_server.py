@@ -14,6 +14,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -132,6 +133,12 @@ class HubServer:
                 fault.times -= 1
                 return fault
         return None
+
+
+@cache
+def server() -> HubServer:
+    """Return the server of this process: it listens until the process ends."""
+    return HubServer()
 
 
 def _listening(hub: HubServer, place: str, reserved: socket.socket | None) -> ThreadingHTTPServer:
