@@ -60,7 +60,8 @@ _log_callback = native.llama_log_callback(lambda level, text, _user_data: _log.w
 native.llama_log_set(_log_callback, ctypes.c_void_p(0))
 native.llama_backend_init()
 load_backends(native._lib, libggml)
-_AMX_IS_BROKEN = amx_is_broken(native._lib)
+# Buffers in which llama.cpp keeps weights in another order: AMX's is one, the others only repack Q4_0 and the like.
+EXTRA_BUFFERS = not amx_is_broken(native._lib)
 _NO_ABORT_CALLBACK = native.ggml_abort_callback()
 # Two lists, each ended by an empty element. No devices: n_gpu_layers = 0 alone would let large batches use the GPU.
 _NO_DEVICES = (ctypes.c_void_p * 1)()
@@ -104,6 +105,18 @@ def fresh_log() -> NativeLog:
 def supports_gpu() -> bool:
     """Return whether this build of llama.cpp can put layers on an accelerator."""
     return bool(native.llama_supports_gpu_offload())
+
+
+def library() -> ctypes.CDLL:
+    """Return libllama, for those who call ggml's functions with types of their own."""
+    found: ctypes.CDLL = native._lib
+    return found
+
+
+def system_info() -> str:
+    """Return which instructions llama.cpp was built for, in its own words."""
+    info: bytes = native.llama_print_system_info()
+    return info.decode("utf-8", "replace").strip()
 
 
 def cpu_kernels() -> CpuKernels:
@@ -164,7 +177,7 @@ class Model:
         params = native.llama_model_default_params()
         params.vocab_only = vocab_only
         params.load_mode = native.LLAMA_LOAD_MODE_MMAP
-        params.use_extra_bufts = not _AMX_IS_BROKEN  # AMX is one of them; the others only repack Q4_0 and the like
+        params.use_extra_bufts = EXTRA_BUFFERS
         if self.needs_relu2:
             relu2.check_request(self.path, header.values, n_gpu_layers)
             params.kv_overrides, params.devices = _STOCK_ARCHITECTURE, ctypes.addressof(_NO_DEVICES)
