@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
-from tritgguf.runtime.engine import relu2
+from tritgguf.runtime.engine import product_verdicts, relu2
 from tritgguf.runtime.engine.cpu_backend import amx_is_broken, load_backends
 from tritgguf.runtime.engine.gguf_header import (
     Header,
@@ -38,6 +38,7 @@ from tritgguf.runtime.engine.native_log import NativeLog
 # A failing assertion in ggml would otherwise start gdb on this process to print a C backtrace.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
+product_verdicts.check_loading()
 try:
     import llama_cpp
     from llama_cpp import llama_cpp as native
@@ -151,6 +152,13 @@ def accelerator() -> str | None:
     return next((names[device] for device in found if device in names), "any")
 
 
+def _kinds(n_gpu_layers: int) -> tuple[product_verdicts.DeviceKind, ...]:
+    """Return which devices multiply weights."""
+    if n_gpu_layers == ALL_LAYERS:
+        return ("gpu",)
+    return ("gpu", "cpu") if n_gpu_layers else ("cpu",)
+
+
 class Model:
     """A loaded GGUF file; free it with close() or a with statement.
 
@@ -186,6 +194,8 @@ class Model:
             best = ALL_LAYERS if supports_gpu() else 0
             params.n_gpu_layers = best if n_gpu_layers is None else n_gpu_layers
         self._n_gpu_layers: int = params.n_gpu_layers if supports_gpu() else 0
+        if not vocab_only:
+            product_verdicts.check_products(self.path, _kinds(self._n_gpu_layers))
         self._free_before = available_memory()
         _log.clear()
         with interruptible() as interrupt:
