@@ -12,7 +12,7 @@ import typer
 
 from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.errors import EngineError
-from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli import verbosity
 from tritgguf.runtime.cli.command import Command
 
 if TYPE_CHECKING:
@@ -45,8 +45,11 @@ def doctor(again: Again = False, json_output: JsonOutput = False) -> None:
 
 @contextlib.contextmanager
 def _status(*, shown: bool) -> Iterator[OnTest | None]:
-    """Yield what shows, on a terminal, which product is tested."""
-    if not (shown and sys.stderr.isatty()):
+    """Yield what shows, on a terminal or with -v, which product is tested."""
+    if verbosity.is_verbose():
+        yield lambda what: verbosity.detail(f"testing {what}")
+        return
+    if not (shown and not verbosity.is_quiet() and sys.stderr.isatty()):
         yield None
         return
     from tritgguf.runtime.cli.tables import TableConsole  # imported here to keep --help fast
@@ -66,7 +69,7 @@ def _print(report: Report) -> None:
         day = report.findings.tested.replace("T", " ")[:16]
         print(f"10⁹ products per second; the CPU's on one core. Compared with numpy on {day}; --again does so now.")
     for note in report.notes:
-        print(f"note: {note}", file=sys.stderr)
+        verbosity.note(note)
 
 
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
