@@ -27,16 +27,33 @@ if TYPE_CHECKING:
     from tritgguf.converter.conversion.pipeline import Choices, Conversion
     from tritgguf.converter.planning.file_plan import FilePlan
 
-TYPES = ", ".join(names("tritgguf.converter.quant.codecs"))
-METHODS = ", ".join(names("tritgguf.converter.quant.methods"))
+_TYPES, _METHODS = names("tritgguf.converter.quant.codecs"), names("tritgguf.converter.quant.methods")
+TYPES, METHODS = ", ".join(_TYPES), ", ".join(_METHODS)
 
 
 OutPath = Annotated[Path | None, typer.Argument(help="GGUF file to write (not needed with --dry-run).")]
 TypeName = Annotated[
-    str, typer.Option(help=f"Tensor type for linear layers: auto (the smallest exact one) or {TYPES}.")
+    str,
+    typer.Option(
+        help=f"Tensor type for linear layers: auto (the smallest exact one) or {TYPES}.",
+        autocompletion=options.completing(["auto", *_TYPES]),
+    ),
 ]
-Target = Annotated[str, typer.Option("--for", help=f"Where the file will run: {', '.join(TARGETS)}.")]
-MethodName = Annotated[str, typer.Option(help=f"How to ternarize linear layers that aren't ternary: {METHODS}.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        "--for",
+        help=f"Where the file will run: {', '.join(TARGETS)}.",
+        autocompletion=options.completing(TARGETS),
+    ),
+]
+MethodName = Annotated[
+    str,
+    typer.Option(
+        help=f"How to ternarize linear layers that aren't ternary: {METHODS}.",
+        autocompletion=options.completing(_METHODS),
+    ),
+]
 EmbeddingType = Annotated[
     str | None,
     typer.Option(

@@ -104,4 +104,4 @@ def _table(report: Report) -> Table:
     return table
 
 
-COMMAND = Command("doctor", doctor, rank=7)
+COMMAND = Command("doctor", doctor, rank=9)

@@ -22,10 +22,16 @@ if TYPE_CHECKING:
     from tritgguf.converter.export.plan import ExportPlan
     from tritgguf.converter.export.run import Quantization
 
-SCHEMES = ", ".join(name.replace("_", "-") for name in names("tritgguf.converter.export.schemes"))
+_SCHEMES = [name.replace("_", "-") for name in names("tritgguf.converter.export.schemes")]
+SCHEMES = ", ".join(_SCHEMES)
 
 OutPath = Annotated[Path | None, typer.Argument(help="Folder to write (not needed with --dry-run).")]
-SchemeName = Annotated[str | None, typer.Option(help=f"Quantization scheme for linear layers: {SCHEMES}.")]
+SchemeName = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Quantization scheme for linear layers: {SCHEMES}.", autocompletion=options.completing(_SCHEMES)
+    ),
+]
 Dequantize = Annotated[bool, typer.Option("--dequantize", help="Write a packed model or a GGUF file as plain floats.")]
 Packed = Annotated[
     bool | None,

@@ -175,15 +175,14 @@ def judged(products: Iterable[ProductVerdict]) -> tuple[ProductVerdict, ...]:
 
 def _crash(code: int) -> tuple[str | None, bool]:
     """Return what crashed a process by its exit code, None if nothing did, and whether it would do so again."""
+    if (number := code & 0xFFFFFFFF) in _WINDOWS_FAULTS:
+        return _WINDOWS_FAULTS[number], True
     if code < 0:
         try:
             name = signal.Signals(-code).name
         except ValueError:
             name = f"signal {-code}"
         return name, name in _BROKEN_CODE
-    number = code & 0xFFFFFFFF
-    if number in _WINDOWS_FAULTS:
-        return _WINDOWS_FAULTS[number], True
     return None, code == 0
 
 
