@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+
 def completing(words: Iterable[str]) -> Callable[[str], list[str]]:
     """Return what completes an option's value in a shell."""
     known = list(words)

@@ -75,7 +75,7 @@ def with_verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def stage_lines(unit: str) -> Iterator[Progress]:
-    """Yield a progress callback that prints a line when a stage has ended: what was done, in `unit`, and its seconds."""
+    """Yield a progress callback that prints a line when a stage has ended: how much, in `unit`, and its seconds."""
     current, n_done, started = "", 0, time.monotonic()
 
     def end() -> None:

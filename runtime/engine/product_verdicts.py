@@ -127,9 +127,7 @@ def _multiplied_types(path: Path) -> set[str]:
     except TritggufError:  # llama.cpp says what is wrong with it
         return set()
     rows = "token_embd.weight" if "output.weight" in tensors else ""
-    return {
-        tensor.dtype.lower() for name, tensor in tensors.items() if len(tensor.shape) > 1 and name != rows
-    }
+    return {tensor.dtype.lower() for name, tensor in tensors.items() if len(tensor.shape) > 1 and name != rows}
 
 
 def read(path: Path) -> Findings | None:
@@ -142,9 +140,7 @@ def read(path: Path) -> Findings | None:
 
 def _findings(kept: dict[str, Any]) -> Findings:
     """Return what was read; raise ValueError, KeyError or TypeError where it isn't of this form."""
-    products = tuple(
-        ProductVerdict(**{**product, "rates": _rates(product["rates"])}) for product in kept["products"]
-    )
+    products = tuple(ProductVerdict(**{**product, "rates": _rates(product["rates"])}) for product in kept["products"])
     devices = tuple(FoundDevice(**device) for device in kept["devices"])
     found = Findings(**{**kept, "products": products, "devices": devices})
     texts = [text for product in products for text in (product.device, product.type, product.reason, product.remedy)]

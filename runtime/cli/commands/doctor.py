@@ -76,7 +76,10 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     found, gpus = report.findings, [device for device in report.findings.devices if device.kind == "gpu"]
     yield "versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())
     for cpu in (device for device in found.devices if device.kind == "cpu"):
-        yield "processor", f"{cpu.description}; {report.instructions.n_logical} logical cores, {found.n_threads} threads"
+        yield (
+            "processor",
+            f"{cpu.description}; {report.instructions.n_logical} logical cores, {found.n_threads} threads",
+        )
     if found.problem is None:
         yield "llama.cpp", f"uses {' '.join(report.instructions.used) or found.system_info}"
         yield "CPU kernels", found.cpu_kernels

@@ -88,7 +88,9 @@ def installed_library() -> tuple[Path | None, str]:
     if found is None or found.origin is None:
         return None, ""
     folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(found.origin).parent / "lib")
-    paths = [path for path in (folder / "libllama.so", folder / "libllama.dylib", folder / "llama.dll") if path.exists()]
+    paths = [
+        path for path in (folder / "libllama.so", folder / "libllama.dylib", folder / "llama.dll") if path.exists()
+    ]
     return next(iter(paths), None), metadata.version("llama-cpp-python")
 
 

@@ -100,7 +100,7 @@ def _product(devices: Devices, device: Device, codec: AnyCodec, weights: Any, in
 
 
 def _clock(device: Device) -> Callable[[], float]:
-    """Return the processor's time for the CPU, so that a busy machine changes nothing; Windows counts it too coarsely."""
+    """Return the processor's time for the CPU, whatever else keeps it busy; Windows counts that too coarsely."""
     return time.process_time if device.kind == CPU and sys.platform != "win32" else time.perf_counter
 
 

@@ -47,9 +47,7 @@ class Report:
             )
         slow = [product.type for product in self.findings.products if product.state == "slow"]
         if slow:
-            notes.append(
-                f"slow here: {', '.join(slow)}; `tritgguf convert --for cpu` chooses types that are fast on this computer"
-            )
+            notes.append(f"slow here: {', '.join(slow)}; `tritgguf convert --for cpu` chooses types that are fast here")
         if self.instructions.unused:
             notes.append(
                 f"this build of llama.cpp doesn't use {', '.join(self.instructions.unused)}, which the processor has"
@@ -63,9 +61,7 @@ class Report:
 
 def examine(*, again: bool = False, on_test: OnTest | None = None) -> Report:
     """Look at everything; products are tested only where nothing is known of this build, or if `again`."""
-    asked = [
-        Asking(ask, f"no answer for {2 * SECONDS:g} seconds") for ask in (surroundings.ollama, surroundings.hub)
-    ]
+    asked = [Asking(ask, f"no answer for {2 * SECONDS:g} seconds") for ask in (surroundings.ollama, surroundings.hub)]
     versions = {name: _version(name) for name in PACKAGES} | {"Python": platform.python_version()}
     found = findings(versions["llama-cpp-python"], again=again, on_test=on_test)
     totals = [device.total_bytes for device in found.devices if device.kind == "cpu"]
@@ -86,4 +82,3 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return MISSING
-
