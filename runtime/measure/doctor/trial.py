@@ -25,7 +25,7 @@ _BROKEN_CODE = ("SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGABRT", "SIGTRAP")
 _WINDOWS_FAULTS = {0xC000001D: "illegal instruction", 0xC0000005: "access violation", 0xC0000409: "abort"}
 INSTALL_AGAIN = (
     "install llama-cpp-python again on this computer, so that it is built for its processor: "
-    "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python=={version}"
+    "pip install --force-reinstall --no-cache-dir --no-deps --no-binary llama-cpp-python llama-cpp-python=={version}"
 )
 
 OnTest = Callable[[str], None]  # is told what is tested now

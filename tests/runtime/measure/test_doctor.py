@@ -161,6 +161,15 @@ def test_chat_refuses_what_is_known_to_crash(faulty, tq2_0: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@linux_with_compiler
+@pytest.mark.parametrize("command", [("eval", "--chunks", "1"), ("bench", "--repeat", "1"), ("serve", "--port", "0")])
+def test_so_does_whatever_else_loads_a_model(command: tuple[str, ...], faulty, tq2_0: Path) -> None:
+    cache, _ = faulty
+    done = run(cache, *command, tq2_0)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{tq2_0}: tq2_0 products on CPU crash (SIG" in done.stderr
+
+
 def test_chat_runs_where_nothing_is_wrong(healthy, tq2_0: Path) -> None:
     cache, _ = healthy
     assert run(cache, "chat", tq2_0, "--prompt", "Hello", "--max-tokens", "1").returncode == 0
