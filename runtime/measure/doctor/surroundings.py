@@ -13,7 +13,6 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from tritgguf.converter.errors import OllamaError
 from tritgguf.runtime.ollama.api import Ollama
@@ -68,7 +67,7 @@ def hub() -> Answer:
     place = _without_password((os.environ.get(_ENDPOINT) or _HUB).rstrip("/"))  # it answers without one, too
     if os.environ.get(_OFFLINE, "").upper() in _YES:
         return Answer(False, f"not asked, since {_OFFLINE} is set")
-    if urlsplit(place).scheme not in ("http", "https"):
+    if not place.lower().startswith(("http://", "https://")):
         return Answer(False, f"{_ENDPOINT} isn't an address that begins with http:// or https://")
     try:
         request = urllib.request.Request(place, method="HEAD", headers={"User-Agent": "tritgguf"})

@@ -295,6 +295,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch, silent: str) -> N
         (f"http://{silent}", "can't be reached (no answer for 0.2 seconds)"),
         ("http://no-such-host.invalid", "can't be reached (its name isn't known"),
         ("http://a:b:c", "can't be reached (InvalidURL)"),
+        ("http://[::1", "can't be reached (ValueError)"),
         ("ftp://hub", "HF_ENDPOINT isn't an address that begins with http:// or https://"),
     ):
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
