@@ -21,6 +21,6 @@ def environment() -> dict[str, str]:
     """Return this process's environment, without what would slow the child down or open the current folder to it."""
     # Numpy's BLAS, of no use here, would keep a thread per core busy while it starts.
     found = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    if path := found.get("PYTHONPATH"):  # in which an empty part is the current folder too, often by mistake
+    if path := os.environ.get("PYTHONPATH"):  # in which an empty part is the current folder too, often by mistake
         found["PYTHONPATH"] = os.pathsep.join(part for part in path.split(os.pathsep) if part not in ("", "."))
     return found
