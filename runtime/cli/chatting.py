@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import tritgguf.runtime
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.chat.conversation import Conversation
+from tritgguf.runtime.cli import verbosity
 from tritgguf.runtime.cli.console import Console
 from tritgguf.runtime.cli.native_library import prepare_native_library
 from tritgguf.runtime.engine.sampling import Sampling
+
+if TYPE_CHECKING:
+    from tritgguf.runtime.chat.session import Session
 
 DEFAULTS = Sampling()
 PIPED = "-"  # the --prompt that stands for standard input
@@ -83,8 +88,10 @@ class Chat:
         prepare_native_library()
         from tritgguf.runtime.chat.recommended_sampling import complete_sampling  # not at the top, like the library
 
+        started = time.monotonic()
         with tritgguf.runtime.open(file, n_ctx=ctx, n_threads=threads, n_gpu_layers=gpu_layers) as session:
             sampling = complete_sampling(session.model, self.settings)
+            _print_details(session, time.monotonic() - started, sampling)
             conversation = Conversation(
                 session, system=self.system, think=self.think, max_tokens=self.max_tokens, **sampling
             )
@@ -93,6 +100,13 @@ class Chat:
                 console.answer(self.texts)
             else:
                 console.converse()
+
+
+def _print_details(session: Session, seconds: float, sampling: Mapping[str, object]) -> None:
+    verbosity.detail(f"loaded {session.model.path} in {seconds:.2f} s: {session.model.description}")
+    verbosity.detail(f"context {session.n_ctx} tokens, {session.context.n_threads} threads")
+    verbosity.detail(f"CPU kernels: {session.cpu_kernels}")
+    verbosity.detail("sampling: " + ", ".join(f"{name} {value}" for name, value in sampling.items()))
 
 
 def checked(sampling: Mapping[str, float | None]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from tritgguf.converter.errors import TritggufError
 from tritgguf.runtime.chat.conversation import Answer, Conversation
+from tritgguf.runtime.cli.verbosity import is_quiet
 
 PROMPT = "> "
 COMMANDS = {  # name: (argument, meaning)
@@ -43,7 +44,7 @@ class Console:
         self._note_what_has_no_effect()
         try:
             for text in texts:
-                if len(texts) > 1:
+                if len(texts) > 1 and not is_quiet():
                     _note(PROMPT + text)
                 self._stream(self._conversation.ask(text))
         finally:
@@ -62,12 +63,16 @@ class Console:
         self._print_stats()
 
     def _introduce(self) -> None:
+        if is_quiet():
+            return
         _note(f"{self._session.model.description}, context {self._session.n_ctx} tokens; /help lists the commands")
         if not self._session.has_chat_template:
             _note("This is a base model (it has no chat template): it continues each text you type, without a history.")
         self._note_what_has_no_effect()
 
     def _note_what_has_no_effect(self) -> None:
+        if is_quiet():
+            return
         conversation, has_template = self._conversation, self._session.has_chat_template
         if conversation.system and not has_template:
             _note("note: the system message has no effect: this is a base model (it has no chat template)")

@@ -15,6 +15,7 @@ import typer
 from tritgguf.converter.errors import TritggufError
 from tritgguf.runtime.cli import standard_streams, terminal
 from tritgguf.runtime.cli.command import commands
+from tritgguf.runtime.cli.verbosity import with_verbosity
 
 DEBUG_VARIABLE = "TRITGGUF_DEBUG"
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
@@ -49,10 +50,14 @@ def _options(
 
 def application() -> typer.Typer:
     """Return the Typer application with all commands."""
-    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},  # of every command
+    )
     app.callback()(_options)
     for name, command in commands().items():
-        app.command(name)(_interruptible(command.function))
+        app.command(name)(_interruptible(with_verbosity(command.function)))
     return app
 
 

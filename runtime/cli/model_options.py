@@ -11,12 +11,14 @@ import typer
 
 from tritgguf.converter.core.registry import names
 from tritgguf.converter.planning.targets import TARGETS
+from tritgguf.runtime.cli import options, verbosity
 
 if TYPE_CHECKING:
     from tritgguf.runtime.hub.record import Form
     from tritgguf.runtime.hub.source import Source
 
-TYPES = ", ".join(names("tritgguf.converter.quant.codecs"))
+_TYPES = names("tritgguf.converter.quant.codecs")
+TYPES = ", ".join(_TYPES)
 
 ModelName = Annotated[
     str,
@@ -33,13 +35,18 @@ TypeName = Annotated[
     str | None,
     typer.Option(
         help=f"Tensor type for linear layers: auto (the smallest exact one) or {TYPES} (default: auto, and a GGUF file "
-        "that runs here stays as it is)."
+        "that runs here stays as it is).",
+        autocompletion=options.completing(["auto", *_TYPES]),
     ),
 ]
 CachedType = Annotated[str | None, typer.Option(help="Only the file whose layers are of this type.")]
 Target = Annotated[
     str | None,
-    typer.Option("--for", help=f"Where the file will run: {', '.join(TARGETS)} (default: this machine's GPU, or cpu)."),
+    typer.Option(
+        "--for",
+        help=f"Where the file will run: {', '.join(TARGETS)} (default: this machine's GPU, or cpu).",
+        autocompletion=options.completing(TARGETS),
+    ),
 ]
 MaxBits = Annotated[
     float | None,
@@ -48,8 +55,9 @@ MaxBits = Annotated[
 
 
 def note(text: str) -> None:
-    """Tell the user; standard output is for answers."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell the user unless the command is quiet; standard output is for answers."""
+    if not verbosity.is_quiet():
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

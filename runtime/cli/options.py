@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def completing(words: Iterable[str]) -> Callable[[str], list[str]]:
+    """Return what completes an option's value in a shell."""
+    known = list(words)
+    return lambda incomplete: [word for word in known if word.startswith(incomplete)]
+
 
 ON_THE_HUB = "org/name, org/name@revision or org/name:FILE.gguf on Hugging Face"
 Model = Annotated[str, typer.Argument(help=f"Model folder, GGUF file, or a name: {ON_THE_HUB}.")]

@@ -1,4 +1,7 @@
-"""Progress of long work on standard error: a bar on a terminal, JSON lines with --json, otherwise nothing."""
+"""Progress of long work on standard error: a bar on a terminal, JSON lines with --json, otherwise nothing.
+
+-q shows none of them; -v prints a line for each stage instead of a bar.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tritgguf.converter.core.progress import Progress as ProgressCallback
+from tritgguf.runtime.cli import verbosity
 
 
 @contextmanager
@@ -17,8 +21,15 @@ def show_progress(json_output: bool, *, unit: str = "bytes") -> Iterator[Progres
 
     `unit` is what is counted, if not bytes.
     """
+    if verbosity.is_quiet():
+        yield None
+        return
     if json_output:
         yield _json_lines(unit)
+        return
+    if verbosity.is_verbose():
+        with verbosity.stage_lines(unit) as lines:
+            yield lines
         return
     if not sys.stderr.isatty():
         yield None

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
-from tritgguf.runtime.engine import relu2
+from tritgguf.runtime.engine import product_verdicts, relu2
 from tritgguf.runtime.engine.cpu_backend import amx_is_broken, load_backends
 from tritgguf.runtime.engine.gguf_header import (
     Header,
@@ -38,6 +38,7 @@ from tritgguf.runtime.engine.native_log import NativeLog
 # A failing assertion in ggml would otherwise start gdb on this process to print a C backtrace.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
+product_verdicts.check_loading()
 try:
     import llama_cpp
     from llama_cpp import llama_cpp as native
@@ -60,7 +61,8 @@ _log_callback = native.llama_log_callback(lambda level, text, _user_data: _log.w
 native.llama_log_set(_log_callback, ctypes.c_void_p(0))
 native.llama_backend_init()
 load_backends(native._lib, libggml)
-_AMX_IS_BROKEN = amx_is_broken(native._lib)
+# Buffers in which llama.cpp keeps weights in another order: AMX's is one, the others only repack Q4_0 and the like.
+EXTRA_BUFFERS = not amx_is_broken(native._lib)
 _NO_ABORT_CALLBACK = native.ggml_abort_callback()
 # Two lists, each ended by an empty element. No devices: n_gpu_layers = 0 alone would let large batches use the GPU.
 _NO_DEVICES = (ctypes.c_void_p * 1)()
@@ -106,6 +108,18 @@ def supports_gpu() -> bool:
     return bool(native.llama_supports_gpu_offload())
 
 
+def library() -> ctypes.CDLL:
+    """Return libllama, for those who call ggml's functions with types of their own."""
+    found: ctypes.CDLL = native._lib
+    return found
+
+
+def system_info() -> str:
+    """Return which instructions llama.cpp was built for, in its own words."""
+    info: bytes = native.llama_print_system_info()
+    return info.decode("utf-8", "replace").strip()
+
+
 def cpu_kernels() -> CpuKernels:
     """Return what multiplies ternary weights on the CPU in this process, and why; the first call installs it."""
     global _cpu_kernels
@@ -138,6 +152,13 @@ def accelerator() -> str | None:
     return next((names[device] for device in found if device in names), "any")
 
 
+def _kinds(n_gpu_layers: int) -> tuple[product_verdicts.DeviceKind, ...]:
+    """Return which devices multiply weights."""
+    if n_gpu_layers == ALL_LAYERS:
+        return ("gpu",)
+    return ("gpu", "cpu") if n_gpu_layers else ("cpu",)
+
+
 class Model:
     """A loaded GGUF file; free it with close() or a with statement.
 
@@ -164,7 +185,7 @@ class Model:
         params = native.llama_model_default_params()
         params.vocab_only = vocab_only
         params.load_mode = native.LLAMA_LOAD_MODE_MMAP
-        params.use_extra_bufts = not _AMX_IS_BROKEN  # AMX is one of them; the others only repack Q4_0 and the like
+        params.use_extra_bufts = EXTRA_BUFFERS
         if self.needs_relu2:
             relu2.check_request(self.path, header.values, n_gpu_layers)
             params.kv_overrides, params.devices = _STOCK_ARCHITECTURE, ctypes.addressof(_NO_DEVICES)
@@ -173,6 +194,8 @@ class Model:
             best = ALL_LAYERS if supports_gpu() else 0
             params.n_gpu_layers = best if n_gpu_layers is None else n_gpu_layers
         self._n_gpu_layers: int = params.n_gpu_layers if supports_gpu() else 0
+        if not vocab_only:
+            product_verdicts.check_products(self.path, _kinds(self._n_gpu_layers))
         self._free_before = available_memory()
         _log.clear()
         with interruptible() as interrupt:

@@ -7,25 +7,16 @@ source's tokenizer, which holds Python's lock, while this process converts.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.tokenizer.token_ids import ReadTokenIds, TokenIds
+from tritgguf.runtime.engine import child_process
 
-# `-m` would let the child import modules from the current folder, which may be a downloaded model's: its json.py would
-# run. `-c` puts the folder on sys.path too, as "", but imports nothing before this removes it. `-P` does the same from
-# Python 3.11 on; `-I` would hide what was installed with `pip install --user`.
-_COMMAND = (
-    sys.executable,
-    "-c",
-    "import sys; sys.path[:] = filter(None, sys.path); "
-    "from tritgguf.runtime.engine.token_ids import main; sys.exit(main())",
-)
+_COMMAND = child_process.command("tritgguf.runtime.engine.token_ids")
 
 
 @contextmanager
@@ -35,11 +26,7 @@ def token_ids_process(folder: Path | None = None) -> Iterator[ReadTokenIds]:
     Where `folder`, which holds a tokenizer.json, is given, the child loads that meanwhile and returns its ids too.
     """
     pipe, command = subprocess.PIPE, _COMMAND if folder is None else (*_COMMAND, str(folder))
-    # Numpy's BLAS, of no use here, would keep a thread per core busy while it starts.
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    if path := environment.get("PYTHONPATH"):  # in which an empty part is the current folder too, often by mistake
-        environment["PYTHONPATH"] = os.pathsep.join(part for part in path.split(os.pathsep) if part not in ("", "."))
-    child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+    child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=child_process.environment())
     try:
         yield lambda gguf_file, texts: _ask(child, gguf_file, texts)
     finally:

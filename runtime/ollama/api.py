@@ -17,7 +17,7 @@ from urllib.parse import quote
 from tritgguf.converter.core.progress import Progress, Step, counted
 from tritgguf.converter.errors import OllamaError
 from tritgguf.runtime.ollama.address import HOST_VARIABLE, Address
-from tritgguf.runtime.ollama.connection import WORK_SECONDS, Route
+from tritgguf.runtime.ollama.connection import PATIENCE, WORK_SECONDS, Patience, Route
 
 _CHUNK_BYTES = 1 << 20
 _DISK_FULL = ("no space left on device", "not enough space on the disk", "disk quota exceeded")
@@ -28,9 +28,9 @@ _COPY_FAILED = ("failed to validate gguf with llama-quantize", "llama-quantize f
 class Ollama:
     """A client of one server; each call opens its own connection. The methods raise OllamaError."""
 
-    def __init__(self, address: Address | None = None) -> None:
+    def __init__(self, address: Address | None = None, *, patience: Patience = PATIENCE) -> None:
         self.address = address or Address(os.environ.get(HOST_VARIABLE, ""))
-        self.route = Route(self.address)
+        self.route = Route(self.address, patience)
 
     def version(self) -> str:
         """Return the server's version; raise NotRunningError if no server answers."""

@@ -6,14 +6,13 @@ import contextlib
 import http.client
 import ssl
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from tritgguf.converter.errors import OllamaError
 from tritgguf.runtime.ollama.address import HOST_VARIABLE, Address, proxy_for
 
-_CONNECT_SECONDS = 10.0
-# For what the server answers from memory, and for what it first sends, hashes, copies or loads many gigabytes.
-ANSWER_SECONDS = 30.0
+# For what the server first sends, hashes, copies or loads many gigabytes.
 WORK_SECONDS = 3600.0
 
 
@@ -27,11 +26,23 @@ class Body(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait, in seconds, for a connection, and for what the server answers from memory."""
+
+    connect_seconds: float = 10.0
+    answer_seconds: float = 30.0
+
+
+PATIENCE = Patience()
+
+
 class Route:
     """The way to a server; each request opens its own connection."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, patience: Patience = PATIENCE) -> None:
         self.address = address
+        self.patience = patience
         self.proxy = proxy_for(address)
 
     def __str__(self) -> str:
@@ -49,9 +60,9 @@ class Route:
     ) -> Iterator[http.client.HTTPResponse]:
         """Send a request and give the answer; raise OllamaError, NotRunningError if no server is there.
 
-        `seconds` is how long the server may be silent, ANSWER_SECONDS by default.
+        `seconds` is how long the server may be silent, the patience's by default.
         """
-        seconds = seconds or ANSWER_SECONDS
+        seconds = seconds or self.patience.answer_seconds
         connection = self._connected()
         try:
             connection.sock.settimeout(seconds)
@@ -105,8 +116,8 @@ class Route:
     def _connection(self, host: str) -> http.client.HTTPConnection:
         kind = http.client.HTTPSConnection if self.address.scheme == "https" else http.client.HTTPConnection
         if self.proxy is None:
-            return kind(host, self.address.port, timeout=_CONNECT_SECONDS)
-        connection = kind(self.proxy.host, self.proxy.port, timeout=_CONNECT_SECONDS)
+            return kind(host, self.address.port, timeout=self.patience.connect_seconds)
+        connection = kind(self.proxy.host, self.proxy.port, timeout=self.patience.connect_seconds)
         if not self._is_forwarded:
             connection.set_tunnel(host, self.address.port, self._proxy_headers())
         return connection

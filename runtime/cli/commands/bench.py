@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tritgguf.converter.core.sizes import format_size
-from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli import options, verbosity
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.progress_bar import show_progress
 
@@ -78,7 +77,7 @@ def bench(
     else:
         _print_table(found)
     if found.load is not None and found.load > BUSY * (os.cpu_count() or 1):
-        print(f"note: other programs kept {found.load:.1f} cores busy, so the rates are too low", file=sys.stderr)
+        verbosity.note(f"other programs kept {found.load:.1f} cores busy, so the rates are too low")
     if plot is not None:
         write_whole(plot, bench_plot.plot(found), force=force)
 

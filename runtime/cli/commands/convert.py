@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import sys
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from tritgguf import converter
 from tritgguf.converter.core.registry import names
 from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.planning.targets import TARGETS
-from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli import options, verbosity
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.interruption import reports_interruption
 from tritgguf.runtime.cli.model_argument import fetched, headers_of_model, local_model, named_model
@@ -27,16 +27,33 @@ if TYPE_CHECKING:
     from tritgguf.converter.conversion.pipeline import Choices, Conversion
     from tritgguf.converter.planning.file_plan import FilePlan
 
-TYPES = ", ".join(names("tritgguf.converter.quant.codecs"))
-METHODS = ", ".join(names("tritgguf.converter.quant.methods"))
+_TYPES, _METHODS = names("tritgguf.converter.quant.codecs"), names("tritgguf.converter.quant.methods")
+TYPES, METHODS = ", ".join(_TYPES), ", ".join(_METHODS)
 
 
 OutPath = Annotated[Path | None, typer.Argument(help="GGUF file to write (not needed with --dry-run).")]
 TypeName = Annotated[
-    str, typer.Option(help=f"Tensor type for linear layers: auto (the smallest exact one) or {TYPES}.")
+    str,
+    typer.Option(
+        help=f"Tensor type for linear layers: auto (the smallest exact one) or {TYPES}.",
+        autocompletion=options.completing(["auto", *_TYPES]),
+    ),
 ]
-Target = Annotated[str, typer.Option("--for", help=f"Where the file will run: {', '.join(TARGETS)}.")]
-MethodName = Annotated[str, typer.Option(help=f"How to ternarize linear layers that aren't ternary: {METHODS}.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        "--for",
+        help=f"Where the file will run: {', '.join(TARGETS)}.",
+        autocompletion=options.completing(TARGETS),
+    ),
+]
+MethodName = Annotated[
+    str,
+    typer.Option(
+        help=f"How to ternarize linear layers that aren't ternary: {METHODS}.",
+        autocompletion=options.completing(_METHODS),
+    ),
+]
 EmbeddingType = Annotated[
     str | None,
     typer.Option(
@@ -109,6 +126,8 @@ def convert(
         "name": name,
         "fast_here": fast_types() if target == "cpu" else (),
     }
+    fast = ", ".join(sorted(choices["fast_here"])) or "none"
+    verbosity.detail(f"reading {model}; types that tritgguf's CPU kernels multiply here: {fast}")
     if dry_run:
         with _planned_from(model, revision, lora, json_output) as path, show_progress(json_output) as progress:
             plan = converter.plan(path, type, method, lora=lora, threads=threads, progress=progress, **choices)
@@ -133,7 +152,7 @@ def convert(
             check=token_ids_process if check else False,
             threads=threads,
             progress=progress,
-            planned=None if json_output else _print_notes,
+            planned=None if json_output else _print_planned,
             **choices,
         )
     _print_result(result, json_output)
@@ -198,9 +217,20 @@ def _print_plan(plan: FilePlan, json_output: bool) -> None:
     _print_notes(plan)
 
 
+def _print_planned(plan: FilePlan) -> None:
+    """Print what was chosen and why, tensors of all layers in one line, and the notes."""
+    if verbosity.is_verbose():
+        alike = Counter(
+            (re.sub(r"\d+", "*", tensor.spec.name), tensor.codec.name, tensor.reason) for tensor in plan.tensors
+        )
+        for (name, kind, reason), count in alike.items():
+            verbosity.detail(f"{count} x {name}: {kind}, {reason}")
+    _print_notes(plan)
+
+
 def _print_notes(plan: FilePlan) -> None:
     for note in plan.notes:
-        print(f"note: {note}", file=sys.stderr)
+        verbosity.note(note)
 
 
 def _summary(plan: FilePlan) -> str:

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from tritgguf.converter.core.sizes import format_size
-from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli import options, verbosity
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.model_argument import headers_of_model
 from tritgguf.runtime.cli.progress_bar import show_progress
@@ -57,9 +57,10 @@ def inspect(
     if found.sizes:
         console.print()
         console.print(_size_table(found))
-    for note in found.notes[:NOTES_SHOWN]:
+    notes = () if verbosity.is_quiet() else found.notes
+    for note in notes[:NOTES_SHOWN]:
         print(f"note: {note}")
-    if len(found.notes) > NOTES_SHOWN:
+    if len(notes) > NOTES_SHOWN:
         print(f"note: and {len(found.notes) - NOTES_SHOWN} more; --json lists all")
     if found.refused:
         print(f"can't be converted: {found.refused}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ import typer
 
 from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.errors import OllamaError, UnsupportedError
-from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli import options, verbosity
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.progress_bar import show_progress
 
@@ -119,7 +118,7 @@ class _Report:
     def note(self, note: str) -> None:
         self.notes.append(note)
         if not self.json_output:
-            print(f"note: {note}", file=sys.stderr)
+            verbosity.note(note)
 
     def written(self, package: Package) -> None:
         if package.plan is not None:
@@ -177,7 +176,7 @@ def _check(file: Path, json_output: bool) -> None:
             print(f"Ollama {verdict.era.name}: {answers[verdict.loads]}{why}")
             print(f"  prompt: {verdict.era.template}")
         print(f"Go template equal to the file's chat template: {found.family}")
-        for note in found.notes:
+        for note in () if verbosity.is_quiet() else found.notes:
             print(f"note: {note}")
     if not found.loads_now:
         newest = found.verdicts[-1]

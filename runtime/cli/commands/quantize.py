@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ import typer
 from tritgguf import converter
 from tritgguf.converter.core.registry import names
 from tritgguf.converter.core.sizes import format_size
-from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli import options, verbosity
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.interruption import reports_interruption
 from tritgguf.runtime.cli.model_argument import headers_of_model, local_model, named_model
@@ -23,10 +22,16 @@ if TYPE_CHECKING:
     from tritgguf.converter.export.plan import ExportPlan
     from tritgguf.converter.export.run import Quantization
 
-SCHEMES = ", ".join(name.replace("_", "-") for name in names("tritgguf.converter.export.schemes"))
+_SCHEMES = [name.replace("_", "-") for name in names("tritgguf.converter.export.schemes")]
+SCHEMES = ", ".join(_SCHEMES)
 
 OutPath = Annotated[Path | None, typer.Argument(help="Folder to write (not needed with --dry-run).")]
-SchemeName = Annotated[str | None, typer.Option(help=f"Quantization scheme for linear layers: {SCHEMES}.")]
+SchemeName = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Quantization scheme for linear layers: {SCHEMES}.", autocompletion=options.completing(_SCHEMES)
+    ),
+]
 Dequantize = Annotated[bool, typer.Option("--dequantize", help="Write a packed model or a GGUF file as plain floats.")]
 Packed = Annotated[
     bool | None,
@@ -114,16 +119,15 @@ def _print_result(result: Quantization, dtype: str, json_output: bool) -> None:
     rounded = [fact for fact in result.facts if not fact.coded and fact.squared_error]
     if rounded:
         worst = max(rounded, key=lambda fact: fact.error)
-        print(
-            f"note: {len(rounded)} tensors are rounded to {dtype}, relative squared error at most {worst.error:.3g} "
-            f"({worst.name}); --dtype f32 keeps every value",
-            file=sys.stderr,
+        verbosity.note(
+            f"{len(rounded)} tensors are rounded to {dtype}, relative squared error at most {worst.error:.3g} "
+            f"({worst.name}); --dtype f32 keeps every value"
         )
 
 
 def _print_notes(plan: ExportPlan) -> None:
     for note in plan.notes:
-        print(f"note: {note}", file=sys.stderr)
+        verbosity.note(note)
 
 
 def _bits(plan: ExportPlan) -> str:

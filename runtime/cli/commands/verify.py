@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tritgguf.converter.errors import HubError
-from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli import options, verbosity
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.model_argument import fetched, local_model
 from tritgguf.runtime.cli.progress_bar import show_progress
@@ -94,7 +93,7 @@ def _both(model: str, out: Path | None, revision: str | None, json_output: bool)
             f"tritgguf verify MODEL {file.name}"
         )
     name = ModelName(recorded.repo, revision or recorded.commit, recorded.file)
-    print(f"note: {file.name} says that it was made from {name}", file=sys.stderr)
+    verbosity.note(f"{file.name} says that it was made from {name}")
     return fetched(name, json_output=json_output), file
 
 
@@ -135,10 +134,7 @@ def _print_rest(found: Verification, template: TemplateCheck, figures: LogitsChe
     if found.wrong_keys:
         print("metadata: if convert set these keys with --override-kv, give verify the same options")
     if found.other_keys:
-        print(
-            f"note: {len(found.other_keys)} other keys differ, which changes nothing; --json lists them",
-            file=sys.stderr,
-        )
+        verbosity.note(f"{len(found.other_keys)} other keys differ, which changes nothing; --json lists them")
     if found.token_ids:
         print(f"token ids: {found.token_ids}")
     elif found.strings_checked:

@@ -73,14 +73,14 @@ def fast_types() -> frozenset[str]:
     from tritgguf.runtime.engine.kernels.verdicts import known_verdict  # as below
 
     mode = requested_mode()
-    libllama, version = _installed()
+    libllama, version = installed_library()
     if libllama is None or _chosen(str(libllama), version, mode, known_verdict).route == STOCK:
         return frozenset()
     kernels = compiled.load()
     return frozenset(name.lower() for number, name in compiled.TYPES.items() if kernels.product_supports(number, 256))
 
 
-def _installed() -> tuple[Path | None, str]:
+def installed_library() -> tuple[Path | None, str]:
     """Return the path of libllama and the version of llama-cpp-python; None where there is none."""
     from importlib import metadata, util  # not at the top: only `convert` needs them
 
@@ -88,7 +88,9 @@ def _installed() -> tuple[Path | None, str]:
     if found is None or found.origin is None:
         return None, ""
     folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(found.origin).parent / "lib")
-    paths = [path for path in (folder / "libllama.so", folder / "libllama.dylib") if path.exists()]
+    paths = [
+        path for path in (folder / "libllama.so", folder / "libllama.dylib", folder / "llama.dll") if path.exists()
+    ]
     return next(iter(paths), None), metadata.version("llama-cpp-python")
 
 

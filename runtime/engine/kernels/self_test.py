@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
-from tritgguf.runtime.engine import relu2
+from tritgguf.runtime.engine import child_process, relu2
 from tritgguf.runtime.engine.cpu_backend import load_backends
 from tritgguf.runtime.engine.ggml_functions import GgmlFunctions, InitParams
 from tritgguf.runtime.engine.kernels import library as compiled
@@ -32,13 +32,7 @@ SEED = 1
 SECONDS = 120  # ends what hangs
 _MEMORY_BYTES = 64 << 20
 _F32, _I32 = 0, 26  # enum ggml_type
-# `-c` and not `-m`: see token_ids_process.py.
-COMMAND = (
-    sys.executable,
-    "-c",
-    "import sys; sys.path[:] = filter(None, sys.path); "
-    "from tritgguf.runtime.engine.kernels.self_test import main; sys.exit(main())",
-)
+COMMAND = child_process.command("tritgguf.runtime.engine.kernels.self_test")
 _INTERRUPTIONS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL") if hasattr(signal, name)]
 
 Floats = NDArray[np.float32]

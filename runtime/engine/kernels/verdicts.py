@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import platform
+from functools import cache
 from pathlib import Path
 
 import platformdirs
@@ -37,12 +38,19 @@ def known_verdict(libllama: str, route: Route, instructions: str) -> str | None:
 
 
 def _file(libllama: str, route: Route, instructions: str) -> Path:
-    """Return the file of a verdict, named after the bytes of the libraries and the processor."""
-    what = hashlib.sha256(f"{route} {instructions} {processor()}".encode())
-    beside = [path for path in Path(libllama).parent.glob("*ggml*") if path.suffix in _LIBRARY_SUFFIXES]
-    for library in (compiled.PATH, *sorted(beside)):
-        what.update(library.name.encode() + library.read_bytes())
+    """Return the file of a verdict."""
+    what = hashlib.sha256(f"{route} {instructions} {build_digest(libllama)}".encode())
     return platformdirs.user_cache_path("tritgguf", appauthor=False) / "cpu-kernels" / f"{what.hexdigest()[:32]}.json"
+
+
+@cache
+def build_digest(libllama: str) -> str:
+    """Return a digest of the libraries' bytes and the processor."""
+    what = hashlib.sha256(processor().encode())
+    beside = [path for path in Path(libllama).parent.glob("*ggml*") if path.suffix in _LIBRARY_SUFFIXES]
+    for library in filter(Path.exists, (compiled.PATH, *sorted(beside))):
+        what.update(library.name.encode() + library.read_bytes())
+    return what.hexdigest()
 
 
 def processor() -> str:

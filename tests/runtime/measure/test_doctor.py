@@ -1,0 +1,344 @@
+"""`tritgguf doctor` on the real runtime, whose products a library of ours breaks where a test wants them broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import checkpoints
+from tests.ollama_server import free_port, ollama_server
+from tests.paths import ROOT
+from tritgguf.converter import convert
+from tritgguf.converter.quant.codec import codecs
+from tritgguf.runtime.engine.product_verdicts import Findings, ProductVerdict, read
+from tritgguf.runtime.measure.doctor import surroundings, trial
+from tritgguf.runtime.measure.doctor.processor import instructions
+
+# llama.cpp calls these through the dynamic linker, which takes the functions of a preloaded library instead.
+CRASHES = "void ggml_vec_dot_tq2_0_q8_K(void) { __builtin_trap(); }\n"
+WRONG = "void ggml_vec_dot_q2_0_q8_0(int n, float * s) { (void) n; *s = 1; }\n"
+LOADING = "void ggml_time_init(void) { __builtin_trap(); }\n"
+
+linux_with_compiler = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux, for LD_PRELOAD, and a C compiler"
+)
+
+
+def run(cache: Path, *arguments: object, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run `tritgguf ARGUMENTS` with a cache folder of its own, llama.cpp's own kernels, and no network."""
+    closed = f"http://127.0.0.1:{free_port()}"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "TRITGGUF_CPU_KERNELS": "stock"}
+    environment |= {"HF_ENDPOINT": closed, "OLLAMA_HOST": closed, **changes}
+    command = [sys.executable, "-m", "tritgguf", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def report(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def states(found: dict[str, Any]) -> dict[str, str]:
+    return {product["type"]: product["state"] for product in found["findings"]["products"]}
+
+
+def kept(cache: Path) -> Path:
+    (path,) = (cache / "tritgguf" / "doctor").glob("*.json")
+    return path
+
+
+def library(folder: Path, code: str) -> str:
+    (folder / "fault.c").write_text(code)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "fault.so", folder / "fault.c"], check=True)
+    return str(folder / "fault.so")
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The cache folder and the report of a doctor's first run."""
+    cache = tmp_path_factory.mktemp("healthy")
+    done = run(cache, "doctor", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    return cache, report(done)
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The same with a llama.cpp whose TQ2_0 products crash and whose Q2_0 products are wrong."""
+    cache = tmp_path_factory.mktemp("faulty")
+    return cache, run(cache, "doctor", "--json", LD_PRELOAD=library(cache, CRASHES + WRONG))
+
+
+@pytest.fixture(scope="module")
+def tq2_0(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    return convert(checkpoints.build("llama-tied", folder / "model"), folder / "tq2_0.gguf", "tq2_0", check=False).out
+
+
+# --- products --------------------------------------------------------------------------------------------------------
+
+
+def test_the_real_runtime_multiplies_every_type_right(healthy) -> None:
+    _, found = healthy
+    assert set(states(found)) == set(codecs())
+    assert set(states(found).values()) <= {"fast", "slow"}
+    assert all(rate > 0 for product in found["findings"]["products"] for rate in product["rates"])
+    assert found["good"]
+    assert found["problems"] == []
+    assert found["findings"]["cpu_kernels"] == "llama.cpp's own (TRITGGUF_CPU_KERNELS is stock)"
+    assert found["versions"]["llama-cpp-python"] == "0.3.36"
+    assert found["instructions"]["used"]
+    assert found["memory_bytes"] > 0
+    assert not found["ollama"]["found"]
+    assert not found["hub"]["found"]
+
+
+def test_it_is_tested_once(healthy) -> None:
+    cache, found = healthy
+    done = run(cache, "doctor", "-v")
+    assert done.returncode == 0
+    assert "testing" not in done.stderr
+    assert f"Compared with numpy on {found['findings']['tested'].replace('T', ' ')[:16]}" in done.stdout
+    assert "tq2_0" in done.stdout
+
+
+def test_a_damaged_cache_is_made_again(healthy) -> None:
+    cache, found = healthy
+    path, good = kept(cache), kept(cache).read_text()
+    product = json.loads(good)["products"][0]
+    for damaged in (
+        b"",
+        b"{",
+        b"[]",
+        b'{"tested": "today"}',
+        b"\xff\xfe",
+        json.dumps({**json.loads(good), "problem": 3}).encode(),
+        json.dumps({**json.loads(good), "products": [{**product, "state": "fine"}]}).encode(),
+        json.dumps({**json.loads(good), "products": [{**product, "rates": [1]}]}).encode(),
+    ):
+        path.write_bytes(damaged)
+        assert read(path) is None, damaged
+    done = run(cache, "doctor", "-v")
+    assert done.returncode == 0
+    assert done.stderr.count("testing ") == len(codecs())
+    assert {product.type for product in read(path).products} == set(states(found))
+
+
+@linux_with_compiler
+def test_products_that_crash_or_are_wrong_are_named_with_the_remedy(faulty) -> None:
+    _, done = faulty
+    found = report(done)
+    assert done.returncode == 1
+    assert {kind for kind, state in states(found).items() if state == "crashes"} == {"tq2_0"}
+    assert {kind for kind, state in states(found).items() if state == "wrong"} == {"q2_0"}
+    crashes, wrong = sorted(found["problems"], key=lambda line: "wrong" in line)
+    assert crashes.startswith("tq2_0 products on CPU crash (SIG")
+    assert "; install llama-cpp-python again on this computer" in crashes
+    assert wrong.startswith("q2_0 products on CPU are wrong (relative difference ")
+    assert done.stderr.startswith("error: 2 things are broken here: ")
+    assert done.stderr.count("\n") == 1
+
+
+@linux_with_compiler
+def test_chat_refuses_what_is_known_to_crash(faulty, tq2_0: Path) -> None:
+    cache, _ = faulty
+    done = run(cache, "chat", tq2_0, "--prompt", "Hello", "--max-tokens", "1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {tq2_0}: tq2_0 products on CPU crash (SIG")
+    assert done.stderr.endswith("; `tritgguf doctor --again` tests again\n")
+    assert done.stderr.count("\n") == 1
+
+
+@linux_with_compiler
+@pytest.mark.parametrize("command", [("eval", "--chunks", "1"), ("bench", "--repeat", "1"), ("serve", "--port", "0")])
+def test_so_does_whatever_else_loads_a_model(command: tuple[str, ...], faulty, tq2_0: Path) -> None:
+    cache, _ = faulty
+    done = run(cache, *command, tq2_0)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{tq2_0}: tq2_0 products on CPU crash (SIG" in done.stderr
+
+
+def test_chat_runs_where_nothing_is_wrong(healthy, tq2_0: Path) -> None:
+    cache, _ = healthy
+    assert run(cache, "chat", tq2_0, "--prompt", "Hello", "--max-tokens", "1").returncode == 0
+
+
+@linux_with_compiler
+def test_a_llama_cpp_that_crashes_when_it_is_loaded(tmp_path: Path, tq2_0: Path) -> None:
+    preload = library(tmp_path, LOADING)
+    done = run(tmp_path, "doctor", LD_PRELOAD=preload)
+    assert done.returncode == 1
+    assert "llama.cpp crashes when it is loaded (SIG" in done.stderr
+    assert done.stderr.count("\n") == 1
+    done = run(tmp_path, "chat", tq2_0, "--prompt", "Hello")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: llama.cpp crashes when it is loaded (SIG")
+    assert done.stderr.endswith("; `tritgguf doctor --again` tests again\n")
+
+
+def test_without_llama_cpp_the_rest_is_told(tmp_path: Path) -> None:
+    done = run(tmp_path, "doctor", LLAMA_CPP_LIB_PATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "llama-cpp-python can't be loaded" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "versions:" in done.stdout
+    assert not list(tmp_path.glob("tritgguf/doctor/*"))
+
+
+def test_a_child_that_ends_for_no_reason_is_one_line(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(trial, "COMMAND", (sys.executable, "-c", "raise SystemExit('no reason')"))
+    found = trial.findings("0.3.36")
+    assert found.problem == "the test of llama.cpp's products failed: no reason"
+    assert not list(tmp_path.glob("tritgguf/doctor/*"))
+
+
+def test_slow_is_far_behind_f16() -> None:
+    products = [
+        ProductVerdict("CPU", "cpu", "f16", "fast", (10.0, 40.0)),
+        ProductVerdict("CPU", "cpu", "q2_0", "fast", (2.0, 1.9)),
+        ProductVerdict("CPU", "cpu", "nvfp4", "fast", (12.0, 12.0)),
+        ProductVerdict("CUDA0", "gpu", "q2_0", "fast", (2.0, 1.9)),
+        ProductVerdict("CPU", "cpu", "q4_0", "wrong", (0.1, 0.1)),
+    ]
+    assert [product.state for product in trial.judged(products)] == ["fast", "slow", "fast", "fast", "wrong"]
+    assert Findings("today", None, products=tuple(products)).faults == (products[-1],)
+
+
+@pytest.mark.parametrize(
+    ("code", "crash"),
+    [
+        (0, (None, True)),
+        (1, (None, False)),
+        (-4, ("SIGILL", True)),
+        (-9, ("SIGKILL", False)),
+        (0xC000001D, ("illegal instruction", True)),
+        (-1073741819, ("access violation", True)),
+    ],
+)
+def test_what_an_exit_code_means(code: int, crash: tuple[str | None, bool]) -> None:
+    assert trial._crash(code) == crash
+
+
+def test_instructions_that_a_build_does_not_use(monkeypatch) -> None:
+    monkeypatch.setattr("tritgguf.runtime.measure.doctor.processor.processor", lambda: "flags : avx avx2 fma avx512f")
+    found = instructions("CUDA : ARCHS = 800 | CPU : AVX = 1 | AVX2 = 1 | FMA = 0 | OPENMP = 1 | REPACK = 1 |")
+    assert (found.used, found.unused) == (("AVX", "AVX2"), ("FMA", "AVX512"))
+
+
+# --- what is around --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def hub(status: int) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surroundings, "SECONDS", 0.2)
+    for name in ("HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A server that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("status", "found", "line"), [(200, True, "answers"), (404, True, "answers"), (503, False, "with an error, 503")]
+)
+def test_a_hub_that_answers(status: int, found: bool, line: str, monkeypatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with hub(status) as place:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://me:secret@{place}/")
+        answer = surroundings.hub()
+    assert answer.found == found
+    assert answer.line.startswith(f"http://{place} answers")
+    assert answer.line.endswith(line)
+
+
+@pytest.mark.usefixtures("_short")
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch, silent: str) -> None:
+    for endpoint, line in (
+        (f"http://127.0.0.1:{free_port()}", "can't be reached (Connection refused); models on this disk work"),
+        (f"http://{silent}", "can't be reached (no answer for 0.2 seconds)"),
+        ("http://no-such-host.invalid", "can't be reached (its name isn't known"),
+        ("http://a:b:c", "can't be reached (InvalidURL)"),
+        ("http://[::1", "can't be reached (ValueError)"),
+        ("ftp://hub", "HF_ENDPOINT isn't an address that begins with http:// or https://"),
+    ):
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        answer = surroundings.hub()
+        assert not answer.found
+        assert line in answer.line
+        assert "\n" not in answer.line
+
+
+def test_an_offline_hub_is_not_asked(monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert surroundings.hub().line == "not asked, since HF_HUB_OFFLINE is set"
+
+
+def test_a_question_without_an_answer_ends(monkeypatch) -> None:
+    monkeypatch.setattr(surroundings, "SECONDS", 0.01)
+    never = threading.Event()
+
+    def ask() -> surroundings.Answer:
+        never.wait()
+        return surroundings.Answer(True, "at last")
+
+    assert surroundings.Asking(ask, "no answer").answer() == surroundings.Answer(False, "no answer")
+    never.set()
+
+
+def test_ollama_that_runs(monkeypatch) -> None:
+    with ollama_server() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.address)
+        answer = surroundings.ollama()
+    assert answer.found
+    assert answer.line == f"{server.version} at http://{server.address.removeprefix('http://')}"
+
+
+@pytest.mark.usefixtures("_short")
+def test_ollama_that_does_not(monkeypatch, silent: str, tmp_path: Path) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{free_port()}")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert surroundings.ollama().line.startswith("no server, no program (http://127.0.0.1:")
+    (tmp_path / "ollama").write_text("")
+    (tmp_path / "ollama").chmod(0o755)
+    assert surroundings.ollama().line.startswith("the program is here, but no server runs: start `ollama serve`")
+    monkeypatch.setenv("OLLAMA_HOST", silent)
+    assert "didn't answer /api/version for 0.2 seconds" in surroundings.ollama().line
+    monkeypatch.setenv("OLLAMA_HOST", "ftp://me:secret@place")
+    assert surroundings.ollama().line == "OLLAMA_HOST begins with ftp://; expected http:// or https:// before the host"
