@@ -92,8 +92,11 @@ wheels: $(INSTALLED)  ## dist/: tritgguf, and a runtime for any CPU of this kind
 from-wheels:  ## from dist/ to an answer, in an environment of its own, without a compiler
 	.ci/from-wheels dist build/from-wheels
 
-docs: $(INSTALLED)  ## the docs as a site, build/site/index.html; stops at a broken link or a page that isn't in mkdocs.yml
+$(VENV)/installed-docs: $(INSTALLED)
 	$(PY) -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+docs: $(VENV)/installed-docs  ## the docs as a site, build/site/index.html; stops at a broken link or a page that isn't in mkdocs.yml
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --clean
 	! grep -rE '<(script|link|img|iframe)[^>]*(src|href)="?(https?:)?//' --include=*.html build/site  # what others would serve
 
