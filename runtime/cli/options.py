@@ -16,6 +16,7 @@ def completing(words: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 ON_THE_HUB = "org/name, org/name@revision or org/name:FILE.gguf on Hugging Face"
+RUNNABLE = "GGUF files, or models as `tritgguf run` takes them"
 Model = Annotated[str, typer.Argument(help=f"Model folder, GGUF file, or a name: {ON_THE_HUB}.")]
 Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a model on Hugging Face (default: its main branch).")

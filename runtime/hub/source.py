@@ -34,7 +34,8 @@ class Source:
     @property
     def is_gone(self) -> bool:
         """Whether it is a local path that doesn't exist (any more)."""
-        return self.path is not None and not self.path.exists()
+        # Not Path.exists(), which raises OSError for a name that no file can have.
+        return self.path is not None and not os.path.exists(self.path)  # noqa: PTH110
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def named_source(text: str) -> Source:
     hub = parse(text if known is None or Path(text).exists() else known.model)
     if hub is not None:
         return Source(text, str(hub), hub=hub)
-    path = Path(os.path.abspath(Path(text).expanduser()))  # noqa: PTH100 - resolve() would follow links to a hub's cache
+    # Not Path's methods: resolve() follows links to a hub's cache, expanduser() raises RuntimeError for unknown users.
+    path = Path(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111
     return Source(text, str(path), path=path)
 
 
@@ -102,7 +104,7 @@ def not_found(text: str, others: Iterable[str]) -> CacheError:
     hint = (
         f"did you mean {' or '.join(suggested)}?" if suggested else "`tritgguf list --known` names models to begin with"
     )
-    return CacheError(f"{text} is no model in the cache, no file or folder here, and no known name; {hint}")
+    return CacheError(f"{text:.200} is no model in the cache, no file or folder here, and no known name; {hint}")
 
 
 def cached(text: str, cache: Cache, type_name: str | None = None) -> list[Entry]:

@@ -106,16 +106,17 @@ class Models:
 
 
 @contextmanager
-def open_models(paths: Sequence[Path], capacity: Capacity) -> Iterator[Models]:
-    """Load the files, each with its slots; EngineError if one can't be loaded or two have the same name."""
-    names = [path.name.removesuffix(".gguf") for path in paths]
-    for index, name in enumerate(names):
+def open_models(files: Sequence[tuple[str, Path]], capacity: Capacity) -> Iterator[Models]:
+    """Load files, given with their names; EngineError if one can't be loaded or two have the same name."""
+    names = [name for name, _ in files]
+    for index, (name, path) in enumerate(files):
         if name in names[:index]:
             raise EngineError(
-                f"{paths[index]}: another model is called {name} too, and requests name models so; rename one file"
+                f"{path}: another model is called {name} too, and requests name models so: "
+                "rename a file, or leave one out"
             )
     with ExitStack() as stack:
-        served = [_open(stack, name, path, capacity) for name, path in zip(names, paths, strict=True)]
+        served = [_open(stack, name, path, capacity) for name, path in files]
         yield Models(served)
 
 

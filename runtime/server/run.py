@@ -38,14 +38,18 @@ class Options:
 
 
 def serve(
-    paths: Sequence[Path], capacity: Capacity, options: Options, *, listening: Callable[[str, Models], None]
+    files: Sequence[tuple[str, Path]],
+    capacity: Capacity,
+    options: Options,
+    *,
+    listening: Callable[[str, Models], None],
 ) -> None:
-    """Serve the files until SIGINT or SIGTERM, which is raised again after the cleanup.
+    """Serve files, given with their names, until SIGINT or SIGTERM, which is raised again after the cleanup.
 
     `listening` is called with the address when requests are taken. EngineError if the address can't be bound or a file
     can't be loaded.
     """
-    with bind(options.host, options.port) as listener, open_models(paths, capacity) as models:
+    with bind(options.host, options.port) as listener, open_models(files, capacity) as models:
         thread = DecodeThread([served.batcher for served in models.all], max_waiting=options.max_waiting)
         state = State(Service(models, thread, seconds=options.seconds), options.limits)
         app = LastResort(application(state, api_key=options.api_key, host=options.host))

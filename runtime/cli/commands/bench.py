@@ -13,6 +13,7 @@ from tritgguf.converter.core.sizes import format_size
 from tritgguf.runtime.cli import options, verbosity
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.progress_bar import show_progress
+from tritgguf.runtime.cli.runnable_model import runnable
 
 if TYPE_CHECKING:
     from tritgguf.runtime.measure.bench import Bench
@@ -23,7 +24,7 @@ BUSY = 0.5  # other programs that want a core, per core: with more, the rates ar
 
 
 def bench(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="GGUF files, which take turns.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=f"{options.RUNNABLE}; they take turns.")],
     prompt_tokens: Annotated[
         str, typer.Option(metavar="N,…", help="Lengths of prompts, such as 128,512; 0 measures none.")
     ] = "512",
@@ -59,6 +60,7 @@ def bench(
         bench_plot.require_matplotlib()
         require_writable(plot, [plot], force)
     prepare_native_library()
+    files = [runnable(model, json_output=json_output).path for model in models]
     from tritgguf.runtime.measure.bench import bench as measure
 
     with show_progress(json_output, unit="tokens") as progress:

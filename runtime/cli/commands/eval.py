@@ -14,6 +14,7 @@ from tritgguf.runtime.cli import options
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.interruption import reports_interruption
 from tritgguf.runtime.cli.progress_bar import show_progress
+from tritgguf.runtime.cli.runnable_model import runnable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,13 +25,13 @@ WIDTH = 170  # of figures with their errors side by side
 
 
 def evaluate(
-    files: Annotated[list[Path] | None, typer.Argument(metavar="FILE...", help="GGUF files to evaluate.")] = None,
+    models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help=f"{options.RUNNABLE}.")] = None,
     text: Annotated[
         Path | None, typer.Option(help="UTF-8 text to predict (default: one that comes with tritgguf).")
     ] = None,
     against: Annotated[
-        Path | None,
-        typer.Option(metavar="BASE.gguf", help="Compare the files' predictions with those of this one."),
+        str | None,
+        typer.Option(metavar="BASE", help="Compare the models' predictions with those of this one."),
     ] = None,
     base_logits: Annotated[
         Path | None,
@@ -49,20 +50,25 @@ def evaluate(
     json_output: options.JsonOutput = False,
 ) -> None:
     """Measure perplexity on a text and the KL divergence from a base, by llama-perplexity's protocol."""
-    if not files and not (against and base_logits):
-        raise typer.BadParameter("name a file, or --against and --base-logits to write the base's", param_hint="FILE")
-    from tritgguf.runtime.cli.native_library import prepare_native_library  # not at the top: the help needs no engine
-
-    prepare_native_library()
-    from tritgguf.runtime.measure.evaluation import evaluate as measure
+    if not models and not (against and base_logits):
+        raise typer.BadParameter("name a model, or --against and --base-logits to write the base's", param_hint="MODEL")
+    from tritgguf.converter.core.whole_files import require_writable  # not at the top: the help is fast
+    from tritgguf.runtime.cli.native_library import prepare_native_library
 
     writes = base_logits if against else None
+    if writes:  # before models are fetched
+        require_writable(writes, [writes], force)
+    prepare_native_library()
+    files = [runnable(model, json_output=json_output).path for model in models or []]
+    base = runnable(against, json_output=json_output).path if against else None
+    from tritgguf.runtime.measure.evaluation import evaluate as measure
+
     reports = reports_interruption(writes) if writes else contextlib.nullcontext()
     with reports, show_progress(json_output, unit="tokens") as progress:
         found = measure(
-            files or [],
+            files,
             text=text,
-            against=against,
+            against=base,
             base_logits=base_logits,
             force=force,
             n_ctx=ctx,

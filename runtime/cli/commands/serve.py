@@ -10,8 +10,8 @@ import typer
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.cli import options
 from tritgguf.runtime.cli.command import Command
-from tritgguf.runtime.cli.model_argument import local_model
 from tritgguf.runtime.cli.native_library import prepare_native_library
+from tritgguf.runtime.cli.runnable_model import runnable
 
 KEY_VARIABLE = "TRITGGUF_API_KEY"
 
@@ -19,9 +19,7 @@ KEY_VARIABLE = "TRITGGUF_API_KEY"
 def serve(
     models: Annotated[
         list[str],
-        typer.Argument(
-            metavar="MODEL...", help=f"GGUF files, or {options.ON_THE_HUB}; requests name files without .gguf."
-        ),
+        typer.Argument(metavar="MODEL...", help=f"{options.RUNNABLE}; requests name files without .gguf."),
     ],
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, then set a key.")
@@ -51,8 +49,8 @@ def serve(
     """Serve models by OpenAI's and Ollama's APIs, with a chat page."""
     if api_key is not None and not (api_key.strip() and api_key.isascii() and api_key.isprintable()):
         raise EngineError("the API key is empty or has characters that HTTP can't send; choose another one")
-    files = [local_model(name, prefer="gguf") for name in models]
     prepare_native_library()
+    files = [runnable(model) for model in models]
     from tritgguf.runtime.server.http import Limits  # not at the top: the help needs no server
     from tritgguf.runtime.server.models import Capacity, Models
     from tritgguf.runtime.server.run import Options, serve

@@ -157,7 +157,7 @@ def test_no_model_in_one_line(command: str, tmp_path: Path, monkeypatch, capsys)
 def test_nothing_to_evaluate(monkeypatch, capsys) -> None:
     code, _, err = run_captured(monkeypatch, capsys, "eval")
     assert code == 2
-    assert "name a file" in err
+    assert "name a model" in err
 
 
 def test_the_installed_command(random_model: Path, text: Path) -> None:

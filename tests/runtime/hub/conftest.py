@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests import paths
 from tests.runtime.hub.hub_server import HubServer, Repository, server
+from tritgguf.converter import convert
 
 DEMO = paths.ROOT / "vendor" / "demo-model"
 
@@ -42,3 +44,11 @@ def demo(hub: HubServer, request: pytest.FixtureRequest) -> Repository:
         f"tests/{request.node.name.translate(str.maketrans('[]/ ', '----')).strip('-').replace('--', '-')}",
         demo_files(),
     )
+
+
+@pytest.fixture(scope="module")
+def demo_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model, converted from its folder."""
+    out = tmp_path_factory.mktemp("demo") / "demo.gguf"
+    convert(DEMO, out, "tq2_0", check=False)
+    return out

@@ -15,7 +15,6 @@ from tests.checkpoints import build
 from tests.command_line import run_captured
 from tests.runtime.hub.conftest import DEMO, demo_files
 from tests.runtime.hub.hub_server import Hollow, HubServer, Repository
-from tritgguf.converter import convert
 from tritgguf.converter.checkpoint.safetensors_layout import Entry, index_file, shards
 from tritgguf.runtime.hub.download import download
 from tritgguf.runtime.hub.headers import FIRST_BYTES
@@ -37,14 +36,6 @@ WEIGHTS = r"model.*\.safetensors$"
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     return lambda *arguments: run_captured(monkeypatch, capsys, *arguments)
-
-
-@pytest.fixture(scope="module")
-def demo_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model, converted from its folder."""
-    out = tmp_path_factory.mktemp("demo") / "demo.gguf"
-    convert(DEMO, out, "tq2_0", check=False)
-    return out
 
 
 def fields(path: Path) -> dict[str, object]:
