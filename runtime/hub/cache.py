@@ -26,7 +26,7 @@ import platformdirs
 
 from tritgguf.converter.core.json_files import read_object
 from tritgguf.converter.core.progress import Progress, Step, counted
-from tritgguf.converter.errors import CacheError
+from tritgguf.converter.errors import CacheError, TritggufError
 from tritgguf.runtime.hub.record import Form, Record, StoredFile, entry_key
 
 VARIABLE = "TRITGGUF_CACHE"
@@ -200,14 +200,13 @@ class Cache:
         Otherwise such files would be read again next time. Does nothing while another process changes the model.
         """
         files = list(zip(entry.record.files, entry.paths, strict=True))
-        touched = any(path.stat().st_mtime_ns != file.mtime_ns for file, path in files if file.sha256 is not None)
         try:
-            if touched:
+            if any(path.stat().st_mtime_ns != file.mtime_ns for file, path in files if file.sha256 is not None):
                 return self._described(entry, [file.sha256 for file in entry.record.files], _not_now)
             if self._surplus(entry.folder, entry.record):
                 with self.locked(entry.folder, _not_now):
                     self.tidy(entry.folder, self._record(entry.folder))
-        except CacheError:  # a cache that can only be read still works
+        except (TritggufError, OSError):  # a cache that can only be read, or on a full disk, still works
             pass
         return entry
 

@@ -19,7 +19,7 @@ from tritgguf.converter.checkpoint.safetensors_reader import LENGTH_BYTES, MAX_H
 from tritgguf.converter.core.parallel import parallel
 from tritgguf.converter.core.progress import Progress
 from tritgguf.converter.errors import HubError, SourceError
-from tritgguf.converter.gguf_io.header_reader import HeaderReader
+from tritgguf.converter.gguf_io.header_reader import MAGIC, HeaderReader
 from tritgguf.runtime.hub.download import download, in_cache, wanted
 from tritgguf.runtime.hub.explain import explained, no_answer
 from tritgguf.runtime.hub.library import hub
@@ -29,6 +29,7 @@ from tritgguf.runtime.hub.snapshot import COMMIT, Snapshot, on_the_hub
 from tritgguf.runtime.hub.transfer import AT_ONCE, fetch, read_range
 
 FIRST_BYTES = 1 << 14  # mostly the whole header of a file of some gigabytes
+MAX_GGUF_HEADER_BYTES = 1 << 28  # of a damaged file, whose header has no end; vocabularies take some megabytes
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ def _gguf_header(snapshot: Snapshot, path: str) -> bytes:
     while len(start) < file.n_bytes:
         n_bytes = min(max(FIRST_BYTES, 3 * len(start)), file.n_bytes - len(start))
         start += read_range(snapshot, file, len(start), n_bytes)
+        if not start.startswith(MAGIC) or len(start) > MAX_GGUF_HEADER_BYTES:
+            raise HubError(f"{snapshot.name}: {path} isn't a GGUF file that can be read; the repository is damaged")
         with suppress(SourceError):  # which says that it is cut off, until the next part is there
             header = HeaderReader(Path(path), start)
             header.metadata(arrays=())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class ModelName:
 
 
 def parse(text: str | os.PathLike[str]) -> ModelName | None:
-    """Return the model that a text names, None for a local path; raise HubError for an address that names no model.
+    """Return the model that a text names, None for a local path; raise HubError for what can be neither.
 
     What exists is a local path, and so is what looks like one: ./x, /x, C:\\x, a name without a slash or with several,
     one that ends in .gguf. Addresses on the hub may have a page's path behind the name.
@@ -62,6 +63,8 @@ def parse(text: str | os.PathLike[str]) -> ModelName | None:
             raise HubError(f"{text:.200} isn't the address of a model on the hub; expected {FORMS}")
         return name
     name = _matched(_NAME, text)
+    if name is None and _is_too_long(text):
+        raise HubError(f"{text:.100}… is too long for a path, and names no model; expected a path, {FORMS}")
     return None if name is None or (name.file is None and text.lower().endswith(_FILES)) else name
 
 
@@ -70,6 +73,16 @@ def _exists(text: str) -> bool:
         return Path(text).exists()
     except (OSError, ValueError):  # a name that is too long, or that no file can have
         return False
+
+
+def _is_too_long(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    except ValueError:
+        pass
+    return False
 
 
 def _behind_site(text: str) -> str | None:

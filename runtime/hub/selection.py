@@ -83,7 +83,7 @@ def shards(name: ModelName, index: str, text: str, files: Collection[str]) -> tu
         ) from None
     missing = [shard for shard in named if shard not in files]
     if missing or not named:
-        what = missing[0] if missing else "no file"
+        what = str(missing[0]) if missing else "no file"
         raise HubError(
             f"{name}: {index} names {what:.200}, which the repository doesn't have; try another --revision, or ask its "
             "authors"

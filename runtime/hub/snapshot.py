@@ -84,8 +84,10 @@ def on_the_hub(name: ModelName) -> Snapshot:
 
 
 def _is_plain(path: str) -> bool:
-    """Whether a path stays in the repository's folder, on any system."""
-    return not any(part in ("", ".", "..") or "\\" in part or ":" in part for part in path.split("/"))
+    """Whether a path stays in the repository's folder, on any system, and can be printed and opened."""
+    return path.isprintable() and not any(
+        part in ("", ".", "..") or "\\" in part or ":" in part for part in path.split("/")
+    )
 
 
 def in_the_cache(name: ModelName, commit: str | None = None) -> Snapshot | None:
@@ -99,7 +101,7 @@ def in_the_cache(name: ModelName, commit: str | None = None) -> Snapshot | None:
         return None
     try:
         listed = get_cached_repo_tree(name.repo, revision=commit)
-        files = [RemoteFile(file.path, file.size) for file in listed]
+        files = [RemoteFile(file.path, file.size) for file in listed if _is_plain(file.path)]
     except CachedRepoTreeNotFoundError:  # another program fetched it, file by file
         folder = storage(name.repo) / "snapshots" / commit
         found = (path for path in folder.rglob("*") if path.is_file())

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_io.reader import read_gguf
 from tritgguf.converter.model.gguf import LINEAR
 
@@ -36,6 +37,8 @@ def file_size(path: Path) -> FileSize:
         elif name.endswith(_SCALE) and LINEAR.match(name.removesuffix(_SCALE) + _WEIGHT):
             linear_bytes += tensor.n_bytes
     n_weights = sum(math.prod(tensor.shape) for tensor in file.tensors.values())
+    if not n_weights:
+        raise SourceError(f"{path}: has no tensors, such as a file with a vocabulary alone; name a model")
     return FileSize(
         file_bytes=file.file_bytes,
         n_weights=n_weights,

@@ -77,6 +77,10 @@ class Batcher:
         return sum(slot.job is not None for slot in self._slots)
 
     @property
+    def n_free(self) -> int:
+        return len(self._slots) - self.n_busy
+
+    @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.calls or self.n_busy)
 
@@ -122,7 +126,9 @@ class Batcher:
         while self.waiting:
             self.waiting.popleft().fail(error)
         while self.calls:
-            self.calls.popleft()[0].set_exception(error)
+            future, _ = self.calls.popleft()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
 
     def _run_calls(self) -> None:
         while self.calls:
@@ -143,7 +149,9 @@ class Batcher:
                 self.totals.cancelled += 1
             elif slot.job and now > slot.job.deadline:
                 self._fail(slot, late)
-        for job in [job for job in self.waiting if job.cancelled or now > job.deadline]:
+        for job in list(self.waiting):  # a copy: requests come meanwhile
+            if not (job.cancelled or now > job.deadline):
+                continue
             self.waiting.remove(job)
             if job.cancelled:
                 job.sampler.close()
@@ -160,8 +168,8 @@ class Batcher:
             best = max(free, key=lambda slot: (shared[slot.index], -slot.last_used))
             if shared[best.index] < WORTH_KEEPING * len(job.tokens):
                 best = min(free, key=lambda slot: slot.last_used)
+            best.job, best.admitted = job, self._n_steps  # first, so that whatever fails ends the request too
             self._prepare(best, shared, job)
-            best.job, best.admitted = job, self._n_steps
             job.start(self._model.vocab, len(best.cached))
             self.totals.requests += 1
             self.totals.prompt_tokens += len(job.tokens)

@@ -42,7 +42,7 @@ class DecodeThread:
         with self._wake:
             if self._stopping:
                 raise shutting_down()
-            if len(batcher.waiting) >= self._max_waiting:
+            if len(batcher.waiting) >= self._max_waiting + batcher.n_free:
                 raise RequestError(
                     f"the server is busy: {self._max_waiting} requests wait already; try again later",
                     status=503,

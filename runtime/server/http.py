@@ -157,7 +157,7 @@ class Guard:
             return RequestError(
                 f"the host {host!r} isn't this server; start it with --host to serve others", status=403
             )
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _place(origin) != host:
             return RequestError(f"pages of {origin} may not use this server", status=403)
         if self._is_stopping():
             return shutting_down()
@@ -165,6 +165,13 @@ class Guard:
             given = headers.get("authorization", "").removeprefix("Bearer ").strip() or headers.get("x-api-key", "")
             if not hmac.compare_digest(given.encode(), self._api_key.encode()):
                 return RequestError("the API key is missing or wrong", status=401, code="invalid_api_key")
+        return None
+
+
+def _place(url: str) -> str | None:
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
         return None
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +47,13 @@ class ServedModel:
         self.settings: dict[str, Any] = complete_sampling(model, {})
         self._n_threads = context.n_threads
         self._embedder: Context | None = None
+        stat = path.stat()  # now: the file may be gone when somebody asks, and still serves
+        self.file_bytes = stat.st_size
+        self.modified = datetime.fromtimestamp(stat.st_mtime, timezone.utc)
+        # A name for the file's version: of its size, time and name, since reading it all takes long.
+        self.digest = hashlib.sha256(f"{name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
         if model.chat_template is not None:
             _ = self.prompts.template  # EngineError now, not at the first request
-
-    @cached_property
-    def modified(self) -> datetime:
-        return datetime.fromtimestamp(self.path.stat().st_mtime, timezone.utc)
-
-    @cached_property
-    def digest(self) -> str:
-        """A name for the file's version: of its size, time and name, since reading it all takes long."""
-        stat = self.path.stat()
-        return hashlib.sha256(f"{self.name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
 
     def embed(self, tokens: Sequence[int]) -> list[float]:
         """Return the text's embedding, of length 1: on the decoding thread only.

@@ -138,9 +138,10 @@ class Ollama:
     async def _answer(
         self, request: Request, fields: Fields, served: ServedModel, order: Order, *, is_chat: bool
     ) -> Response:
+        streams = fields.flag("stream", True)  # before a slot works on it: nobody would take a refused request's answer
         answer = await self._state.begin(request, served, order)
         lines = _lines(served, order, answer, fields.text("model") or served.name, is_chat=is_chat)
-        if fields.flag("stream", True):
+        if streams:
             return self._state.stream(_newline_delimited(lines), "application/x-ndjson", answer)
         try:
             return JSONResponse(await unless_disconnected(request, _joined(lines, is_chat=is_chat)))
@@ -228,8 +229,8 @@ def _loaded(served: ServedModel, empty: dict[str, Any]) -> dict[str, Any]:
 
 def _listed(served: ServedModel) -> dict[str, Any]:
     name = f"{served.name}:latest"
-    size = served.path.stat().st_size
-    base = {"name": name, "model": name, "modified_at": served.modified.isoformat(), "size": size}
+    modified = served.modified.isoformat()
+    base = {"name": name, "model": name, "modified_at": modified, "size": served.file_bytes}
     return {**base, "digest": served.digest, "details": _details(served)}
 
 

@@ -85,15 +85,17 @@ class OpenAI:
     async def _answer(
         self, request: Request, fields: Fields, served: ServedModel, order: Order, shape: Chat | Completion
     ) -> Response:
+        # All of the body is read before a slot works on it: nobody would take the answer of a refused request.
+        streams, options = fields.flag("stream"), fields.part("stream_options") or Fields({})
+        with_usage = options.flag("include_usage")
         answer = await self._state.begin(request, served, order)
         shape.begin(answer)
-        if not fields.flag("stream"):
+        if not streams:
             try:
                 return JSONResponse(await unless_disconnected(request, shape.whole(answer)))
             finally:
                 answer.close()
-        options = fields.part("stream_options") or Fields({})
-        parts = _server_sent(shape.chunks(answer, with_usage=options.flag("include_usage")))
+        parts = _server_sent(shape.chunks(answer, with_usage=with_usage))
         return self._state.stream(parts, "text/event-stream", answer)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 
 from tests.command_line import run, run_captured
@@ -152,6 +153,19 @@ def test_no_model_in_one_line(command: str, tmp_path: Path, monkeypatch, capsys)
         assert (code, out) == (1, "")
         assert err.startswith("error: ")
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["bench", "eval"])
+def test_a_file_without_tensors(command: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    path = tmp_path / "vocabulary.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    code, out, err = run_captured(monkeypatch, capsys, command, path)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "has no tensors" in err
 
 
 def test_nothing_to_evaluate(monkeypatch, capsys) -> None:

@@ -226,6 +226,33 @@ def test_inspect_reads_a_gguf_files_header_alone(hub: HubServer, command: Comman
     assert not (storage("tests/header-gguf") / "snapshots").exists()
 
 
+def test_gguf_files_without_a_header_arent_read_to_their_end(hub: HubServer, command: Command, monkeypatch) -> None:
+    monkeypatch.setattr("tritgguf.runtime.hub.headers.MAX_GGUF_HEADER_BYTES", 1 << 16, raising=False)
+    version = bytes([3, 0, 0, 0])
+    starts = {"none": b"none" + version, "endless": b"GGUF" + version + b"\xff" * (1 << 18)}
+    for name, start in starts.items():
+        hub.add(f"tests/{name}", {"x.gguf": Hollow(start.ljust(FIRST_BYTES), 10**9)})
+        code, printed, err = command("inspect", f"tests/{name}")
+        refusal = f"tests/{name}: x.gguf isn't a GGUF file that can be read; the repository is damaged"
+        assert (code, printed, err) == (1, "", f"error: {refusal}\n")
+
+
+def test_names_of_files_that_cant_be_printed(hub: HubServer, demo_gguf: Path, command: Command) -> None:
+    names = ("\x1b[2J.gguf", "a\0.gguf", "../up.gguf", "a.gguf", "b.gguf")
+    hub.add("tests/control", dict.fromkeys(names, demo_gguf.read_bytes()))
+    code, _, err = command("inspect", "tests/control")
+    listed = "tests/control:a.gguf, tests/control:b.gguf"
+    assert (code, err) == (1, f"error: tests/control holds 2 GGUF files: name one: {listed}\n")
+
+
+@pytest.mark.parametrize("name", ["inspect", "convert", "quantize", "verify", "chat"])
+def test_a_name_that_is_too_long(name: str, command: Command, tmp_path: Path) -> None:
+    more = {"convert": [tmp_path / "out.gguf"], "quantize": [tmp_path, "--scheme", "bitnet"], "verify": [tmp_path]}
+    code, printed, err = command(name, "x" * 300, *more.get(name, []))
+    assert (code, printed, err.count("\n")) == (1, "", 1)
+    assert "is too long for a path" in err
+
+
 def test_verify_alone_needs_a_recorded_source(hub: HubServer, command: Command, demo_gguf: Path) -> None:
     refusal = "demo.gguf doesn't record a model on Hugging Face that it was made from: name the model, "
     assert command("verify", demo_gguf) == (1, "", f"error: {refusal}tritgguf verify MODEL demo.gguf\n")

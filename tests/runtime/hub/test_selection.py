@@ -53,6 +53,8 @@ def test_an_index_names_the_weights() -> None:
     assert shards(NAME, choice.index, text, files) == ("model-1.safetensors", "model-2.safetensors")
     with pytest.raises(HubError, match=r"names model-3\.safetensors, which the repository doesn't have"):
         shards(NAME, choice.index, json.dumps({"weight_map": {"a": "model-3.safetensors"}}), files)
+    with pytest.raises(HubError, match="names 5, which the repository doesn't have"):
+        shards(NAME, choice.index, '{"weight_map": {"a": 5}}', files)
     for damaged in ("", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": {}}}', "[" * 100_000):
         with pytest.raises(HubError, match=r"index\.json (has no weight_map|names no file)"):
             shards(NAME, choice.index, damaged, files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future
 
 import pytest
 
@@ -15,6 +16,8 @@ from tritgguf.runtime.engine.backend import Context, Model
 from tritgguf.runtime.engine.sampler import Sampler
 from tritgguf.runtime.engine.sampling import Sampling
 from tritgguf.runtime.server.batcher import Batcher
+from tritgguf.runtime.server.decode_thread import DecodeThread
+from tritgguf.runtime.server.errors import RequestError
 from tritgguf.runtime.server.job import Done, Failure, Job, Piece
 
 CONTEXT = 256
@@ -186,3 +189,62 @@ def test_sliding_layers_states_and_experts(tmp_path, name):
     for job, expected in zip(jobs, alone * 2, strict=True):
         assert len(job.tokens) > job.stats.n_prompt
         assert job.tokens == expected[: len(job.tokens)]
+
+
+def test_a_queue_of_none_still_fills_the_slots(make_slots):
+    slots = make_slots(2)
+    jobs = [slots.job(prompt)[0] for prompt in PROMPTS[:3]]
+    slots.batcher.waiting.clear()
+    thread = DecodeThread([slots.batcher], max_waiting=0)
+    thread.submit(slots.batcher, jobs[0])
+    slots.batcher.step(lambda: False)
+    thread.submit(slots.batcher, jobs[1])
+    with pytest.raises(RequestError, match="0 requests wait already"):
+        thread.submit(slots.batcher, jobs[2])
+    jobs[2].sampler.close()
+    slots.run()
+
+
+def test_all_calls_end_where_the_client_of_one_is_gone(make_slots):
+    slots = make_slots(1)
+    gone, waiting = Future(), Future()
+    slots.batcher.calls += [(gone, int), (waiting, int)]
+    assert gone.cancel()
+    slots.batcher.fail_all(EngineError("the end"))
+    assert str(waiting.exception(timeout=0)) == "the end"
+
+
+def test_a_request_that_comes_while_the_waiting_ones_are_looked_at(make_slots):
+    slots = make_slots(1)
+    coming = [slots.job(PROMPTS[1], limit=2)]
+    slots.batcher.waiting.clear()
+
+    class Looked(Job):
+        @property
+        def cancelled(self):
+            if coming[0][0] not in slots.batcher.waiting and coming[0][0].stats.n_generated == 0:
+                slots.batcher.waiting.append(coming[0][0])
+            return False
+
+    job, events = slots.job(PROMPTS[0], limit=2)
+    del job.cancelled
+    job.__class__ = Looked
+    slots.batcher.step(lambda: False)
+    slots.run()
+    assert isinstance(events[-1], Done)
+    assert isinstance(coming[0][1][-1], Done)
+
+
+def test_a_request_that_fails_as_it_gets_its_slot_ends(make_slots, monkeypatch):
+    slots = make_slots(1)
+    slots.job(PROMPTS[0], limit=2)
+    slots.run()
+
+    def keep(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(slots.context, "keep", keep)
+    _, events = slots.job(PROMPTS[1])
+    DecodeThread([slots.batcher], max_waiting=1)._step(slots.batcher)
+    assert [type(event) for event in events] == [Failure]
+    assert not slots.batcher.has_work

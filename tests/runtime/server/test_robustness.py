@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,6 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.command_line import run_captured
 from tests.served import PATIENCE_SECONDS, Served, serve
+from tritgguf.runtime.server.models import Capacity, open_models
+from tritgguf.runtime.server.ollama_api import Ollama
+from tritgguf.runtime.server.service import Service
+from tritgguf.runtime.server.state import State
 
 # The model with random weights, which may not end: 29,000 tokens take far longer than what the tests do meanwhile.
 NEVER_ENDING = {"model": "caller", "max_tokens": 29_000, "logit_bias": {"258": -100}, "temperature": 0}
@@ -238,3 +243,28 @@ def test_what_cannot_be_served_is_one_line(demo, served, tmp_path, monkeypatch, 
         assert code == 1
         assert errors.count("\n") == 1
         assert part in errors
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/api/chat"])
+def test_a_refused_request_gets_no_slot(served, path):
+    before = served.metric("requests_total")
+    for fields in ({"stream": "yes"}, {"stream_options": 5, "stream": True}):
+        if path != "/api/chat" or "stream_options" not in fields:
+            assert post(served, path, body(prompt="Hello", **fields))[0] == 400
+    assert served.metric("requests_total") == before
+
+
+def test_an_origin_that_is_no_address(served):
+    status, answer = post(served, CHAT, body(), "Origin: http://[")
+    assert status == 403
+    assert "may not use this server" in json.loads(answer)["error"]["message"]
+
+
+def test_a_model_whose_file_is_gone_is_still_listed(demo, tmp_path):
+    path = tmp_path / "copy.gguf"
+    path.write_bytes(demo.read_bytes())
+    with open_models([("copy", path)], Capacity(n_slots=1, n_ctx=64, n_threads=1)) as models:
+        size = path.stat().st_size
+        path.unlink()
+        (listed,) = json.loads(asyncio.run(Ollama(State(Service(models, None, seconds=1))).tags(None)).body)["models"]
+    assert (listed["name"], listed["size"]) == ("copy:latest", size)
