@@ -29,7 +29,7 @@ def explained(name: ModelName) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, HTTPError, InvalidURL, HFValidationError) as error:
+    except (OSError, HTTPError, InvalidURL, HFValidationError, UnicodeEncodeError) as error:
         raise HubError(_line(name, error)) from error
 
 
@@ -61,6 +61,8 @@ def _line(name: ModelName, error: BaseException) -> str:
         )
     if isinstance(error, FileMetadataError):
         return f"{name}: {site()} doesn't answer as a hub does; check {ENDPOINT_VARIABLE}"
+    if isinstance(error, UnicodeEncodeError):  # of a header: addresses are escaped before
+        return f"your token has characters that can't be sent: {_token_remedy()}"
     if isinstance(error, HFValidationError):
         return f"{name} is no name of a model: {error}"
     assert isinstance(error, OSError)

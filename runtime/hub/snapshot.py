@@ -70,7 +70,7 @@ def on_the_hub(name: ModelName) -> Snapshot:
     try:
         info = hub().model_info(name.repo, revision=name.revision, timeout=TIMEOUT_SECONDS, files_metadata=True)
     except (ValueError, LookupError, TypeError, AttributeError) as error:  # what reading another server's answer raises
-        if isinstance(error, OSError):
+        if isinstance(error, (OSError, UnicodeEncodeError)):
             raise
         info = None
     if info is None or info.sha is None or not COMMIT.fullmatch(info.sha):

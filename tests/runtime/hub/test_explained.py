@@ -66,6 +66,14 @@ def test_a_wrong_token(hub: HubServer, demo: Repository, fails, monkeypatch) -> 
     )
 
 
+def test_a_token_that_cant_be_sent(hub: HubServer, demo: Repository, fails, monkeypatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_gööd")
+    assert fails(demo.name) == (
+        "your token has characters that can't be sent: HF_TOKEN is wrong or has expired; unset it for public models, "
+        "or set a new one"
+    )
+
+
 def test_no_token_and_no_password_is_ever_shown(
     hub: HubServer, demo: Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -170,6 +178,12 @@ def test_no_network(tmp_path: Path) -> None:
     line = child(tmp_path, "org/name", HF_ENDPOINT="http://127.0.0.1:9")
     assert line.startswith("error: org/name isn't here, and http://127.0.0.1:9 can't be reached (")
     assert line.endswith("): check the path, or the network, HTTPS_PROXY and HF_ENDPOINT")
+
+
+def test_an_endpoint_that_is_no_address(tmp_path: Path) -> None:
+    printed = child(tmp_path, "org/name", HF_ENDPOINT="http://user:secret@[x")
+    assert "check HF_ENDPOINT, which is an address such as" in printed
+    assert "secret" not in printed
 
 
 def test_offline(tmp_path: Path) -> None:
