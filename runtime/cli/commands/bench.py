@@ -60,12 +60,12 @@ def bench(
         bench_plot.require_matplotlib()
         require_writable(plot, [plot], force)
     prepare_native_library()
-    files = [runnable(model, json_output=json_output).path for model in models]
+    runnables = [runnable(model, json_output=json_output) for model in models]
     from tritgguf.runtime.measure.bench import bench as measure
 
     with show_progress(json_output, unit="tokens") as progress:
         found = measure(
-            files,
+            [model.path for model in runnables],
             prompt_tokens=lengths[0],
             generate=lengths[1],
             threads=n_threads,
@@ -78,7 +78,9 @@ def bench(
         print(json.dumps(found.as_json()))
     else:
         _print_table(found)
-    if found.load is not None and found.load > BUSY * (os.cpu_count() or 1):
+    # A conversion that was needed first is no other program, but the system's average over a minute has it too.
+    converted = any(model.made for model in runnables)
+    if found.load is not None and not converted and found.load > BUSY * (os.cpu_count() or 1):
         verbosity.note(f"other programs kept {found.load:.1f} cores busy, so the rates are too low")
     if plot is not None:
         write_whole(plot, bench_plot.plot(found), force=force)

@@ -50,7 +50,7 @@ def serve(
     if api_key is not None and not (api_key.strip() and api_key.isascii() and api_key.isprintable()):
         raise EngineError("the API key is empty or has characters that HTTP can't send; choose another one")
     prepare_native_library()
-    files = [runnable(model) for model in models]
+    found = [runnable(model) for model in models]
     from tritgguf.runtime.server.http import Limits  # not at the top: the help needs no server
     from tritgguf.runtime.server.models import Capacity, Models
     from tritgguf.runtime.server.run import Options, serve
@@ -68,7 +68,7 @@ def serve(
     capacity = Capacity(n_slots=slots, n_ctx=ctx, n_threads=threads, n_gpu_layers=gpu_layers)
     limits = Limits(body_bytes=int(max_body * 1e6))
     how = Options(host, port, api_key, queue, timeout, limits)
-    serve(files, capacity, how, listening=listening)
+    serve([(model.name, model.path) for model in found], capacity, how, listening=listening)
 
 
 COMMAND = Command("serve", serve, rank=3)
