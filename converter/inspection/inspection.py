@@ -131,12 +131,13 @@ def inspect(
     path: str | os.PathLike[str],
     *,
     values: bool = True,
+    scales: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
     """Inspect a Hugging Face folder or a GGUF file; reads every weight, unless `values` says that they aren't there.
 
-    `threads` is one per core by default; `progress` is called with "reading", the bytes done and the total bytes.
+    `scales` has the scales of every tensor counted, for a report. `threads` is one per core by default; `progress` is called with "reading", the bytes done and the total bytes.
     Raises TritggufError if nothing can be read: the file is damaged, or the folder isn't a model.
     """
     place = Path(path)
@@ -155,7 +156,7 @@ def inspect(
     def facts(item: tuple[TensorSpec, int]) -> tuple[TensorFacts, TensorPlan | None, int]:
         spec, n_bytes = item
         source = None if model.tensors is None else model.tensors[spec.source]
-        found = inspect_tensor(spec, source, n_bytes, scale_tensors=model.scale_tensors)
+        found = inspect_tensor(spec, source, n_bytes, scale_tensors=model.scale_tensors, scales=scales)
         if source is None and spec.source in stored:
             found = replace(found, dtype=stored[spec.source][1])
         return found, None if refused else _smallest(spec, source, found, model), n_bytes

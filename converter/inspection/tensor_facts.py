@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import TritggufError
+from tritgguf.converter.inspection.scale_counts import ScaleCounts, count_scales
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.planning.choose_types import with_scale_tensor
 from tritgguf.converter.planning.encoders import OnGrid
@@ -26,7 +27,8 @@ class TensorFacts:
 
     `n_bytes` is the size on disk, scales included. `zeros` is the share of zeros. `exact_types` are the types that
     store the tensor exactly, `near_types` those that store every code but round the scale to fp16, smallest first.
-    These and `grid` are known only for matrices that can be read; `note` is the error if one can't.
+    These, `grid` and `scales` are known only for matrices that can be read; `note` is the error if one can't. `scales`
+    are counted only where that is asked for.
     """
 
     name: str
@@ -40,6 +42,7 @@ class TensorFacts:
     exact_types: tuple[str, ...] = ()
     near_types: tuple[str, ...] = ()
     note: str = ""
+    scales: ScaleCounts | None = field(default=None, compare=False, repr=False)
 
     @property
     def bits_per_weight(self) -> float:
@@ -72,8 +75,13 @@ def _grid_json(grid: Grid) -> dict[str, Any]:
     }
 
 
-def inspect_tensor(spec: TensorSpec, source: SourceTensor | None, n_bytes: int, *, scale_tensors: bool) -> TensorFacts:
-    """Read a whole tensor, if it is a matrix; with `scale_tensors` its scale may be a separate float32 tensor."""
+def inspect_tensor(
+    spec: TensorSpec, source: SourceTensor | None, n_bytes: int, *, scale_tensors: bool, scales: bool = False
+) -> TensorFacts:
+    """Read a whole tensor, if it is a matrix; with `scale_tensors` its scale may be a separate float32 tensor.
+
+    `scales` has its scales counted too.
+    """
     dtype = "unknown" if source is None else source.dtype
     plain = TensorFacts(spec.name, spec.source, spec.role, spec.shape, dtype, n_bytes)
     if source is None or spec.role not in MATRICES:
@@ -81,6 +89,7 @@ def inspect_tensor(spec: TensorSpec, source: SourceTensor | None, n_bytes: int, 
     try:
         grid = find_grid(source)
         zeros, floats = _scan(source, grid)
+        counts = count_scales(source, grid) if scales and grid is not None else None
     except TritggufError as error:
         return replace(plain, note=str(error))
     exact, near = _ternary_types(spec, grid, scale_tensors)
@@ -90,6 +99,7 @@ def inspect_tensor(spec: TensorSpec, source: SourceTensor | None, n_bytes: int, 
         zeros=zeros,
         exact_types=tuple(sorted([*exact, *floats], key=_bits)),
         near_types=tuple(sorted(near, key=_bits)),
+        scales=counts,
     )
 
 

@@ -97,7 +97,7 @@ def verify(
             f"{model} holds no weights (model.safetensors, pytorch_model.bin or an index): there is nothing to compare "
             "with"
         )
-    pairs, unpaired = _pairs(opened, stored)
+    pairs, unpaired = paired(opened, stored)
     checks = _check_all(
         pairs, n_threads(threads), counted(progress, "comparing", sum(pair.stored.data.nbytes for pair in pairs))
     )
@@ -117,7 +117,7 @@ def require_good(problems: Sequence[str], out: Path) -> None:
         raise TensorError(f"{out.name} differs from the model: {problems[0]}{more}; convert the model again")
 
 
-def _pairs(model: Model, stored: Mapping[str, GgufTensor]) -> tuple[list[Pair], list[TensorCheck]]:
+def paired(model: Model, stored: Mapping[str, GgufTensor]) -> tuple[list[Pair], list[TensorCheck]]:
     """Return the tensors that both sides have, and checks for those that only one side has."""
     specs = {spec.name: spec for spec in model.specs}
     if OUTPUT in stored and OUTPUT not in specs and EMBEDDING in specs:

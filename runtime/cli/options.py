@@ -32,6 +32,9 @@ Force = Annotated[bool, typer.Option("--force", help="Replace existing output.")
 GpuLayers = Annotated[
     int | None, typer.Option(min=0, help="Number of layers on the GPU (default: all if there is one).")
 ]
+Html = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a report with pictures: one HTML file, to read in a browser.")
+]
 JsonOutput = Annotated[
     bool, typer.Option("--json", help="Print one JSON object; write progress to standard error as JSON lines.")
 ]

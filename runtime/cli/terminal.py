@@ -11,22 +11,11 @@ import sys
 from collections.abc import Iterable
 from typing import IO, Any, cast
 
-# C0 but for tab and line end, DEL, C1, and the characters that turn the direction of writing for the text after them.
-_CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069"
-_CONTROL = re.compile(f"\r(?=\n)|[{_CONTROLS}]")
-_CONTROL_BUT_STYLES = re.compile(f"\r(?=\n)|(?!\x1b\\[[0-9;]*m)[{_CONTROLS}]")
+from tritgguf.converter.core.control_characters import CONTROLS, shown
+from tritgguf.converter.core.control_characters import printable as printable
 
-
-def printable(text: str) -> str:
-    """Return `text` with escapes such as \\x1b in place of control characters other than tab and line end."""
-    return _CONTROL.sub(_shown, text)
-
-
-def _shown(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if code == 0x0D and match.string[match.end() : match.end() + 1] == "\n":  # a line end of Windows
-        return ""
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+_CONTROL = re.compile(f"\r(?=\n)|[{CONTROLS}]")
+_CONTROL_BUT_STYLES = re.compile(f"\r(?=\n)|(?!\x1b\\[[0-9;]*m)[{CONTROLS}]")
 
 
 class _Terminal:
@@ -37,7 +26,7 @@ class _Terminal:
         self._pattern = _CONTROL_BUT_STYLES if styles else _CONTROL
 
     def write(self, text: str) -> int:
-        self._stream.write(self._pattern.sub(_shown, text))
+        self._stream.write(self._pattern.sub(shown, text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

@@ -25,6 +25,7 @@ from tritgguf.runtime.cli.progress_bar import show_progress
 
 if TYPE_CHECKING:
     from tritgguf.converter.conversion.pipeline import Choices, Conversion
+    from tritgguf.converter.core.progress import Progress
     from tritgguf.converter.planning.file_plan import FilePlan
 
 _TYPES, _METHODS = names("tritgguf.converter.quant.codecs"), names("tritgguf.converter.quant.methods")
@@ -105,6 +106,7 @@ def convert(
     override_kv: options.OverrideKv = None,
     name: options.Name = None,
     lora: options.Lora = None,
+    html: options.Html = None,
     threads: options.Threads = None,
 ) -> None:
     """Convert a Hugging Face model or a GGUF file to a GGUF file with ternary tensors.
@@ -129,6 +131,8 @@ def convert(
     fast = ", ".join(sorted(choices["fast_here"])) or "none"
     verbosity.detail(f"reading {model}; types that tritgguf's CPU kernels multiply here: {fast}")
     if dry_run:
+        if html is not None:
+            raise typer.BadParameter("a report is of a written file: leave --dry-run out", param_hint="--html")
         with _planned_from(model, revision, lora, json_output) as path, show_progress(json_output) as progress:
             plan = converter.plan(path, type, method, lora=lora, threads=threads, progress=progress, **choices)
         _print_plan(plan, json_output)
@@ -140,6 +144,8 @@ def convert(
     with reports_interruption(out):
         if (name_on_hub := named_model(model, revision)) is not None:
             _require_sense(out, force, type, method, choices)
+        if html is not None:
+            _require_place(html, out, force)
         path = Path(model) if name_on_hub is None else fetched(name_on_hub, json_output=json_output)
     with reports_interruption(out), show_progress(json_output) as progress, _without_gc():
         result = converter.convert(
@@ -155,7 +161,39 @@ def convert(
             planned=None if json_output else _print_planned,
             **choices,
         )
+    if html is not None:
+        with reports_interruption(html), show_progress(json_output) as progress:
+            _write_report(html, result, path, lora, force, threads, progress)
     _print_result(result, json_output)
+    if html is not None and not json_output:
+        print(f"report: {html}")
+
+
+def _require_place(html: Path, out: Path, force: bool) -> None:
+    """Raise, before the model is converted, where its report can't be written."""
+    from tritgguf.converter.core.whole_files import require_writable
+
+    if html.resolve() == out.resolve():
+        raise typer.BadParameter("it is the GGUF file's name: name another file", param_hint="--html")
+    require_writable(html, [html], force)
+
+
+def _write_report(
+    html: Path,
+    result: Conversion,
+    model: Path,
+    lora: Path | None,
+    force: bool,
+    threads: int | None,
+    progress: Progress | None,
+) -> None:
+    """Read the written file again and compare each tensor with the model's."""
+    from tritgguf.converter.inspection.inspection import inspect
+    from tritgguf.runtime.cli import html_report
+
+    found = inspect(result.out, scales=True, threads=threads, progress=progress)
+    errors = html_report.errors_of(model, result.out, threads, progress, lora=lora)
+    html_report.write(html, found, errors=errors, source=model, plan=result.plan, force=force)
 
 
 @contextlib.contextmanager

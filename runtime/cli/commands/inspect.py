@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from tritgguf.converter.core.sizes import format_size
 from tritgguf.runtime.cli import options, verbosity
 from tritgguf.runtime.cli.command import Command
+from tritgguf.runtime.cli.interruption import reports_interruption
 from tritgguf.runtime.cli.model_argument import headers_of_model
 from tritgguf.runtime.cli.progress_bar import show_progress
 
@@ -20,6 +25,14 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 NOTES_SHOWN = 5
+Against = Annotated[
+    Path | None,
+    typer.Option(metavar="MODEL", help="The model that a GGUF file was made from: the report has each tensor's error."),
+]
+EvalJson = Annotated[
+    Path | None,
+    typer.Option("--eval", metavar="FILE", help="What eval --json printed about the file: the report has its quality."),
+]
 _NEAR = "codes exact, scales rounded to fp16"
 
 
@@ -28,29 +41,51 @@ def inspect(
     revision: options.Revision = None,
     tensors: options.Tensors = False,
     json_output: options.JsonOutput = False,
+    html: options.Html = None,
+    against: Against = None,
+    eval_json: EvalJson = None,
+    force: options.Force = False,
     threads: options.Threads = None,
 ) -> None:
     """Show a model's tensors, which types store them exactly, and each type's file size and platforms.
 
     Of a model on Hugging Face that wasn't fetched yet, only the headers are read.
     """
-    from rich.markup import escape  # imported here to keep --help fast
-
+    if html is None and (against or eval_json):
+        raise typer.BadParameter("it goes into a report: add --html FILE", param_hint="--against" if against else "--eval")
+    from tritgguf.converter.core.whole_files import require_writable  # imported here to keep --help fast
     from tritgguf.converter.inspection.inspection import inspect as look
-    from tritgguf.runtime.cli.tables import TableConsole
+    from tritgguf.runtime.cli import html_report
 
+    if html is not None:
+        require_writable(html, [html], force)
     with (
+        reports_interruption(html) if html else contextlib.nullcontext(),
         headers_of_model(model, revision, gguf=True, json_output=json_output) as read,
         show_progress(json_output) as progress,
     ):
-        found = look(read.path, values=read.values, threads=threads, progress=progress)
+        quality = html_report.quality_of(eval_json, read.path) if eval_json else ()
+        found = look(read.path, values=read.values, scales=html is not None, threads=threads, progress=progress)
+        if html is not None:
+            errors = html_report.errors_of(against, read.path, threads, progress) if against else None
+            html_report.write(html, found, errors=errors, source=against, quality=quality, force=force)
     if json_output:
         print(json.dumps(found.as_json()))
-        return
+    else:
+        _print(found, every_tensor=tensors)
+        if html is not None:
+            print(f"report: {html}")
+
+
+def _print(found: Inspection, *, every_tensor: bool) -> None:
+    from rich.markup import escape
+
+    from tritgguf.runtime.cli.tables import TableConsole
+
     console = TableConsole(width=WIDTH, highlight=False)
     console.print(escape(_headline(found)), soft_wrap=True)
     console.print()
-    console.print(_tensor_table(found, every=tensors))
+    console.print(_tensor_table(found, every=every_tensor))
     if any(tensor.near_types for tensor in found.tensors):
         errors = [tensor.grid.fp16_error for tensor in found.tensors if tensor.grid]
         console.print(f"≈ {_NEAR}, by up to {max(errors):.0e}", soft_wrap=True)
