@@ -137,7 +137,8 @@ def inspect(
 ) -> Inspection:
     """Inspect a Hugging Face folder or a GGUF file; reads every weight, unless `values` says that they aren't there.
 
-    `scales` has the scales of every tensor counted, for a report. `threads` is one per core by default; `progress` is called with "reading", the bytes done and the total bytes.
+    `scales` has the scales of every tensor counted, for a report. `threads` is one per core by default; `progress` is
+    called with "reading", the bytes done and the total bytes.
     Raises TritggufError if nothing can be read: the file is damaged, or the folder isn't a model.
     """
     place = Path(path)

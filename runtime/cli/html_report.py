@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tritgguf.converter.core.progress import Progress
 from tritgguf.converter.core.whole_files import write_whole
@@ -15,6 +16,15 @@ from tritgguf.converter.inspection.report.report import report
 from tritgguf.converter.model.card_metadata import model_name
 from tritgguf.converter.planning.file_plan import FilePlan
 from tritgguf.converter.verification.relative_errors import relative_errors
+
+if TYPE_CHECKING:
+    from tritgguf.runtime.hub.headers import Readable
+
+
+def require_values(model: Readable) -> None:
+    """Raise SourceError for a model on the hub of which only the headers are here."""
+    if not model.values:
+        raise SourceError(f"{model.path.name} isn't on this disk: fetch it first, or leave --against and --eval out")
 
 
 def quality_of(eval_json: Path, file: Path) -> list[Quality]:

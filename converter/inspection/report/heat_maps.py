@@ -72,9 +72,7 @@ def _rows(matrices: Sequence[Tensor], cell: Callable[[Tensor], Cell | None]) -> 
 def _exactness_map(matrices: Sequence[Tensor]) -> HeatMap:
     known = {tensor.exactness for tensor in matrices}
     legend = [(state, said) for state, said in LEGEND.items() if state in known]
-    return HeatMap(
-        "exactness", "Exactness", kinds(matrices), _rows(matrices, _exactness_cell), bool(legend), [*legend]
-    )
+    return HeatMap("exactness", "Exactness", kinds(matrices), _rows(matrices, _exactness_cell), bool(legend), [*legend])
 
 
 def _exactness_cell(tensor: Tensor) -> Cell | None:

@@ -106,6 +106,7 @@ def histogram(kind: str, counts: ScaleCounts) -> Histogram:
     first = (filled[0] - 1) // per_bar * per_bar
     n_bars = max(8, (filled[-1] - first) // per_bar + 2)
     numbers = [int(counts.bins[first + i * per_bar : first + (i + 1) * per_bar].sum()) for i in range(n_bars)]
+    edges = [2.0 ** (LOWEST_OCTAVE + (first + i * per_bar) / BINS_PER_OCTAVE) for i in range(n_bars + 1)]
     step, most = (SMALL_WIDTH - 2 * SMALL_MARGIN) / n_bars, max(numbers)
     bars = [
         Bar(
@@ -113,32 +114,27 @@ def histogram(kind: str, counts: ScaleCounts) -> Histogram:
             TOP + LOW - number / most * LOW,
             step * 0.9,
             number / most * LOW,
-            f"{number:,} scales from {_edge(first + place * per_bar):.3g} to {_edge(first + (place + 1) * per_bar):.3g}",
+            f"{number:,} scales from {edges[place]:.3g} to {edges[place + 1]:.3g}",
         )
         for place, number in enumerate(numbers)
         if number
     ]
-    edges = (0, n_bars // 2, n_bars)
-    across = [Tick(SMALL_MARGIN + place * step, f"{_edge(first + place * per_bar):.2g}") for place in edges]
+    labelled = (0, n_bars // 2, n_bars)
+    across = [Tick(SMALL_MARGIN + place * step, f"{edges[place]:.2g}") for place in labelled]
     return Histogram(kind, counts, bars, across)
-
-
-def _edge(place: int) -> float:
-    return float(2.0 ** (LOWEST_OCTAVE + place / BINS_PER_OCTAVE))
 
 
 def against_size(found: Sequence[Quality], values: Sequence[float | None], name: str) -> Dots | None:
     """Return a dot for each file at its size and its value; None if no file has one."""
-    known = [(number, one, value) for number, (one, value) in enumerate(zip(found, values, strict=True), 1)]
-    points = [(number, one, value) for number, one, value in known if value is not None]
+    numbered = enumerate(zip(found, values, strict=True), 1)
+    points = [(number, one, value) for number, (one, value) in numbered if value is not None]
     if not points:
         return None
-    sizes, low, high = [one.file_bytes for _, one, _ in points], *_range([value for *_, value in points])
-    small, large = _range(sizes)
-    width = WIDTH - LEFT - RIGHT
+    small, large = _range([float(one.file_bytes) for _, one, _ in points])
+    low, high = _range([value for *_, value in points])
 
     def x(size: float) -> float:
-        return LEFT + (size - small) / (large - small) * width
+        return LEFT + (size - small) / (large - small) * (WIDTH - LEFT - RIGHT)
 
     def y(value: float) -> float:
         return TOP + TALL - (value - low) / (high - low) * TALL
@@ -147,14 +143,14 @@ def against_size(found: Sequence[Quality], values: Sequence[float | None], name:
         Dot(x(one.file_bytes), y(value), number, one, f"{one.name}: {format_size(one.file_bytes)}, {name} {value:.4f}")
         for number, one, value in points
     ]
-    parts = (0.1, 0.5, 0.9)
-    across = [Tick(x(small + part * (large - small)), format_size(round(small + part * (large - small)))) for part in parts]
-    up = [Tick(y(low + part * (high - low)), f"{low + part * (high - low):.3g}") for part in parts]
-    return Dots(dots, across, up)
+    sizes = [small + part * (large - small) for part in (0.1, 0.5, 0.9)]
+    heights = [low + part * (high - low) for part in (0, 0.5, 1)]
+    across = [Tick(x(size), format_size(round(size))) for size in sizes]
+    return Dots(dots, across, [Tick(y(height), f"{height:.3g}") for height in heights])
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Return a range around the values with a margin."""
+    """Return a range around the values with a margin; of values from 0 on, it is from 0 on too."""
     low, high = min(values), max(values)
     margin = (high - low) * 0.15 or abs(high) * 0.1 or 1.0
-    return low - margin, high + margin
+    return max(low - margin, 0.0) if low >= 0 else low - margin, high + margin

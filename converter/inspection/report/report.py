@@ -61,27 +61,31 @@ def report(
     tensors = shown_tensors(found.tensors, errors, reasons)
     shares = _type_shares(tensors)
     colours = {share.dtype: share.colour for share in shares}
-    page = _environment().get_template("page.html").render(
-        found=found,
-        title=found.path.name if found.kind == "gguf" else model_name(found.path),
-        version=tritgguf.__version__,
-        plan=plan,
-        compared=errors is not None,
-        source_name=source_name,
-        tensors=tensors,
-        shares=shares,
-        n_bytes=sum(share.n_bytes for share in shares),
-        linear=_linear(tensors),
-        own_places=_own_places(found),
-        sizes=[(size, _exact(size)) for size in found.sizes.values()],
-        fast_here=fast_here,
-        maps=heat_maps(tensors, compared=errors is not None),
-        layers=pictures.layer_sizes(tensors, colours),
-        histograms=_histograms(tensors),
-        quality=quality,
-        ppl=pictures.against_size(quality, [one.ppl for one in quality], "perplexity"),
-        kld=pictures.against_size(quality, [one.kld_mean for one in quality], "KL divergence"),
-        pictures=pictures,
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            found=found,
+            title=found.path.name if found.kind == "gguf" else model_name(found.path),
+            version=tritgguf.__version__,
+            plan=plan,
+            compared=errors is not None,
+            source_name=source_name,
+            tensors=tensors,
+            shares=shares,
+            n_bytes=sum(share.n_bytes for share in shares),
+            linear=_linear(tensors),
+            own_places=_own_places(found),
+            sizes=[(size, _exact(size)) for size in found.sizes.values()],
+            fast_here=fast_here,
+            maps=heat_maps(tensors, compared=errors is not None),
+            layers=pictures.layer_sizes(tensors, colours),
+            histograms=_histograms(tensors),
+            quality=quality,
+            ppl=pictures.against_size(quality, [one.ppl for one in quality], "perplexity"),
+            kld=pictures.against_size(quality, [one.kld_mean for one in quality], "KL divergence"),
+            pictures=pictures,
+        )
     )
     return str(page).encode("utf-8", "backslashreplace")
 

@@ -52,7 +52,9 @@ def inspect(
     Of a model on Hugging Face that wasn't fetched yet, only the headers are read.
     """
     if html is None and (against or eval_json):
-        raise typer.BadParameter("it goes into a report: add --html FILE", param_hint="--against" if against else "--eval")
+        raise typer.BadParameter(
+            "it goes into a report: add --html FILE", param_hint="--against" if against else "--eval"
+        )
     from tritgguf.converter.core.whole_files import require_writable  # imported here to keep --help fast
     from tritgguf.converter.inspection.inspection import inspect as look
     from tritgguf.runtime.cli import html_report
@@ -64,6 +66,8 @@ def inspect(
         headers_of_model(model, revision, gguf=True, json_output=json_output) as read,
         show_progress(json_output) as progress,
     ):
+        if against or eval_json:
+            html_report.require_values(read)
         quality = html_report.quality_of(eval_json, read.path) if eval_json else ()
         found = look(read.path, values=read.values, scales=html is not None, threads=threads, progress=progress)
         if html is not None:
