@@ -118,7 +118,10 @@ def kinds(tensors: Sequence[Tensor]) -> list[str]:
 def shown_error(error: float) -> str:
     """Return a relative error in per cent, with two digits.
 
-    >>> [shown_error(error) for error in (0.0, 0.0437, 0.5, 0.000244)]
-    ['0', '4.4', '50', '0.024']
+    >>> [shown_error(error) for error in (0.0, 0.0437, 0.5, 1.23, 0.000244, 2e-7)]
+    ['0', '4.4', '50', '123', '0.024', '2e-05']
     """
-    return "0" if error == 0 else f"{100 * error:.2g}" if error >= 1e-5 else f"{100 * error:.0e}"
+    if error == 0:
+        return "0"
+    digits = ".0f" if error >= 0.1 else ".2g" if error >= 1e-5 else ".0e"
+    return f"{100 * error:{digits}}"
