@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,52 +9,65 @@ from tritgguf.converter.core.progress import Progress
 from tritgguf.converter.core.whole_files import write_whole
 from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_io.reader import is_gguf, read_gguf
-from tritgguf.converter.inspection.inspection import Inspection
+from tritgguf.converter.inspection.inspection import Inspection, inspect
 from tritgguf.converter.inspection.report.quality import Quality, read_quality
 from tritgguf.converter.inspection.report.report import report
 from tritgguf.converter.model.card_metadata import model_name
-from tritgguf.converter.planning.file_plan import FilePlan
 from tritgguf.converter.verification.relative_errors import relative_errors
+from tritgguf.runtime.engine.kernels.install import fast_types
 
 if TYPE_CHECKING:
+    from tritgguf.converter.conversion.pipeline import Conversion
     from tritgguf.runtime.hub.headers import Readable
 
 
-def require_values(model: Readable) -> None:
-    """Raise SourceError for a model on the hub of which only the headers are here."""
-    if not model.values:
-        raise SourceError(f"{model.path.name} isn't on this disk: fetch it first, or leave --against and --eval out")
+def report_model(
+    model: Readable,
+    html: Path,
+    *,
+    against: Path | None,
+    eval_json: Path | None,
+    force: bool,
+    threads: int | None,
+    progress: Progress | None,
+) -> Inspection:
+    """Inspect a model and write the report; raise TritggufError where `against` or `eval_json` aren't about it."""
+    file = model.path
+    if (against or eval_json) and not model.values:
+        raise SourceError(f"{file.name} isn't on this disk: fetch it first, or leave --against and --eval out")
+    if against and not is_gguf(file):
+        raise SourceError(f"{file} is no GGUF file: only files can be compared --against the model they were made from")
+    quality = _quality(eval_json, file) if eval_json else ()
+    found = inspect(file, values=model.values, scales=True, threads=threads, progress=progress)
+    errors = relative_errors(against, file, threads=threads, progress=progress) if against else None
+    name = _name(against) if against else ""
+    page = report(found, errors=errors, source_name=name, quality=quality, fast_here=fast_types())
+    write_whole(html, page, force=force)
+    return found
 
 
-def quality_of(eval_json: Path, file: Path) -> list[Quality]:
-    """Return eval's figures; raise SourceError unless those of the GGUF file are among them."""
+def report_conversion(
+    result: Conversion,
+    model: Path,
+    html: Path,
+    *,
+    lora: Path | None,
+    force: bool,
+    threads: int | None,
+    progress: Progress | None,
+) -> None:
+    """Read the written file again, compare each tensor with the model's, and write the report."""
+    found = inspect(result.out, scales=True, threads=threads, progress=progress)
+    errors = relative_errors(model, result.out, lora=lora, threads=threads, progress=progress)
+    page = report(found, errors=errors, source_name=_name(model), plan=result.plan, fast_here=fast_types())
+    write_whole(html, page, force=force)
+
+
+def _quality(eval_json: Path, file: Path) -> list[Quality]:
     if not is_gguf(file):
         raise SourceError(f"{file} is no GGUF file, so {eval_json.name} has no figures of it: leave --eval out")
     return read_quality(eval_json, file, read_gguf(file).file_bytes)
 
 
-def errors_of(
-    model: Path, file: Path, threads: int | None, progress: Progress | None, *, lora: Path | None = None
-) -> Mapping[str, float]:
-    """Return how far the GGUF file's tensors are from the model's; raise SourceError where that can't be compared."""
-    if not is_gguf(file):
-        raise SourceError(f"{file} is no GGUF file: only files can be compared --against the model they were made from")
-    return relative_errors(model, file, lora=lora, threads=threads, progress=progress)
-
-
-def write(
-    html: Path,
-    found: Inspection,
-    *,
-    errors: Mapping[str, float] | None,
-    source: Path | None,
-    plan: FilePlan | None = None,
-    quality: Sequence[Quality] = (),
-    force: bool,
-) -> None:
-    """Write the report, whole or not at all."""
-    from tritgguf.runtime.engine.kernels.install import fast_types
-
-    name = "" if source is None else source.name if is_gguf(source) else model_name(source)
-    page = report(found, errors=errors, source_name=name, plan=plan, quality=quality, fast_here=fast_types())
-    write_whole(html, page, force=force)
+def _name(model: Path) -> str:
+    return model.name if is_gguf(model) else model_name(model)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tritgguf.converter.inspection.report.tensors import Exactness, Tensor, kinds, shown_error
 
 N_SHADES = 8
+LOWEST_DECADE = -4  # of errors that have shades of their own
 LEGEND: dict[Exactness, str] = {
     "exact": "every value is the source's",
     "lossy": "~ rounded",
@@ -101,8 +102,8 @@ def _zeros_map(matrices: Sequence[Tensor]) -> HeatMap:
 def _errors_map(matrices: Sequence[Tensor]) -> HeatMap:
     """Return the map of errors: 0 has a shade of its own, the others are on a logarithmic scale of whole decades."""
     errors = [tensor.error for tensor in matrices if tensor.error]
-    low = math.floor(math.log10(min(errors, default=0.01)))
-    high = max(math.ceil(math.log10(max(errors, default=1.0))), low + 1)
+    high = max(math.ceil(math.log10(max(errors, default=0.1))), -1)  # rounding to fp16 alone stays pale
+    low = min(max(math.floor(math.log10(min(errors, default=0.01))), LOWEST_DECADE), high - 1)
 
     def cell(tensor: Tensor) -> Cell | None:
         error = tensor.error

@@ -25,7 +25,6 @@ from tritgguf.runtime.cli.progress_bar import show_progress
 
 if TYPE_CHECKING:
     from tritgguf.converter.conversion.pipeline import Choices, Conversion
-    from tritgguf.converter.core.progress import Progress
     from tritgguf.converter.planning.file_plan import FilePlan
 
 _TYPES, _METHODS = names("tritgguf.converter.quant.codecs"), names("tritgguf.converter.quant.methods")
@@ -162,8 +161,10 @@ def convert(
             **choices,
         )
     if html is not None:
+        from tritgguf.runtime.cli.html_report import report_conversion  # not at the top: jinja2 takes time to load
+
         with reports_interruption(html), show_progress(json_output) as progress:
-            _write_report(html, result, path, lora, force, threads, progress)
+            report_conversion(result, path, html, lora=lora, force=force, threads=threads, progress=progress)
     _print_result(result, json_output)
     if html is not None and not json_output:
         print(f"report: {html}")
@@ -176,24 +177,6 @@ def _require_place(html: Path, out: Path, force: bool) -> None:
     if html.resolve() == out.resolve():
         raise typer.BadParameter("it is the GGUF file's name: name another file", param_hint="--html")
     require_writable(html, [html], force)
-
-
-def _write_report(
-    html: Path,
-    result: Conversion,
-    model: Path,
-    lora: Path | None,
-    force: bool,
-    threads: int | None,
-    progress: Progress | None,
-) -> None:
-    """Read the written file again and compare each tensor with the model's."""
-    from tritgguf.converter.inspection.inspection import inspect
-    from tritgguf.runtime.cli import html_report
-
-    found = inspect(result.out, scales=True, threads=threads, progress=progress)
-    errors = html_report.errors_of(model, result.out, threads, progress, lora=lora)
-    html_report.write(html, found, errors=errors, source=model, plan=result.plan, force=force)
 
 
 @contextlib.contextmanager

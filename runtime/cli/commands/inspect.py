@@ -55,24 +55,25 @@ def inspect(
         raise typer.BadParameter(
             "it goes into a report: add --html FILE", param_hint="--against" if against else "--eval"
         )
-    from tritgguf.converter.core.whole_files import require_writable  # imported here to keep --help fast
-    from tritgguf.converter.inspection.inspection import inspect as look
-    from tritgguf.runtime.cli import html_report
-
     if html is not None:
+        from tritgguf.converter.core.whole_files import require_writable  # imported here to keep --help fast
+
         require_writable(html, [html], force)
     with (
         reports_interruption(html) if html else contextlib.nullcontext(),
         headers_of_model(model, revision, gguf=True, json_output=json_output) as read,
         show_progress(json_output) as progress,
     ):
-        if against or eval_json:
-            html_report.require_values(read)
-        quality = html_report.quality_of(eval_json, read.path) if eval_json else ()
-        found = look(read.path, values=read.values, scales=html is not None, threads=threads, progress=progress)
-        if html is not None:
-            errors = html_report.errors_of(against, read.path, threads, progress) if against else None
-            html_report.write(html, found, errors=errors, source=against, quality=quality, force=force)
+        if html is None:
+            from tritgguf.converter.inspection.inspection import inspect as look
+
+            found = look(read.path, values=read.values, threads=threads, progress=progress)
+        else:
+            from tritgguf.runtime.cli.html_report import report_model  # jinja2 takes time to load
+
+            found = report_model(
+                read, html, against=against, eval_json=eval_json, force=force, threads=threads, progress=progress
+            )
     if json_output:
         print(json.dumps(found.as_json()))
     else:
