@@ -21,6 +21,9 @@ from tests.gguf_edit import rewrite
 from tests.paths import DOCS, ROOT
 from tests.report_reader import Report
 from tritgguf.converter import convert
+from tritgguf.runtime.measure.evaluation import Evaluated, Evaluation
+from tritgguf.runtime.measure.file_size import file_size
+from tritgguf.runtime.measure.scores import Divergence, Figures
 
 DEMO = ROOT / "vendor" / "demo-model"
 HOSTILE = "</title><script>document.title='owned'</script><img src=x onerror=document.title='owned'>"
@@ -28,19 +31,12 @@ HOSTILE = "</title><script>document.title='owned'</script><img src=x onerror=doc
 
 def eval_json(path: Path, *files: Path) -> Path:
     """What eval prints of files, with some figures."""
-    said = [
-        {
-            "path": str(file),
-            "file_bytes": file.stat().st_size,
-            "bits_per_weight": 2.5 + 3 * place,
-            "ppl": 9.0 - place,
-            "ppl_error": 0.25,
-            "kld_mean": 0.05 / (1 + place),
-            "same_top1": 0.9,
-        }
+    against = Divergence(**dict.fromkeys(Divergence.__dataclass_fields__, 0.05))
+    evaluated = tuple(
+        Evaluated(file, file_size(file), 2, Figures(100, 9.0 - place, 0.25, against))
         for place, file in enumerate(files)
-    ]
-    path.write_text(json.dumps({"files": said, "base": None, "ctx": 512}))
+    )
+    path.write_text(json.dumps(Evaluation(evaluated, None, 512).as_json()))
     return path
 
 
