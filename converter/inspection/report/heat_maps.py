@@ -113,7 +113,7 @@ def _errors_map(matrices: Sequence[Tensor]) -> HeatMap:
         return Cell(shade, shown_error(error), f"{tensor.name}: relative error {error:.3g}", error)
 
     known = any(tensor.error is not None for tensor in matrices)
-    legend = [("", f"{shown_error(10.0**low)}%"), ("", f"{shown_error(10.0**high)}% (logarithmic)")]
+    legend = [("", f"{shown_error(10.0**low)}%"), ("", f"{shown_error(10.0**high)}%, log")]
     return HeatMap("errors", "Relative error, %", kinds(matrices), _rows(matrices, cell), known, legend)
 
 
