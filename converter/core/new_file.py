@@ -161,8 +161,10 @@ def _open_unnamed(target: Path) -> int | None:
         probe, name = os.open(target.parent, flag | os.O_RDWR, _MODE), temporary_name(target)
         try:
             _lock(probe)
-            _link(probe, name)
-            name.unlink()
+            try:
+                _link(probe, name)
+            finally:  # whatever interrupts it
+                _unlink(name)
         finally:
             os.close(probe)
         return os.open(target.parent, flag | os.O_RDWR, _MODE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -110,3 +111,17 @@ def test_a_file_system_without_hard_links_keeps_what_appears_meanwhile(tmp_path:
     new.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     assert (tmp_path / "b").read_bytes() == b"precious"
+
+
+def test_an_interruption_of_the_first_try_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    """Whether a file without a name can be given one is tried first: that name must go, whatever comes meanwhile."""
+    link = os.link
+
+    def link_interrupted(*arguments, **options) -> None:
+        link(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "link", link_interrupted)
+    with contextlib.suppress(KeyboardInterrupt):
+        NewFile(tmp_path / "out").close()  # on systems where that isn't tried
+    assert list(tmp_path.iterdir()) == []

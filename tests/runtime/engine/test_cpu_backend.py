@@ -97,11 +97,11 @@ def test_without_amx_nothing_is_repacked(tmp_path: Path, monkeypatch, capfd) -> 
     convert(ROOT / "vendor" / "demo-model", tmp_path / "demo.gguf", type="q4_0")
     monkeypatch.setattr(backend._log, "to_stderr", True)
 
-    def is_repacked(broken: bool) -> bool:
-        monkeypatch.setattr(backend, "_AMX_IS_BROKEN", broken)
+    def is_repacked(extra_buffers: bool) -> bool:
+        monkeypatch.setattr(backend, "EXTRA_BUFFERS", extra_buffers)
         with backend.Model(tmp_path / "demo.gguf"):
             return "CPU_REPACK model buffer" in capfd.readouterr().err
 
-    if not is_repacked(broken=False):
+    if not is_repacked(extra_buffers=True):
         pytest.skip("llama.cpp repacks no Q4_0 for this processor")
-    assert not is_repacked(broken=True)
+    assert not is_repacked(extra_buffers=False)
