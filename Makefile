@@ -39,10 +39,10 @@ demo-model: $(INSTALLED)  ## train the demo model again: about 90 minutes on 2 c
 	$(PY) -m vendor.demo_training vendor/demo-model
 	$(PY) -m tests.golden.record_demo_model
 
-test: $(INSTALLED)  ## every test but those of real models
+test: $(INSTALLED)  ## every test but those of real models and large vocabularies
 	$(PY) $(PYTEST) -m "not real_model" $(PYTEST_ARGS)
 
-test-real: $(INSTALLED)  ## real models end to end: fetches 1.2 GB, needs 12 GB of disk
+test-real: $(INSTALLED)  ## real models end to end, and large vocabularies: fetches 1.2 GB, needs 12 GB of disk
 	$(PY) -m pytest -m real_model $(PYTEST_ARGS)
 
 test-logits: $(INSTALLED)  ## `verify --logits` and `eval` against transformers, in an environment with torch of its own

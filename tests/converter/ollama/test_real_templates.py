@@ -70,6 +70,7 @@ def test_the_family_of_a_real_template(name: str, files: dict[str, str]) -> None
         assert choice.empty_system == rendered(case, EMPTY_SYSTEM.messages).removeprefix(case.bos)
 
 
+@pytest.mark.real_model  # their vocabularies are large
 def test_ollama_renders_the_jinja_of_those_that_it_was_seen_to(files: dict[str, str]) -> None:
     """On a server of 0.33.0-rc2, `ollama show --template` printed the jinja of these, and the TEMPLATE of Gemma 2."""
     instead = {}

@@ -27,6 +27,8 @@ from tritgguf.converter.tokenizer.battery import TEXTS
 from tritgguf.converter.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 pytestmark = pytest.mark.network
+# Those that take seconds each run in `make test-real`.
+large = pytest.mark.real_model
 Tokenizers = Callable[[str], SourceTokenizer]
 
 LLAMA_CPP = "llama-cpp-python==0.3.36"
@@ -139,7 +141,7 @@ def recorded(name: str) -> tuple[list[str], list[list[int]]]:
     return texts, [[int(number) for number in line.split()] for line in lines]
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=large if name == "Gemma 3" else ()) for name in REAL])
 def test_a_real_tokenizer_gives_the_same_ids_in_llama_cpp(name: str, real: Tokenizers, tmp_path: Path) -> None:
     tokenizer = real(name)
     n_texts = check_in_runtime(tokenizer, write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata))
@@ -153,6 +155,7 @@ def test_the_source_encoder_gives_the_recorded_ids(name: str, record: str, real:
     assert [tokenizer.encode(text) for text in texts] == ids
 
 
+@large
 def test_llama_2_as_transformers_converts_it_gives_the_recorded_ids(tmp_path: Path) -> None:
     gguf_file = llama_cpp_model("llama-spm.gguf")
     fields = GGUFReader(gguf_file).fields
@@ -164,6 +167,7 @@ def test_llama_2_as_transformers_converts_it_gives_the_recorded_ids(tmp_path: Pa
     assert check_in_runtime(tokenizer, write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)) > 180
 
 
+@large
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_a_structure_belongs_to_the_model_that_it_stands_for(name: str, tmp_path: Path) -> None:
     gguf_file = llama_cpp_model(f"{name}.gguf")
@@ -179,6 +183,7 @@ def test_a_structure_belongs_to_the_model_that_it_stands_for(name: str, tmp_path
     assert check_in_runtime(tokenizer, written) == len(battery(tokenizer))
 
 
+@large
 def test_gpt_neox_with_its_tokens_of_spaces(tmp_path: Path) -> None:
     """The structure of TriLM's tokenizer, which is GPT-NeoX's: runs of up to 24 spaces are added tokens."""
     n_vocab = write_from_vocab_file(llama_cpp_model("gpt-neox.gguf"), tmp_path, WORDS, {"type": "NFC"})
@@ -210,6 +215,7 @@ def test_bert_gives_the_recorded_ids(tmp_path: Path) -> None:
     assert check_in_runtime(tokenizer, written) == len(battery(tokenizer)) > 180
 
 
+@large
 def test_a_vocabulary_of_xlm_roberta(tmp_path: Path) -> None:
     """250,000 pieces with SentencePiece's own charsmap, in the file of a Nomic model."""
     fields = GGUFReader(llama_cpp_model("nomic-bert-moe.gguf")).fields
