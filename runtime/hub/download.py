@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tritgguf.converter.core.progress import Progress
 from tritgguf.converter.errors import HubError
+from tritgguf.runtime.hub.client import hub
 from tritgguf.runtime.hub.explain import explained, no_answer
-from tritgguf.runtime.hub.library import hub
 from tritgguf.runtime.hub.names import ModelName
 from tritgguf.runtime.hub.selection import Choice, Prefer, choose, shards
 from tritgguf.runtime.hub.snapshot import COMMIT, Snapshot, in_the_cache, known_commit, on_the_hub, remember_commit

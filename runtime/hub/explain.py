@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tritgguf.converter.errors import HubError
-from tritgguf.runtime.hub.library import site
+from tritgguf.runtime.hub.client import site
 from tritgguf.runtime.hub.names import ENDPOINT_VARIABLE, ModelName
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from tritgguf.converter.core.parallel import parallel
 from tritgguf.converter.core.progress import Progress
 from tritgguf.converter.errors import HubError, SourceError
 from tritgguf.converter.gguf_io.header_reader import MAGIC, HeaderReader
+from tritgguf.runtime.hub.client import hub
 from tritgguf.runtime.hub.download import download, in_cache, wanted
 from tritgguf.runtime.hub.explain import explained, no_answer
-from tritgguf.runtime.hub.library import hub
 from tritgguf.runtime.hub.names import ModelName
 from tritgguf.runtime.hub.selection import Choice, choose, small_files
 from tritgguf.runtime.hub.snapshot import COMMIT, Snapshot, on_the_hub

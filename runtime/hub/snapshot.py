@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tritgguf.converter.errors import HubError
-from tritgguf.runtime.hub.library import hub, site
+from tritgguf.runtime.hub.client import hub, site
 from tritgguf.runtime.hub.names import ENDPOINT_VARIABLE, ModelName
 
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from tritgguf.converter.core.progress import Progress, counted
 from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.errors import HubError
-from tritgguf.runtime.hub.library import hub
+from tritgguf.runtime.hub.client import hub
 from tritgguf.runtime.hub.snapshot import RemoteFile, Snapshot
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from tests.command_line import run_captured
 from tests.runtime.hub.hub_server import Fault, HubServer, Repository
 from tritgguf.converter.errors import HubError
 from tritgguf.runtime.cli.main import main
-from tritgguf.runtime.hub import library
+from tritgguf.runtime.hub import client
 
 SITE = hub_endpoint.ENDPOINT
 
@@ -80,7 +80,7 @@ def test_no_token_and_no_password_is_ever_shown(
     monkeypatch.setenv("HF_TOKEN", "hf_wr0ng")
     monkeypatch.setenv("TRITGGUF_DEBUG", "1")
     monkeypatch.setattr("sys.argv", ["tritgguf", "convert", demo.name, str(tmp_path / "out.gguf")])
-    monkeypatch.setattr(library.hub(), "endpoint", f"http://me:passw0rd@127.0.0.1:{hub_endpoint.PORT}")
+    monkeypatch.setattr(client.hub(), "endpoint", f"http://me:passw0rd@127.0.0.1:{hub_endpoint.PORT}")
     with pytest.raises(HubError, match="refuses your token") as caught:
         main()
     shown = "".join(traceback.format_exception(caught.value))
