@@ -66,19 +66,19 @@ def show_progress(json_output: bool, *, unit: str = "bytes") -> Iterator[Progres
 
 def _json_lines(unit: str) -> ProgressCallback:
     started = last = time.monotonic()
-    current = ""
+    current, done_before = "", 0
 
     def report(stage: str, done: int, total: int) -> None:
-        nonlocal started, last, current
+        nonlocal started, last, current, done_before
         now = time.monotonic()
         if stage != current:
-            started, current = now, stage
+            started, current, done_before = now, stage, done
         if now - last < 1 and done < total:
             return
         last = now
-        rate = done / max(now - started, 1e-9)
+        rate = (done - done_before) / max(now - started, 1e-9)
         figures = {f"done_{unit}": done, f"total_{unit}": total, f"{unit}_per_second": round(rate)}
-        left = round((total - done) / max(rate, 1), 1)
+        left = round((total - done) / rate, 1) if rate else None  # a stage's first report tells no rate
         print(json.dumps({"stage": stage, **figures, "seconds_left": left}), file=sys.stderr, flush=True)
 
     return report

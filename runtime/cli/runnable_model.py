@@ -15,11 +15,10 @@ if TYPE_CHECKING:
 
 
 class Runnable(NamedTuple):
-    """A GGUF file, of a split one the first part, and a short name for it; whether it was `made` now."""
+    """A GGUF file, of a split one the first part, and a short name for it."""
 
     name: str
     path: Path
-    made: bool = False
 
 
 def runnable(model: str, *, json_output: bool = False) -> Runnable:
@@ -39,7 +38,7 @@ def runnable(model: str, *, json_output: bool = False) -> Runnable:
     if made:
         model_options.note(entry.record.summary)
     entry.touch()
-    return Runnable(_name(source, entry), entry.paths[0], made)
+    return Runnable(_name(source, entry), entry.paths[0])
 
 
 def _name(source: Source, entry: Entry) -> str:

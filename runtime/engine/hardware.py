@@ -39,6 +39,18 @@ def default_threads() -> int:
     return n_cores or os.cpu_count() or 1
 
 
+def busy_seconds(path: Path = Path("/proc/stat")) -> float | None:
+    """Return the processor time that all programs have used since the system started; None where no file tells it.
+
+    Source: https://man7.org/linux/man-pages/man5/proc_stat.5.html. Steal is what other virtual machines took.
+    """
+    try:
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, path.read_text().split()[1:9])
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 def linux_cores(cpus: Iterable[int], system: Path) -> int:
     """Return how many cores the hardware threads `cpus` are on, by the /sys tree at `system`.
 

@@ -7,7 +7,6 @@ and nothing is sampled: the rate is that of the model, not of a conversation.
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import statistics
 import time
@@ -19,7 +18,7 @@ from typing import Any
 from tritgguf.converter.core.progress import Progress, Step, counted
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.engine.backend import VERSION, Context, Model
-from tritgguf.runtime.engine.hardware import default_threads
+from tritgguf.runtime.engine.hardware import busy_seconds, default_threads
 from tritgguf.runtime.measure.file_size import FileSize, file_size
 
 SEED = 0
@@ -87,19 +86,19 @@ class Series:
 class Bench:
     """All series, those of one setting next to each other, and what the rates depend on.
 
-    `sweep` holds the seconds by number of threads that the default was chosen by; None where threads were given. `load`
-    is the number of processes that wanted a core before, where the system tells it.
+    `sweep` holds the seconds by number of threads that the default was chosen by; None where threads were given.
+    `others` is how many cores other programs kept busy meanwhile, where the system tells it.
     """
 
     series: tuple[Series, ...]
     sweep: dict[int, float] | None
-    load: float | None
+    others: float | None
 
     def as_json(self) -> dict[str, Any]:
         return {
             "runs": [series.as_json() for series in self.series],
             "seconds_by_threads": self.sweep,
-            "load_before": self.load,
+            "cores_busy_with_others": self.others,
             "llama_cpp_python": VERSION,
         }
 
@@ -125,7 +124,6 @@ def bench(
     """
     tests = [Test(n, False) for n in prompt_tokens] + [Test(n, True) for n in generate]
     n_ctx = max(test.n_tokens for test in tests)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     sizes = [file_size(path) for path in files]
     with contextlib.ExitStack() as stack:
         models = [stack.enter_context(_opened(path, n_ctx, n_gpu_layers)) for path in files]
@@ -143,8 +141,20 @@ def bench(
             for batch in (batches if not test.generates else batches[:1])
             for number, (path, size) in enumerate(zip(files, sizes, strict=True))
         ]
-        _measure(turns, repeat, counted(progress, "measuring", sum(t[0].test.n_tokens for t in turns) * (repeat + 1)))
-    return Bench(tuple(series for series, _, _ in turns), sweep, load)
+        step = counted(progress, "measuring", sum(t[0].test.n_tokens for t in turns) * (repeat + 1))
+        before = time.perf_counter(), _others_seconds()
+        _measure(turns, repeat, step)
+        after = time.perf_counter(), _others_seconds()
+    others = None
+    if before[1] is not None and after[1] is not None:
+        others = max(0.0, after[1] - before[1]) / (after[0] - before[0])
+    return Bench(tuple(series for series, _, _ in turns), sweep, others)
+
+
+def _others_seconds() -> float | None:
+    """Return the processor time that other programs have used, where the system tells it."""
+    busy = busy_seconds()
+    return None if busy is None else busy - time.process_time()
 
 
 def _measure(turns: Sequence[tuple[Series, Context, Sequence[int]]], repeat: int, step: Step) -> None:

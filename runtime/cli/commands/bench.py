@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 WIDTH = 120
 MAX_NUMBER = 1 << 20
-BUSY = 0.5  # other programs that want a core, per core: with more, the rates are lower than the machine's
+BUSY = 0.5  # cores that other programs keep busy: with more, the rates are lower than the machine's
 
 
 def bench(
@@ -78,10 +77,8 @@ def bench(
         print(json.dumps(found.as_json()))
     else:
         _print_table(found)
-    # A conversion that was needed first is no other program, but the system's average over a minute has it too.
-    converted = any(model.made for model in runnables)
-    if found.load is not None and not converted and found.load > BUSY * (os.cpu_count() or 1):
-        verbosity.note(f"other programs kept {found.load:.1f} cores busy, so the rates are too low")
+    if found.others is not None and found.others > BUSY:
+        verbosity.note(f"other programs kept {found.others:.1f} cores busy meanwhile, so the rates are too low")
     if plot is not None:
         write_whole(plot, bench_plot.plot(found), force=force)
 

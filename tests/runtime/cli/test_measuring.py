@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import gguf
 import pytest
 
 from tests.command_line import run, run_captured
+from tritgguf.runtime.engine.hardware import busy_seconds
 from tritgguf.runtime.measure.base_logits import read_base
 
 SHORT = ("--prompt-tokens", "4", "--generate", "2", "--threads", "1", "--repeat", "1")
@@ -33,19 +35,28 @@ def cells(out: str, first: str) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def load(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How busy the machine seems to be: not at all."""
-    averages = [0.0, 0.0, 0.0]
-    monkeypatch.setattr("os.getloadavg", lambda: averages, raising=False)
-    return averages
+def no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which no other program runs: the file that tells stands still."""
+    monkeypatch.setattr("tritgguf.runtime.measure.bench.busy_seconds", lambda: 0.0)
 
 
-def test_a_busy_machine_is_told(load: list[float], random_model: Path, monkeypatch, capsys) -> None:
-    load[0] = 1000.0
-    code, out, err = run_captured(monkeypatch, capsys, "bench", random_model, *SHORT, "--json")
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the system doesn't tell how busy it is")
+def test_a_busy_machine_is_told(random_model: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("tritgguf.runtime.measure.bench.busy_seconds", busy_seconds)
+    command = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(command) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        options = ("--prompt-tokens", 16, "--generate", 0, "--threads", 1, "--repeat", 300)
+        code, out, err = run_captured(monkeypatch, capsys, "bench", random_model, *options, "--json")
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
     assert code == 0
-    assert json.loads(out)["load_before"] == 1000.0
-    assert err.splitlines()[-1] == "note: other programs kept 1000.0 cores busy, so the rates are too low"
+    busy = json.loads(out)["cores_busy_with_others"]
+    assert 0.5 < busy < os.cpu_count() + 1
+    note = f"note: other programs kept {busy:.1f} cores busy meanwhile, so the rates are too low"
+    assert err.splitlines()[-1] == note
 
 
 def test_a_table_of_rates(random_model: Path, monkeypatch, capsys) -> None:
