@@ -13,6 +13,9 @@ assert os.environ["HF_ENDPOINT"] == hub_endpoint.ENDPOINT
 # Set before numpy and llama.cpp are loaded; child processes inherit it. The workers share the cores, and by default
 # OpenMP's threads spin at every node of a graph until the last of them has had a core: most of the time goes there.
 os.environ.update(OMP_WAIT_POLICY="passive", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+os.environ["TRITGGUF_VERDICT"] = (
+    "0"  # which takes seconds after every conversion with loss; test_verdict.py asks for it
+)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every child process compiles our modules again
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would the programs that they start.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tritgguf.converter.core.progress import Progress
 from tritgguf.converter.core.whole_files import write_whole
@@ -19,6 +19,8 @@ from tritgguf.runtime.engine.kernels.install import fast_types
 if TYPE_CHECKING:
     from tritgguf.converter.conversion.pipeline import Conversion
     from tritgguf.runtime.hub.headers import Readable
+    from tritgguf.runtime.measure.evaluation import Evaluated
+    from tritgguf.runtime.measure.verdict import Verdict
 
 
 def report_model(
@@ -51,16 +53,42 @@ def report_conversion(
     model: Path,
     html: Path,
     *,
+    verdict: Verdict | None,
     lora: Path | None,
     force: bool,
     threads: int | None,
     progress: Progress | None,
 ) -> None:
-    """Read the written file again, compare each tensor with the model's, and write the report."""
+    """Read the written file again, compare each tensor with the model's, and write the report with the verdict."""
     found = inspect(result.out, scales=True, threads=threads, progress=progress)
     errors = relative_errors(model, result.out, lora=lora, threads=threads, progress=progress)
-    page = report(found, errors=errors, source_name=_name(model), plan=result.plan, fast_here=fast_types())
+    quality = [] if verdict is None else [_row(verdict.file, "this"), _row(verdict.source, "base")]
+    page = report(
+        found,
+        errors=errors,
+        source_name=_name(model),
+        plan=result.plan,
+        quality=quality,
+        verdict=None if verdict is None else verdict.line,
+        completions=[] if verdict is None else [(one.prompt, one.text) for one in verdict.completions],
+        fast_here=fast_types(),
+    )
     write_whole(html, page, force=force)
+
+
+def _row(file: Evaluated, part: Literal["this", "base"]) -> Quality:
+    other = file.figures.divergence
+    return Quality(
+        name=file.path.name,
+        file_bytes=file.size.file_bytes,
+        bits_per_weight=file.size.bits_per_weight,
+        ppl=file.figures.ppl,
+        ppl_error=file.figures.ppl_error,
+        kld_mean=None if other is None else other.kld_mean,
+        same_top1=None if other is None else other.same_top1,
+        is_base=part == "base",
+        is_this=part == "this",
+    )
 
 
 def _quality(eval_json: Path, file: Path) -> list[Quality]:

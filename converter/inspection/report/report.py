@@ -49,13 +49,16 @@ def report(
     source_name: str = "",
     plan: FilePlan | None = None,
     quality: Sequence[Quality] = (),
+    verdict: str | None = None,
+    completions: Sequence[tuple[str, str]] = (),
     fast_here: Collection[str] = (),
 ) -> bytes:
     """Return the page, UTF-8, of an inspection that has counted scales.
 
     `errors` are those of the tensors against the model `source_name`, by name, where it is known. `plan` is that of the
-    conversion that has just written the file, `quality` eval's figures, `fast_here` the types that are fast on this
-    computer's CPU, though llama.cpp's own code for them is slow.
+    conversion that has just written the file, `quality` eval's figures, `verdict` what they mean in words,
+    `completions` prompts with what the file makes of them, `fast_here` the types that are fast on this computer's CPU,
+    though llama.cpp's own code for them is slow.
     """
     reasons = {} if plan is None else {tensor.spec.name: tensor.reason for tensor in plan.tensors}
     tensors = shown_tensors(found.tensors, errors, reasons)
@@ -82,6 +85,8 @@ def report(
             layers=pictures.layer_sizes(tensors, colours),
             histograms=_histograms(tensors),
             quality=quality,
+            verdict=verdict,
+            completions=completions,
             ppl=pictures.against_size(quality, [one.ppl for one in quality], "perplexity"),
             kld=pictures.against_size(quality, [one.kld_mean for one in quality], "KL divergence"),
             pictures=pictures,

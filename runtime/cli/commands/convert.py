@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import typer
 from tritgguf import converter
 from tritgguf.converter.core.registry import names
 from tritgguf.converter.core.sizes import format_size
+from tritgguf.converter.errors import TritggufError
 from tritgguf.converter.planning.targets import TARGETS
 from tritgguf.runtime.cli import options, verbosity
 from tritgguf.runtime.cli.command import Command
@@ -26,6 +28,7 @@ from tritgguf.runtime.cli.progress_bar import show_progress
 if TYPE_CHECKING:
     from tritgguf.converter.conversion.pipeline import Choices, Conversion
     from tritgguf.converter.planning.file_plan import FilePlan
+    from tritgguf.runtime.measure.verdict import Verdict
 
 _TYPES, _METHODS = names("tritgguf.converter.quant.codecs"), names("tritgguf.converter.quant.methods")
 TYPES, METHODS = ", ".join(_TYPES), ", ".join(_METHODS)
@@ -79,6 +82,20 @@ MaxBits = Annotated[
 Check = Annotated[
     bool, typer.Option("--check/--no-check", help="Compare the file's token ids with those of the source's tokenizer.")
 ]
+Judge = Annotated[
+    bool,
+    typer.Option(
+        "--verdict/--no-verdict",
+        envvar="TRITGGUF_VERDICT",
+        help="After a conversion with loss, say how far the file's predictions are from the source's.",
+    ),
+]
+Card = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Also write a model card, such as README.md, with the verdict, to share the file with."
+    ),
+]
 MaxShardSize = Annotated[
     str | None, typer.Option(help="Split the file into parts of at most this many bytes, e.g. 500M or 4G.")
 ]
@@ -100,12 +117,14 @@ def convert(
     json_output: options.JsonOutput = False,
     force: options.Force = False,
     check: Check = True,
+    verdict: Judge = True,
     max_shard_size: MaxShardSize = None,
     tensor_type: TensorType = None,
     override_kv: options.OverrideKv = None,
     name: options.Name = None,
     lora: options.Lora = None,
     html: options.Html = None,
+    card: Card = None,
     threads: options.Threads = None,
 ) -> None:
     """Convert a Hugging Face model or a GGUF file to a GGUF file with ternary tensors.
@@ -130,8 +149,9 @@ def convert(
     fast = ", ".join(sorted(choices["fast_here"])) or "none"
     verbosity.detail(f"reading {model}; types that tritgguf's CPU kernels multiply here: {fast}")
     if dry_run:
-        if html is not None:
-            raise typer.BadParameter("a report is of a written file: leave --dry-run out", param_hint="--html")
+        for option, extra in (("--html", html), ("--card", card)):
+            if extra is not None:
+                raise typer.BadParameter("it is about a written file: leave --dry-run out", param_hint=option)
         with _planned_from(model, revision, lora, json_output) as path, show_progress(json_output) as progress:
             plan = converter.plan(path, type, method, lora=lora, threads=threads, progress=progress, **choices)
         _print_plan(plan, json_output)
@@ -143,8 +163,9 @@ def convert(
     with reports_interruption(out):
         if (name_on_hub := named_model(model, revision)) is not None:
             _require_sense(out, force, type, method, choices)
-        if html is not None:
-            _require_place(html, out, force)
+        for option, extra in (("--html", html), ("--card", card)):
+            if extra is not None:
+                _require_place(extra, option, out, force)
         path = Path(model) if name_on_hub is None else fetched(name_on_hub, json_output=json_output)
     with reports_interruption(out), show_progress(json_output) as progress, _without_gc():
         result = converter.convert(
@@ -160,23 +181,35 @@ def convert(
             planned=None if json_output else _print_planned,
             **choices,
         )
+    if not json_output:
+        _print_result(result)
+    judged = _judged(result, path, lora, threads, json_output) if verdict else None
     if html is not None:
         from tritgguf.runtime.cli.html_report import report_conversion  # not at the top: jinja2 takes time to load
 
         with reports_interruption(html), show_progress(json_output) as progress:
-            report_conversion(result, path, html, lora=lora, force=force, threads=threads, progress=progress)
-    _print_result(result, json_output)
-    if html is not None and not json_output:
-        print(f"report: {html}")
+            report_conversion(
+                result, path, html, verdict=judged, lora=lora, force=force, threads=threads, progress=progress
+            )
+    if card is not None:
+        from tritgguf.converter.core.whole_files import write_whole
+        from tritgguf.runtime.measure.model_card import model_card
+
+        write_whole(card, model_card(result, judged).encode(), force=force)
+    if json_output:
+        _print_json(result, judged)
+    for what, extra in (("report", html), ("model card", card)):
+        if extra is not None and not json_output:
+            print(f"{what}: {extra}")
 
 
-def _require_place(html: Path, out: Path, force: bool) -> None:
-    """Raise, before the model is converted, where its report can't be written."""
+def _require_place(extra: Path, option: str, out: Path, force: bool) -> None:
+    """Raise, before the model is converted, where what goes with it can't be written."""
     from tritgguf.converter.core.whole_files import require_writable
 
-    if html.resolve() == out.resolve():
-        raise typer.BadParameter("it is the GGUF file's name: name another file", param_hint="--html")
-    require_writable(html, [html], force)
+    if extra.resolve() == out.resolve():
+        raise typer.BadParameter("it is the GGUF file's name: name another file", param_hint=option)
+    require_writable(extra, [extra], force)
 
 
 @contextlib.contextmanager
@@ -209,11 +242,37 @@ def _without_gc() -> Iterator[None]:
         gc.enable()
 
 
-def _print_result(result: Conversion, json_output: bool) -> None:
-    if json_output:
-        figures = {"out": str(result.out), "seconds": result.seconds, "strings_checked": result.strings_checked}
-        print(json.dumps({**figures, **result.plan.as_json()}))
-        return
+def _judged(
+    result: Conversion, source: Path, lora: Path | None, threads: int | None, json_output: bool
+) -> Verdict | None:
+    """Say what a conversion with loss has left of the model; None where nothing was lost, or the two can't run here."""
+    if not any(tensor.rounded for tensor in result.plan.tensors):
+        return None
+    from tritgguf.runtime.cli.native_library import prepare_native_library  # not at the top: they take time to load
+    from tritgguf.runtime.measure.verdict import judge
+
+    try:
+        with show_progress(json_output) as progress:
+            prepare_native_library()
+            judged = judge(source, result.out, lora=lora, threads=threads, progress=progress)
+    except TritggufError as error:
+        verbosity.note(f"no verdict on what is left of the model: {error}")
+        return None
+    except KeyboardInterrupt:
+        print(f"error: interrupted; {result.out} is complete, but there is no verdict on it", file=sys.stderr)
+        raise
+    if not json_output:
+        print(f"Verdict: {judged.line}")
+    return judged
+
+
+def _print_json(result: Conversion, judged: Verdict | None) -> None:
+    figures = {"out": str(result.out), "seconds": result.seconds, "strings_checked": result.strings_checked}
+    verdict = None if judged is None else judged.as_json()
+    print(json.dumps({**figures, **result.plan.as_json(), "verdict": verdict}))
+
+
+def _print_result(result: Conversion) -> None:
     print(f"{result.out}: {format_size(result.plan.file_bytes)} in {result.seconds:.1f} s; {_summary(result.plan)}")
     if result.strings_checked:
         print(f"Token ids equal the source tokenizer's on {result.strings_checked} test strings.")

@@ -64,7 +64,7 @@ def test_a_conversion_s_report(tmp_path: Path, monkeypatch, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("convert", "{demo}", "--dry-run", "--html", "r.html"), "a report is of a written file: leave --dry-run out"),
+        (("convert", "{demo}", "--dry-run", "--html", "r.html"), "it is about a written file: leave --dry-run out"),
         (("convert", "{demo}", "r.html", "--html", "r.html"), "it is the GGUF file's name: name another file"),
         (("inspect", "{demo}", "--against", "{demo}"), "it goes into a report: add --html FILE"),
         (("inspect", "{demo}", "--eval", "e.json"), "it goes into a report: add --html FILE"),
