@@ -146,7 +146,7 @@ def against_size(found: Sequence[Quality], values: Sequence[float | None], name:
     sizes = [small + part * (large - small) for part in (0.1, 0.5, 0.9)]
     heights = [low + part * (high - low) for part in (0, 0.5, 1)]
     across = [Tick(x(size), format_size(round(size))) for size in sizes]
-    return Dots(dots, across, [Tick(y(height), f"{height:.3g}") for height in heights])
+    return Dots(dots, across, [Tick(y(height), _short(height)) for height in heights])
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -154,3 +154,9 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     margin = (high - low) * 0.15 or abs(high) * 0.1 or 1.0
     return max(low - margin, 0.0) if low >= 0 else low - margin, high + margin
+
+
+def _short(value: float) -> str:
+    """Return a number in at most six characters, such as 14.6 or 8e+07: a label has room for no more."""
+    text = f"{value:.3g}"
+    return text if len(text) <= 6 else f"{value:.0e}"
