@@ -23,6 +23,12 @@ from tritgguf.converter.core.tensors import (
 MIXED = "mixed"
 
 
+def common_dtype(parts: Sequence[SourceTensor]) -> str:
+    """Return the dtype that all parts have, or "mixed"."""
+    dtypes = {part.dtype for part in parts}
+    return dtypes.pop() if len(dtypes) == 1 else MIXED
+
+
 @dataclass(frozen=True)
 class Stack(SourceTensor):
     """Matrices of one shape as one tensor, (n_matrices, n_rows, n_columns); its rows are theirs, one after the other.
@@ -38,8 +44,7 @@ class Stack(SourceTensor):
     @classmethod
     def of(cls, name: str, parts: Sequence[SourceTensor]) -> Stack:
         """Return the stack of these matrices, of which there is at least one."""
-        dtypes = {part.dtype for part in parts}
-        return cls(name, dtypes.pop() if len(dtypes) == 1 else MIXED, (len(parts), *parts[0].shape), parts)
+        return cls(name, common_dtype(parts), (len(parts), *parts[0].shape), parts)
 
     @property
     def n_bytes(self) -> int:

@@ -21,7 +21,7 @@ from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.export.scheme import Scheme
 from tritgguf.converter.gguf_io.reader import is_gguf, read_gguf
-from tritgguf.converter.model.architecture import TensorSpec, architecture_for, linear_names
+from tritgguf.converter.model.architecture import TensorSpec, architecture_for, linear_names, stored_specs
 from tritgguf.converter.model.from_gguf import model_from_gguf
 from tritgguf.converter.model.match import match_tensors
 from tritgguf.converter.quant.grids import Grid, find_grid
@@ -161,8 +161,7 @@ def _open_folder(folder: Path, form: Form) -> _Opened:
     raw = read_config_json(folder)
     architecture = architecture_for(raw)
     config = architecture.read_config(raw)
-    stored = (spec.as_stored() for spec in architecture.tensors(config) if spec.data is None)
-    specs = list({spec.source: spec for spec in stored}.values())  # once each: a tensor may be several of the graph's
+    specs = stored_specs(architecture.tensors(config))
     checkpoint = open_checkpoint(folder, linear_names(specs))
     if checkpoint.tensors is None:
         described = checkpoint.described or {}
@@ -181,7 +180,7 @@ def _open_gguf(path: Path) -> _Opened:
         texts, notes = tokenizer_files(model.file.metadata), []
     except UnsupportedError as error:
         texts, notes = {}, [f"the folder gets no tokenizer: {error}"]
-    return _Opened(model.config, model.specs, model.tensors, notes, texts)
+    return _Opened(model.config, model.specs, model.tensors, [*model.notes, *notes], texts)
 
 
 def _matrices(

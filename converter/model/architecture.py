@@ -15,10 +15,11 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, Keys
 from tritgguf.converter.checkpoint.config_json import FILE, ConfigJson, named_classes
 from tritgguf.converter.core.registry import offered
 from tritgguf.converter.core.settings import Settings
-from tritgguf.converter.core.tensors import Float32Array, RowIndices, SourceTensor
+from tritgguf.converter.core.tensors import Float32Array, RowIndices
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, string
 from tritgguf.converter.model.config import Ability, DecoderConfig, read_decoder_config
+from tritgguf.converter.model.derived import Derivation
 from tritgguf.converter.model.hyperparameters import hyperparameters
 from tritgguf.converter.model.rope import ROPE_FREQS, rotation
 from tritgguf.converter.model.stored_forms import StoredForm, Whole
@@ -31,9 +32,9 @@ class TensorSpec:
     `role` is "linear", "embedding", "output", "norm", "bias", "router", "rope", "scale" or "kept": only linear tensors
     become ternary. `rows` is the order that the graph wants the rows in, None for the checkpoint's. A tensor with
     `data` isn't in the checkpoint but follows from config.json; `plus` is added to the values of one that is. `derive`
-    makes it of one that checkpoints store in another form, with `stored_shape` where that is another shape. One that
-    isn't simply stored as `source` has the ways in which checkpoints store it in `stored`, the usual one first; then
-    `source` only names it in messages.
+    makes it of one that checkpoints store in another form, and that of it again; `stored_shape` is set where that is
+    another shape. One that isn't simply stored as `source` has the ways in which checkpoints store it in `stored`, the
+    usual one first; then `source` only names it in messages.
     """
 
     source: str
@@ -44,7 +45,7 @@ class TensorSpec:
     data: Float32Array | None = None
     plus: float = 0.0
     stored_shape: tuple[int, ...] | None = None
-    derive: Callable[[SourceTensor], SourceTensor] | None = None
+    derive: Derivation | None = None
     stored: tuple[StoredForm, ...] = ()
 
     @property
@@ -84,8 +85,8 @@ class Architecture:
     those that it computes, the default first, and `abilities` what it computes beyond other graphs. `honours_scales`
     tells whether the graph multiplies every linear layer by its `.scale` tensor. `own_name` is set where the stock
     graph alone would compute another model: the file then has the keys under both names. On the way back from a GGUF
-    file, `settings` turns the architecture's keys into what `extra_keys` made them of, None where there is no way back;
-    `model_type` is config.json's for the first of `classes`, where it isn't that name in lower case.
+    file, `settings` turns the architecture's keys into what `extra_keys` made them of; `model_type` is config.json's
+    for the first of `classes`, where it isn't that name in lower case.
     """
 
     graph: MODEL_ARCH | str
@@ -98,7 +99,7 @@ class Architecture:
     abilities: frozenset[Ability] = frozenset()
     honours_scales: bool = False
     own_name: str | None = None
-    settings: Callable[[Settings], ConfigJson] | None = lambda _keys: {}
+    settings: Callable[[Settings], ConfigJson] = lambda _keys: {}
     model_type: str | None = None
 
     @property
@@ -135,6 +136,12 @@ class Architecture:
             keys |= rotation(config, arch, reads_divisors=reads_divisors).metadata
             keys |= self.extra_keys(config, arch)
         return keys
+
+
+def stored_specs(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
+    """Return the tensors as checkpoints have them, once each: a checkpoint's tensor may be several of the graph's."""
+    stored = (spec.as_stored() for spec in specs if spec.data is None)
+    return list({spec.source: spec for spec in stored}.values())
 
 
 def linear_names(specs: Iterable[TensorSpec]) -> frozenset[str]:

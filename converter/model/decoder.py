@@ -16,7 +16,7 @@ from tritgguf.converter.core.tensors import RowIndices
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.config import DecoderConfig
-from tritgguf.converter.model.rope import ROPE_FREQS, longrope_divisors, rotation
+from tritgguf.converter.model.rope import LONGROPE_SETS, ROPE_FREQS, longrope_divisors, rotation
 
 RowOrder = Callable[[int, int], RowIndices]  # (n_heads, head_dim) → the order of n_heads * head_dim rows
 
@@ -43,11 +43,10 @@ def longrope_factors(config: DecoderConfig) -> list[TensorSpec]:
     """Return LongRoPE's two sets of divisors, (rotated_size / 2,), for graphs that choose one by the context's size."""
     if config.rope.kind != "longrope":
         return []
-    sets = {"long_factor": MODEL_TENSOR.ROPE_FACTORS_LONG, "short_factor": MODEL_TENSOR.ROPE_FACTORS_SHORT}
-    divisors = {tensor: longrope_divisors(config, key) for key, tensor in sets.items()}
+    divisors = {key: longrope_divisors(config, key) for key in LONGROPE_SETS}
     return [
-        TensorSpec(f"config.json: {tensor.name.lower()}", gguf_name(tensor), values.shape, "rope", data=values)
-        for tensor, values in divisors.items()
+        TensorSpec(f"config.json: {key}", LONGROPE_SETS[key], values.shape, "rope", data=values)
+        for key, values in divisors.items()
     ]
 
 

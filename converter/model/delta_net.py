@@ -16,16 +16,18 @@ from gguf import MODEL_TENSOR, TENSOR_NAMES, Keys
 from tritgguf.converter.checkpoint.config_json import ConfigJson
 from tritgguf.converter.core.settings import Settings
 from tritgguf.converter.core.tensors import Float32Array, RowIndices
-from tritgguf.converter.errors import UnsupportedError
+from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, booleans, uint32
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.config import MOST_IN_A_ROW, MOST_LAYERS, DecoderConfig
 from tritgguf.converter.model.decoder import gguf_name, in_layer, linear, norm, query_key_norms
-from tritgguf.converter.model.derived import ComputedTensor
+from tritgguf.converter.model.derived import ComputedTensor, Derivation, reshaped
+from tritgguf.converter.model.rope_from_gguf import partial_rotation_setting
 from tritgguf.converter.model.sliding import FULL
 
 LINEAR = "linear_attention"
 INTERVAL = "full_attention_interval"
+FLOAT32_DIGITS = 24  # of a float32's fraction, in binary
 EPSILON = 1e-6  # `l2norm` of transformers' modeling_qwen3_next.py and modeling_qwen3_5.py
 
 
@@ -100,7 +102,7 @@ def recurrence(
     `channels` and `heads` are the graph's order of queries, keys and values, and of the value heads.
     """
     module, kernel, per_head = in_layer(layer, "linear_attn"), (net.channels, net.kernel), (net.n_value_heads,)
-    rates = f"{module}.A_log"
+    rates, in_file = f"{module}.A_log", TENSOR_NAMES[MODEL_TENSOR.SSM_A].format(bid=layer)
     return [
         TensorSpec(
             f"{module}.conv1d.weight",
@@ -108,17 +110,20 @@ def recurrence(
             kernel,
             "kept",
             channels,
-            stored_shape=(net.channels, 1, net.kernel),
-            derive=lambda stored: ComputedTensor(stored.name, kernel, stored, lambda values: values),
+            stored_shape=(convolved := (net.channels, 1, net.kernel)),
+            derive=reshaped(f"{module}.conv1d.weight", convolved, kernel),
         ),
         TensorSpec(f"{module}.dt_bias", gguf_name(MODEL_TENSOR.SSM_DT, layer, "bias"), per_head, "bias", heads),
         TensorSpec(
             rates,
-            TENSOR_NAMES[MODEL_TENSOR.SSM_A].format(bid=layer),
+            in_file,
             per_head,
             "kept",
             heads,
-            derive=partial(ComputedTensor, rates, per_head, compute=minus_exponential),
+            derive=Derivation(
+                made=partial(ComputedTensor, rates, per_head, compute=minus_exponential),
+                undone=partial(ComputedTensor, rates, per_head, compute=partial(logarithm_of_minus, name=in_file)),
+            ),
         ),
     ]
 
@@ -131,6 +136,27 @@ def recurrence_norm(net: DeltaNet, layer: int) -> TensorSpec:
 def minus_exponential(values: Float32Array) -> Float32Array:
     """Return the rates of decay of A_log, rounded from float64: numpy's float32 `exp` differs from CPU to CPU."""
     return np.negative(np.exp(values.astype(np.float64))).astype(np.float32)
+
+
+def logarithm_of_minus(rates: Float32Array, name: str) -> Float32Array:
+    """Return A_log of the rates of decay in the file's tensor `name`: the way back of `minus_exponential`.
+
+    Several floats may have the same rate; the one with the fewest binary digits is taken, since checkpoints store few.
+    Where none has it, the result is the float next to the logarithm. Raises SourceError for a rate that isn't negative.
+    """
+    if not (rates < 0).all():
+        raise SourceError(f"{name}: rates of decay must be negative, found {rates.max():g}, which is no -exp(A_log)")
+    logarithms = np.log(-rates.astype(np.float64))
+    found = logarithms.astype(np.float32)
+    neighbours = [np.nextafter(found, np.float32(limit)) for limit in (-np.inf, np.inf)]
+    fractions, exponents = np.frexp(logarithms)
+    rounded = [
+        np.ldexp(np.round(np.ldexp(fractions, digits)), exponents - digits).astype(np.float32)
+        for digits in range(FLOAT32_DIGITS, 0, -1)
+    ]
+    for candidate in (*neighbours, *rounded):
+        np.copyto(found, candidate, where=minus_exponential(candidate) == rates)
+    return found
 
 
 def with_shifted_norms(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
@@ -155,6 +181,33 @@ def delta_net_keys(config: DecoderConfig, arch: str) -> Metadata:
     }
 
 
+def delta_net_settings(keys: Settings) -> ConfigJson:
+    """Return config.json's settings from a GGUF file's keys: the way back of `delta_net_keys`, and of the rotation."""
+    head_dim = keys.integer("ssm.state_size")
+    return {
+        "linear_conv_kernel_dim": keys.integer("ssm.conv_kernel"),
+        "linear_num_key_heads": keys.integer("ssm.group_count"),
+        "linear_num_value_heads": keys.integer("ssm.time_step_rank"),
+        "linear_key_head_dim": head_dim,
+        "linear_value_head_dim": head_dim,
+        "layer_types": _types_of_layers(keys),
+        **partial_rotation_setting(keys),
+    }
+
+
+def _types_of_layers(keys: Settings) -> list[str]:
+    """Return layer_types of a GGUF file's keys; llama.cpp's files may have the interval alone."""
+    n_layers, linear = keys.integer("block_count", most=MOST_LAYERS), keys.get("attention.recurrent_layers")
+    if isinstance(linear, list):
+        return [LINEAR if is_linear else FULL for is_linear in linear]
+    return types_by_interval(n_layers, keys.integer(INTERVAL, 4))
+
+
+def types_by_interval(n_layers: int, interval: int) -> list[str]:
+    """Return layer_types where every layer whose number is a multiple of `interval`, from 1 on, is a full attention."""
+    return [LINEAR if number % interval else FULL for number in range(1, n_layers + 1)]
+
+
 def linear_layers(config: DecoderConfig) -> list[bool]:
     """Return for each layer whether its attention is linear; raise UnsupportedError for another type of layer."""
     types = config.raw.texts("layer_types") or []
@@ -172,9 +225,8 @@ def with_layer_types(keys: Settings) -> ConfigJson:
     """Return the keys with layer_types, which follow from full_attention_interval where they are missing."""
     if keys.has("layer_types"):
         return keys
-    interval = keys.integer(INTERVAL, 4)
     n_layers = keys.integer("num_hidden_layers", most=MOST_LAYERS)
-    return {**keys, "layer_types": [LINEAR if number % interval else FULL for number in range(1, n_layers + 1)]}
+    return {**keys, "layer_types": types_by_interval(n_layers, keys.integer(INTERVAL, 4))}
 
 
 def require_the_graph_s_epsilon(config: DecoderConfig) -> None:

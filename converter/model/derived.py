@@ -1,13 +1,18 @@
-"""Tensors that a graph needs in another form than checkpoints store: other columns, rows, shape or values."""
+"""Tensors that a graph needs in another form than checkpoints store, and the way back of each form.
+
+The columns or rows are in another order, rows of one tensor are several, or shape or values are others.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from tritgguf.converter.core.stacks import common_dtype
 from tritgguf.converter.core.tensors import (
     ByteArray,
     CodedRows,
@@ -16,7 +21,16 @@ from tritgguf.converter.core.tensors import (
     Floats,
     RowIndices,
     SourceTensor,
+    row_numbers,
 )
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """`made` makes the graph's tensor of the checkpoint's, `undone` the checkpoint's of the graph's."""
+
+    made: Callable[[SourceTensor], SourceTensor]
+    undone: Callable[[SourceTensor], SourceTensor]
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,12 @@ class ComputedTensor(SourceTensor):
 
     def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
         return self.stored.on_disk(rows)
+
+
+def reshaped(name: str, stored_shape: tuple[int, ...], shape: tuple[int, ...]) -> Derivation:
+    """Return the derivation of a tensor with the same values and rows in another shape."""
+    made, undone = (partial(ComputedTensor, name, new, compute=lambda values: values) for new in (shape, stored_shape))
+    return Derivation(made, undone)
 
 
 @dataclass(frozen=True)
@@ -122,6 +142,12 @@ def with_columns(source: SourceTensor, columns: RowIndices, run: int) -> SourceT
     return ReorderedColumns(source, columns, run)
 
 
+def reordered_columns(columns: RowIndices, run: int) -> Derivation:
+    """Return the derivation of a tensor whose columns are numbered as in `with_columns`."""
+    places = np.argsort(columns)
+    return Derivation(lambda stored: with_columns(stored, columns, run), lambda made: with_columns(made, places, run))
+
+
 @dataclass(frozen=True)
 class PickedRows(SourceTensor):
     """The rows `numbers` of the matrix `stored`, in this order, as a tensor of their own."""
@@ -183,3 +209,52 @@ class PickedCodes(CodedTensor):
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows:
         return self.original.read_codes(self.stored.numbers[rows])
+
+
+@dataclass(frozen=True)
+class MergedRows(SourceTensor):
+    """A matrix whose rows are those of `parts`: row i is row `places[i]` of the parts one after the other."""
+
+    name: str
+    parts: Sequence[SourceTensor]
+    places: RowIndices
+
+    @classmethod
+    def of(cls, name: str, parts: Sequence[SourceTensor], numbers: Sequence[RowIndices]) -> MergedRows:
+        """Return the matrix that `PickedRows` took the parts from: rows `numbers[i]` of it are the rows of part i."""
+        return cls(name, parts, np.argsort(np.concatenate(numbers)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (len(self.places), *self.parts[0].shape[1:])
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        return common_dtype(self.parts)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(part.n_bytes for part in self.parts)
+
+    def read(self, rows: slice | RowIndices) -> Float32Array:
+        values: Float32Array = np.empty((len(row_numbers(rows, len(self.places))), self.shape[-1]), np.float32)
+        for part, here, numbers in self._by_part(rows):
+            values[here] = part.read(numbers)
+        return values
+
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        return [stored for part, _, numbers in self._by_part(rows) for stored in part.on_disk(numbers)]
+
+    def require_unchanged(self) -> None:
+        for part in self.parts:
+            part.require_unchanged()
+
+    def _by_part(self, rows: slice | RowIndices) -> Iterator[tuple[SourceTensor, RowIndices, RowIndices]]:
+        """Yield the parts that have some of `rows`: which of these, and their numbers in the part."""
+        wanted = self.places[row_numbers(rows, len(self.places))]
+        first = 0
+        for part in self.parts:
+            here = np.flatnonzero((first <= wanted) & (wanted < first + part.shape[0]))
+            if len(here):
+                yield part, here, wanted[here] - first
+            first += part.shape[0]

@@ -34,7 +34,7 @@ def assembled_tensors(specs: Sequence[TensorSpec], stored: Mapping[str, SourceTe
     for spec in (spec for spec in specs if spec.data is None):
         form, shape = _form_in(spec, stored), spec.stored_shape or spec.shape
         tensor = form.assembled(spec.source, shape, [stored[name] for name in form.names])
-        tensor = spec.derive(tensor) if spec.derive else tensor
+        tensor = spec.derive.made(tensor) if spec.derive else tensor
         assembled[spec.source] = ShiftedTensor(spec.source, tensor.shape, tensor, spec.plus) if spec.plus else tensor
     return assembled
 

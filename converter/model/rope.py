@@ -26,6 +26,7 @@ from tritgguf.converter.gguf_io.metadata import Metadata, float32, string, uint3
 from tritgguf.converter.model.config import ORIGINAL_LENGTH, Ability, DecoderConfig, RopeConfig
 
 ROPE_FREQS = "rope_freqs.weight"
+LONGROPE_SETS = {"long_factor": "rope_factors_long.weight", "short_factor": "rope_factors_short.weight"}
 NATIVE_KINDS = ("default", "linear", "yarn")
 YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # llama.cpp always computes with these
 
@@ -196,5 +197,9 @@ def _longrope_magnitude(config: DecoderConfig) -> float:
     options, original = config.rope.options, original_length(config)
     if options.has("attention_factor"):
         return options.number("attention_factor")
-    factor = options.number("factor", config.max_positions / original)
+    return longrope_magnitude(options.number("factor", config.max_positions / original), original)
+
+
+def longrope_magnitude(factor: float, original: float) -> float:
+    """Return what sine and cosine are multiplied by where contexts of `original` tokens are stretched by `factor`."""
     return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))

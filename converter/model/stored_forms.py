@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tritgguf.converter.core.stacks import Stack
 from tritgguf.converter.core.tensors import RowIndices, RowsOf, SourceTensor
-from tritgguf.converter.model.derived import PickedRows
+from tritgguf.converter.model.derived import MergedRows, PickedRows
 
 Shape = tuple[int, ...]
 
@@ -117,3 +117,9 @@ class SomeRows(StoredForm):
 
     def assembled(self, name: str, shape: Shape, stored: Sequence[SourceTensor]) -> SourceTensor:
         return PickedRows(name, stored[0], self.numbers)
+
+    @staticmethod
+    def together(name: str, parts: Sequence[tuple[SomeRows, SourceTensor]]) -> SourceTensor:
+        """Return the whole matrix of all its parts: the way back of `assembled`."""
+        forms, tensors = zip(*parts, strict=True)
+        return MergedRows.of(name, tensors, [form.numbers for form in forms])

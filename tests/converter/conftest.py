@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import checkpoints, packed_checkpoints, scaled_checkpoints
+from tests import checkpoints, maple_model, packed_checkpoints, scaled_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +17,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         builders = {
             **dict.fromkeys(packed_checkpoints.PACKED, packed_checkpoints.build),
             **dict.fromkeys(scaled_checkpoints.QUANTIZED, scaled_checkpoints.build),
+            "maple": lambda _name, folder: maple_model.write(folder),
         }
         build = builders.get(name, checkpoints.build)
         return root / name if (root / name).exists() else build(name, root / name)

@@ -27,6 +27,7 @@ from tritgguf.converter.model.decoder import (
     require_untied_output,
 )
 from tritgguf.converter.model.experts import expert_keys, expert_settings, expert_size, experts, require
+from tritgguf.converter.model.rope_from_gguf import partial_rotation_setting
 from tritgguf.converter.model.sliding import layer_types_setting, pattern_metadata, require_window
 
 CLAMP = 7.0  # of an expert's gate from above, of its up from both sides; the model's code has the number in it
@@ -75,7 +76,7 @@ def settings(keys: Settings) -> ConfigJson:
         **expert_settings(keys),
         **layer_types_setting(keys),
         "moe_intermediate_size": keys.integer("expert_feed_forward_length"),
-        "partial_rotary_factor": keys.integer("rope.dimension_count") / keys.integer("attention.key_length"),
+        **partial_rotation_setting(keys),
         "nope_on_global_attention": True,
         "norm_topk_prob": True,
     }

@@ -5,8 +5,6 @@ The graph has both sets of LongRoPE's factors. It uses NEOX rope, so rows keep t
 
 from __future__ import annotations
 
-import math
-
 from gguf import MODEL_ARCH, MODEL_TENSOR
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson
@@ -23,6 +21,7 @@ from tritgguf.converter.model.decoder import (
     output,
     require_heads_of_hidden_size,
 )
+from tritgguf.converter.model.rope_from_gguf import partial_rotation_setting
 
 OLDER_NAMES_OF_LONGROPE = ("su", "yarn")  # as in transformers' Phi3Config
 
@@ -54,17 +53,6 @@ def with_longrope_s_name(keys: Settings) -> ConfigJson:
     return {**keys, key: {**keys.object(key), "rope_type": "longrope"}}
 
 
-def settings(keys: Settings) -> ConfigJson:
-    """Return config.json's partial_rotary_factor from a GGUF file's keys."""
-    head_dim = keys.integer(
-        "attention.key_length", keys.integer("embedding_length") // keys.integer("attention.head_count")
-    )
-    rotated = keys.integer("rope.dimension_count", head_dim, most=head_dim)
-    factor = rotated / head_dim
-    # int(head_dim * factor) is how many values are rotated: a quotient that was rounded down would make it one less.
-    return {"partial_rotary_factor": factor if int(head_dim * factor) == rotated else math.nextafter(factor, 1)}
-
-
 PHI3 = {
     "rms_norm_eps": 1e-05,
     "max_position_embeddings": 4096,
@@ -78,6 +66,6 @@ ARCHITECTURE = Architecture(
     tensors=tensors,
     requires=(require_heads_of_hidden_size,),
     respell=with_longrope_s_name,
-    settings=settings,
+    settings=partial_rotation_setting,
     abilities=frozenset({Ability.PARTIAL_ROTATION, Ability.BOTH_LONGROPE_SETS}),
 )

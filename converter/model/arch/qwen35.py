@@ -12,10 +12,12 @@ from dataclasses import replace
 import numpy as np
 from gguf import MODEL_ARCH, MODEL_TENSOR, Keys
 
+from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.core.settings import Settings
 from tritgguf.converter.core.tensors import RowIndices
 from tritgguf.converter.gguf_io.metadata import Metadata, int32s
 from tritgguf.converter.model.architecture import Architecture, TensorSpec
-from tritgguf.converter.model.config import Ability, DecoderConfig
+from tritgguf.converter.model.config import SCALING, Ability, DecoderConfig
 from tritgguf.converter.model.decoder import (
     attention_norm,
     embedding,
@@ -31,6 +33,7 @@ from tritgguf.converter.model.delta_net import (
     DeltaNet,
     delta_net,
     delta_net_keys,
+    delta_net_settings,
     gated_attention,
     linear_layers,
     post_attention_norm,
@@ -40,7 +43,7 @@ from tritgguf.converter.model.delta_net import (
     with_layer_types,
     with_shifted_norms,
 )
-from tritgguf.converter.model.derived import with_columns
+from tritgguf.converter.model.derived import reordered_columns
 
 SECTIONS = [11, 11, 10]  # which rotations belong to time, height and width in a picture; in a text all are the same
 
@@ -76,7 +79,7 @@ def linear_attention(config: DecoderConfig, net: DeltaNet, number: int) -> list[
         *recurrence(net, number, channels=channels, heads=heads),
         *small,
         recurrence_norm(net, number),
-        replace(out, derive=lambda stored: with_columns(stored, values, net.head_dim)),
+        replace(out, derive=reordered_columns(values, net.head_dim)),
     ]
 
 
@@ -107,6 +110,15 @@ def keys(config: DecoderConfig, arch: str) -> Metadata:
     }
 
 
+def settings(keys: Settings) -> ConfigJson:
+    """Return config.json's settings from a GGUF file's keys: the way back of `keys`."""
+    sections = keys.get("rope.dimension_sections")
+    if not isinstance(sections, list) or len(sections) != 4:
+        raise keys.wrong("rope.dimension_sections", "a list of 4 integers")
+    rotation = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": sections[:3]}
+    return {**delta_net_settings(keys), SCALING: rotation}
+
+
 QWEN35 = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 32768,
@@ -126,6 +138,7 @@ ARCHITECTURE = Architecture(
     extra_keys=keys,
     requires=(require_the_graph_s_epsilon, require_no_attention_bias),
     respell=with_layer_types,
-    settings=None,
+    settings=settings,
+    model_type="qwen3_5_text",
     abilities=frozenset({Ability.PARTIAL_ROTATION}),
 )

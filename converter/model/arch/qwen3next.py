@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from gguf import MODEL_ARCH, MODEL_TENSOR, Keys
 
+from tritgguf.converter.checkpoint.config_json import ConfigJson
+from tritgguf.converter.core.settings import Settings
 from tritgguf.converter.core.tensors import RowIndices
 from tritgguf.converter.gguf_io.metadata import Metadata, uint32
 from tritgguf.converter.model.architecture import Architecture, TensorSpec
@@ -28,6 +30,7 @@ from tritgguf.converter.model.delta_net import (
     DeltaNet,
     delta_net,
     delta_net_keys,
+    delta_net_settings,
     gated_attention,
     linear_layers,
     post_attention_norm,
@@ -39,6 +42,7 @@ from tritgguf.converter.model.delta_net import (
 )
 from tritgguf.converter.model.experts import (
     expert_keys,
+    expert_settings,
     expert_size,
     experts,
     require_experts_in_every_layer,
@@ -112,6 +116,17 @@ def keys(config: DecoderConfig, arch: str) -> Metadata:
     }
 
 
+def settings(keys: Settings) -> ConfigJson:
+    """Return config.json's settings from a GGUF file's keys: the way back of `keys`."""
+    return {
+        **expert_settings(keys),
+        "moe_intermediate_size": keys.integer("expert_feed_forward_length"),
+        "shared_expert_intermediate_size": keys.integer("expert_shared_feed_forward_length"),
+        "norm_topk_prob": True,
+        **delta_net_settings(keys),
+    }
+
+
 QWEN3_NEXT = {
     "num_attention_heads": 16,
     "num_key_value_heads": 2,
@@ -142,6 +157,7 @@ ARCHITECTURE = Architecture(
         require_normalized_scores,
     ),
     respell=with_layer_types,
-    settings=None,
+    settings=settings,
+    model_type="qwen3_next",
     abilities=frozenset({Ability.PARTIAL_ROTATION}),
 )

@@ -10,23 +10,30 @@ import numpy as np
 import pytest
 from gguf import Keys
 
+from tests import maple_model
+from tests.checkpoint_recipes import RECIPES
 from tests.command_line import run_captured
 from tests.converter.tokenizer.test_real_tokenizers import llama_cpp_model, recorded
 from tests.gguf_edit import rewrite
+from tests.packed_checkpoints import PACKED
 from tritgguf.converter import UnsupportedError, convert, form_named, quantize
 from tritgguf.converter.gguf_io.metadata import Value
 from tritgguf.converter.gguf_io.reader import GgufFile, read_gguf
+from tritgguf.converter.model.architecture import Architecture, architectures
 from tritgguf.converter.tokenizer import read_tokenizer
 from tritgguf.converter.tokenizer.from_gguf import tokenizer_files
 
 FLOATS = form_named(None, dtype="f32")
-RECIPES = [
+THERE_AND_BACK = [
     "llama1", "llama-gqa", "llama-tied", "llama-biases", "llama-head-dim", "llama-llama3", "llama-linear", "llama-yarn",
     "llama-yarn-betas", "llama-yarn-attention-factor", "mistral-window", "qwen2", "qwen2-tied", "qwen2-yarn", "qwen3",
     "qwen3-tied", "qwen3-yarn", "hunyuan-alpha", "gemma3", "gemma3-linear", "smollm3", "smollm3-yarn", "phi3",
     "granite", "granite-biases", "olmo2", "olmo2-gqa", "olmo3", "olmo3-types",
-    "qwen3moe", "mixtral",
+    "phi3-longrope-long", "phi3-longrope-short", "qwen35", "qwen35-one-to-one", "qwen3moe", "qwen3next",
+    "qwen3next-ternary", "mixtral",
 ]  # fmt: skip
+TERNARY = ["falcon3", "llama-rows", "qwen3-tensor", "bitcpm", "14b-seed", "2b4t", "maple"]
+ROUNDS_ITSELF = "1bitllm"
 # llama.cpp's vocabularies, whose token ids its authors recorded from transformers
 RECORDED = ("gpt-2", "starcoder", "refact", "llama-spm", "llama-bpe", "qwen2")
 
@@ -44,7 +51,7 @@ def assert_same_file(found: Path, expected: Path) -> None:
         np.testing.assert_array_equal(other.tensors[name].data, tensor.data, err_msg=name)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", THERE_AND_BACK)
 def test_there_and_back_and_there_again_is_the_same_file(name: str, model, tmp_path: Path) -> None:
     made = convert(model(name), tmp_path / "made.gguf", "f16", check=False).out
     folder = quantize(made, tmp_path / "folder", FLOATS).out
@@ -52,7 +59,21 @@ def test_there_and_back_and_there_again_is_the_same_file(name: str, model, tmp_p
     assert_same_file(again, made)
 
 
-@pytest.mark.parametrize("name", ["falcon3", "llama-rows", "qwen3-tensor", "bitcpm", "14b-seed", "2b4t"])
+@pytest.mark.parametrize("architecture", architectures(), ids=lambda architecture: architecture.name)
+def test_every_architecture_is_among_them(architecture: Architecture) -> None:
+    """Or its class computes with other weights than a folder of floats would hold: docs/formats.md says so."""
+    recipes = {**RECIPES, **{name: packed.base for name, packed in PACKED.items()}, "maple": maple_model.RECIPE}
+    classes = {recipes[name].architecture for name in (*THERE_AND_BACK, *TERNARY, ROUNDS_ITSELF)}
+    assert classes & architecture.classes.keys()
+
+
+def test_a_class_that_rounds_its_weights_gets_no_floats(model, tmp_path: Path) -> None:
+    made = convert(model(ROUNDS_ITSELF), tmp_path / "made.gguf", "auto", check=False).out
+    with pytest.raises(UnsupportedError, match=r"BitnetForCausalLM rounds its weights .* choose a packed scheme"):
+        quantize(made, tmp_path / "folder", FLOATS)
+
+
+@pytest.mark.parametrize("name", TERNARY)
 def test_a_ternary_file_becomes_floats_on_its_grid(name: str, model, tmp_path: Path) -> None:
     made = convert(model(name), tmp_path / "made.gguf", "auto", check=False).out
     folder = quantize(made, tmp_path / "folder", FLOATS).out
@@ -77,6 +98,9 @@ def test_a_key_that_is_not_understood_stops_the_way_back(model, tmp_path: Path) 
     odd = rewrite(made, tmp_path / "odd2.gguf", keys={"qwen3.rope.scaling.type": "su"})
     with pytest.raises(UnsupportedError, match=r"rope\.scaling\.type is 'su'; known are none, linear and yarn"):
         quantize(odd, tmp_path / "folder", FLOATS)
+    odd = rewrite(made, tmp_path / "half.gguf", keys={"qwen3.rope.dimension_count": 64})
+    with pytest.raises(UnsupportedError, match=r"dimension_count is 64, but no config\.json .* the nearest gives 128"):
+        quantize(odd, tmp_path / "folder", FLOATS)
     odd = rewrite(made, tmp_path / "odd3.gguf", keys={"general.architecture": "gemma"})
     with pytest.raises(UnsupportedError, match="isn't known for architecture gemma; known are "):
         quantize(odd, tmp_path / "folder", FLOATS)
@@ -100,8 +124,9 @@ def test_rounded_tensors_are_noted(model, tmp_path: Path, monkeypatch, capsys) -
     assert err == ""
 
 
-def test_a_scheme_takes_a_gguf_file_as_well(model, tmp_path: Path) -> None:
-    made = convert(model("llama-gqa"), tmp_path / "made.gguf", "tq2_0", check=False).out
+@pytest.mark.parametrize("name", ["llama-gqa", "qwen3next", "qwen35"])
+def test_a_scheme_takes_a_gguf_file_as_well(name: str, model, tmp_path: Path) -> None:
+    made = convert(model(name), tmp_path / "made.gguf", "tq2_0", check=False).out
     folder = quantize(made, tmp_path / "folder", "absmean-g64").out
     again = convert(folder, tmp_path / "again.gguf", "tq2_0", check=False).out
     one, other = read_gguf(made).tensors, read_gguf(again).tensors

@@ -18,7 +18,7 @@ from tests.quantized_checkpoints import QUANTIZED, Quantized, gptq
 from tests.quantized_layers import Layer
 from tritgguf.converter import convert, form_named, quantize
 from tritgguf.converter.checkpoint.safetensors_reader import read_tensors
-from tritgguf.converter.errors import SourceError, TensorError, UnsupportedError
+from tritgguf.converter.errors import SourceError, TensorError
 from tritgguf.converter.inspection.inspection import inspect
 from tritgguf.converter.verification.verification import verify
 
@@ -184,7 +184,7 @@ def test_a_mix_up_would_show(mix_up: Callable[[Tensors], None], where: set[str],
     assert bad == {f"blk.0.{name}" for name in where}
 
 
-# --- folders and the way back ------------------------------------------------------------------------------------
+# --- folders -----------------------------------------------------------------------------------------------------
 
 
 def test_quantize_writes_the_mixed_rows_as_one_tensor(model: Folder, tmp_path: Path) -> None:
@@ -198,13 +198,6 @@ def test_quantize_writes_the_mixed_rows_as_one_tensor(model: Folder, tmp_path: P
     channels, gates = in_file(mixed, RECIPES["qwen3next"])
     np.testing.assert_array_equal(values["blk.0.attn_qkv.weight"], channels)
     np.testing.assert_array_equal(values["blk.0.attn_gate.weight"], gates)
-
-
-@pytest.mark.parametrize("name", ["qwen3next", "qwen35"])
-def test_there_is_no_way_back(name: str, model: Folder, tmp_path: Path) -> None:
-    made = convert(model(name), tmp_path / "made.gguf", "f16", check=False).out
-    with pytest.raises(UnsupportedError, match=f"the way back .* isn't known for architecture {name}; known are "):
-        quantize(made, tmp_path / "folder", form_named(None, dtype="f32"))
 
 
 def test_inspect_shares_the_bytes_of_the_mixed_rows(model: Folder) -> None:
