@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from tritgguf.converter.core.settings import Settings
 from tritgguf.converter.gguf_io.reader import GgufFile
 from tritgguf.converter.model.config import MOST_LAYERS
-from tritgguf.converter.model.rope import LONGROPE_SETS
 
 GUESSING = "nextn_predict_layers"
 LINEAR_LAYERS = "attention.recurrent_layers"
@@ -29,10 +28,8 @@ def architecture_keys(file: GgufFile) -> ArchitectureKeys:
     """Return the keys; raise SourceError where every layer guesses further tokens."""
     prefix = f"{file.architecture}."
     found = {key.removeprefix(prefix): value.data for key, value in file.metadata.items() if key.startswith(prefix)}
-    if found.get("attention.sliding_window") == 0:
+    if found.get("attention.sliding_window") == 0:  # none
         del found["attention.sliding_window"]
-    if found.get("rope.scaling.type") == "longrope" and all(name in file.tensors for name in LONGROPE_SETS.values()):
-        del found["rope.scaling.type"]
     keys = Settings(file.path.name, found, prefix.removesuffix("."))
     n_guessing = keys.integer(GUESSING, 0, least=0)
     total = keys.integer("block_count", least=n_guessing + 1, most=MOST_LAYERS)

@@ -53,7 +53,7 @@ def rope_candidates(keys: Settings, divisors: Mapping[str, Float32Array]) -> lis
 def _longrope(keys: Settings, divisors: Mapping[str, Float32Array], magnitude: float) -> dict[str, Any]:
     """Return LongRoPE's two sets as transformers 4 spells them, which allows no further key unless it is needed."""
     length = keys.integer("context_length")
-    original = keys.integer("rope.scaling.original_context_length", length)
+    original = keys.integer("rope.scaling.original_context_length", length, least=2)
     scaling: dict[str, Any] = {
         "type": "longrope",
         **{key: _numbers(divisors[name]) for key, name in LONGROPE_SETS.items()},

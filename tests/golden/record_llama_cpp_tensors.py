@@ -17,8 +17,17 @@ from tests import checkpoints
 from tests.checkpoint_recipes import RECIPES
 
 FILE = Path(__file__).with_name("llama_cpp_tensors.json")
-# Those whose tensors have another form in the file than in the checkpoint.
-NAMES = ("qwen35", "qwen35-one-to-one", "qwen3moe", "qwen3next", "qwen3next-ternary")
+# Those whose tensors have another form in the file than in the checkpoint, or whose keys have.
+NAMES = (
+    "phi3",
+    "phi3-longrope-long",
+    "phi3-longrope-short",
+    "qwen35",
+    "qwen35-one-to-one",
+    "qwen3moe",
+    "qwen3next",
+    "qwen3next-ternary",
+)
 
 
 def record(name: str, folder: Path) -> dict[str, Any]:
