@@ -6,7 +6,7 @@ value heads of a linear attention belong to key heads in groups.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,7 +20,17 @@ from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, booleans, uint32
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.config import MOST_IN_A_ROW, MOST_LAYERS, DecoderConfig
-from tritgguf.converter.model.decoder import gguf_name, in_layer, linear, norm, query_key_norms
+from tritgguf.converter.model.decoder import (
+    attention_norm,
+    embedding,
+    gguf_name,
+    in_layer,
+    layers,
+    linear,
+    norm,
+    output,
+    query_key_norms,
+)
 from tritgguf.converter.model.derived import ComputedTensor, Derivation, reshaped
 from tritgguf.converter.model.rope_from_gguf import partial_rotation_setting
 from tritgguf.converter.model.sliding import FULL
@@ -77,7 +87,26 @@ def delta_net(config: DecoderConfig) -> DeltaNet:
 # --- tensors ------------------------------------------------------------------------------------------------------
 
 
-def gated_attention(config: DecoderConfig, layer: int) -> list[TensorSpec]:
+def decoder_tensors(
+    config: DecoderConfig,
+    linear_attention: Callable[[DecoderConfig, DeltaNet, int], list[TensorSpec]],
+    feed_forward: Callable[[DecoderConfig, int], list[TensorSpec]],
+) -> list[TensorSpec]:
+    """Return the tensors of a file, in order, of these parts of a layer, which get the layer's number."""
+    net, linears = delta_net(config), linear_layers(config)
+
+    def layer(config: DecoderConfig, number: int) -> list[TensorSpec]:
+        return [
+            attention_norm(config, number),
+            *(linear_attention(config, net, number) if linears[number] else _gated_attention(config, number)),
+            norm(number, "post_attention_layernorm", MODEL_TENSOR.ATTN_POST_NORM, config.hidden_size),
+            *feed_forward(config, number),
+        ]
+
+    return _with_shifted_norms([embedding(config), *layers(config, layer), *output(config)])
+
+
+def _gated_attention(config: DecoderConfig, layer: int) -> list[TensorSpec]:
     """Return the tensors of a full attention; q_proj has each head's query and then its gate."""
     hidden, q, kv = config.hidden_size, config.query_size, config.key_size
     return [
@@ -87,11 +116,6 @@ def gated_attention(config: DecoderConfig, layer: int) -> list[TensorSpec]:
         *linear(layer, "self_attn.o_proj", MODEL_TENSOR.ATTN_OUT, (hidden, q)),
         *query_key_norms(config, layer),
     ]
-
-
-def post_attention_norm(config: DecoderConfig, layer: int) -> TensorSpec:
-    """Return the norm before the feed-forward part, by the name that these graphs have for it."""
-    return norm(layer, "post_attention_layernorm", MODEL_TENSOR.ATTN_POST_NORM, config.hidden_size)
 
 
 def recurrence(
@@ -159,7 +183,7 @@ def logarithm_of_minus(rates: Float32Array, name: str) -> Float32Array:
     return found
 
 
-def with_shifted_norms(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+def _with_shifted_norms(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
     """Return the tensors with one added to the norms' weights, but for the norms of linear attentions."""
     shifted = [spec.role == "norm" and not spec.source.endswith("linear_attn.norm.weight") for spec in specs]
     return [replace(spec, plus=1.0) if shift else spec for spec, shift in zip(specs, shifted, strict=True)]

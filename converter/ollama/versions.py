@@ -48,16 +48,19 @@ _EARLIER: Mapping[str, tuple[bool | None, ...]] = {
     "NVFP4": (None, None, None),
 }
 TYPES = {kind: (*eras, not refuses("ollama", kind)) for kind, eras in _EARLIER.items()}
-# The same for architectures. All eras refuse those that llama.cpp doesn't have.
+# The same for architectures. All eras refuse those that neither stand here nor in gguf's list of llama.cpp's.
 ARCHITECTURES: Mapping[str, tuple[bool | None, ...]] = {
     "llama": (True, True, True, True),
     "qwen2": (True, True, True, True),
     "qwen3": (None, True, True, True),
     "bitnet": (None, True, True, True),
     "minicpm": (None, True, True, True),
+    # llama.cpp's pull request 27000 was still open in September 2026; Ollama 0.31.2 is of July.
+    "maple": (False, False, False, None),
     "qwen3next": (False, None, None, True),  # llama.cpp has it since November 2025, Ollama 0.7.1 is of May
 }
 _OTHER = (None, None, None, True)
+_UNKNOWN = (False,) * len(ERAS)
 # The same for the graphs that multiply a layer by its `.scale` tensor. BitNet's always did. The others do so since
 # llama.cpp's pull request 20427, which came with Ollama 0.30.0 (llama.cpp b9452). Before, llama.cpp refused such a file
 # ("wrong number of tensors"), and Ollama's own engine, which ran qwen3, computed without the scales.
@@ -92,8 +95,8 @@ def verdicts_on(architecture: str, types: Mapping[str, str]) -> tuple[Verdict, .
 def _verdict(architecture: str, types: Mapping[str, str], number: int) -> Verdict:
     from gguf import MODEL_ARCH_NAMES  # a slow import, which `--help` must not wait for
 
-    known = architecture in MODEL_ARCH_NAMES.values()
-    answers = [(ARCHITECTURES.get(architecture, _OTHER)[number] if known else False, f"architecture {architecture}")]
+    others = _OTHER if architecture in MODEL_ARCH_NAMES.values() else _UNKNOWN
+    answers = [(ARCHITECTURES.get(architecture, others)[number], f"architecture {architecture}")]
     for kind, name in {kind: name for name, kind in types.items()}.items():
         answers.append((TYPES.get(kind, (True,) * len(ERAS))[number], f"{kind} tensors such as {name}"))
     refused = [f"refuses {what}" for taken, what in answers if taken is False]

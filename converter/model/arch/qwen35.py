@@ -18,30 +18,16 @@ from tritgguf.converter.core.tensors import RowIndices
 from tritgguf.converter.gguf_io.metadata import Metadata, int32s
 from tritgguf.converter.model.architecture import Architecture, TensorSpec
 from tritgguf.converter.model.config import SCALING, Ability, DecoderConfig
-from tritgguf.converter.model.decoder import (
-    attention_norm,
-    embedding,
-    feed_forward,
-    gguf_name,
-    in_layer,
-    layers,
-    linear,
-    output,
-    require_no_attention_bias,
-)
+from tritgguf.converter.model.decoder import feed_forward, gguf_name, in_layer, linear, require_no_attention_bias
 from tritgguf.converter.model.delta_net import (
     DeltaNet,
-    delta_net,
+    decoder_tensors,
     delta_net_keys,
     delta_net_settings,
-    gated_attention,
-    linear_layers,
-    post_attention_norm,
     recurrence,
     recurrence_norm,
     require_the_graph_s_epsilon,
     with_layer_types,
-    with_shifted_norms,
 )
 from tritgguf.converter.model.derived import reordered_columns
 
@@ -50,17 +36,7 @@ SECTIONS = [11, 11, 10]  # which rotations belong to time, height and width in a
 
 def tensors(config: DecoderConfig) -> list[TensorSpec]:
     """Return the tensors of the file, in order."""
-    net, linears = delta_net(config), linear_layers(config)
-
-    def layer(config: DecoderConfig, number: int) -> list[TensorSpec]:
-        return [
-            attention_norm(config, number),
-            *(linear_attention(config, net, number) if linears[number] else gated_attention(config, number)),
-            post_attention_norm(config, number),
-            *feed_forward(config, number),
-        ]
-
-    return with_shifted_norms([embedding(config), *layers(config, layer), *output(config)])
+    return decoder_tensors(config, linear_attention, feed_forward)
 
 
 def linear_attention(config: DecoderConfig, net: DeltaNet, number: int) -> list[TensorSpec]:

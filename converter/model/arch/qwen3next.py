@@ -16,29 +16,16 @@ from tritgguf.converter.core.tensors import RowIndices
 from tritgguf.converter.gguf_io.metadata import Metadata, uint32
 from tritgguf.converter.model.architecture import Architecture, TensorSpec
 from tritgguf.converter.model.config import MOST_IN_A_ROW, Ability, DecoderConfig
-from tritgguf.converter.model.decoder import (
-    attention_norm,
-    embedding,
-    gguf_name,
-    in_layer,
-    layers,
-    linear,
-    output,
-    require_no_attention_bias,
-)
+from tritgguf.converter.model.decoder import gguf_name, in_layer, linear, require_no_attention_bias
 from tritgguf.converter.model.delta_net import (
     DeltaNet,
-    delta_net,
+    decoder_tensors,
     delta_net_keys,
     delta_net_settings,
-    gated_attention,
-    linear_layers,
-    post_attention_norm,
     recurrence,
     recurrence_norm,
     require_the_graph_s_epsilon,
     with_layer_types,
-    with_shifted_norms,
 )
 from tritgguf.converter.model.experts import (
     expert_keys,
@@ -54,18 +41,15 @@ from tritgguf.converter.model.stored_forms import SomeRows
 
 def tensors(config: DecoderConfig) -> list[TensorSpec]:
     """Return the tensors of the file, in order."""
-    net, linears = delta_net(config), linear_layers(config)
+    return decoder_tensors(config, linear_attention, all_experts)
 
-    def layer(config: DecoderConfig, number: int) -> list[TensorSpec]:
-        return [
-            attention_norm(config, number),
-            *(linear_attention(config, net, number) if linears[number] else gated_attention(config, number)),
-            post_attention_norm(config, number),
-            *experts(config, number, expert_size(config)),
-            *shared_expert(config, number, shared_size(config)),
-        ]
 
-    return with_shifted_norms([embedding(config), *layers(config, layer), *output(config)])
+def all_experts(config: DecoderConfig, number: int) -> list[TensorSpec]:
+    """Return the tensors of a layer's experts."""
+    return [
+        *experts(config, number, expert_size(config)),
+        *shared_expert(config, number, shared_size(config)),
+    ]
 
 
 def linear_attention(config: DecoderConfig, net: DeltaNet, number: int) -> list[TensorSpec]:

@@ -94,6 +94,7 @@ def test_scales_in_tensors_of_their_own(architecture: str, loads: tuple[bool | N
         ("qwen3", (None, True, True, True)),
         ("gemma3", (None, None, None, True)),
         ("bitnet-b1.58", (False, False, False, False)),
+        ("maple", (False, False, False, None)),
         ("nonsense", (False, False, False, False)),
     ],
 )
@@ -128,6 +129,7 @@ def test_versions_as_ollama_writes_them() -> None:
 def test_the_tables_fit_the_eras() -> None:
     assert all(len(row) == len(ERAS) for row in (*TYPES.values(), *ARCHITECTURES.values(), *SCALES.values()))
     assert set(SCALES) == {known.name for known in architectures() if known.honours_scales and not known.own_name}
+    assert all(verdicts_on(known.name, {})[-1].loads is not False for known in architectures() if not known.own_name)
     assert [era.first for era in ERAS] == sorted(era.first for era in ERAS)
     assert refused_types(gguf.GGMLQuantizationType.__members__) == ["Q2_0", "TQ1_0", "TQ2_0"]
 
