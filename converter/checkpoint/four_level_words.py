@@ -13,7 +13,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from tritgguf.converter.checkpoint.scaled_codes import WORD_BITS, PerBlock, ScaledTensor, Words
+from tritgguf.converter.checkpoint.packed_integers import WORD_BITS
+from tritgguf.converter.checkpoint.scaled_codes import PerBlock, ScaledTensor, Words
 from tritgguf.converter.core.tensors import (
     ByteArray,
     CodedRows,

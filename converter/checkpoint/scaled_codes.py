@@ -9,10 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 
+from tritgguf.converter.checkpoint.packed_integers import WORD_BITS, unpacked
 from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.floats import bf16
@@ -32,7 +33,6 @@ from tritgguf.converter.errors import SourceError, TensorError
 from tritgguf.converter.quant.codec import fp16
 
 Block = tuple[int, int]  # rows and columns that share a scale
-WORD_BITS = 32
 ROUNDINGS: dict[str, Callable[[Float32Array], Float32Array]] = {"BF16": bf16, "F16": fp16, "F32": lambda values: values}
 
 
@@ -81,7 +81,8 @@ class Words(Numbers):
         return self.stored.data.reshape(self.stored.shape[0], -1)
 
     def read(self, rows: slice | RowIndices) -> Codes:
-        codes: Codes = _codes_of_byte(self.bits)[self.bytes[rows]].view(np.int8)
+        integers = unpacked(self.bytes[rows], self.bits)
+        codes: Codes = (integers - np.uint8(2 ** (self.bits - 1))).view(np.int8)
         return codes[:, : self.n_columns]
 
 
@@ -103,15 +104,6 @@ class WordsDown(Numbers):
 
     def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
         return self.stored.on_disk(slice(None))  # few bytes
-
-
-@cache
-def _codes_of_byte(bits: int) -> ByteArray:
-    """Return the codes in each byte, one unsigned integer per byte that holds them as int8."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    codes = (np.arange(256, dtype=np.uint8)[:, None] >> shifts & np.uint8(2**bits - 1)) - np.uint8(2 ** (bits - 1))
-    table: ByteArray = codes.view(f"<u{len(shifts)}")[:, 0]
-    return table
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from collections.abc import Container
 
 from tritgguf.converter.checkpoint.config_json import ConfigJson
 from tritgguf.converter.checkpoint.four_level_words import word_tensor
+from tritgguf.converter.checkpoint.packed_integers import WORD_BITS
 from tritgguf.converter.checkpoint.packing import Packing, StoredTensors, quantization
-from tritgguf.converter.checkpoint.scaled_codes import WORD_BITS, Words, scales_per_block
+from tritgguf.converter.checkpoint.scaled_codes import Words, scales_per_block
 from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core.settings import Settings, shown
 from tritgguf.converter.core.tensors import SourceTensor
