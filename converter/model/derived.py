@@ -187,9 +187,7 @@ class PickedRows(SourceTensor):
 
     def runs(self, rows: slice | RowIndices) -> list[slice]:
         """Return the neighbouring rows of `stored` that `rows` are, one run after the other."""
-        wanted = self.numbers[rows]
-        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
-        return [slice(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
+        return runs_of_neighbours(self.numbers[rows])
 
 
 @dataclass(frozen=True)
@@ -243,7 +241,8 @@ class MergedRows(SourceTensor):
         return values
 
     def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
-        return [stored for part, _, numbers in self._by_part(rows) for stored in part.on_disk(numbers)]
+        shares = [(part, runs_of_neighbours(numbers)) for part, _, numbers in self._by_part(rows)]
+        return [stored for part, runs in shares for run in runs for stored in part.on_disk(run)]
 
     def require_unchanged(self) -> None:
         for part in self.parts:
@@ -258,3 +257,13 @@ class MergedRows(SourceTensor):
             if len(here):
                 yield part, here, wanted[here] - first
             first += part.shape[0]
+
+
+def runs_of_neighbours(numbers: RowIndices) -> list[slice]:
+    """Return the rows of these numbers as slices, in their order.
+
+    >>> runs_of_neighbours(np.array([7, 8, 9, 2, 3]))
+    [slice(7, 10, None), slice(2, 4, None)]
+    """
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    return [slice(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
