@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
 
 from tests import checkpoints
 from tests.checkpoint_recipes import RECIPES, config
@@ -21,6 +22,7 @@ from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.gguf_io.reader import read_gguf
 from tritgguf.converter.model.delta_net import logarithm_of_minus, minus_exponential
 
+Floats = NDArray[np.float32]
 Folder = Callable[[str], Path]
 DERIVED = ["phi3-longrope-long", "qwen35", "qwen3next"]
 # What config.json can spell in several ways; the keys that the file gets are compared instead.
@@ -103,12 +105,21 @@ def test_layers_that_guess_further_tokens_are_left_out(name: str, model: Folder,
 # --- rates of decay ----------------------------------------------------------------------------------------------
 
 
-def test_the_logarithm_of_a_rate_is_the_one_with_the_fewest_digits() -> None:
-    words = np.arange(1 << 16, dtype=np.uint32) << 16
-    values = words.view(np.float32)
-    stored = values[np.isfinite(values) & (np.abs(values) < 80) & (np.abs(values) > 2.0**-16)]  # every bfloat16 value
-    found = logarithm_of_minus(minus_exponential(stored), "ssm_a")
-    np.testing.assert_array_equal(found, stored)
+WORDS = np.arange(1 << 16, dtype=np.uint32)
+
+
+@pytest.mark.parametrize(
+    ("values", "least"),
+    [
+        ((WORDS << 16).view(np.float32), 2.0**-16),
+        (WORDS.astype(np.uint16).view(np.float16).astype(np.float32), 2.0**-12),
+    ],
+    ids=["bfloat16", "fp16"],
+)
+def test_the_logarithm_of_a_rate_is_the_one_with_the_fewest_digits(values: Floats, least: float) -> None:
+    stored = values[(np.abs(values) < 80) & (np.abs(values) > least)]  # all there are
+    assert len(stored) > 5000
+    np.testing.assert_array_equal(logarithm_of_minus(minus_exponential(stored), "ssm_a"), stored)
 
 
 def test_a_rate_that_no_float_has_gets_the_nearest() -> None:

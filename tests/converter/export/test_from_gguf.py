@@ -61,16 +61,19 @@ def test_there_and_back_and_there_again_is_the_same_file(name: str, model, tmp_p
 
 @pytest.mark.parametrize("architecture", architectures(), ids=lambda architecture: architecture.name)
 def test_every_architecture_is_among_them(architecture: Architecture) -> None:
-    """Or its class computes with other weights than a folder of floats would hold: docs/formats.md says so."""
+    """Each of these recipes goes back to a folder that becomes the same file again."""
     recipes = {**RECIPES, **{name: packed.base for name, packed in PACKED.items()}, "maple": maple_model.RECIPE}
     classes = {recipes[name].architecture for name in (*THERE_AND_BACK, *TERNARY, ROUNDS_ITSELF)}
     assert classes & architecture.classes.keys()
 
 
-def test_a_class_that_rounds_its_weights_gets_no_floats(model, tmp_path: Path) -> None:
+def test_a_class_that_rounds_its_weights_goes_back_packed(model, tmp_path: Path) -> None:
+    """With other floats than the latent weights it would compute another model."""
     made = convert(model(ROUNDS_ITSELF), tmp_path / "made.gguf", "auto", check=False).out
     with pytest.raises(UnsupportedError, match=r"BitnetForCausalLM rounds its weights .* choose a packed scheme"):
         quantize(made, tmp_path / "folder", FLOATS)
+    folder = quantize(made, tmp_path / ROUNDS_ITSELF, "bitnet").out
+    assert_same_file(convert(folder, tmp_path / "again.gguf", "auto", check=False).out, made)
 
 
 @pytest.mark.parametrize("name", TERNARY)
