@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from tests.paths import ROOT
-from tritgguf.runtime.engine.backend import Context
+from tritgguf.runtime.engine.context import Context
 
 
 @dataclass

@@ -17,7 +17,8 @@ from tritgguf.runtime.chat.generation import Generation, Stats
 from tritgguf.runtime.chat.json_schema import grammar_of_schema
 from tritgguf.runtime.chat.prompts import Prompts
 from tritgguf.runtime.chat.text_stream import TextStream
-from tritgguf.runtime.engine.backend import MAX_OUTPUT_ROWS, Context, Model, cpu_kernels
+from tritgguf.runtime.engine.backend import Model, cpu_kernels
+from tritgguf.runtime.engine.context import MAX_OUTPUT_ROWS, Context
 from tritgguf.runtime.engine.evaluator import Evaluator
 from tritgguf.runtime.engine.hardware import default_threads
 from tritgguf.runtime.engine.kernels.install import CpuKernels

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tritgguf.converter.errors import EngineError
-from tritgguf.runtime.engine.backend import Context, Model
+from tritgguf.runtime.engine.backend import Model
+from tritgguf.runtime.engine.context import Context
 
 
 class Evaluator:

@@ -12,7 +12,8 @@ from llama_cpp import llama_cpp as native
 from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
-from tritgguf.runtime.engine.backend import Context, fresh_log
+from tritgguf.runtime.engine.backend import fresh_log
+from tritgguf.runtime.engine.context import Context
 from tritgguf.runtime.engine.sampling import MAX_SEED, PENALTY_TOKENS, Sampling
 from tritgguf.runtime.engine.vocab import Vocab
 

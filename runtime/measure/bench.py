@@ -17,7 +17,8 @@ from typing import Any
 
 from tritgguf.converter.core.progress import Progress, Step, counted
 from tritgguf.converter.errors import EngineError
-from tritgguf.runtime.engine.backend import VERSION, Context, Model
+from tritgguf.runtime.engine.backend import VERSION, Model
+from tritgguf.runtime.engine.context import Context
 from tritgguf.runtime.engine.hardware import busy_seconds, default_threads
 from tritgguf.runtime.measure.file_size import FileSize, file_size
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
-from tritgguf.runtime.engine.backend import Context, Model
+from tritgguf.runtime.engine.backend import Model
+from tritgguf.runtime.engine.context import Context
 from tritgguf.runtime.measure.base_logits import Floats
 from tritgguf.runtime.measure.chunks import first_scored
 

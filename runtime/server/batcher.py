@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tritgguf.converter.errors import EngineError, TritggufError
-from tritgguf.runtime.engine.backend import Context, Model, Row
+from tritgguf.runtime.engine.backend import Model
+from tritgguf.runtime.engine.context import Context, Row
 from tritgguf.runtime.engine.evaluator import common_prefix
 from tritgguf.runtime.server.errors import RequestError
 from tritgguf.runtime.server.job import Job

@@ -17,7 +17,8 @@ from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.chat.prompts import Prompts
 from tritgguf.runtime.chat.recommended_sampling import complete_sampling
 from tritgguf.runtime.chat.session import BATCH_TOKENS, context_tokens
-from tritgguf.runtime.engine.backend import MAX_OUTPUT_ROWS, Context, Model
+from tritgguf.runtime.engine.backend import Model
+from tritgguf.runtime.engine.context import MAX_OUTPUT_ROWS, Context
 from tritgguf.runtime.engine.hardware import default_threads
 from tritgguf.runtime.server.batcher import Batcher
 from tritgguf.runtime.server.errors import RequestError

@@ -18,7 +18,8 @@ from pathlib import Path
 from llama_cpp import llama_cpp as native
 
 from tests.bench.measure import machine
-from tritgguf.runtime.engine.backend import Context, Model
+from tritgguf.runtime.engine.backend import Model
+from tritgguf.runtime.engine.context import Context
 from tritgguf.runtime.measure.bench import Test
 
 RESULT = Path(__file__).parent / "results" / "bench-overhead.json"

@@ -22,7 +22,8 @@ import numpy as np
 
 from tests import bitnet_model as bitnet
 from tritgguf.converter.quant.codec import codec_named
-from tritgguf.runtime.engine.backend import Context, Model
+from tritgguf.runtime.engine.backend import Model
+from tritgguf.runtime.engine.context import Context
 
 HIDDEN, FFN, LAYERS, HEADS, KV_HEADS = 2560, 6912, 30, 20, 5
 WARM_UP = 4

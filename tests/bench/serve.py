@@ -25,7 +25,8 @@ import httpx
 
 from tests.bench.measure import machine
 from tests.served import Served, serve
-from tritgguf.runtime.engine.backend import Context, Model, Row
+from tritgguf.runtime.engine.backend import Model
+from tritgguf.runtime.engine.context import Context, Row
 
 PROMPT = "small robots went out to look for the end of the world"  # behind a number: no two begin alike
 PATIENCE = httpx.Timeout(3600)

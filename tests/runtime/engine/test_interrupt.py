@@ -9,7 +9,8 @@ import pytest
 
 import tritgguf.runtime
 from tests.ctrl_c import ctrl_c_in_callback, evaluate_under_ctrl_c
-from tritgguf.runtime.engine.backend import Context, Model
+from tritgguf.runtime.engine.backend import Model
+from tritgguf.runtime.engine.context import Context
 from tritgguf.runtime.engine.interrupt import interruptible
 
 N_TOKENS = 1024  # two batches of a session

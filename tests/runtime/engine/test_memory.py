@@ -12,7 +12,8 @@ from tests import gguf_edit
 from tests.runtime.conftest import random_tensors
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.engine import backend
-from tritgguf.runtime.engine.backend import Context, Model
+from tritgguf.runtime.engine.backend import Model
+from tritgguf.runtime.engine.context import Context
 from tritgguf.runtime.engine.gguf_header import Header, read_header
 from tritgguf.runtime.engine.memory import available_memory, cache_bytes
 

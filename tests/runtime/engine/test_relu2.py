@@ -21,7 +21,8 @@ from tests.ctrl_c import ctrl_c_in_callback, evaluate_under_ctrl_c
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.chat.session import Session
 from tritgguf.runtime.engine import backend, relu2
-from tritgguf.runtime.engine.backend import Context, Model, Row
+from tritgguf.runtime.engine.backend import Model
+from tritgguf.runtime.engine.context import Context, Row
 from tritgguf.runtime.engine.evaluator import Evaluator
 from tritgguf.runtime.engine.token_ids import token_ids
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tritgguf.converter import EngineError
-from tritgguf.runtime.engine.backend import Context
+from tritgguf.runtime.engine.context import Context
 from tritgguf.runtime.engine.hardware import default_threads
 from tritgguf.runtime.measure import bench_plot
 from tritgguf.runtime.measure.bench import bench, fastest_threads

@@ -20,7 +20,7 @@ from tests.llama_perplexity import FIGURES, tolerance
 from tests.paths import ROOT
 from tests.real_models import real_model
 from tritgguf.converter import EngineError, OutputError, convert, form_named, quantize
-from tritgguf.runtime.engine.backend import Context
+from tritgguf.runtime.engine.context import Context
 from tritgguf.runtime.measure import chunks
 from tritgguf.runtime.measure.base_logits import decode, read_base
 from tritgguf.runtime.measure.evaluation import evaluate

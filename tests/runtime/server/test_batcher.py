@@ -12,7 +12,8 @@ from tests import checkpoints
 from tritgguf.converter import convert
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.chat.text_stream import TextStream
-from tritgguf.runtime.engine.backend import Context, Model
+from tritgguf.runtime.engine.backend import Model
+from tritgguf.runtime.engine.context import Context
 from tritgguf.runtime.engine.sampler import Sampler
 from tritgguf.runtime.engine.sampling import Sampling
 from tritgguf.runtime.server.batcher import Batcher
