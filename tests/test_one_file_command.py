@@ -56,7 +56,7 @@ def test_a_file_adds_a_command(tmp_path: Path) -> None:
 def test_the_help_lists_the_commands_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "greet.py").write_text(GREET)
     shown = run(tmp_path, "--help").stdout
-    listed = re.findall(r"^[│ ] (\w+)  ", shown.partition("Commands")[2], re.M)
+    listed = re.findall(r"^[│ ] ([\w-]+)  ", shown.partition("Commands")[2], re.M)
     assert listed == [*commands(), "greet"]
     first = ["run", "convert", "chat", "inspect", "verify", "ollama"]
     assert [name for name in listed if name in first] == first

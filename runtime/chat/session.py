@@ -22,6 +22,7 @@ from tritgguf.runtime.engine.context import MAX_OUTPUT_ROWS, Context
 from tritgguf.runtime.engine.evaluator import Evaluator
 from tritgguf.runtime.engine.hardware import default_threads
 from tritgguf.runtime.engine.kernels.install import CpuKernels
+from tritgguf.runtime.engine.placement import Placement
 from tritgguf.runtime.engine.sampler import Grammar
 from tritgguf.runtime.engine.sampling import Sampling, Settings
 
@@ -220,20 +221,25 @@ def open(
     n_ctx: int | None = None,
     n_threads: int | None = None,
     n_gpu_layers: int | None = None,
+    main_gpu: int | None = None,
+    tensor_split: Sequence[float] = (),
+    rpc: Sequence[str] = (),
     seed: int | None = None,
 ) -> Session:
     """Load the GGUF file at `path` for generation.
 
     `n_ctx` is the context size in tokens: by default 4096, or the trained context if that is smaller. It can't exceed
     the trained context, because the model's output beyond that is wrong. `n_threads` is by default the number of
-    physical performance cores that this process may use. `n_gpu_layers` is by default all layers if llama.cpp was built
-    for an accelerator, else 0; BitNet 2B-4T runs on the CPU only. `seed` applies to generations that are given none.
-    EngineError if the file can't be loaded or a number is out of range.
+    physical performance cores that this process may use. `n_gpu_layers` is by default all layers if llama.cpp finds a
+    GPU or `rpc` names servers ("host:port") on other machines, else 0. `main_gpu` is the only GPU to use,
+    `tensor_split` the shares of the servers' devices and then of the GPUs. BitNet 2B-4T runs on the CPU only. `seed`
+    applies to generations that are given none. EngineError if the file can't be loaded, a number is out of range, or
+    a server can't be used.
     """
     Sampling(seed=seed)
     if n_threads is not None and not 1 <= n_threads <= 512:
         raise EngineError(f"threads is {n_threads}, expected 1 to 512")
-    model = Model(path, n_gpu_layers=n_gpu_layers)
+    model = Model(path, placement=Placement(n_gpu_layers, main_gpu, tuple(tensor_split), tuple(rpc)))
     try:
         n_ctx = context_tokens(model, n_ctx)
         context = Context(model, n_ctx=n_ctx, n_threads=n_threads or default_threads(), n_batch=BATCH_TOKENS)

@@ -15,13 +15,14 @@ import typer
 import tritgguf.runtime
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.chat.conversation import Conversation
-from tritgguf.runtime.cli import verbosity
+from tritgguf.runtime.cli import placing, verbosity
 from tritgguf.runtime.cli.console import Console
 from tritgguf.runtime.cli.native_library import prepare_native_library
 from tritgguf.runtime.engine.sampling import Sampling
 
 if TYPE_CHECKING:
     from tritgguf.runtime.chat.session import Session
+    from tritgguf.runtime.engine.placement import Placement
 
 DEFAULTS = Sampling()
 PIPED = "-"  # the --prompt that stands for standard input
@@ -83,13 +84,14 @@ class Chat:
     think: bool | None
     stats: bool
 
-    def hold(self, file: Path, *, ctx: int | None, threads: int | None, gpu_layers: int | None) -> None:
+    def hold(self, file: Path, *, ctx: int | None, threads: int | None, placement: Placement) -> None:
         """Answer the texts, or hold a conversation on the terminal, with the model in a GGUF file."""
         prepare_native_library()
+        placing.note_limits(placement, [file])
         from tritgguf.runtime.chat.recommended_sampling import complete_sampling  # not at the top, like the library
 
         started = time.monotonic()
-        with tritgguf.runtime.open(file, n_ctx=ctx, n_threads=threads, n_gpu_layers=gpu_layers) as session:
+        with tritgguf.runtime.open(file, n_ctx=ctx, n_threads=threads, **vars(placement)) as session:
             sampling = complete_sampling(session.model, self.settings)
             _print_details(session, time.monotonic() - started, sampling)
             conversation = Conversation(

@@ -29,9 +29,6 @@ Fallback = Annotated[
     str | None, typer.Option(help="Tensor type for linear layers whose rows don't fit --type: f16 (default: stop).")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing output.")]
-GpuLayers = Annotated[
-    int | None, typer.Option(min=0, help="Number of layers on the GPU (default: all if there is one).")
-]
 Html = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write a report with pictures: one HTML file, to read in a browser.")
 ]

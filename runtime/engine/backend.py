@@ -19,6 +19,8 @@ from typing import Any
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.engine import product_verdicts, relu2
 from tritgguf.runtime.engine.cpu_backend import amx_is_broken, load_backends
+from tritgguf.runtime.engine.devices import gpus
+from tritgguf.runtime.engine.ggml_functions import GgmlFunctions
 from tritgguf.runtime.engine.gguf_header import (
     Header,
     check_loadable,
@@ -30,6 +32,7 @@ from tritgguf.runtime.engine.interrupt import interruptible
 from tritgguf.runtime.engine.kernels.install import CpuKernels, install
 from tritgguf.runtime.engine.memory import available_memory, cache_bytes, check_memory
 from tritgguf.runtime.engine.native_log import NativeLog
+from tritgguf.runtime.engine.placement import ALL_LAYERS, ANYWHERE, Placed, Placement, place
 
 # A failing assertion in ggml would otherwise start gdb on this process to print a C backtrace.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
@@ -45,7 +48,6 @@ except (ImportError, OSError, RuntimeError) as error:
     raise EngineError(f"llama-cpp-python can't be loaded ({error}); install it again") from error
 
 VERSION: str = llama_cpp.__version__
-ALL_LAYERS = -1
 
 # These callbacks must live as long as the library holds them.
 _log = NativeLog()
@@ -70,6 +72,8 @@ def _die_in_one_line(message: bytes | None) -> None:
     reason = re.sub(r"^\S*[/\\]", "", reason)  # the folder in which llama.cpp was built
     reason = "".join(letter if letter.isprintable() else "?" for letter in reason)  # this goes past sys.stderr
     causes = "a bug in it, too little memory or a damaged file"  # only who wrote the assertion knows
+    if "RPC" in reason:
+        causes = "a server of --rpc that ended: it lacked memory, its GPU a type of this file, or the network failed"
     os.write(2, f"error: llama.cpp stopped itself: {reason}; the cause may be {causes}\n".encode())
     os._exit(1)
 
@@ -95,14 +99,15 @@ def fresh_log() -> NativeLog:
 
 
 def supports_gpu() -> bool:
-    """Return whether this build of llama.cpp can put layers on an accelerator."""
+    """Return whether llama.cpp can put layers on a GPU of this machine."""
+    if native.llama_supports_rpc():  # which counts as a GPU, though it has none of its own
+        return bool(gpus(ggml()))
     return bool(native.llama_supports_gpu_offload())
 
 
-def library() -> ctypes.CDLL:
-    """Return libllama, for those who call ggml's functions with types of their own."""
-    found: ctypes.CDLL = native._lib
-    return found
+def ggml() -> GgmlFunctions:
+    """Return ggml's functions; not those of `libggml`: that may be a copy with a registry that libllama doesn't use."""
+    return GgmlFunctions(native._lib)
 
 
 def system_info() -> str:
@@ -125,36 +130,20 @@ def accelerator() -> str | None:
     """Return which target of `convert --for` this build offloads to; "any" for one that isn't known, None for a CPU."""
     if not supports_gpu():
         return None
-    names = {"CUDA": "cuda", "ROCm": "cuda", "HIP": "cuda", "Metal": "metal", "MTL": "metal", "Vulkan": "vulkan"}
-    try:
-        get, registry, name = (
-            libggml.ggml_backend_dev_get,
-            libggml.ggml_backend_dev_backend_reg,
-            libggml.ggml_backend_reg_name,
-        )
-        count = libggml.ggml_backend_dev_count
-    except AttributeError:  # Windows finds them in another library
-        return "any"
-    count.restype, name.restype = ctypes.c_size_t, ctypes.c_char_p
-    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    registry.restype, registry.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    name.argtypes = [ctypes.c_void_p]
-    found = [(name(registry(get(index))) or b"").decode("ascii", "replace") for index in range(count())]
-    return next((names[device] for device in found if device in names), "any")
+    return next((device.target for device in gpus(ggml()) if device.target != "any"), "any")
 
 
-def _kinds(n_gpu_layers: int) -> tuple[product_verdicts.DeviceKind, ...]:
-    """Return which devices multiply weights."""
-    if n_gpu_layers == ALL_LAYERS:
-        return ("gpu",)
-    return ("gpu", "cpu") if n_gpu_layers else ("cpu",)
+def _kinds(placed: Placed) -> set[product_verdicts.DeviceKind]:
+    """Return which devices of this machine multiply weights."""
+    kinds: set[product_verdicts.DeviceKind] = set() if placed.n_gpu_layers == ALL_LAYERS else {"cpu"}
+    return kinds | {"gpu"} if placed.local else kinds
 
 
 class Model:
     """A loaded GGUF file; free it with close() or a with statement.
 
-    `n_gpu_layers` None means all layers where llama.cpp was built for an accelerator and the model can run there.
-    `header` is the file's header, where the caller has read it already.
+    `placement` is by default all layers on GPUs, where there are such and the model can run there. `header` is the
+    file's header, where the caller has read it already.
     """
 
     def __init__(
@@ -162,7 +151,7 @@ class Model:
         path: str | os.PathLike[str],
         *,
         vocab_only: bool = False,
-        n_gpu_layers: int | None = None,
+        placement: Placement = ANYWHERE,
         header: Header | None = None,
     ) -> None:
         self.path = Path(path)
@@ -178,16 +167,27 @@ class Model:
         params.load_mode = native.LLAMA_LOAD_MODE_MMAP
         params.use_extra_bufts = EXTRA_BUFFERS
         if self.needs_relu2:
-            relu2.check_request(self.path, header.values, n_gpu_layers)
+            relu2.check_request(self.path, header.values, placement)
             params.kv_overrides, params.devices = _STOCK_ARCHITECTURE, ctypes.addressof(_NO_DEVICES)
-            params.n_gpu_layers = 0
+            self._placed = Placed(0, local=False)
         else:
-            best = ALL_LAYERS if supports_gpu() else 0
-            params.n_gpu_layers = best if n_gpu_layers is None else n_gpu_layers
-        self._n_gpu_layers: int = params.n_gpu_layers if supports_gpu() else 0
-        if not vocab_only:
-            product_verdicts.check_products(self.path, _kinds(self._n_gpu_layers))
-        self._free_before = available_memory()
+            self._placed = place(ggml(), Placement(0) if vocab_only else placement, has_gpus=supports_gpu())
+            params.devices, params.tensor_split = self._placed.device_list, self._placed.shares
+        params.n_gpu_layers = self._placed.n_gpu_layers
+        try:
+            if not vocab_only:
+                product_verdicts.check_products(self.path, _kinds(self._placed))
+            self._free_before = available_memory()
+            self._load(params)
+        except BaseException:
+            self._placed.disconnect()
+            raise
+        self.vocab = Vocab(native.llama_model_get_vocab(self.handle))
+        self.n_ctx_train: int = native.llama_model_n_ctx_train(self.handle)
+        template = native.llama_model_chat_template(self.handle, None)
+        self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
+
+    def _load(self, params: Any) -> None:  # noqa: ANN401
         _log.clear()
         with interruptible() as interrupt:
             progress = native.llama_progress_callback(lambda *_: not interrupt.requested)
@@ -198,10 +198,6 @@ class Model:
             raise EngineError(
                 reason or f"{self.path}: llama.cpp can't load it ({_log.reason()}); convert the model again"
             )
-        self.vocab = Vocab(native.llama_model_get_vocab(self.handle))
-        self.n_ctx_train: int = native.llama_model_n_ctx_train(self.handle)
-        template = native.llama_model_chat_template(self.handle, None)
-        self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
 
     @property
     def description(self) -> str:
@@ -224,7 +220,8 @@ class Model:
         available, n_layers = available_memory(), native.llama_model_n_layer(self.handle)
         if available is None or self._free_before is None:
             return
-        n_cpu_layers = 0 if self._n_gpu_layers < 0 else max(0, n_layers - self._n_gpu_layers)
+        n_elsewhere = self._placed.n_gpu_layers
+        n_cpu_layers = 0 if n_elsewhere == ALL_LAYERS else max(0, n_layers - n_elsewhere)
         weights = native.llama_model_size(self.handle) * n_cpu_layers // n_layers
         cache = cache_bytes(self.header, n_ctx, value_bytes=value_bytes) * n_cpu_layers // n_layers
         if self.has_states and not self.header.kv_heads:
@@ -242,6 +239,7 @@ class Model:
     def close(self) -> None:
         if self.handle:
             native.llama_model_free(self.handle)
+            self._placed.disconnect()
             self.handle = None
 
     def __enter__(self) -> Model:

@@ -17,6 +17,7 @@ from gguf import GGUFValueType, Keys
 
 from tritgguf.converter.errors import EngineError, TritggufError, UnsupportedError
 from tritgguf.converter.gguf_io import parts
+from tritgguf.converter.gguf_io.gguf_tensor import GgufTensor
 from tritgguf.converter.gguf_io.hadamard import convert_first, is_rotated
 from tritgguf.converter.gguf_io.header_reader import MAGIC, PREAMBLE, HeaderReader, map_file
 from tritgguf.converter.gguf_io.metadata import Scalar
@@ -142,6 +143,16 @@ def why_not_loaded(path: Path) -> str | None:
     except TritggufError:
         return None
     return None
+
+
+def multiplied_tensors(path: Path) -> list[GgufTensor]:
+    """Return the matrices that are multiplied: rows of the embeddings are looked up where there is an output layer."""
+    try:
+        tensors = read_gguf(path).stock_tensors()
+    except TritggufError:  # llama.cpp says what is wrong with it
+        return []
+    rows = "token_embd.weight" if "output.weight" in tensors else ""
+    return [tensor for name, tensor in tensors.items() if len(tensor.shape) > 1 and name != rows]
 
 
 def _check_numbers(path: Path, header: Header) -> None:

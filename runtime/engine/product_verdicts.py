@@ -17,8 +17,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import platformdirs
 
 from tritgguf.converter.core.whole_files import write_whole
-from tritgguf.converter.errors import EngineError, OutputError, TritggufError
-from tritgguf.converter.gguf_io.reader import read_gguf
+from tritgguf.converter.errors import EngineError, OutputError
+from tritgguf.runtime.engine.gguf_header import multiplied_tensors
 from tritgguf.runtime.engine.kernels.install import installed_library, requested_mode
 
 State: TypeAlias = Literal["fast", "slow", "wrong", "crashes", "elsewhere"]
@@ -114,20 +114,10 @@ def check_products(path: Path, kinds: Collection[DeviceKind]) -> None:
     faults = [fault for fault in (found.faults if found else ()) if fault.device_kind in kinds]
     if not faults:
         return
-    types = _multiplied_types(path)
+    types = {tensor.dtype.lower() for tensor in multiplied_tensors(path)}
     for fault in faults:
         if fault.type in types:
             raise EngineError(f"{path}: {fault.line}; `tritgguf doctor --again` tests again")
-
-
-def _multiplied_types(path: Path) -> set[str]:
-    """Return the types of the file's matrices; rows of the embeddings are looked up where there is an output layer."""
-    try:
-        tensors = read_gguf(path).stock_tensors()
-    except TritggufError:  # llama.cpp says what is wrong with it
-        return set()
-    rows = "token_embd.weight" if "output.weight" in tensors else ""
-    return {tensor.dtype.lower() for name, tensor in tensors.items() if len(tensor.shape) > 1 and name != rows}
 
 
 def read(path: Path) -> Findings | None:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from tritgguf.converter.core import kernels
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.engine.ggml_functions import GgmlFunctions, InitParams
+from tritgguf.runtime.engine.placement import Placement
 
 ARCHITECTURE = "bitnet-b1.58"
 STOCK_ARCHITECTURE = "bitnet"
@@ -157,12 +158,12 @@ class Relu2:
             )
 
 
-def check_request(path: Path, values: Mapping[str, object], n_gpu_layers: int | None) -> None:
-    """Raise EngineError if a GPU is asked for, or if the header's `values` under the two architecture names differ."""
-    if n_gpu_layers:
+def check_request(path: Path, values: Mapping[str, object], placement: Placement) -> None:
+    """Raise EngineError if more than the CPU is asked for, or the header's `values` under both architectures differ."""
+    if placement.asks_for_devices:
         raise EngineError(
-            f"{path}: {n_gpu_layers} layers were asked for on the GPU, but {ARCHITECTURE}'s activation is computed on "
-            "the CPU: leave the number out, or ask for 0"
+            f"{path}: {ARCHITECTURE}'s activation is computed on this machine's CPU; leave --gpu-layers, --main-gpu, "
+            "--tensor-split and --rpc out"
         )
     ours, stock = (
         {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}

@@ -20,6 +20,7 @@ from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.engine.backend import VERSION, Model
 from tritgguf.runtime.engine.context import Context
 from tritgguf.runtime.engine.hardware import busy_seconds, default_threads
+from tritgguf.runtime.engine.placement import ANYWHERE, Placement
 from tritgguf.runtime.measure.file_size import FileSize, file_size
 
 SEED = 0
@@ -112,7 +113,7 @@ def bench(
     threads: Sequence[int] | None = None,
     batches: Sequence[int] = (512,),
     repeat: int = 5,
-    n_gpu_layers: int | None = None,
+    placement: Placement = ANYWHERE,
     progress: Progress | None = None,
 ) -> Bench:
     """Measure every file with each number of `threads` and each size of a prompt's `batches`, `repeat` times.
@@ -127,7 +128,7 @@ def bench(
     n_ctx = max(test.n_tokens for test in tests)
     sizes = [file_size(path) for path in files]
     with contextlib.ExitStack() as stack:
-        models = [stack.enter_context(_opened(path, n_ctx, n_gpu_layers)) for path in files]
+        models = [stack.enter_context(_opened(path, n_ctx, placement)) for path in files]
         contexts = {
             (number, batch): stack.enter_context(contextlib.closing(_context(model, n_ctx, batch)))
             for number, model in enumerate(models)
@@ -207,8 +208,8 @@ def _fewest(sweep: dict[int, float]) -> int:
     return min(n_threads for n_threads, seconds in sweep.items() if seconds <= WORTH_A_THREAD * best)
 
 
-def _opened(path: Path, n_ctx: int, n_gpu_layers: int | None) -> Model:
-    model = Model(path, n_gpu_layers=n_gpu_layers)
+def _opened(path: Path, n_ctx: int, placement: Placement) -> Model:
+    model = Model(path, placement=placement)
     if n_ctx > model.n_ctx_train:
         model.close()
         raise EngineError(

@@ -20,6 +20,7 @@ from tritgguf.converter.core.progress import Progress, Step, counted
 from tritgguf.converter.core.whole_files import require_writable
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.engine.hardware import default_threads
+from tritgguf.runtime.engine.placement import ANYWHERE, Placement
 from tritgguf.runtime.measure.base_logits import BaseFile, Codes, encode, read_base, row_codes, write_base
 from tritgguf.runtime.measure.chunks import DEFAULT_N_CTX, Chunks, cut, n_scored, read_text
 from tritgguf.runtime.measure.file_size import FileSize, file_size
@@ -38,10 +39,10 @@ class Request:
     n_ctx: int | None = None
     n_chunks: int | None = None
     threads: int | None = None
-    n_gpu_layers: int | None = None
+    placement: Placement = ANYWHERE
 
     def open(self, path: Path, n_ctx: int) -> Network:
-        return Network(path, n_ctx, n_threads=self.n_threads, n_gpu_layers=self.n_gpu_layers)
+        return Network(path, n_ctx, n_threads=self.n_threads, placement=self.placement)
 
     def cut(self, network: Network, n_ctx: int) -> Chunks:
         """Return the text's chunks by the network's vocabulary."""
@@ -98,7 +99,7 @@ def evaluate(
     """Evaluate GGUF files on a text.
 
     `options` are Request's: `text` is a text file (default: the one that comes with the package), `n_ctx` the tokens of
-    a chunk (512), `n_chunks` how many chunks at most, `threads` (one per core) and `n_gpu_layers` as for open().
+    a chunk (512), `n_chunks` how many chunks at most, `threads` (one per core) and `placement` where.
 
     `against` is the base, which is evaluated in the same run: all files are open at once then. `base_logits` is a file
     of its log-probabilities, as llama-perplexity has them: written where `against` is given, read otherwise. Then its

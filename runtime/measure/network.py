@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.engine.backend import Model
 from tritgguf.runtime.engine.context import Context
+from tritgguf.runtime.engine.placement import Placement
 from tritgguf.runtime.measure.base_logits import Floats
 from tritgguf.runtime.measure.chunks import first_scored
 
@@ -23,9 +24,9 @@ MAX_ROWS = 256
 class Network:
     """An open model with an empty context of `n_ctx` tokens; a context manager."""
 
-    def __init__(self, path: Path, n_ctx: int, *, n_threads: int, n_gpu_layers: int | None) -> None:
+    def __init__(self, path: Path, n_ctx: int, *, n_threads: int, placement: Placement) -> None:
         self.path = path
-        self.model = Model(path, n_gpu_layers=n_gpu_layers)
+        self.model = Model(path, placement=placement)
         try:
             if n_ctx > self.model.n_ctx_train:
                 raise EngineError(

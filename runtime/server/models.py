@@ -20,6 +20,7 @@ from tritgguf.runtime.chat.session import BATCH_TOKENS, context_tokens
 from tritgguf.runtime.engine.backend import Model
 from tritgguf.runtime.engine.context import MAX_OUTPUT_ROWS, Context
 from tritgguf.runtime.engine.hardware import default_threads
+from tritgguf.runtime.engine.placement import ANYWHERE, Placement
 from tritgguf.runtime.server.batcher import Batcher
 from tritgguf.runtime.server.errors import RequestError
 
@@ -31,7 +32,7 @@ class Capacity:
     n_slots: int = 4
     n_ctx: int | None = None
     n_threads: int | None = None
-    n_gpu_layers: int | None = None
+    placement: Placement = ANYWHERE
 
 
 class ServedModel:
@@ -116,7 +117,7 @@ def open_models(files: Sequence[tuple[str, Path]], capacity: Capacity) -> Iterat
 
 
 def _open(stack: ExitStack, name: str, path: Path, capacity: Capacity) -> ServedModel:
-    model = stack.enter_context(Model(os.fspath(path), n_gpu_layers=capacity.n_gpu_layers))
+    model = stack.enter_context(Model(os.fspath(path), placement=capacity.placement))
     n_ctx = context_tokens(model, capacity.n_ctx)
     context = Context(
         model,

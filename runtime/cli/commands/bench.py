@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tritgguf.converter.core.sizes import format_size
-from tritgguf.runtime.cli import options, verbosity
+from tritgguf.runtime.cli import options, placing, verbosity
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.progress_bar import show_progress
 from tritgguf.runtime.cli.runnable_model import runnable
@@ -38,7 +38,10 @@ def bench(
         str, typer.Option(metavar="N,…", help="How many tokens of a prompt to evaluate at once, such as 128,512.")
     ] = "512",
     repeat: Annotated[int, typer.Option(min=1, help="How often to run each test.")] = 5,
-    gpu_layers: options.GpuLayers = None,
+    gpu_layers: placing.GpuLayers = None,
+    main_gpu: placing.MainGpu = None,
+    tensor_split: placing.TensorSplit = None,
+    rpc: placing.Rpc = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="OUT.png", help="Draw a picture (needs the extra bench).")
     ] = None,
@@ -58,8 +61,10 @@ def bench(
     if plot is not None:  # before the minutes of work
         bench_plot.require_matplotlib()
         require_writable(plot, [plot], force)
+    placement = placing.wanted(gpu_layers, main_gpu, tensor_split, rpc)
     prepare_native_library()
     runnables = [runnable(model, json_output=json_output) for model in models]
+    placing.note_limits(placement, [model.path for model in runnables])
     from tritgguf.runtime.measure.bench import bench as measure
 
     with show_progress(json_output, unit="tokens") as progress:
@@ -70,7 +75,7 @@ def bench(
             threads=n_threads,
             batches=batches,
             repeat=repeat,
-            n_gpu_layers=gpu_layers,
+            placement=placement,
             progress=progress,
         )
     if json_output:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tritgguf.converter.errors import EngineError
-from tritgguf.runtime.cli import chatting, options
+from tritgguf.runtime.cli import chatting, options, placing
 from tritgguf.runtime.cli.answer_form import answer_form
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.model_argument import local_model
@@ -33,7 +33,10 @@ def chat(
     seed: chatting.Seed = None,
     ctx: chatting.Ctx = None,
     threads: chatting.Threads = None,
-    gpu_layers: options.GpuLayers = None,
+    gpu_layers: placing.GpuLayers = None,
+    main_gpu: placing.MainGpu = None,
+    tensor_split: placing.TensorSplit = None,
+    rpc: placing.Rpc = None,
     think: chatting.Think = None,
     json_schema: chatting.JsonSchema = None,
     grammar: chatting.AnswerGrammar = None,
@@ -43,12 +46,13 @@ def chat(
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     sampling |= {"repeat_penalty": repeat_penalty, "seed": seed}
     settings = {**chatting.checked(sampling), **answer_form(json_schema, grammar)}
+    placement = placing.wanted(gpu_layers, main_gpu, tensor_split, rpc)
     if Path(model) == DEMO_MODEL and not DEMO_MODEL.exists():
         raise EngineError(f"no model given, and {DEMO_MODEL} doesn't exist: give a GGUF file, or run `make demo` first")
     file = local_model(model, revision, prefer="gguf")
     texts = chatting.one_shot_texts(prompt)
     asked = chatting.Chat(texts, settings, system, max_tokens, think, stats)
-    asked.hold(file, ctx=ctx, threads=threads, gpu_layers=gpu_layers)
+    asked.hold(file, ctx=ctx, threads=threads, placement=placement)
 
 
 COMMAND = Command("chat", chat, rank=2)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tritgguf.converter.core.sizes import format_size
-from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli import options, placing
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.interruption import reports_interruption
 from tritgguf.runtime.cli.progress_bar import show_progress
@@ -45,7 +45,10 @@ def evaluate(
     threads: Annotated[
         int | None, typer.Option(min=1, max=512, help="Number of threads (default: one per physical performance core).")
     ] = None,
-    gpu_layers: options.GpuLayers = None,
+    gpu_layers: placing.GpuLayers = None,
+    main_gpu: placing.MainGpu = None,
+    tensor_split: placing.TensorSplit = None,
+    rpc: placing.Rpc = None,
     force: options.Force = False,
     json_output: options.JsonOutput = False,
 ) -> None:
@@ -58,9 +61,11 @@ def evaluate(
     writes = base_logits if against else None
     if writes:  # before models are fetched
         require_writable(writes, [writes], force)
+    placement = placing.wanted(gpu_layers, main_gpu, tensor_split, rpc)
     prepare_native_library()
     files = [runnable(model, json_output=json_output).path for model in models or []]
     base = runnable(against, json_output=json_output).path if against else None
+    placing.note_limits(placement, [*files, *([base] if base else [])])
     from tritgguf.runtime.measure.evaluation import evaluate as measure
 
     reports = reports_interruption(writes) if writes else contextlib.nullcontext()
@@ -74,7 +79,7 @@ def evaluate(
             n_ctx=ctx,
             n_chunks=chunks,
             threads=threads,
-            n_gpu_layers=gpu_layers,
+            placement=placement,
             progress=progress,
         )
     if json_output:

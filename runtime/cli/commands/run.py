@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tritgguf.runtime.cli import chatting, model_options, options
+from tritgguf.runtime.cli import chatting, model_options, options, placing
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.progress_bar import show_progress
 
@@ -26,7 +26,10 @@ def run(
     seed: chatting.Seed = None,
     ctx: chatting.Ctx = None,
     threads: chatting.Threads = None,
-    gpu_layers: options.GpuLayers = None,
+    gpu_layers: placing.GpuLayers = None,
+    main_gpu: placing.MainGpu = None,
+    tensor_split: placing.TensorSplit = None,
+    rpc: placing.Rpc = None,
     think: chatting.Think = None,
     stats: chatting.Stats = False,
 ) -> None:
@@ -38,6 +41,7 @@ def run(
     sampling |= {"repeat_penalty": repeat_penalty, "seed": seed}
     settings = chatting.checked(sampling)
     form = model_options.wanted_form(type, target, fallback, allow_lossy, max_bits)
+    placement = placing.wanted(gpu_layers, main_gpu, tensor_split, rpc)
     source = model_options.wanted_source(model, revision)
     texts = chatting.one_shot_texts(prompt)
     with model_options.reports_interruption(source.name), show_progress(False) as progress:
@@ -46,7 +50,7 @@ def run(
         model_options.note(entry.record.summary)
     entry.touch()
     asked = chatting.Chat(texts, settings, system, max_tokens, think, stats)
-    asked.hold(entry.paths[0], ctx=ctx, threads=threads, gpu_layers=gpu_layers)
+    asked.hold(entry.paths[0], ctx=ctx, threads=threads, placement=placement)
 
 
 COMMAND = Command("run", run, rank=0)

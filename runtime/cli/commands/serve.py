@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tritgguf.converter.errors import EngineError
-from tritgguf.runtime.cli import options
+from tritgguf.runtime.cli import options, placing
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.native_library import prepare_native_library
 from tritgguf.runtime.cli.runnable_model import runnable
@@ -33,7 +33,10 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(min=1, max=512, help="Number of threads (default: one per physical performance core).")
     ] = None,
-    gpu_layers: options.GpuLayers = None,
+    gpu_layers: placing.GpuLayers = None,
+    main_gpu: placing.MainGpu = None,
+    tensor_split: placing.TensorSplit = None,
+    rpc: placing.Rpc = None,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -49,8 +52,10 @@ def serve(
     """Serve models by OpenAI's and Ollama's APIs, with a chat page."""
     if api_key is not None and not (api_key.strip() and api_key.isascii() and api_key.isprintable()):
         raise EngineError("the API key is empty or has characters that HTTP can't send; choose another one")
+    placement = placing.wanted(gpu_layers, main_gpu, tensor_split, rpc)
     prepare_native_library()
     found = [runnable(model) for model in models]
+    placing.note_limits(placement, [model.path for model in found])
     from tritgguf.runtime.server.http import Limits  # not at the top: the help needs no server
     from tritgguf.runtime.server.models import Capacity, Models
     from tritgguf.runtime.server.run import Options, serve
@@ -65,7 +70,7 @@ def serve(
                 file=sys.stderr,
             )
 
-    capacity = Capacity(n_slots=slots, n_ctx=ctx, n_threads=threads, n_gpu_layers=gpu_layers)
+    capacity = Capacity(n_slots=slots, n_ctx=ctx, n_threads=threads, placement=placement)
     limits = Limits(body_bytes=int(max_body * 1e6))
     how = Options(host, port, api_key, queue, timeout, limits)
     serve([(model.name, model.path) for model in found], capacity, how, listening=listening)

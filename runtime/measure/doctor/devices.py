@@ -1,4 +1,4 @@
-"""llama.cpp's devices, and products of weights that lie where llama.cpp would put them for that device."""
+"""Products on llama.cpp's devices, of weights that lie where llama.cpp would put them for that device."""
 
 from __future__ import annotations
 
@@ -11,27 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tritgguf.runtime.engine.devices import ACCELERATOR, CPU, Device, all_devices
 from tritgguf.runtime.engine.ggml_functions import GgmlFunctions, InitParams
 
-CPU, GPU, INTEGRATED_GPU, ACCELERATOR = range(4)  # enum ggml_backend_dev_type
 _F32 = 0  # enum ggml_type
 _FOR_WEIGHTS = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 _MEMORY_BYTES = 1 << 20  # of the tensors' descriptions
 MOST_REPETITIONS, MOST_SECONDS = 5, 0.5  # of one measurement
 
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device by its address: CPU, GPU, or what computes beside the CPU."""
-
-    address: int
-    name: str
-    description: str
-    kind: int
-    free_bytes: int
-    total_bytes: int
 
 
 @dataclass(frozen=True)
@@ -49,8 +37,8 @@ class Devices:
     `extra_buffers` is whether models' weights may lie in the CPU's buffers of another order.
     """
 
-    def __init__(self, libllama: ctypes.CDLL, *, extra_buffers: bool) -> None:
-        self._ggml = ggml = GgmlFunctions(libllama)
+    def __init__(self, ggml: GgmlFunctions, *, extra_buffers: bool) -> None:
+        self._ggml = ggml
         pointer, integer, long, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_size_t
         self._pointer, self._extra_buffers = pointer, extra_buffers
         self._init = ggml.function("ggml_init", pointer, InitParams)
@@ -70,28 +58,10 @@ class Devices:
         self._compute = ggml.function("ggml_backend_graph_compute", integer, pointer, pointer)
         self._backends: dict[int, int] = {}
 
-    def all(self) -> list[Device]:
-        """Return every device, in llama.cpp's order."""
-        pointer, integer, text = self._pointer, ctypes.c_int, ctypes.c_char_p
-        count = self._ggml.function("ggml_backend_dev_count", ctypes.c_size_t)()
-        get = self._ggml.function("ggml_backend_dev_get", pointer, ctypes.c_size_t)
-        name = self._ggml.function("ggml_backend_dev_name", text, pointer)
-        description = self._ggml.function("ggml_backend_dev_description", text, pointer)
-        kind = self._ggml.function("ggml_backend_dev_type", integer, pointer)
-        memory = self._ggml.function("ggml_backend_dev_memory", None, pointer, pointer, pointer)
-        found = []
-        for number in range(count):
-            address = get(number)
-            free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
-            memory(address, ctypes.addressof(free), ctypes.addressof(total))
-            words = [(word(address) or b"").decode("utf-8", "replace").strip() for word in (name, description)]
-            found.append(Device(address, words[0], words[1], kind(address), free.value, total.value))
-        return found
-
     def places(self, device: Device) -> Iterator[Place]:
         """Yield the places of a device's weights, best first: as make_cpu_buft_list in llama.cpp's llama-model.cpp."""
         if device.kind == CPU:
-            for beside in self.all():
+            for beside in all_devices(self._ggml):
                 if beside.kind == ACCELERATOR:
                     yield Place(beside, self._backend(beside), self._buffer_type(beside.address))
             for extra in self._extra_buffer_types(device) if self._extra_buffers else ():

@@ -17,19 +17,11 @@ import numpy as np
 
 from tritgguf.converter.errors import TritggufError
 from tritgguf.converter.quant.codec import AnyCodec, codecs
-from tritgguf.runtime.engine.ggml_functions import GgmlFunctions
+from tritgguf.runtime.engine.devices import CPU, GPU, INTEGRATED_GPU, Device, all_devices
 from tritgguf.runtime.engine.hardware import default_threads
 from tritgguf.runtime.engine.kernels import library as compiled
 from tritgguf.runtime.engine.kernels.self_test import Products, Shape, is_close
-from tritgguf.runtime.measure.doctor.devices import (
-    CPU,
-    GPU,
-    INTEGRATED_GPU,
-    Device,
-    Devices,
-    Floats,
-    UnsupportedProductError,
-)
+from tritgguf.runtime.measure.doctor.devices import Devices, Floats, UnsupportedProductError
 
 N_INPUTS, N_ROWS = 2048, 1024
 MANY = 32  # tokens: a prompt, beside the single token of an answer
@@ -48,8 +40,8 @@ def main() -> None:
     except TritggufError as error:
         _say(event="failed", reason=str(error))
         return
-    devices = Devices(backend.library(), extra_buffers=backend.EXTRA_BUFFERS)
-    known = [device for device in devices.all() if device.kind in (CPU, GPU, INTEGRATED_GPU)]
+    devices = Devices(backend.ggml(), extra_buffers=backend.EXTRA_BUFFERS)
+    known = [device for device in all_devices(backend.ggml()) if device.kind in (CPU, GPU, INTEGRATED_GPU)]
     _say(
         event="build",
         system_info=backend.system_info(),
@@ -59,7 +51,7 @@ def main() -> None:
         n_threads=default_threads(),
         devices=[{**dataclasses.asdict(device), "address": 0} for device in known],
     )
-    makes = Products(GgmlFunctions(backend.library()))
+    makes = Products(backend.ggml())
     for device in known:
         for codec in codecs().values():
             if f"{device.name}/{codec.name}" not in sys.argv[1:]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tritgguf.runtime.engine import child_process, product_verdicts
+from tritgguf.runtime.engine.devices import CPU
 from tritgguf.runtime.engine.product_verdicts import DeviceKind, Findings, FoundDevice, ProductVerdict
-from tritgguf.runtime.measure.doctor.devices import CPU
 
 COMMAND = child_process.command("tritgguf.runtime.measure.doctor.products")
 SECONDS = 300  # ends what hangs

@@ -16,6 +16,7 @@ from tritgguf.runtime.engine.backend import Model
 from tritgguf.runtime.engine.context import Context
 from tritgguf.runtime.engine.gguf_header import Header, read_header
 from tritgguf.runtime.engine.memory import available_memory, cache_bytes
+from tritgguf.runtime.engine.placement import Placement
 
 HEAD, N_EMBD, N_CTX = 32, 288, 512
 
@@ -46,7 +47,7 @@ def heads_by_layer(make_model, tmp_path_factory):
 
 
 def logged_bytes(path, monkeypatch, capsys, **options):
-    with Model(path, n_gpu_layers=0) as model:
+    with Model(path, placement=Placement(0)) as model:
         monkeypatch.setattr(backend._log, "to_stderr", True)
         Context(model, n_ctx=N_CTX, n_threads=1, n_batch=64, **options).close()
         monkeypatch.setattr(backend._log, "to_stderr", False)
@@ -75,7 +76,7 @@ def test_latent_attention_stores_no_values():
 
 def test_weights_and_cache_must_fit_together(small_heads, monkeypatch):
     cache = cache_bytes(read_header(small_heads), N_CTX, value_bytes=2)
-    with Model(small_heads, n_gpu_layers=0) as model:
+    with Model(small_heads, placement=Placement(0)) as model:
         weights = backend.native.llama_model_size(model.handle)
     for free, complaint in (
         (weights + cache, None),
@@ -92,7 +93,7 @@ def test_weights_and_cache_must_fit_together(small_heads, monkeypatch):
 
 
 def test_weights_that_were_copied_while_loading_count_once(small_heads, monkeypatch):
-    with Model(small_heads, n_gpu_layers=0) as model:
+    with Model(small_heads, placement=Placement(0)) as model:
         weights = backend.native.llama_model_size(model.handle)
     free = iter([2 * weights, weights, weights])  # before loading; then they are gone
     monkeypatch.setattr(backend, "available_memory", lambda: next(free))

@@ -271,8 +271,9 @@ def test_a_graph_with_another_activation_is_an_error(glu_off, kind_off, n_refuse
 
 
 def test_layers_on_a_gpu_are_refused(model_file):
-    with pytest.raises(EngineError, match=r"f32\.gguf: 2 layers were asked for on the GPU, .* ask for 0"):
-        tritgguf.runtime.open(model_file("f32"), n_gpu_layers=2)
+    for asked in ({"n_gpu_layers": 2}, {"main_gpu": 0}, {"tensor_split": (1, 1)}, {"rpc": ("localhost:50052",)}):
+        with pytest.raises(EngineError, match=r"f32\.gguf: .* on this machine's CPU; leave --gpu-layers, .* --rpc out"):
+            tritgguf.runtime.open(model_file("f32"), **asked)
     tritgguf.runtime.open(model_file("f32"), n_gpu_layers=0).close()
 
 
