@@ -48,6 +48,7 @@ class Choices(TypedDict, total=False):
     override_kv: Iterable[str]
     name: str | None
     fast_here: Iterable[str]
+    imatrix: str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,11 @@ def convert(
     `type` is the tensor type of the linear layers. "auto" chooses for each tensor the smallest type that stores it
     exactly and is fast on `target` ("cpu", "cuda", "metal", "vulkan", "ollama" or "any"). If there is none, it chooses
     the type of least error with at most `max_bits` bits per weight, or a float type if `max_bits` is None. `method`
-    ("mse" or "absmean") quantizes tensors that aren't ternary, if a ternary type is requested. A tensor whose own grid
-    that type can't store is an error unless `allow_lossy`. `fallback` ("f16") is the type of tensors whose rows aren't
-    a multiple of the type's block. `embedding_type` and `output_type` are by default as "auto" with type "auto": the
-    smallest type that holds a ternary or four-level tensor exactly, or else F16, or the type in a GGUF source. With
+    ("mse", "absmean" or "four_levels") quantizes tensors that aren't ternary, if a ternary type is requested.
+    `imatrix`, a file of llama-imatrix or `tritgguf imatrix`, weighs the errors of their columns. A tensor whose own
+    grid that type can't store is an error unless `allow_lossy`. `fallback` ("f16") is the type of tensors whose rows
+    aren't a multiple of the type's block. `embedding_type` and `output_type` are by default as "auto" with type "auto":
+    the smallest type that holds a ternary or four-level tensor exactly, or else F16, or the type in a GGUF source. With
     another type they are F16, or the type in a GGUF source. `tensor_type` has texts REGEX=TYPE: the first whose pattern
     is found in a tensor's GGUF name decides about it. `max_shard_size`, in bytes or like "4G", splits a larger file
     into parts; the result names the first part. `override_kv` has texts KEY=TYPE:VALUE (int, float, bool or str), and

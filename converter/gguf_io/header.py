@@ -36,11 +36,11 @@ def aligned(n_bytes: int) -> int:
 
 
 def header_bytes(metadata: Metadata, tensors: Sequence[TensorEntry]) -> bytes:
-    """Return a file's bytes up to the padding before the first tensor, with the architecture as the first key.
+    """Return a file's bytes up to the padding before the first tensor, with a model's architecture as the first key.
 
     Raises SourceError where a text isn't valid Unicode: JSON can escape one half of a surrogate pair.
     """
-    architecture = {Keys.General.ARCHITECTURE: metadata[Keys.General.ARCHITECTURE]}
+    architecture = {key: value for key, value in metadata.items() if key == Keys.General.ARCHITECTURE}
     keys = architecture | metadata
     values = []
     for key, value in keys.items():

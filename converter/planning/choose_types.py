@@ -10,7 +10,7 @@ import numpy as np
 from tritgguf.converter.core.parallel import parallel
 from tritgguf.converter.core.progress import Step
 from tritgguf.converter.core.tensors import Floats, SourceTensor
-from tritgguf.converter.errors import TensorError
+from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.planning.encoders import AsFloats, Constant, Rounded
 from tritgguf.converter.planning.file_plan import TensorPlan
@@ -147,11 +147,12 @@ def _as_ternary(
     spec: TensorSpec, source: SourceTensor | None, codec: TernaryCodec, reason: str, asked: Asked, request: Request
 ) -> TensorPlan:
     """Return the plan of a tensor for which the user asked for a ternary type."""
-    by_method = Rounded(spec, codec, request.method)
+    by_method = _by_method(spec, codec, request)
     if source is None:
         return TensorPlan(by_method, reason)
     grid = find_grid(source)
-    rounded = f"quantized by {request.method.name}, which loses quality"
+    weighted = ", importance-weighted" if by_method.weighted else ""
+    rounded = f"quantized by {request.method.name}{weighted}, which loses quality"
     if grid is None and asked.alone and codec.more_levels:
         return _on_more_levels(spec, source, codec, reason, asked)
     if grid is None:
@@ -169,6 +170,19 @@ def _as_ternary(
             f"(relative error); {_ways_out(spec, source, grid, asked)}; --allow-lossy accepts the error"
         )
     return TensorPlan(by_method, f"{what}: {rounded}", exact=False)
+
+
+def _by_method(spec: TensorSpec, codec: TernaryCodec, request: Request) -> Rounded:
+    """Return the encoder of a tensor that the method quantizes; UnsupportedError if the type hasn't its levels."""
+    method, imatrix = request.method, request.imatrix
+    if method.levels not in codec.exact_levels:
+        types = ", ".join(name for name, other in ternary_codecs().items() if method.levels in other.exact_levels)
+        raise UnsupportedError(
+            f"--method {method.name} makes {method.levels} levels, which {codec.name} can't hold; types that hold "
+            f"them: {types}"
+        )
+    weighs = imatrix is not None and method.weighted is not None
+    return Rounded(spec, codec, method, imatrix.importance(spec.name, spec.shape) if imatrix and weighs else None)
 
 
 def _on_more_levels(

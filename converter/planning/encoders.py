@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from tritgguf.converter.core.tensors import (
     ByteArray,
     CodedRows,
     Float32Array,
+    Floats,
     PackedRows,
     RowIndices,
     SourceTensor,
@@ -62,7 +63,12 @@ class Encoder(ABC):
 
     @property
     def rounds(self) -> bool:
-        """Whether a method quantizes the values to ternary ones."""
+        """Whether a method quantizes the values to codes."""
+        return False
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the errors of columns are weighted by an importance matrix."""
         return False
 
     @property
@@ -194,19 +200,40 @@ class OnGrid(Encoder):
 
 @dataclass(frozen=True)
 class Rounded(Encoder):
-    """Ternary codes and scales from a method that quantizes the values."""
+    """Codes and scales from a method that quantizes the values.
+
+    `importance` weighs the errors of the columns, float32 (n_matrices, n_columns); None weighs all alike.
+    """
 
     codec: TernaryCodec
     method: Method
+    importance: Float32Array | None = field(default=None, compare=False, repr=False)
 
     @property
     def rounds(self) -> bool:
         return True
 
+    @property
+    def weighted(self) -> bool:
+        return self.importance is not None
+
     def encode(self, source: SourceTensor | None, rows: slice) -> ByteArray:
         source, wanted = _present(source), self.source_rows(rows)
-        coded = finite(self.method.quantize(source.floats(wanted), self.codec.block), source, wanted)
+        coded = finite(self._quantized(source.floats(wanted), rows), source, wanted)
         return self._named(self.codec.pack, coded)
+
+    def _quantized(self, floats: Floats, rows: slice) -> CodedRows:
+        if self.importance is None or self.method.weighted is None:
+            return self.method.quantize(floats, self.codec.block)
+        start, stop, _ = rows.indices(math.prod(self.spec.shape[:-1]))
+        n_rows = self.spec.shape[-2]
+        parts = []
+        for matrix in range(start // n_rows, -(-stop // n_rows)):  # an expert's columns have their own importance
+            own = slice(max(matrix * n_rows - start, 0), (matrix + 1) * n_rows - start)
+            some = Floats(floats.words[own], floats.dtype)
+            parts.append(self.method.weighted(some, self.codec.block, self.importance[matrix]))
+        codes, scales = ([getattr(part, name) for part in parts] for name in ("codes", "scales"))
+        return CodedRows(np.concatenate(codes), np.concatenate(scales), self.codec.block)
 
 
 def encoder_for(spec: TensorSpec, codec: AnyCodec, method: Method, grid: Grid | None = None) -> Encoder:

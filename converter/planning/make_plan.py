@@ -11,6 +11,7 @@ from tritgguf.converter.gguf_io.metadata import Metadata, joined, uint32
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.planning.choose_types import choose_types
 from tritgguf.converter.planning.file_plan import FilePlan, TensorPlan
+from tritgguf.converter.planning.importance import require_effect
 from tritgguf.converter.planning.key_overrides import notes as override_notes
 from tritgguf.converter.planning.key_overrides import overridden
 from tritgguf.converter.planning.layout import lay_out
@@ -46,6 +47,9 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
         model.specs, model.tensors, request, n_threads(threads), report, scale_tensors=model.scale_tensors
     )
     metadata = joined(model.metadata, _type_metadata(tensors, model.file_type))
+    if request.imatrix is not None:
+        require_effect(request.imatrix, tensors, request.method)
+        metadata |= request.imatrix.provenance()
     notes = (*model.notes, *type_notes(tensors, request), *override_notes(metadata, request.overrides))
     metadata = overridden(metadata, request.overrides)
     return FilePlan(lay_out(metadata, tensors, request.max_bytes), notes)

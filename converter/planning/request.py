@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from tritgguf.converter.core.sizes import parse_size
 from tritgguf.converter.errors import UnsupportedError
+from tritgguf.converter.gguf_io.imatrix import Imatrix, read_imatrix
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.planning.key_overrides import Override, named, parse_override, require_once
 from tritgguf.converter.planning.targets import refuses, ternary_types
@@ -42,6 +45,7 @@ class Request:
     `type` is None for the smallest exact type on the target; `embedding` and `output` tell the same of these tensors.
     The first of `tensor_types` that matches a tensor comes before them. `max_bits` is per weight, `max_bytes` per file.
     `fast_here` are types that this computer's CPU multiplies fast though llama.cpp's own code for them is slow.
+    `imatrix` weighs the errors of columns where a method quantizes.
     """
 
     type: AnyCodec | None
@@ -56,6 +60,7 @@ class Request:
     tensor_types: tuple[TensorType, ...] = ()
     overrides: tuple[Override, ...] = ()
     fast_here: frozenset[str] = frozenset()
+    imatrix: Imatrix | None = None
 
     @classmethod
     def named(
@@ -74,8 +79,12 @@ class Request:
         override_kv: Iterable[str] = (),
         name: str | None = None,
         fast_here: Iterable[str] = (),
+        imatrix: str | os.PathLike[str] | None = None,
     ) -> Request:
-        """Look up the names, see `convert`; raise UnsupportedError, with the known names, for an unknown one."""
+        """Look up the names, see `convert`; raise UnsupportedError, with the known names, for an unknown one.
+
+        Raises SourceError where `imatrix` isn't an importance matrix.
+        """
         choices = [AUTO, *(name for name, codec in codecs().items() if codec.for_linear)]
         if type not in choices:
             raise UnsupportedError(f"unknown tensor type {type!r}; expected one of {', '.join(choices)}")
@@ -97,6 +106,7 @@ class Request:
             tuple(map(parse_tensor_type, tensor_type)),
             key_overrides(override_kv, name),
             frozenset(fast_here),
+            None if imatrix is None else read_imatrix(Path(imatrix)),
         )
 
     def asked(self, spec: TensorSpec) -> Asked:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tritgguf.converter.planning.file_plan import TensorPlan
+from tritgguf.converter.planning.grid_types import TERNARY
+from tritgguf.converter.planning.importance import importance_note
 from tritgguf.converter.planning.request import Request
 from tritgguf.converter.planning.targets import reads_rows, slow_here
 from tritgguf.converter.quant.codec import codecs, ternary_codec
@@ -14,7 +16,7 @@ def type_notes(tensors: Sequence[TensorPlan], request: Request) -> list[str]:
     """Return the notes, one line each."""
     linear = [tensor for tensor in tensors if tensor.spec.role == "linear"]
     ends = [tensor for tensor in tensors if tensor.spec.role in ("embedding", "output")]
-    notes = [*_loss(tensors, linear, ends), *_fallbacks(linear)]
+    notes = [*_loss(tensors, linear, ends, request), *_fallbacks(linear)]
     if request.type is None and request.max_bits is None and not any(tensor.codec.ternary for tensor in linear):
         notes.append(
             "no linear tensor is on a grid that a ternary type stores: all keep their values; --type tq2_0 makes them "
@@ -23,14 +25,24 @@ def type_notes(tensors: Sequence[TensorPlan], request: Request) -> list[str]:
     return [*notes, *_lookups(ends, request.target), *_speed(linear, ends, request)]
 
 
-def _loss(tensors: Sequence[TensorPlan], linear: Sequence[TensorPlan], ends: Sequence[TensorPlan]) -> list[str]:
+def _loss(
+    tensors: Sequence[TensorPlan], linear: Sequence[TensorPlan], ends: Sequence[TensorPlan], request: Request
+) -> list[str]:
     notes = []
     ternary = [tensor for tensor in tensors if tensor.codec.ternary]
-    if rounded := [tensor for tensor in ternary if tensor.rounded]:
+    if (rounded := [tensor for tensor in ternary if tensor.rounded]) and request.method.levels == TERNARY:
         notes.append(
             f"{len(rounded)} of {len(ternary)} ternary tensors weren't trained ternary: with three levels the model "
             "will likely be useless; --type f16 keeps its quality"
         )
+    elif rounded:
+        notes.append(
+            f"{len(rounded)} of {len(ternary)} tensors in {rounded[0].codec.name} are quantized to "
+            f"{request.method.levels} levels: a 2-bit model, not a ternary one, and likely a poor one; --type f16 "
+            "keeps its quality"
+        )
+    if request.imatrix is not None:
+        notes.append(importance_note(request.imatrix, tensors))
     if lossy := [tensor for tensor in linear if tensor.error]:
         notes.append(
             f"{len(lossy)} of {len(linear)} linear tensors aren't stored exactly: relative error {_spread(lossy)}; "

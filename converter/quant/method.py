@@ -1,4 +1,4 @@
-"""A method quantizes float rows to ternary codes and scales, with loss if they aren't ternary already."""
+"""A method quantizes float rows to codes and scales, with loss if they aren't on such a grid already."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from tritgguf.converter.errors import UnsupportedError
 
 @dataclass(frozen=True)
 class Method:
-    """A rule to quantize: `quantize(rows, group_size)` returns ternary codes, and one fp16 scale per group.
+    """A rule to quantize: `quantize(rows, group_size)` returns codes on `levels` levels, and one fp16 scale per group.
 
     Rows are (n_rows, n_columns), and `n_columns` is a multiple of `group_size`. If a group holds a NaN or Inf, its
-    scale isn't finite.
+    scale isn't finite. `weighted(rows, group_size, importance)` does the same with the least error weighted by each
+    column's importance, float32 (n_columns,), zero or more; None for a rule that takes none.
     """
 
     name: str
     quantize: Callable[[Floats, int], CodedRows]
+    weighted: Callable[[Floats, int, Float32Array], CodedRows] | None = None
+    levels: int = 3
 
 
 def methods() -> dict[str, Method]:

@@ -9,8 +9,8 @@ from gguf import Keys
 
 from tritgguf.converter.gguf_io.metadata import Metadata, Value
 
-# Names, licences and so on, which don't change what llama.cpp computes.
-DESCRIPTIVE = "general."
+# Names, licences, what a file was quantized with and so on, which don't change what llama.cpp computes.
+DESCRIPTIVE = ("general.", "quantize.")
 UNUSED = (Keys.Tokenizer.PAD_ID,)
 # They depend on the tensors' types, which are compared separately.
 FROM_TYPES = (Keys.General.FILE_TYPE, Keys.General.QUANTIZATION_VERSION)
@@ -43,7 +43,7 @@ def _missing_or_other(expected: Metadata, found: Metadata) -> Iterator[Differenc
 def _surplus(expected: Metadata, found: Metadata) -> Iterator[Difference]:
     for key, value in found.items():
         if key not in expected and key not in FROM_TYPES:
-            matters = not key.startswith((DESCRIPTIVE, "tokenizer.")) and not _same(value, _assumed(key, expected))
+            matters = not key.startswith((*DESCRIPTIVE, "tokenizer.")) and not _same(value, _assumed(key, expected))
             yield key, f"{key} is {_shown(value, value)}; the model doesn't need this key", matters
 
 

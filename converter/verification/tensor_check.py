@@ -20,12 +20,13 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from tritgguf.converter.core.tensors import ByteArray, Float32Array, SourceTensor, row_chunks
 from tritgguf.converter.errors import TensorError, TritggufError
 from tritgguf.converter.gguf_io.gguf_tensor import GgufTensor
+from tritgguf.converter.gguf_io.imatrix import Imatrix
 from tritgguf.converter.model.architecture import TensorSpec
-from tritgguf.converter.planning.encoders import AsFloats, Encoder, encoder_for, values
-from tritgguf.converter.quant.codec import AnyCodec, AnyGgmlType, codecs
+from tritgguf.converter.planning.encoders import AsFloats, Encoder, Rounded, encoder_for, values
+from tritgguf.converter.quant.codec import AnyCodec, AnyGgmlType, TernaryCodec, codecs
 from tritgguf.converter.quant.grids import find_grid
 from tritgguf.converter.quant.known_grid import KnownGridCodec
-from tritgguf.converter.quant.method import method_named, methods
+from tritgguf.converter.quant.method import Method, method_named, methods
 
 Verdict = Literal["exact", "rounded", "wrong", "missing", "extra", "unreadable"]
 
@@ -73,12 +74,16 @@ class TensorCheck:
 
 @dataclass(frozen=True)
 class Pair:
-    """A stored tensor and its source; its matrices are multiplied by `factors`, (n_matrices,), its `.scale` tensor."""
+    """A stored tensor and its source; its matrices are multiplied by `factors`, (n_matrices,), its `.scale` tensor.
+
+    `imatrix` is the importance matrix by which a method may have weighed errors.
+    """
 
     spec: TensorSpec
     source: SourceTensor | None
     stored: GgufTensor
     factors: Float32Array | None = None
+    imatrix: Imatrix | None = None
 
     def have(self, rows: slice) -> Float32Array:
         values = self.stored.read(rows)
@@ -220,11 +225,28 @@ def _encoders(pair: Pair, codec: AnyCodec | None) -> dict[str, Encoder]:
     """Return the encoders that may have made the stored tensor, by their names in messages."""
     spec, found = pair.spec, dict[str, Encoder]()
     if codec is not None:
-        names = methods() if codec.ternary else {codec.name: method_named("mse")}  # floats need no method
+        names = _methods(codec) if codec.ternary else {codec.name: method_named("mse")}  # floats need no method
         found = {name: encoder_for(spec, codec, method) for name, method in names.items()}
+        found.update(_weighted_encoders(pair, codec))
         for levels in codec.grid_levels:
             found[f"{codec.name} for a grid of {levels} levels"] = AsFloats(spec, KnownGridCodec(codec, levels))
     return {**found, "ggml": _AsGgml(spec, AnyGgmlType(pair.stored.ggml_type))}
+
+
+def _weighted_encoders(pair: Pair, codec: AnyCodec) -> dict[str, Encoder]:
+    importance = pair.imatrix.importance(pair.spec.name, pair.spec.shape) if pair.imatrix else None
+    if importance is None or codec.ternary is False:
+        return {}
+    return {
+        f"{name}, importance-weighted": Rounded(pair.spec, codec, method, importance)
+        for name, method in _methods(codec).items()
+        if method.weighted is not None
+    }
+
+
+def _methods(codec: TernaryCodec) -> dict[str, Method]:
+    """Return the methods whose levels the type stores."""
+    return {name: method for name, method in methods().items() if method.levels in codec.exact_levels}
 
 
 def _encoder_of(pair: Pair, codec: AnyCodec | None) -> tuple[str, int]:

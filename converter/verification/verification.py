@@ -17,6 +17,7 @@ from tritgguf.converter.core.progress import Progress, counted
 from tritgguf.converter.core.tensors import Float32Array
 from tritgguf.converter.errors import SourceError, TensorError, TokenizerError, TritggufError
 from tritgguf.converter.gguf_io.gguf_tensor import GgufTensor
+from tritgguf.converter.gguf_io.imatrix import IMATRIX_FILE, read_imatrix
 from tritgguf.converter.gguf_io.reader import GgufFile, read_gguf
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.model import Model
@@ -78,10 +79,11 @@ def verify(
     progress: Progress | None = None,
     override_kv: Iterable[str] = (),
     name: str | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
 ) -> Verification:
     """Compare the GGUF file `out` with `model`, the folder or GGUF file that it was made from, and the adapter `lora`.
 
-    `override_kv` and `name` are those of `convert`, which then set what is expected.
+    `override_kv`, `name` and `imatrix` are those of `convert`, which then set what is expected.
 
     `threads` is one per core by default; `progress` is called with "comparing", the bytes done and the total bytes.
     `token_ids`, by default the installed provider, computes the file's token ids. Raises TritggufError if one of the
@@ -98,6 +100,9 @@ def verify(
             "with"
         )
     pairs, unpaired = paired(opened, stored)
+    if imatrix is not None:
+        weights = read_imatrix(Path(imatrix))
+        pairs = [replace(pair, imatrix=weights) for pair in pairs]
     checks = _check_all(
         pairs, n_threads(threads), counted(progress, "comparing", sum(pair.stored.data.nbytes for pair in pairs))
     )
@@ -105,9 +110,9 @@ def verify(
     strings_checked, wrong_ids = (
         (0, None) if changes_tokenizer(overrides) else _check_token_ids(opened, file, token_ids)
     )
-    return Verification(
-        opened, file, (*_one_encoder(checks), *unpaired), wrong_keys, other_keys, strings_checked, wrong_ids
-    )
+    if imatrix is not None or IMATRIX_FILE not in file.metadata:  # else what was weighted isn't known
+        checks = _one_encoder(checks)
+    return Verification(opened, file, (*checks, *unpaired), wrong_keys, other_keys, strings_checked, wrong_ids)
 
 
 def require_good(problems: Sequence[str], out: Path) -> None:
@@ -167,7 +172,7 @@ def _one_encoder(checks: Sequence[TensorCheck]) -> list[TensorCheck]:
     judged = []
     for check in checks:
         made = [other.encoder for other in checks if other.type == check.type and other.verdict == "rounded"]
-        ours = sum(name in methods() for name in made)
+        ours = sum(name.partition(",")[0] in methods() for name in made)
         if check.type in ternary and check.verdict == "rounded" and not check.encoder and ours > len(made) / 2:
             method = next(name for name in made if name)
             reason = f"it isn't the source quantized by {method}, but the other tensors are"

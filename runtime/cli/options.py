@@ -44,6 +44,14 @@ OverrideKv = Annotated[
         "tokenizer.ggml.add_bos_token=bool:false; may be repeated.",
     ),
 ]
+Imatrix = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Importance matrix of llama-imatrix or `tritgguf imatrix` (GGUF or .dat), which weighs the errors where "
+        "--method quantizes.",
+    ),
+]
 Lora = Annotated[
     Path | None, typer.Option(help="Folder of a PEFT LoRA adapter that is merged into the model's weights.")
 ]

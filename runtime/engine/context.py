@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.engine import relu2
+from tritgguf.runtime.engine.activations import Activations
 from tritgguf.runtime.engine.backend import Model, fresh_log
 from tritgguf.runtime.engine.interrupt import interruptible
 
@@ -20,6 +21,11 @@ from tritgguf.runtime.engine.interrupt import interruptible
 MAX_OUTPUT_ROWS = 64
 _NO_SLOT, _ABORTED = 1, 2  # results of llama_decode
 _NO_ABORT_CALLBACK = native.ggml_abort_callback()
+
+
+def new_activations() -> Activations:
+    """Return what sees the inputs of every linear layer of a Context that is given it."""
+    return Activations(libggml)
 
 
 class Row(NamedTuple):
@@ -37,7 +43,7 @@ class Context:
     Each sequence has `n_ctx` tokens. They share one cache, so that one batch evaluates tokens of any of them, and may
     ask for the logits of `n_outputs` of them. `f32_attention` is for comparisons with a reference: flash attention in
     half precision, the default, costs up to 3e-3 of the logits' norm. With `embeddings`, rows that want logits have
-    embeddings() too.
+    embeddings() too. `activations` sees the inputs of every linear layer.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class Context:
         f32_attention: bool = False,
         n_sequences: int = 1,
         embeddings: bool = False,
+        activations: Activations | None = None,
     ) -> None:
         self.handle: Any = None
         self.n_batch = min(n_batch, n_ctx)
@@ -77,6 +84,9 @@ class Context:
         if model.needs_relu2:
             self.relu2 = relu2.Relu2(libggml, native.ggml_backend_sched_eval_callback)
             params.cb_eval, params.cb_eval_user_data = self.relu2.callback, self.relu2.user_data
+        if activations is not None:
+            self._require_no_callback(model)
+            self._callback = params.cb_eval = native.ggml_backend_sched_eval_callback(activations.callback)
         model.check_memory(n_ctx * n_sequences, value_bytes=4 if f32_attention else 2)
         log = fresh_log()
         self.handle = native.llama_init_from_model(model.handle, params)
@@ -87,6 +97,13 @@ class Context:
             )
         self._batch = native.llama_batch_init(self.n_batch, 0, 1)
         self._memory = native.llama_get_memory(self.handle)
+
+    def _require_no_callback(self, model: Model) -> None:
+        if self.relu2 is not None:
+            raise EngineError(
+                f"{model.path}: {relu2.ARCHITECTURE} runs through llama.cpp's only callback, so the inputs of its "
+                "layers can't be read; it is ternary already and needs no importance matrix"
+            )
 
     def decode(self, tokens: Sequence[int], position: int, *, n_logits: int = 1) -> None:
         """Evaluate up to n_batch tokens, the first at `position`; logits() then has those of the last `n_logits`.

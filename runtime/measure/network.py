@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
+from tritgguf.runtime.engine.activations import Activations
 from tritgguf.runtime.engine.backend import Model
 from tritgguf.runtime.engine.context import Context
 from tritgguf.runtime.engine.placement import Placement
@@ -22,9 +23,20 @@ MAX_ROWS = 256
 
 
 class Network:
-    """An open model with an empty context of `n_ctx` tokens; a context manager."""
+    """An open model with an empty context of `n_ctx` tokens; a context manager.
 
-    def __init__(self, path: Path, n_ctx: int, *, n_threads: int, placement: Placement) -> None:
+    `activations` sees the inputs of every linear layer.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        n_ctx: int,
+        *,
+        n_threads: int,
+        placement: Placement,
+        activations: Activations | None = None,
+    ) -> None:
         self.path = path
         self.model = Model(path, placement=placement)
         try:
@@ -39,6 +51,7 @@ class Network:
                 n_threads=n_threads,
                 n_batch=BATCH_TOKENS,
                 n_outputs=MAX_ROWS,
+                activations=activations,
             )
         except BaseException:
             self.model.close()
@@ -54,9 +67,7 @@ class Network:
         A block is overwritten when the next one is asked for. The first token is evaluated as BOS where the vocabulary
         wants one.
         """
-        vocab, ids = self.model.vocab, chunk.tolist()
-        if vocab.add_bos and vocab.bos is not None:
-            ids[0] = vocab.bos
+        ids = self._with_bos(chunk)
         first, start = first_scored(len(ids)), 0
         self._context.keep(0)
         while start < len(ids):
@@ -67,6 +78,25 @@ class Network:
                 # The last position's next token is in no chunk.
                 yield max(start, first) - first, self._context.logits()[: n_rows - (end == len(ids))]
             start = end
+
+    def evaluate(self, chunk: NDArray[np.int32]) -> None:
+        """Evaluate all tokens of a chunk, the first as BOS where the vocabulary wants one.
+
+        The logits of all are asked for, since the last layer leaves out tokens whose logits aren't.
+        """
+        ids = self._with_bos(chunk)
+        self._context.keep(0)
+        for start in range(0, len(ids), MAX_ROWS):
+            some = ids[start : start + MAX_ROWS]
+            self._context.decode(some, start, n_logits=len(some))
+        self._context.wait()
+
+    def _with_bos(self, chunk: NDArray[np.int32]) -> list[int]:
+        vocab = self.model.vocab
+        ids: list[int] = chunk.tolist()
+        if vocab.add_bos and vocab.bos is not None:
+            ids[0] = vocab.bos
+        return ids
 
     def close(self) -> None:
         self._context.close()

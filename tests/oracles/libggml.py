@@ -37,14 +37,19 @@ def type_facts(kind: GGMLQuantizationType) -> tuple[str, int, int]:
     return name, ggml.ggml_blck_size(kind.value), ggml.ggml_type_size(kind.value)
 
 
-def quantize(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
-    """Quantize float32 rows with ggml; return bytes, shape (n_rows, row bytes)."""
+def quantize(values: np.ndarray, kind: GGMLQuantizationType, importance: np.ndarray | None = None) -> np.ndarray:
+    """Quantize float32 rows with ggml; return bytes, shape (n_rows, row bytes).
+
+    `importance` weighs the errors of the columns, (n_columns,).
+    """
     n_rows, n_columns = values.shape
     block, block_bytes = GGML_QUANT_SIZES[kind]
     source = np.ascontiguousarray(values, np.float32)
     stored = np.empty((n_rows, n_columns // block * block_bytes), np.uint8)
+    weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    pointer = None if weights is None else weights.ctypes.data_as(FLOATS)
     written = library().ggml_quantize_chunk(
-        kind.value, source.ctypes.data_as(FLOATS), stored.ctypes.data, 0, n_rows, n_columns, None
+        kind.value, source.ctypes.data_as(FLOATS), stored.ctypes.data, 0, n_rows, n_columns, pointer
     )
     assert written == stored.nbytes
     return stored

@@ -8,6 +8,7 @@
 #include "k_quants.h"
 #include "q4_k.h"
 #include "nvfp4.h"
+#include "weighted_fit.h"
 
 EXPORT int64_t level(void) {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

@@ -10,4 +10,5 @@
 #include "k_quants.h"
 #include "q4_k.h"
 #include "nvfp4.h"
+#include "weighted_fit.h"
 #endif

@@ -3,8 +3,10 @@
 For a scale d the best codes are sign(w)·[|w| > d/2], so the weights with a nonzero code are the k largest magnitudes,
 for some k. For these the best d is their mean, which lowers the squared error by (their sum)² / k. At the best k, half
 the mean is a threshold that keeps exactly these k magnitudes. Numpy tries every k, the kernel only those that can be
-the best.
+the best. With an importance matrix the error of each column is weighted (weighted_fit.py).
 """
+
+from functools import partial
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from tritgguf.converter.core.kernels import WORDS, Kernel
 from tritgguf.converter.core.tensors import CodedRows, Codes, Float32Array, Floats
 from tritgguf.converter.quant.codec import fp16
 from tritgguf.converter.quant.method import Method, quantize_by_threshold
+from tritgguf.converter.quant.weighted_fit import fitted
 
 STEP, LARGEST_GROUP = 32, 256  # the kernel takes groups of a multiple of STEP columns, at most LARGEST_GROUP
 
@@ -45,4 +48,4 @@ def best_scales(groups: Float32Array) -> Float32Array:
 
 
 MSE = Kernel("mse", WORDS, int, int, int, np.int8, np.float32)
-METHOD = Method("mse", quantize_mse)
+METHOD = Method("mse", quantize_mse, partial(fitted, 3))

@@ -53,7 +53,7 @@ Target = Annotated[
 MethodName = Annotated[
     str,
     typer.Option(
-        help=f"How to ternarize linear layers that aren't ternary: {METHODS}.",
+        help=f"How to quantize linear layers that aren't on a type's levels: {METHODS}.",
         autocompletion=options.completing(_METHODS),
     ),
 ]
@@ -123,6 +123,7 @@ def convert(
     override_kv: options.OverrideKv = None,
     name: options.Name = None,
     lora: options.Lora = None,
+    imatrix: options.Imatrix = None,
     html: options.Html = None,
     card: Card = None,
     threads: options.Threads = None,
@@ -145,6 +146,7 @@ def convert(
         "override_kv": override_kv or (),
         "name": name,
         "fast_here": fast_types() if target == "cpu" else (),
+        "imatrix": imatrix,
     }
     fast = ", ".join(sorted(choices["fast_here"])) or "none"
     verbosity.detail(f"reading {model}; types that tritgguf's CPU kernels multiply here: {fast}")

@@ -40,6 +40,7 @@ def verify(
     tensors: options.Tensors = False,
     override_kv: options.OverrideKv = None,
     name: options.Name = None,
+    imatrix: options.Imatrix = None,
     json_output: options.JsonOutput = False,
     threads: options.Threads = None,
 ) -> None:
@@ -60,6 +61,7 @@ def verify(
             progress=progress,
             override_kv=override_kv or (),
             name=name,
+            imatrix=imatrix,
         )
     template = compare_templates(found.model.metadata, found.file.metadata)
     problems = [*found.problems, *([template.problem] if template.problem else [])]
