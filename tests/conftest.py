@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import hub_endpoint
+from tests.token_ids import token_ids_in_this_process
 
 assert os.environ["HF_ENDPOINT"] == hub_endpoint.ENDPOINT
 
@@ -34,3 +35,14 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def token_ids_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversions and verifications in this process compare token ids in it too.
+
+    Starting another one takes longer than all else that they do with a small model. Commands in child processes, and
+    the tests that override this fixture, have one.
+    """
+    monkeypatch.setattr("tritgguf.runtime.engine.token_ids_process.token_ids_process", token_ids_in_this_process)
+    monkeypatch.setattr("tritgguf.runtime.ollama.publish.token_ids_process", token_ids_in_this_process)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from gguf import GGUFWriter
 
+from tests.token_ids import token_ids_in_this_process
 from tritgguf.converter.gguf_io.metadata import Metadata
 from tritgguf.converter.tokenizer import SourceTokenizer, check_token_ids
-from tritgguf.converter.tokenizer.token_ids import TokenIds
-from tritgguf.runtime.engine.token_ids import token_ids
 from tritgguf.runtime.engine.token_ids_process import token_ids_process
 
 
@@ -32,9 +30,6 @@ def check_in_runtime(tokenizer: SourceTokenizer, file: Path) -> int:
 
 
 def check_in_this_process(tokenizer: SourceTokenizer, file: Path) -> int:
-    """The same without a child process, for many files that are sure not to end the process that loads them."""
-
-    def read(path: Path, texts: Sequence[str]) -> TokenIds:
-        return TokenIds(token_ids(path, texts), None)
-
-    return check_token_ids(tokenizer, file, read)
+    """The same without a child process, for files that are sure not to end the process that loads them."""
+    with token_ids_in_this_process() as read:
+        return check_token_ids(tokenizer, file, read)

@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.attacks import fuzz_targets, fuzz_traps
+from tests.attacks.fuzz_target import Target
 from tritgguf.converter.errors import MAX_MESSAGE, TritggufError
 
 CPU_SECONDS = 10.0
@@ -56,7 +57,7 @@ class Report:
             self.messages[message] = self.messages.get(message, 0) + count
 
 
-def try_input(target: fuzz_targets.Target, seed: int, number: int) -> str | None:
+def try_input(target: Target, seed: int, number: int) -> str | None:
     """Read one input; return its refusal, or None where it was accepted. What else is raised is a failure."""
     rng = random.Random(f"{seed} {target.name} {number}")
     target.damage(rng)

@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import Mapping
 
-from tests.attacks.fuzz_targets import Target
+from tests.attacks.fuzz_target import Target
 from tritgguf.converter.errors import SourceError
 
 

@@ -1,4 +1,4 @@
-"""The checkpoints of tests/checkpoints.py and its neighbours, each built once per test module."""
+"""The checkpoints of tests/checkpoints.py and its neighbours, each built once."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,12 @@ import pytest
 from tests import checkpoints, maple_model, packed_checkpoints, scaled_checkpoints
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True)
+def _token_ids_here(token_ids_here: None) -> None:
+    """No further process for each conversion."""
+
+
+@pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return the folder of a recipe's checkpoint, for reading only."""
     root = tmp_path_factory.mktemp("models")

@@ -58,7 +58,7 @@ def _ollama(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.usefixtures("_ollama")
+@pytest.mark.usefixtures("_ollama", "token_ids_here")
 @pytest.mark.parametrize("name", PREPARE)
 def test_tutorial(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITGGUF_CACHE", str(tmp_path / "cache"))

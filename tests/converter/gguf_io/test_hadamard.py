@@ -44,7 +44,7 @@ def signs(width: int) -> np.ndarray:
 
 def rotated(x: np.ndarray) -> np.ndarray:
     """Return what such a program makes of a layer's input, blockwise H · (x · s)."""
-    return ((x * signs(x.shape[-1])).reshape(*x.shape[:-1], -1, BLOCK) @ H).reshape(x.shape)
+    return ((x * signs(x.shape[-1])).reshape(-1, BLOCK) @ H).reshape(x.shape)
 
 
 def keys(names: list[str], widths: tuple[int, ...] = (BLOCK, 2 * BLOCK), **changes: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from gguf import TokenType
 
 from tests.tokenizer_folders import CONFIG, END, TOOL, TURN_END, byte_level_structure, splitting, write_json
-from tests.vocab_file import check_in_runtime, write_vocab_file
+from tests.vocab_file import check_in_this_process, write_vocab_file
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.tokenizer import SourceTokenizer, battery, has_tokenizer, read_tokenizer
 from tritgguf.converter.tokenizer.byte_level import NFC_NOTE
@@ -23,7 +23,7 @@ def read(folder: Path, structure: dict[str, Any], n_vocab: int = 3000) -> Source
 
 
 def check(folder: Path, tokenizer: SourceTokenizer) -> int:
-    return check_in_runtime(tokenizer, write_vocab_file(folder / "vocab.gguf", tokenizer.metadata))
+    return check_in_this_process(tokenizer, write_vocab_file(folder / "vocab.gguf", tokenizer.metadata))
 
 
 def data(tokenizer: SourceTokenizer, key: str) -> Any:

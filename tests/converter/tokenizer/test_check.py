@@ -31,6 +31,11 @@ from tritgguf.runtime.engine.token_ids_process import token_ids_process
 
 
 @pytest.fixture
+def token_ids_here() -> None:
+    """These tests are about the process that gives token ids."""
+
+
+@pytest.fixture
 def tokenizer(tmp_path: Path) -> SourceTokenizer:
     write_json(tmp_path / "tokenizer.json", byte_level_structure())
     return read_tokenizer(tmp_path, n_vocab=3000, config=CONFIG)

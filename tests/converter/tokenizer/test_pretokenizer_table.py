@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.tokenizer_folders import CONFIG, byte_level_structure, splitting, write_json
-from tests.vocab_file import check_in_runtime, check_in_this_process, write_vocab_file
+from tests.vocab_file import check_in_this_process, write_vocab_file
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import string
 from tritgguf.converter.tokenizer import SourceTokenizer, read_tokenizer
@@ -54,14 +54,14 @@ def read(row: PreTokenizer, folder: Path) -> SourceTokenizer:
 @pytest.mark.parametrize("row", SAME, ids=lambda row: row.name)
 def test_a_row_gives_the_same_ids_in_llama_cpp(row: PreTokenizer, tmp_path: Path) -> None:
     tokenizer = read(row, tmp_path)
-    assert check_in_runtime(tokenizer, write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)) >= 180
+    assert check_in_this_process(tokenizer, write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)) >= 180
 
 
 @pytest.mark.parametrize("row", NEAR, ids=lambda row: row.name)
 def test_a_row_that_is_only_near_fails_the_check_and_says_why(row: PreTokenizer, tmp_path: Path) -> None:
     tokenizer = read(row, tmp_path)
     with pytest.raises(TokenizerError) as caught:
-        check_in_runtime(tokenizer, write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata))
+        check_in_this_process(tokenizer, write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata))
     assert row.difference in str(caught.value)
 
 

@@ -21,7 +21,7 @@ from tests.tokenizer_folders import (
     sentencepiece_model,
     write_json,
 )
-from tests.vocab_file import check_in_runtime, write_vocab_file
+from tests.vocab_file import check_in_this_process, write_vocab_file
 from tritgguf.converter import convert, plan
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import boolean
@@ -184,7 +184,7 @@ def test_what_llama_cpp_cannot_add_fails_the_check(
     tokenizer = read(tmp_path, structure, post_processor, **config)
     assert tokenizer.notes == (f"the post-processor {phrase}",)
     with pytest.raises(TokenizerError) as caught:
-        check_in_runtime(tokenizer, write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata))
+        check_in_this_process(tokenizer, write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata))
     assert "text '' as a prompt becomes other token ids" in str(caught.value)
     assert str(caught.value).endswith(f"(the post-processor {phrase}); --no-check writes the file anyway")
 
@@ -250,7 +250,7 @@ def test_a_tokenizer_model_alone_goes_by_the_config(
     assert empty == [1] * bos + [2] * eos == tokenizer.encode_prompt("")
     wrong = tokenizer.metadata | {"tokenizer.ggml.add_bos_token": boolean(not bos)}
     with pytest.raises(TokenizerError, match=r"text '' as a prompt becomes other token ids"):
-        check_in_runtime(tokenizer, write_vocab_file(tmp_path / "wrong.gguf", wrong))
+        check_in_this_process(tokenizer, write_vocab_file(tmp_path / "wrong.gguf", wrong))
 
 
 def test_a_tokenizer_model_without_the_token_to_add(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.tokenizer_folders import (
     write_from_vocab_file,
     write_json,
 )
-from tests.vocab_file import check_in_runtime, write_vocab_file
+from tests.vocab_file import check_in_this_process, write_vocab_file
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import boolean, string
 from tritgguf.converter.tokenizer import SourceTokenizer, battery, read_tokenizer
@@ -144,7 +144,7 @@ def recorded(name: str) -> tuple[list[str], list[list[int]]]:
 @pytest.mark.parametrize("name", [pytest.param(name, marks=large if name == "Gemma 3" else ()) for name in REAL])
 def test_a_real_tokenizer_gives_the_same_ids_in_llama_cpp(name: str, real: Tokenizers, tmp_path: Path) -> None:
     tokenizer = real(name)
-    n_texts = check_in_runtime(tokenizer, write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata))
+    n_texts = check_in_this_process(tokenizer, write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata))
     assert n_texts == len(battery(tokenizer)) > 180
 
 
@@ -164,7 +164,7 @@ def test_llama_2_as_transformers_converts_it_gives_the_recorded_ids(tmp_path: Pa
     tokenizer = read(tmp_path, 32000, bos_token_id=1, eos_token_id=2)
     texts, ids = recorded("llama-spm")
     assert [tokenizer.encode(text) for text in texts] == ids
-    assert check_in_runtime(tokenizer, write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)) > 180
+    assert check_in_this_process(tokenizer, write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)) > 180
 
 
 @large
@@ -180,7 +180,7 @@ def test_a_structure_belongs_to_the_model_that_it_stands_for(name: str, tmp_path
     texts, ids = recorded(name)
     assert [tokenizer.encode(text) for text in texts] == ids
     written = write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)
-    assert check_in_runtime(tokenizer, written) == len(battery(tokenizer))
+    assert check_in_this_process(tokenizer, written) == len(battery(tokenizer))
 
 
 @large
@@ -191,7 +191,7 @@ def test_gpt_neox_with_its_tokens_of_spaces(tmp_path: Path) -> None:
     assert tokenizer.metadata["tokenizer.ggml.pre"].data == "gpt-2"
     assert {" " * length for length in range(2, 25)} <= set(tokenizer.special_tokens)
     written = write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)
-    assert check_in_runtime(tokenizer, written) == len(battery(tokenizer)) > 200
+    assert check_in_this_process(tokenizer, written) == len(battery(tokenizer)) > 200
 
 
 def test_bert_gives_the_recorded_ids(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_bert_gives_the_recorded_ids(tmp_path: Path) -> None:
     texts, ids = recorded("bert-bge")
     assert [tokenizer.encode(text) for text in texts] == ids
     written = write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)
-    assert check_in_runtime(tokenizer, written) == len(battery(tokenizer)) > 180
+    assert check_in_this_process(tokenizer, written) == len(battery(tokenizer)) > 180
 
 
 @large
@@ -237,7 +237,7 @@ def test_a_vocabulary_of_xlm_roberta(tmp_path: Path) -> None:
         "▁ ▁▁ a▁b",
     }
     written = write_vocab_file(tmp_path / "vocab.gguf", tokenizer.metadata)
-    assert check_in_runtime(tokenizer, written) == len(battery(tokenizer)) > 180
+    assert check_in_this_process(tokenizer, written) == len(battery(tokenizer)) > 180
 
 
 def test_merges_and_the_sentencepiece_model_lead_to_the_same_vocabulary(real: Tokenizers) -> None:
@@ -265,7 +265,7 @@ def test_a_wrong_key_fails_the_check(name: str, key: str, wrong: object, real: T
     assert key in tokenizer.metadata
     mutant = write_vocab_file(tmp_path / "wrong.gguf", tokenizer.metadata | {key: wrong})
     with pytest.raises(TokenizerError, match=r"text .* expected \[\d.* found \[\d.*--no-check"):
-        check_in_runtime(tokenizer, mutant)
+        check_in_this_process(tokenizer, mutant)
 
 
 def test_special_ids_of_real_tokenizers(real: Tokenizers) -> None:

@@ -18,7 +18,7 @@ from tests.tokenizer_folders import (
     splitting,
     write_json,
 )
-from tests.vocab_file import check_in_runtime, write_vocab_file
+from tests.vocab_file import check_in_this_process, write_vocab_file
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import boolean, string
 from tritgguf.converter.tokenizer import SourceTokenizer, has_tokenizer, read_tokenizer
@@ -47,7 +47,7 @@ def read_json(folder: Path, structure: dict[str, Any]) -> SourceTokenizer:
 
 
 def check(folder: Path, tokenizer: SourceTokenizer) -> int:
-    return check_in_runtime(tokenizer, write_vocab_file(folder / "vocab.gguf", tokenizer.metadata))
+    return check_in_this_process(tokenizer, write_vocab_file(folder / "vocab.gguf", tokenizer.metadata))
 
 
 def data(tokenizer: SourceTokenizer, key: str) -> Any:
@@ -151,7 +151,7 @@ def test_spaces_behind_added_tokens_are_stripped_as_in_phi_3(tmp_path: Path) -> 
         token["rstrip"] = token["content"] not in ("<unk>", "<s>", "<|endoftext|>")
     tokenizer = read_json(tmp_path, structure)
     named = tokenizer.metadata | {"general.name": string("Phi-3-mini")}
-    assert check_in_runtime(tokenizer, write_vocab_file(tmp_path / "named.gguf", named)) > 180
+    assert check_in_this_process(tokenizer, write_vocab_file(tmp_path / "named.gguf", named)) > 180
     with pytest.raises(TokenizerError, match="only in models with phi-3 in their name: name it so"):
         check(tmp_path, tokenizer)
 
@@ -193,7 +193,7 @@ def test_the_other_way_to_put_spaces_fails_the_check(template: str | None, tmp_p
     adds = tokenizer.metadata["tokenizer.ggml.add_space_prefix"]
     wrong = tokenizer.metadata | {"tokenizer.ggml.add_space_prefix": boolean(not adds.data)}
     with pytest.raises(TokenizerError, match="other token ids"):
-        check_in_runtime(tokenizer, write_vocab_file(tmp_path / "wrong.gguf", wrong))
+        check_in_this_process(tokenizer, write_vocab_file(tmp_path / "wrong.gguf", wrong))
 
 
 def test_a_json_alone_gives_the_scores_and_ids_of_the_model(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.tokenizer_folders import (
     unigram_structure,
     write_json,
 )
-from tests.vocab_file import check_in_runtime, check_in_this_process, write_vocab_file
+from tests.vocab_file import check_in_this_process, write_vocab_file
 from tritgguf.converter import convert
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import Value, boolean, float32s, uint8s
@@ -70,7 +70,7 @@ def read(folder: Path, content: bytes | Mapping[str, Any], **tokenizer_config: A
 
 
 def check(folder: Path, tokenizer: SourceTokenizer) -> int:
-    n_texts = check_in_runtime(tokenizer, write_vocab_file(folder / "vocab.gguf", tokenizer.metadata))
+    n_texts = check_in_this_process(tokenizer, write_vocab_file(folder / "vocab.gguf", tokenizer.metadata))
     assert n_texts == len(battery(tokenizer))
     return n_texts
 

@@ -14,7 +14,7 @@ import tritgguf.runtime
 from tests import checkpoints
 from tests.checkpoint_recipes import RECIPES
 from tests.tokenizer_folders import metaspace, wordpiece_structure, write_json
-from tests.vocab_file import check_in_runtime, check_in_this_process, write_vocab_file
+from tests.vocab_file import check_in_this_process, write_vocab_file
 from tritgguf.converter import convert
 from tritgguf.converter.errors import TokenizerError
 from tritgguf.converter.gguf_io.metadata import Metadata, boolean, strings, uint32
@@ -40,7 +40,7 @@ def read(folder: Path, content: object, **tokenizer_config: Any) -> SourceTokeni
 
 
 def check(folder: Path, tokenizer: SourceTokenizer) -> int:
-    return check_in_runtime(tokenizer, write_vocab_file(folder / "vocab.gguf", tokenizer.metadata))
+    return check_in_this_process(tokenizer, write_vocab_file(folder / "vocab.gguf", tokenizer.metadata))
 
 
 def left_out(tokenizer: SourceTokenizer) -> set[str]:

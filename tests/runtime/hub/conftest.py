@@ -14,6 +14,11 @@ from tritgguf.converter import convert
 DEMO = paths.ROOT / "vendor" / "demo-model"
 
 
+@pytest.fixture(autouse=True)
+def _token_ids_here(token_ids_here: None) -> None:
+    """No further process for each conversion."""
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """The server, with nothing asked and no faults; clients pause for a moment only where it fails."""

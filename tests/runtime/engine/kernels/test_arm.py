@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.once import once
 from tests.paths import ROOT
 from tests.runtime.engine.kernels.product_library import ProductLibrary
 from tests.runtime.engine.kernels.test_products import BLOCKS, every_type, random_activations, random_weights
@@ -27,14 +28,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for tool in (COMPILER, EMULATOR):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} isn't installed")
-    path = tmp_path_factory.mktemp("arm") / "product"
     sources = [*SOURCES.glob("neon_*.cpp"), *(SOURCES / f"{name}.cpp" for name in ("products", "processor"))]
     others = [
         SOURCES / f"{name}.cpp" for name in ("avx2", "avx_vnni", "avx512_vnni", "avx512_vbmi")
     ]  # nothing of them is left on Arm
     main = Path(__file__).with_name("product_program.cpp")
-    subprocess.run([COMPILER, *FLAGS, f"-I{SOURCES}", *sources, *others, main, "-o", path], check=True)
-    return path
+    command = [COMPILER, *FLAGS, f"-I{SOURCES}", *sources, *others, main, "-o"]
+    return once(tmp_path_factory, "arm_product", lambda path: subprocess.run([*command, path], check=True))
 
 
 @every_type
