@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +61,14 @@ class Served:
 
 
 @contextmanager
-def serve(*arguments: str | Path, env: dict[str, str] | None = None) -> Iterator[Served]:
-    """Run the server on a free port until the end of the block, and check that nothing was wrong with it."""
-    command = [sys.executable, "-m", "tritgguf", "serve", *map(str, arguments), "--port", "0"]
+def serve(
+    *arguments: str | Path, env: dict[str, str] | None = None, program: Sequence[str] = ("tritgguf",)
+) -> Iterator[Served]:
+    """Run the server on a free port until the end of the block, and check that nothing was wrong with it.
+
+    `program` is a module that runs tritgguf, and its own arguments.
+    """
+    command = [sys.executable, "-m", *program, "serve", *map(str, arguments), "--port", "0"]
     process = subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
     )

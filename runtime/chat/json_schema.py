@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tritgguf.converter.errors import EngineError
+from tritgguf.runtime.chat.grammar_texts import literal, one_of
 from tritgguf.runtime.chat.integer_range import integer_range
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
@@ -67,7 +68,7 @@ def grammar_of_schema(schema: object, *, before: str = "", after: str = "") -> s
         root = rules.of(schema, "the schema")
     except RecursionError:
         raise EngineError("the JSON schema is nested too deeply") from None
-    texts = [_literal(text) for text in (before, after)]
+    texts = [literal(text) for text in (before, after)]
     lines = [f"root ::= {texts[0]} {root} {texts[1]}"]
     lines += [f"{name} ::= {body}" for name, body in {**_PRIMITIVES, **rules.bodies}.items()]
     return "\n".join(lines)
@@ -139,7 +140,7 @@ class _Rules:
         values = schema["enum"]
         if not isinstance(values, list) or not values:
             raise EngineError(f"{place}: enum is no list of values")
-        return self._add(" | ".join(_literal(json.dumps(value, ensure_ascii=False)) for value in values))
+        return self._add(one_of(json.dumps(value, ensure_ascii=False) for value in values))
 
     def _union(self, schema: dict[str, Any], place: str) -> str:
         key = "anyOf" if "anyOf" in schema else "oneOf"
@@ -147,6 +148,8 @@ class _Rules:
         members = schema[key]
         if not isinstance(members, list) or not members:
             raise EngineError(f"{place}: {key} is no list of schemas")
+        if all(isinstance(member, Mapping) and set(member) - _ANNOTATIONS == {"const"} for member in members):
+            return self._enum({"enum": [member["const"] for member in members]}, place)
         names = [self.of(member, f"{place}.{key}[{index}]") for index, member in enumerate(members)]
         return self._add(" | ".join(dict.fromkeys(names)))
 
@@ -189,7 +192,7 @@ class _Rules:
         pairs = [
             (
                 self._add(
-                    f'{_literal(json.dumps(name, ensure_ascii=False))} ws ":" ws {self.of(value, f"{place}.{name}")}'
+                    f'{literal(json.dumps(name, ensure_ascii=False))} ws ":" ws {self.of(value, f"{place}.{name}")}'
                 ),
                 name in required,
             )
@@ -281,12 +284,3 @@ def _only(schema: Mapping[str, Any], known: Sequence[str], place: str) -> None:
     for key in schema:
         if key not in known:
             raise EngineError(f"{place}: {key} isn't supported here; leave it out, or say it in the prompt")
-
-
-def _literal(text: str) -> str:
-    def spelled(letter: str) -> str:
-        if letter in '"\\':
-            return "\\" + letter
-        return letter if letter.isprintable() and ord(letter) < 0x10000 else f"\\U{ord(letter):08X}"
-
-    return '"' + "".join(map(spelled, text)) + '"'

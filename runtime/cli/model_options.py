@@ -62,11 +62,12 @@ def note(text: str) -> None:
 
 @contextlib.contextmanager
 def reports_interruption(name: str) -> Iterator[None]:
-    """Say after Ctrl-C that a model isn't ready, and what the next run does."""
+    """Say after Ctrl-C that a model isn't ready, and what the next run does; to quiet commands too, as any error."""
     try:
         yield
     except KeyboardInterrupt:
-        note(f"error: interrupted; {name} isn't ready yet: the next run goes on with what was fetched")
+        stopped = f"error: interrupted; {name} isn't ready yet: the next run goes on with what was fetched"
+        print(stopped, file=sys.stderr)
         raise
 
 

@@ -97,6 +97,8 @@ class Context:
             )
         self._batch = native.llama_batch_init(self.n_batch, 0, 1)
         self._memory = native.llama_get_memory(self.handle)
+        # A state can't lose a part of what it has seen, whatever llama.cpp says of it.
+        self.can_shift = not model.has_states and bool(native.llama_memory_can_shift(self._memory))
 
     def _require_no_callback(self, model: Model) -> None:
         if self.relu2 is not None:
@@ -202,6 +204,14 @@ class Context:
         Only where Model.has_states is false: a state can't be cut.
         """
         native.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
+
+    def shift(self, sequence: int, start: int, end: int) -> None:
+        """Forget a sequence's tokens from `start` to `end`, and move those behind to `start`; only where `can_shift`.
+
+        What is moved has seen what is forgotten. No other sequence may share what is moved.
+        """
+        native.llama_memory_seq_rm(self._memory, sequence, start, end)
+        native.llama_memory_seq_add(self._memory, sequence, end, -1, start - end)
 
     def close(self) -> None:
         if self.handle:

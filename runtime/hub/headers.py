@@ -95,7 +95,9 @@ def _fill(folder: Path, snapshot: Snapshot, choice: Choice, on_progress: Progres
     if choice.index is not None:
         shutil.copyfile(snapshot.folder / choice.index, cut_off / choice.index)
     for path, header in zip(weights, parallel(partial(_header, snapshot), weights, AT_ONCE), strict=True):
-        (cut_off / Path(path).name).write_bytes(header)
+        place = cut_off / path  # as the index names it: files in two folders may have the same name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(header)
 
 
 def _header(snapshot: Snapshot, path: str) -> bytes:

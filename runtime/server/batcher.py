@@ -18,7 +18,7 @@ from tritgguf.converter.errors import EngineError, TritggufError
 from tritgguf.runtime.engine.backend import Model
 from tritgguf.runtime.engine.context import Context, Row
 from tritgguf.runtime.engine.evaluator import common_prefix
-from tritgguf.runtime.server.errors import RequestError
+from tritgguf.runtime.server.errors import too_late
 from tritgguf.runtime.server.job import Job
 
 # Tokens of prompts in a batch while others generate: they wait for that batch, and 512 tokens take seconds on a CPU.
@@ -30,10 +30,15 @@ WORTH_KEEPING = 0.1
 
 @dataclass
 class Slot:
-    """A sequence of the context; `cached` are the tokens in its cache, `job` what it works on."""
+    """A sequence of the context; `cached` are the tokens in its cache, `job` what it works on.
+
+    The first `pure` tokens of the cache (None: all) are as if nothing had been before them but each other; those behind
+    have seen tokens that were dropped since, so they are of no use to other prompts.
+    """
 
     index: int
     cached: list[int] = field(default_factory=list)
+    pure: int | None = None
     job: Job | None = None
     admitted: int = 0  # the step in which the job got the slot
     last_used: int = 0
@@ -54,18 +59,20 @@ class Totals:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    shifts: int = 0
     batches: int = 0
     batch_tokens: int = 0
     decode_seconds: float = 0.0
 
 
 class Batcher:
-    """Slots over one context. All but submit() and the counts belongs to the decoding thread."""
+    """Slots over one context. All but the queues and the counts belongs to the decoding thread."""
 
     def __init__(self, model: Model, context: Context, n_ctx: int) -> None:
         self.totals = Totals()
         self.waiting: deque[Job] = deque()
         self.calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self.n_embedding = 0  # requests for embeddings
         self._model = model
         self._context = context
         self._n_ctx = n_ctx
@@ -80,6 +87,11 @@ class Batcher:
     @property
     def n_free(self) -> int:
         return len(self._slots) - self.n_busy
+
+    @property
+    def n_waiting(self) -> int:
+        """The number of requests that wait: for a slot, or behind another one for embeddings."""
+        return max(0, len(self.waiting) - self.n_free) + max(0, self.n_embedding - 1)
 
     @property
     def has_work(self) -> bool:
@@ -132,7 +144,7 @@ class Batcher:
                 future.set_exception(error)
 
     def _run_calls(self) -> None:
-        while self.calls:
+        for _ in range(len(self.calls)):  # those that come meanwhile have to wait for a batch
             future, function = self.calls.popleft()
             if not future.set_running_or_notify_cancel():
                 continue
@@ -143,7 +155,7 @@ class Batcher:
 
     def _drop_ended_requests(self) -> None:
         now = time.monotonic()
-        late = RequestError("the request took longer than this server allows", status=504, code="timeout")
+        late = too_late()
         for slot in self._slots:
             if slot.job and slot.job.cancelled:
                 self._release(slot).sampler.close()
@@ -165,7 +177,7 @@ class Batcher:
         while self.waiting and (free := [slot for slot in self._slots if slot.job is None]):
             job = self.waiting.popleft()
             # The last token is always evaluated: its logits are needed.
-            shared = {slot.index: common_prefix(slot.cached, job.tokens[:-1]) for slot in self._slots}
+            shared = {slot.index: common_prefix(slot.cached[: slot.pure], job.tokens[:-1]) for slot in self._slots}
             best = max(free, key=lambda slot: (shared[slot.index], -slot.last_used))
             if shared[best.index] < WORTH_KEEPING * len(job.tokens):
                 best = min(free, key=lambda slot: slot.last_used)
@@ -211,19 +223,43 @@ class Batcher:
         assert job is not None
         try:
             token = job.sampler.sample(self._context, output)
-            finish = job.take(self._model.vocab, token, self._context.logits(output))
+            logits = self._context.logits(output) if job.wants_logits else None
+            finish = job.take(self._model.vocab, token, logits)
         except TritggufError as error:
             self._fail(slot, error)
             return
         if finish is None and len(job.tokens) == self._n_ctx:
-            finish = "context"
+            if job.keep is None:
+                finish = "context"
+            else:
+                self._shift(slot, job, job.keep)
         if finish is not None:
             self.totals.generated_tokens += job.stats.n_generated
             self._release(slot).finish(finish)
 
+    def _shift(self, slot: Slot, job: Job, keep: int) -> None:
+        """Drop half of a full context's tokens behind the first `keep`; where the cache can't, evaluate the rest again.
+
+        Tokens in the cache that another slot has too can't get other positions for one of them.
+        """
+        end = keep + (len(job.tokens) - keep) // 2
+        shared = any(common_prefix(slot.cached, other.cached) > end for other in self._slots if other is not slot)
+        if self._context.can_shift and not shared:
+            self._context.shift(slot.index, keep, end)
+            del slot.cached[keep:end]
+            slot.pure = keep
+        else:
+            self._forget_from(slot, keep)
+            slot.pure = None
+        del job.tokens[keep:end]
+        self.totals.shifts += 1
+
     def _release(self, slot: Slot) -> Job:
         job, slot.job = slot.job, None
         assert job is not None
+        if slot.pure is not None:
+            self._forget_from(slot, slot.pure)
+            slot.pure = None
         return job
 
     def _fail(self, slot: Slot, error: TritggufError) -> None:

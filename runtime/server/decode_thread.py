@@ -9,8 +9,9 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tritgguf.runtime.server.batcher import Batcher
@@ -42,14 +43,31 @@ class DecodeThread:
         with self._wake:
             if self._stopping:
                 raise shutting_down()
-            if len(batcher.waiting) >= self._max_waiting + batcher.n_free:
-                raise RequestError(
-                    f"the server is busy: {self._max_waiting} requests wait already; try again later",
-                    status=503,
-                    code="queue_full",
-                )
+            if len(batcher.waiting) >= batcher.n_free:
+                self._check_room(batcher)
             batcher.waiting.append(job)
             self._wake.notify()
+
+    @contextmanager
+    def embedding(self, batcher: Batcher) -> Iterator[None]:
+        """Count a request for embeddings, of which one is worked on and others wait; RequestError as submit()."""
+        with self._wake:
+            if batcher.n_embedding:
+                self._check_room(batcher)
+            batcher.n_embedding += 1
+        try:
+            yield
+        finally:
+            with self._wake:
+                batcher.n_embedding -= 1
+
+    def _check_room(self, batcher: Batcher) -> None:
+        if batcher.n_waiting >= self._max_waiting:
+            raise RequestError(
+                f"the server is busy: {self._max_waiting} requests wait already; try again later",
+                status=503,
+                code="queue_full",
+            )
 
     def call(self, batcher: Batcher, function: Callable[[], T]) -> Future[T]:
         """Run a function on this thread, between two batches."""

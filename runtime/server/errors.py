@@ -26,3 +26,7 @@ class RequestError(TritggufError):
 
 def shutting_down() -> RequestError:
     return RequestError("the server is shutting down", status=503, code="shutting_down")
+
+
+def too_late() -> RequestError:
+    return RequestError("the request took longer than this server allows", status=504, code="timeout")

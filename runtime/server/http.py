@@ -26,9 +26,10 @@ _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class Limits:
-    """`body_bytes` of a request; seconds for its body to arrive, and for a client to take what is sent to it."""
+    """`body_bytes` of a request; seconds for a request to come, for its body, and for a client to take what it gets."""
 
     body_bytes: int = 4 << 20
+    idle_seconds: float = 60.0
     body_seconds: float = 30.0
     send_seconds: float = 60.0
 

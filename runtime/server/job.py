@@ -63,7 +63,8 @@ class Job:
     """A prompt and how to continue it. All but cancel() belongs to the decoding thread once it is submitted.
 
     `n_top` asks for the probabilities of each token and of so many others; `sink` takes the events, on that thread.
-    `deadline` is a time by time.monotonic().
+    `deadline` is a time by time.monotonic(). Where `keep` is a number, a full context doesn't end the generation, but
+    loses what comes behind so many tokens.
     """
 
     def __init__(
@@ -72,7 +73,8 @@ class Job:
         sampler: Sampler,
         stream: TextStream,
         *,
-        limit: int | None,
+        limit: float | None,
+        keep: int | None = None,
         n_top: int | None,
         deadline: float,
         sink: Callable[[Event], None],
@@ -80,6 +82,7 @@ class Job:
         self.tokens = list(prompt)
         self.sampler = sampler
         self.limit = limit
+        self.keep = keep
         self.deadline = deadline
         self.cancelled = False
         self.stats = Stats(n_prompt=len(self.tokens))
@@ -101,7 +104,12 @@ class Job:
             if not vocab.is_control(token):  # as in chat.generation
                 self.sampler.accept(token)
 
-    def take(self, vocab: Vocab, token: int, logits: NDArray[np.float32]) -> Finish | None:
+    @property
+    def wants_logits(self) -> bool:
+        """Whether take() needs the logits that a token was chosen by."""
+        return self._n_top is not None
+
+    def take(self, vocab: Vocab, token: int, logits: NDArray[np.float32] | None) -> Finish | None:
         """Take the next token; return why the generation ends, None if it goes on."""
         self._count_time()
         if vocab.is_end(token):
@@ -109,7 +117,7 @@ class Job:
         self.tokens.append(token)
         self.stats = replace(self.stats, n_generated=self.stats.n_generated + 1)
         piece = vocab.piece(token)
-        if self._n_top is not None:
+        if self._n_top is not None and logits is not None:
             self._waiting.append(_chosen(vocab, token, logits, self._n_top))
         text = self._stream.feed(piece)
         if text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -9,11 +10,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
+from tritgguf.converter.gguf_io import parts
 from tritgguf.runtime.chat.prompts import Prompts
 from tritgguf.runtime.chat.recommended_sampling import complete_sampling
 from tritgguf.runtime.chat.session import BATCH_TOKENS, context_tokens
@@ -23,6 +26,9 @@ from tritgguf.runtime.engine.hardware import default_threads
 from tritgguf.runtime.engine.placement import ANYWHERE, Placement
 from tritgguf.runtime.server.batcher import Batcher
 from tritgguf.runtime.server.errors import RequestError
+
+Floats64: TypeAlias = NDArray[np.float64]
+EMBEDDED_AT_ONCE = MAX_OUTPUT_ROWS  # tokens of a text: what others generate waits meanwhile
 
 
 @dataclass(frozen=True)
@@ -49,29 +55,34 @@ class ServedModel:
         self.settings: dict[str, Any] = complete_sampling(model, {})
         self._n_threads = context.n_threads
         self._embedder: Context | None = None
-        stat = path.stat()  # now: the file may be gone when somebody asks, and still serves
-        self.file_bytes = stat.st_size
-        self.modified = datetime.fromtimestamp(stat.st_mtime, timezone.utc)
+        self.embedder_lock = asyncio.Lock()  # of a text whose parts are in the embedder's context
+        stats = [part.stat() for part in _parts(model)]  # now: files may be gone when somebody asks, and still serve
+        self.file_bytes = sum(stat.st_size for stat in stats)
+        newest = max(stat.st_mtime_ns for stat in stats)
+        self.modified = datetime.fromtimestamp(newest / 1e9, timezone.utc)
         # A name for the file's version: of its size, time and name, since reading it all takes long.
-        self.digest = hashlib.sha256(f"{name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
+        self.digest = hashlib.sha256(f"{name} {self.file_bytes} {newest}".encode()).hexdigest()
         if model.chat_template is not None:
             _ = self.prompts.template  # EngineError now, not at the first request
 
-    def embed(self, tokens: Sequence[int]) -> list[float]:
-        """Return the text's embedding, of length 1: on the decoding thread only.
+    def hidden_states(self, tokens: Sequence[int], start: int) -> Floats64:
+        """Return the final hidden states of up to EMBEDDED_AT_ONCE tokens of a text, from `start`: (tokens, n_embd).
 
-        The mean of the tokens' final hidden states, or the last one where the file says so (pooling_type).
+        On the decoding thread only, and for the parts of one text after the other: those before are in its context.
         """
         if self._embedder is None:
-            size = (self.n_ctx, self._n_threads, MAX_OUTPUT_ROWS)
+            size = (self.n_ctx, self._n_threads, EMBEDDED_AT_ONCE)
             self._embedder = Context(self.model, n_ctx=size[0], n_threads=size[1], n_batch=size[2], embeddings=True)
-        context, rows = self._embedder, []
-        context.keep(0)
-        for start in range(0, len(tokens), context.n_batch):
-            part = tokens[start : start + context.n_batch]
-            context.decode(part, start, n_logits=len(part))
-            rows.append(context.embeddings().astype(np.float64))
-        states = np.concatenate(rows)
+        if start == 0:
+            self._embedder.keep(0)
+        self._embedder.decode(tokens, start, n_logits=len(tokens))
+        return self._embedder.embeddings().astype(np.float64)
+
+    def embedding(self, states: Floats64) -> list[float]:
+        """Return a text's embedding, of length 1, by the final hidden states of its tokens, (tokens, n_embd).
+
+        Their mean, or the last one where the file says so (pooling_type).
+        """
         architecture = self.model.header.values["general.architecture"]
         takes_last = self.model.header.value(f"{architecture}.pooling_type") == 3  # LLAMA_POOLING_TYPE_LAST
         vector = states[-1] if takes_last else states.mean(axis=0)
@@ -81,6 +92,12 @@ class ServedModel:
     def close(self) -> None:
         if self._embedder:
             self._embedder.close()
+
+
+def _parts(model: Model) -> list[Path]:
+    """Return a model's file, or all files of a split one."""
+    n_parts = int(model.header.values.get(parts.COUNT, 1))
+    return (n_parts > 1 and parts.sibling_paths(model.path, n_parts)) or [model.path]
 
 
 class Models:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -20,7 +21,8 @@ from tritgguf.runtime.server.job import Done, Piece
 from tritgguf.runtime.server.models import ServedModel
 from tritgguf.runtime.server.openai_api import answer_parts
 from tritgguf.runtime.server.openai_requests import messages_of, sampling_fields, schema_grammar, stops_of
-from tritgguf.runtime.server.service import Answer, Order
+from tritgguf.runtime.server.order import Order
+from tritgguf.runtime.server.service import Answer
 from tritgguf.runtime.server.state import State
 from tritgguf.runtime.server.tools import knows_tools, tool_list
 
@@ -77,13 +79,7 @@ class Ollama:
         served = self._find(fields)
         if not fields.items("messages"):
             return JSONResponse(_loaded(served, {"message": {"role": "assistant", "content": ""}}))
-        order = Order(
-            messages=messages_of(fields),
-            tools=tool_list(served, fields),
-            think=_think(fields),
-            drop_old=True,
-            **_options(served, fields),
-        )
+        order = await asyncio.to_thread(_chat_order, served, fields)  # a schema may take long
         return await self._answer(request, fields, served, order, is_chat=True)
 
     async def generate(self, request: Request) -> Response:
@@ -96,14 +92,7 @@ class Ollama:
         prompt = fields.text("prompt") or ""
         if not prompt:
             return JSONResponse(_loaded(served, {"response": ""}))
-        options = _options(served, fields)
-        if fields.flag("raw") or served.model.chat_template is None:
-            order = Order(text=prompt, **options)
-        else:
-            system = fields.text("system")
-            messages = [{"role": "system", "content": system}] if system else []
-            messages.append({"role": "user", "content": prompt})
-            order = Order(messages=messages, think=_think(fields), drop_old=True, **options)
+        order = await asyncio.to_thread(_generate_order, served, fields, prompt)
         return await self._answer(request, fields, served, order, is_chat=False)
 
     async def embed(self, request: Request) -> Response:
@@ -202,8 +191,22 @@ async def _newline_delimited(lines: AsyncIterator[dict[str, Any]]) -> AsyncItera
         yield json.dumps(error_body(error)).encode() + b"\n"
 
 
-def _options(served: ServedModel, fields: Fields) -> dict[str, Any]:
-    """Return the fields of Order that `options` and `format` set."""
+def _chat_order(served: ServedModel, fields: Fields) -> Order:
+    messages, tools = messages_of(fields), tool_list(served, fields)
+    return Order(messages=messages, tools=tools, think=_think(fields), **_options(fields))
+
+
+def _generate_order(served: ServedModel, fields: Fields, prompt: str) -> Order:
+    if fields.flag("raw") or served.model.chat_template is None:
+        return Order(text=prompt, **_options(fields))
+    system = fields.text("system")
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": prompt})
+    return Order(messages=messages, think=_think(fields), **_options(fields))
+
+
+def _options(fields: Fields) -> dict[str, Any]:
+    """Return the fields of Order that `options`, `format` and the like set."""
     options = fields.part("options") or Fields({}, "options.")
     n_predict = options.integer("num_predict", -2, 2**31 - 1)
     grammar = None
@@ -215,6 +218,9 @@ def _options(served: ServedModel, fields: Fields) -> dict[str, Any]:
         "stop": stops_of(options),
         "grammar": grammar,
         "n_top": None,
+        "drop_old": fields.flag("truncate", True),
+        "shift": fields.flag("shift") if "shift" in fields else None,
+        "keep": options.integer("num_keep", -1, 2**31 - 1),
     }
 
 

@@ -5,6 +5,7 @@ Beyond it, answers have `timings` as llama.cpp's server gives them, and `reasoni
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import struct
@@ -24,7 +25,8 @@ from tritgguf.runtime.server.http import read_object, unless_disconnected
 from tritgguf.runtime.server.job import Chosen, Done, Likely, Piece
 from tritgguf.runtime.server.models import ServedModel
 from tritgguf.runtime.server.openai_requests import chat_order, completion_order, prompt_list
-from tritgguf.runtime.server.service import Answer, Order
+from tritgguf.runtime.server.order import Order
+from tritgguf.runtime.server.service import Answer
 from tritgguf.runtime.server.state import State
 
 _FINISH = {"end": "stop", "stop": "stop", "max_tokens": "length", "context": "length"}
@@ -49,12 +51,12 @@ class OpenAI:
 
     async def chat_completions(self, request: Request) -> Response:
         fields, served = await self._asked(request)
-        order = chat_order(served, fields)
+        order = await asyncio.to_thread(chat_order, served, fields)  # a schema may take long
         return await self._answer(request, fields, served, order, Chat(served, fields, order))
 
     async def completions(self, request: Request) -> Response:
         fields, served = await self._asked(request)
-        order = completion_order(served, fields)
+        order = await asyncio.to_thread(completion_order, served, fields)
         return await self._answer(request, fields, served, order, Completion(served, fields))
 
     async def embeddings(self, request: Request) -> Response:

@@ -11,7 +11,7 @@ from tritgguf.runtime.engine.sampling import MAX_SEED
 from tritgguf.runtime.server.errors import RequestError
 from tritgguf.runtime.server.fields import Fields
 from tritgguf.runtime.server.models import ServedModel
-from tritgguf.runtime.server.service import Order
+from tritgguf.runtime.server.order import Order
 from tritgguf.runtime.server.tools import forced_call, tool_list
 
 MAX_TOP_LOGPROBS = 20
@@ -60,6 +60,7 @@ def chat_order(served: ServedModel, fields: Fields) -> Order:
         tools=tools if fields.get("tool_choice") != "none" else None,
         think=template.flag("enable_thinking") if "enable_thinking" in template else None,
         settings=sampling_fields(fields),
+        keep=fields.integer("n_keep", -1, 2**31 - 1),
         max_tokens=_limit(served, fields, "max_completion_tokens") or _limit(served, fields, "max_tokens"),
         stop=stops_of(fields),
         n_top=(n_top or 0) if fields.flag("logprobs") else None,
@@ -77,6 +78,7 @@ def completion_order(served: ServedModel, fields: Fields) -> Order:
     return Order(
         text=prompt_text(fields, "prompt"),
         settings=sampling_fields(fields),
+        keep=fields.integer("n_keep", -1, 2**31 - 1),
         max_tokens=_limit(served, fields, "max_tokens") or 16,
         stop=stops_of(fields),
         n_top=fields.integer("logprobs", 0, MAX_TOP_LOGPROBS),

@@ -15,6 +15,12 @@ from starlette.types import Scope
 
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.server.app import LastResort, application
+from tritgguf.runtime.server.connections import (
+    SPARE_CONNECTIONS,
+    Connection,
+    allowed_connections,
+    connection_class,
+)
 from tritgguf.runtime.server.decode_thread import DecodeThread
 from tritgguf.runtime.server.http import Limits
 from tritgguf.runtime.server.models import Capacity, Models, open_models
@@ -23,21 +29,26 @@ from tritgguf.runtime.server.state import State
 
 # After a signal, answers end with an error at once; this is for clients that don't take it.
 GRACE_SECONDS = 3
+KEEP_SECONDS = 30  # that a connection is kept for another request
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to serve: `max_waiting` requests beside those in slots, `seconds` for each request."""
+    """How to serve: `max_waiting` requests for each model beside those in slots, `seconds` for each request.
+
+    `host` is the name of the address that the server is bound to, as it was asked for.
+    """
 
     host: str = "127.0.0.1"
-    port: int = 8080
     api_key: str | None = None
     max_waiting: int = 256
     seconds: float = 600.0
+    context_shift: bool = False
     limits: Limits = field(default_factory=Limits)
 
 
 def serve(
+    listener: socket.socket,
     files: Sequence[tuple[str, Path]],
     capacity: Capacity,
     options: Options,
@@ -46,14 +57,17 @@ def serve(
 ) -> None:
     """Serve files, given with their names, until SIGINT or SIGTERM, which is raised again after the cleanup.
 
-    `listening` is called with the address when requests are taken. EngineError if the address can't be bound or a file
-    can't be loaded.
+    `listener` is a socket of bind(). `listening` is called with its address when requests are taken. EngineError if a
+    file can't be loaded.
     """
-    with bind(options.host, options.port) as listener, open_models(files, capacity) as models:
+    with open_models(files, capacity) as models:
         thread = DecodeThread([served.batcher for served in models.all], max_waiting=options.max_waiting)
-        state = State(Service(models, thread, seconds=options.seconds), options.limits)
+        service = Service(models, thread, seconds=options.seconds, shifts=options.context_shift)
+        state = State(service, options.limits)
         app = LastResort(application(state, api_key=options.api_key, host=options.host))
-        server = _Server(app, thread, lambda: listening(address_of(listener), models))
+        n_requests = sum(served.n_slots + options.max_waiting for served in models.all)
+        connection = connection_class(allowed_connections(n_requests + SPARE_CONNECTIONS), options.limits.idle_seconds)
+        server = _Server(app, thread, connection, lambda: listening(address_of(listener), models))
         state.abort = server.abort
         thread.start()
         try:
@@ -63,7 +77,10 @@ def serve(
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to the address; EngineError if that can't be done."""
+    """Return a socket that listens on the address; EngineError if that can't be done.
+
+    Who connects before serve() runs is answered when it does.
+    """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
@@ -83,16 +100,19 @@ def address_of(listener: socket.socket) -> str:
 class _Server(uvicorn.Server):
     """uvicorn's server, which ends all answers when a signal comes instead of waiting for them."""
 
-    def __init__(self, app: LastResort, thread: DecodeThread, listening: Callable[[], None]) -> None:
+    def __init__(
+        self, app: LastResort, thread: DecodeThread, connection: type[Connection], listening: Callable[[], None]
+    ) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         super().__init__(
             uvicorn.Config(
                 app,
+                http=connection,
                 log_config=None,
                 access_log=False,
                 lifespan="off",
                 server_header=False,
-                timeout_keep_alive=30,
+                timeout_keep_alive=KEEP_SECONDS,
                 timeout_graceful_shutdown=GRACE_SECONDS,
             )
         )

@@ -4,44 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
 
-from tritgguf.converter.errors import TritggufError
-from tritgguf.runtime.chat.chat_template import Message, Tool
+import numpy as np
+
 from tritgguf.runtime.chat.text_stream import TextStream
 from tritgguf.runtime.engine.sampler import Grammar, Sampler
 from tritgguf.runtime.engine.sampling import Sampling
 from tritgguf.runtime.server.decode_thread import DecodeThread
-from tritgguf.runtime.server.errors import RequestError
+from tritgguf.runtime.server.errors import RequestError, too_late
 from tritgguf.runtime.server.job import Done, Event, Failure, Job, Piece
-from tritgguf.runtime.server.models import Models, ServedModel
+from tritgguf.runtime.server.models import EMBEDDED_AT_ONCE, Models, ServedModel
+from tritgguf.runtime.server.order import Order
+from tritgguf.runtime.server.prompt import kept_tokens, prompt_of
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a request asks for: a prompt (a conversation, a text or token ids) and how to continue it.
-
-    `settings` are fields of Sampling. `grammar` is in llama.cpp's notation. `drop_old` lets the oldest messages be left
-    out where the conversation is too long, as Ollama does.
-    """
-
-    messages: Sequence[Message] | None = None
-    text: str | Sequence[int] = ""
-    tools: Sequence[Tool] | None = None
-    think: bool | None = None
-    drop_old: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
-    max_tokens: int | None = None
-    stop: Sequence[str] = ()
-    n_top: int | None = None
-    grammar: str | None = None
-    logit_bias: dict[int, float] = field(default_factory=dict)
+# A context that is shifted never ends an answer. So many contexts of tokens do, as in Ollama.
+MOST_CONTEXTS = 10
 
 
 class Answer:
@@ -85,12 +66,16 @@ class Answer:
 
 
 class Service:
-    """The models and the thread that runs them; `seconds` limits each request."""
+    """The models and the thread that runs them; `seconds` limits each request.
 
-    def __init__(self, models: Models, thread: DecodeThread, *, seconds: float) -> None:
+    Full contexts are shifted where `shifts` says so, unless the request does.
+    """
+
+    def __init__(self, models: Models, thread: DecodeThread, *, seconds: float, shifts: bool = False) -> None:
         self.models = models
         self.thread = thread
         self._seconds = seconds
+        self._shifts = shifts
 
     async def start(self, served: ServedModel, order: Order) -> Answer:
         """Queue the order; TritggufError where it is wrong, or where the server has no room."""
@@ -109,10 +94,21 @@ class Service:
             raise
         return answer
 
-    async def call(self, served: ServedModel, function: Callable[[], T]) -> T:
-        """Run a function on the decoding thread."""
-        future: Future[T] = self.thread.call(served.batcher, function)
-        return await asyncio.wrap_future(future)
+    async def embed(self, served: ServedModel, texts: Sequence[list[int]]) -> list[list[float]]:
+        """Return the embeddings of texts, given as token ids; RequestError where the server has no room."""
+        deadline = time.monotonic() + self._seconds
+        with self.thread.embedding(served.batcher):
+            async with served.embedder_lock:
+                return [await self._embedding(served, tokens, deadline) for tokens in texts]
+
+    async def _embedding(self, served: ServedModel, tokens: list[int], deadline: float) -> list[float]:
+        states = []
+        for start in range(0, len(tokens), EMBEDDED_AT_ONCE):
+            if time.monotonic() > deadline:
+                raise too_late()
+            part = partial(served.hidden_states, tokens[start : start + EMBEDDED_AT_ONCE], start)
+            states.append(await asyncio.wrap_future(self.thread.call(served.batcher, part)))
+        return served.embedding(np.concatenate(states))
 
     def _job(self, served: ServedModel, order: Order, sink: Callable[[Event], None]) -> Job:
         vocab = served.model.vocab
@@ -120,7 +116,10 @@ class Service:
         if "" in order.stop:
             raise RequestError("a stop text is empty", param="stop")
         vocab.check(list(order.logit_bias))
-        prompt = prompt_of(served, order)
+        shifts = self._shifts if order.shift is None else order.shift
+        prompt = prompt_of(served, order, shifts=shifts)
+        keep = kept_tokens(served, order, prompt) if shifts else None
+        limit = min(order.max_tokens or math.inf, MOST_CONTEXTS * served.n_ctx) if shifts else order.max_tokens
         stream = TextStream(order.stop)
         stream.drop_first_space = order.messages is not None and vocab.is_sentencepiece
         grammar = None if order.grammar is None else Grammar(vocab, order.grammar)
@@ -128,7 +127,8 @@ class Service:
             prompt,
             Sampler(vocab, sampling, grammar=grammar, logit_bias=order.logit_bias),
             stream,
-            limit=order.max_tokens,
+            limit=limit,
+            keep=keep,
             n_top=order.n_top,
             deadline=time.monotonic() + self._seconds,
             sink=sink,
@@ -138,44 +138,3 @@ class Service:
 def _free(making: asyncio.Future[Job]) -> None:
     if not making.cancelled() and making.exception() is None:
         making.result().sampler.close()
-
-
-def prompt_of(served: ServedModel, order: Order) -> list[int]:
-    """Return the token ids of an order's prompt; RequestError if they don't leave room in the context."""
-    if order.messages is None:
-        tokens = served.prompts.text_tokens(order.text) if isinstance(order.text, str) else list(order.text)
-        served.model.vocab.check(tokens)
-        if not tokens:
-            raise RequestError("the prompt is empty, there is nothing to continue")
-    else:
-        tokens = _chat_tokens(served, order, list(order.messages))
-    if len(tokens) >= served.n_ctx:
-        raise RequestError(
-            f"the prompt has {len(tokens)} tokens, the context of {served.n_ctx} has room for {served.n_ctx - 1}: "
-            "shorten it, or start the server with a larger --ctx",
-            code="context_length_exceeded",
-        )
-    return tokens
-
-
-def _chat_tokens(served: ServedModel, order: Order, messages: list[Message]) -> list[int]:
-    if served.model.chat_template is None:
-        raise RequestError(f"{served.name} has no chat template: it is a base model, which only continues texts")
-
-    def tokens_of(messages: list[Message]) -> list[int]:
-        try:
-            return served.prompts.chat_tokens(messages, think=order.think, tools=order.tools)
-        except RequestError:
-            raise
-        except TritggufError as error:
-            raise RequestError(str(error), param="messages") from error
-
-    tokens = tokens_of(messages)
-    n_first = 1 if messages and messages[0]["role"] == "system" else 0
-    while order.drop_old and len(tokens) >= served.n_ctx and len(messages) > n_first + 1:
-        # Down to a message of the user's: templates expect a question first.
-        del messages[n_first]
-        while len(messages) > n_first + 1 and messages[n_first]["role"] != "user":
-            del messages[n_first]
-        tokens = tokens_of(messages)
-    return tokens

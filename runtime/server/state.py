@@ -13,7 +13,8 @@ from starlette.types import Scope
 from tritgguf.runtime.server.errors import RequestError
 from tritgguf.runtime.server.http import Limits, Stream, unless_disconnected
 from tritgguf.runtime.server.models import Models, ServedModel
-from tritgguf.runtime.server.service import Answer, Order, Service
+from tritgguf.runtime.server.order import Order
+from tritgguf.runtime.server.service import Answer, Service
 
 MAX_INPUTS = 256  # texts of one request for embeddings
 
@@ -53,22 +54,23 @@ class State:
         """Return each text's embedding, and the number of tokens; `truncate` shortens texts that are too long."""
         if len(inputs) > MAX_INPUTS:
             raise RequestError(f"input has {len(inputs)} texts, at most {MAX_INPUTS} are taken at once", param="input")
-        vectors, n_tokens = [], 0
-        for text in inputs:
-            if isinstance(text, str):
-                tokens = await asyncio.to_thread(served.prompts.text_tokens, text, special=False)
-            else:
-                tokens = list(text)
-            served.model.vocab.check(tokens)
-            if truncate:
-                tokens = tokens[: served.n_ctx]
-            if not 0 < len(tokens) <= served.n_ctx:
-                raise RequestError(
-                    f"a text has {len(tokens)} tokens, expected 1 to {served.n_ctx}",
-                    param="input",
-                    code="context_length_exceeded",
-                )
-            n_tokens += len(tokens)
-            work = self.service.call(served, lambda tokens=tokens: served.embed(tokens))  # type: ignore[misc]
-            vectors.append(await unless_disconnected(request, work))
-        return vectors, n_tokens
+        tokenized = await asyncio.to_thread(_tokenized, served, inputs, truncate=truncate)
+        vectors = await unless_disconnected(request, self.service.embed(served, tokenized))
+        return vectors, sum(map(len, tokenized))
+
+
+def _tokenized(served: ServedModel, inputs: Sequence[str | list[int]], *, truncate: bool) -> list[list[int]]:
+    texts = []
+    for text in inputs:
+        tokens = served.prompts.text_tokens(text, special=False) if isinstance(text, str) else list(text)
+        served.model.vocab.check(tokens)
+        if truncate:
+            tokens = tokens[: served.n_ctx]
+        if not 0 < len(tokens) <= served.n_ctx:
+            raise RequestError(
+                f"a text has {len(tokens)} tokens, expected 1 to {served.n_ctx}",
+                param="input",
+                code="context_length_exceeded",
+            )
+        texts.append(tokens)
+    return texts

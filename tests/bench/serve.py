@@ -1,8 +1,8 @@
-"""The server under load: python -m tests.bench.serve MODEL [--slots 8] [--tokens 48] [--rounds 3] [--storm 200]
+"""The server under load: python -m tests.bench.serve MODEL [--llama-server PROGRAM] [--kernels stock auto]
 
-Throughput of many conversations in slots, against one slot and bare llama.cpp: one loop of llama_decode over the same
-batches, which no server on the same library can exceed. Ways take turns. Rates are given per second and per second
-of CPU time: other programs that run meanwhile change the first more than the second.
+Throughput of many conversations in slots, against one slot, llama-server and bare llama.cpp: one loop of llama_decode
+over the same batches, which no server on the same library can exceed. Ways take turns. Rates are given per second and
+per second of CPU time: other programs that run meanwhile change the first more than the second.
 
 With --storm, what happens to many requests at once, to clients that hang up in mid-stream and to slow readers, and what
 the server holds before and after: memory, files, threads.
@@ -17,12 +17,16 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from tests.bench.llama_server import llama_server
 from tests.bench.measure import machine
 from tests.served import Served, serve
 from tritgguf.runtime.engine.backend import Model
@@ -30,6 +34,8 @@ from tritgguf.runtime.engine.context import Context, Row
 
 PROMPT = "small robots went out to look for the end of the world"  # behind a number: no two begin alike
 PATIENCE = httpx.Timeout(3600)
+KERNELS = "TRITGGUF_CPU_KERNELS"
+N_CTX = 512
 
 
 @dataclass(frozen=True)
@@ -103,27 +109,55 @@ def bare(path: Path, n_sequences: int, tokens: int, n_threads: int) -> Run:
         return run
 
 
-def compare(path: Path, slots: int, tokens: int, rounds: int, threads: int) -> dict[str, Any]:
-    found: dict[str, list[Run]] = {"one slot": [], f"{slots} slots": [], f"bare, {slots} sequences": []}
-    name = path.name.removesuffix(".gguf")
-    options = ("--threads", threads, "--ctx", "512")
+def in_child(kernels: str, function: Callable[..., Run], *arguments: Any) -> Run:
+    """Call a function in a process of its own: a process has one kind of kernels for good."""
+    os.environ[KERNELS] = kernels
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(function, *arguments).result()
+    finally:
+        del os.environ[KERNELS]
 
-    def served(n_slots: int) -> Run:
-        with serve(path, "--slots", str(n_slots), *map(str, options)) as running:
-            asyncio.run(throughput(running, name, 1, 2))  # the first request reads the weights from the disk
-            return asyncio.run(throughput(running, name, slots if n_slots > 1 else 2, tokens))
 
-    ways: list[Callable[[], Run]] = [
-        lambda: served(1),
-        lambda: served(slots),
-        lambda: bare(path, slots, tokens, threads),
-    ]
-    for number in range(rounds):
-        for way, runs in zip(ways, found.values(), strict=True):
-            runs.append(way())
-        print(
-            f"round {number + 1}: {[f'{runs[-1].tokens / runs[-1].seconds:.1f}' for runs in found.values()]} tokens/s"
-        )
+def asked(served: Served, model: str, n_requests: int, tokens: int) -> Run:
+    asyncio.run(throughput(served, model, 1, 2))  # the first request reads the weights from the disk
+    return asyncio.run(throughput(served, model, n_requests, tokens))
+
+
+def ways(given: argparse.Namespace) -> dict[str, Callable[[], Run]]:
+    """Return what is compared: tritgguf, llama-server if it is there, and llama_decode in a loop."""
+    path, name = given.model, given.model.name.removesuffix(".gguf")
+
+    def ours(kernels: str, n_slots: int) -> Run:
+        options = ("--slots", n_slots, "--threads", given.threads, "--ctx", N_CTX)
+        with serve(path, *map(str, options), env={**os.environ, KERNELS: kernels}) as served:
+            return asked(served, name, n_slots if n_slots > 1 else 2, given.tokens)
+
+    def peer(kernels: str, n_slots: int) -> Run:
+        with llama_server(
+            given.llama_server, path, n_slots=n_slots, n_ctx=N_CTX, n_threads=given.threads, kernels=kernels
+        ) as served:
+            return asked(served, name, n_slots if n_slots > 1 else 2, given.tokens)
+
+    servers = {"tritgguf": ours, **({"llama-server": peer} if given.llama_server else {})}
+    found: dict[str, Callable[[], Run]] = {}
+    for kernels in given.kernels:
+        for n_slots in (1, given.slots):
+            for server, run in servers.items():
+                found[f"{server}, {n_slots} slots, {kernels}"] = partial(run, kernels, n_slots)
+        loop = partial(in_child, kernels, bare, path, given.slots, given.tokens, given.threads)
+        found[f"llama_decode, {given.slots} sequences, {kernels}"] = loop
+    return found
+
+
+def compare(given: argparse.Namespace) -> dict[str, Any]:
+    found: dict[str, list[Run]] = {way: [] for way in ways(given)}
+    for number in range(given.rounds):
+        for way, run in ways(given).items():
+            found[way].append(run())
+            last = found[way][-1]
+            rates = f"{last.tokens / last.seconds:7.1f} per s, {last.tokens / last.cpu_seconds:7.1f} per CPU s"
+            print(f"round {number + 1}: {way:34} {rates}", flush=True)
     return {
         way: {
             "tokens_per_second": statistics.median(run.tokens / run.seconds for run in runs),
@@ -191,12 +225,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--storm", type=int, default=0, help="requests at once; 0 measures throughput instead")
+    parser.add_argument("--llama-server", type=Path, help="the program, to be measured too")
+    parser.add_argument("--kernels", nargs="+", choices=("stock", "auto"), default=["auto"])
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.storm:
         found = storms(given.model, given.slots, given.storm, given.tokens, given.threads)
     else:
-        found = compare(given.model, given.slots, given.tokens, given.rounds, given.threads)
+        found = compare(given)
     report = {"machine": machine(), "model": given.model.name, "slots": given.slots, "threads": given.threads, **found}
     print(json.dumps(report, indent=2))
     if given.json:

@@ -45,8 +45,15 @@ def serve(
             help="Answer only requests with this key; better set by the variable.",
         ),
     ] = None,
-    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for a slot.")] = 256,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for each model.")] = 256,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a request may take, waiting included.")] = 600.0,
+    context_shift: Annotated[
+        bool,
+        typer.Option(
+            "--context-shift",
+            help="Where an answer reaches the end of its context, drop the middle and go on, instead of ending it.",
+        ),
+    ] = False,
     max_body: Annotated[float, typer.Option(min=0.001, help="Size of a request's body in MB at most.")] = 4.0,
 ) -> None:
     """Serve models by OpenAI's and Ollama's APIs, with a chat page."""
@@ -54,11 +61,9 @@ def serve(
         raise EngineError("the API key is empty or has characters that HTTP can't send; choose another one")
     placement = placing.wanted(gpu_layers, main_gpu, tensor_split, rpc)
     prepare_native_library()
-    found = [runnable(model) for model in models]
-    placing.note_limits(placement, [model.path for model in found])
     from tritgguf.runtime.server.http import Limits  # not at the top: the help needs no server
     from tritgguf.runtime.server.models import Capacity, Models
-    from tritgguf.runtime.server.run import Options, serve
+    from tritgguf.runtime.server.run import Options, bind, serve
 
     def listening(address: str, served: Models) -> None:
         for model in served.all:
@@ -72,8 +77,11 @@ def serve(
 
     capacity = Capacity(n_slots=slots, n_ctx=ctx, n_threads=threads, placement=placement)
     limits = Limits(body_bytes=int(max_body * 1e6))
-    how = Options(host, port, api_key, queue, timeout, limits)
-    serve([(model.name, model.path) for model in found], capacity, how, listening=listening)
+    how = Options(host, api_key, queue, timeout, context_shift, limits)
+    with bind(host, port) as listener:  # first: to get a model may take minutes
+        found = [runnable(model) for model in models]
+        placing.note_limits(placement, [model.path for model in found])
+        serve(listener, [(model.name, model.path) for model in found], capacity, how, listening=listening)
 
 
 COMMAND = Command("serve", serve, rank=3)

@@ -160,6 +160,23 @@ def test_headers_that_contradict_config_json(hub: HubServer, command: Command, t
     assert "weights and config.json belong to different models" in err
 
 
+def test_weights_of_the_same_name_in_two_folders(hub: HubServer, command: Command, tmp_path: Path) -> None:
+    """They can't be read, and neither is taken for all of the model: a plan says what converting them says."""
+    folder = build("llama-tied", tmp_path / "model")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    shards = ("a/model.safetensors", "b/model.safetensors")
+    for shard in shards:
+        (folder / shard).parent.mkdir()
+        (folder / shard).write_bytes(weights)
+    index = {"weight_map": {"model.embed_tokens.weight": shards[0], "model.norm.weight": shards[1]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    local = command("convert", folder, "--dry-run", "--type", "f16")
+    hub.add("tests/twice", {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()})
+    assert command("convert", "tests/twice", "--dry-run", "--type", "f16") == local
+    assert (local[0], "names the shard 'a/model.safetensors'" in local[2]) == (1, True)
+
+
 def test_weights_that_are_no_safetensors(hub: HubServer, command: Command) -> None:
     hub.add("tests/damaged", {**demo_files(), "model.safetensors": b"\xff" * 20_000})
     code, _, err = command("inspect", "tests/damaged")

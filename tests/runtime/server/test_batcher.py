@@ -206,6 +206,25 @@ def test_a_queue_of_none_still_fills_the_slots(make_slots):
     slots.run()
 
 
+def test_requests_for_embeddings_wait_in_the_queue_too(make_slots):
+    slots = make_slots(1)
+    thread = DecodeThread([slots.batcher], max_waiting=1)
+    job, _ = slots.job(PROMPTS[0])
+    slots.batcher.step(lambda: False)
+    with thread.embedding(slots.batcher):  # is worked on between the batches
+        assert slots.batcher.n_waiting == 0
+        with thread.embedding(slots.batcher):  # waits
+            for refused in (thread.embedding(slots.batcher).__enter__, lambda: thread.submit(slots.batcher, job)):
+                with pytest.raises(RequestError, match="1 requests wait already") as caught:
+                    refused()
+                assert (caught.value.status, caught.value.code) == (503, "queue_full")
+    assert slots.batcher.n_waiting == 0
+    waiting, _ = slots.job(PROMPTS[1])
+    with thread.embedding(slots.batcher), pytest.raises(RequestError, match="wait already"):
+        thread.submit(slots.batcher, waiting)
+    slots.run()
+
+
 def test_all_calls_end_where_the_client_of_one_is_gone(make_slots):
     slots = make_slots(1)
     gone, waiting = Future(), Future()

@@ -115,7 +115,7 @@ def test_the_oldest_messages_are_left_out_of_a_long_conversation(client):
         (lambda client: client.generate(model="demo", prompt="x", options={"temperature": -1}), 400, "temperature"),
         (lambda client: client.chat(model="demo", messages=QUESTION, format={"type": "no"}), 400, '"no"'),
         (lambda client: client.pull("llama3"), 501, "/api/pull"),
-        (lambda client: client.generate(model="demo", prompt="dog " * 600), 400, "context of 512"),
+        (lambda client: client.generate(model="demo", prompt="dog " * 600), 400, "maximum context length is 512"),
         (
             lambda client: client.chat(model="demo", messages=[{"role": "user", "content": "x", "images": [b"png"]}]),
             400,

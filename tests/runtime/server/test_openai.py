@@ -212,7 +212,7 @@ def test_a_prompt_that_is_too_long_has_openais_code(client):
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, "dog " * 600)
     assert caught.value.code == "context_length_exceeded"
-    assert "context of 512" in caught.value.body["message"]
+    assert "maximum context length is 512" in caught.value.body["message"]
 
 
 def test_a_message_does_not_become_control_tokens(client, expected):

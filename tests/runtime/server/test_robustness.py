@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,11 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import Request
 
 from tests.command_line import run_captured
+from tests.paths import ROOT
 from tests.served import PATIENCE_SECONDS, Served, serve
+from tritgguf.converter import convert
+from tritgguf.runtime.server.errors import RequestError
 from tritgguf.runtime.server.models import Capacity, open_models
 from tritgguf.runtime.server.ollama_api import Ollama
+from tritgguf.runtime.server.openai_api import OpenAI
 from tritgguf.runtime.server.service import Service
 from tritgguf.runtime.server.state import State
 
@@ -231,10 +237,12 @@ def test_a_signal_in_mid_stream(caller, number, code):
 
 
 def test_what_cannot_be_served_is_one_line(demo, served, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TRITGGUF_CACHE", str(tmp_path / "cache"))
     port = str(served.address[1])
     for arguments, part in (
         ([tmp_path / "none.gguf"], "none.gguf"),
         ([demo, "--port", port], f"127.0.0.1:{port} can't be listened on"),
+        ([ROOT / "vendor" / "demo-model", "--port", port], f"127.0.0.1:{port} can't be listened on"),
         ([demo, demo, "--port", "0"], "another model is called demo too"),
         ([demo, "--ctx", "100000", "--port", "0"], "100000"),
         ([demo, "--api-key", " ", "--port", "0"], "API key"),
@@ -243,6 +251,7 @@ def test_what_cannot_be_served_is_one_line(demo, served, tmp_path, monkeypatch, 
         assert code == 1
         assert errors.count("\n") == 1
         assert part in errors
+    assert not (tmp_path / "cache").exists()  # the folder wasn't converted for a port that is taken
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/api/chat"])
@@ -268,3 +277,57 @@ def test_a_model_whose_file_is_gone_is_still_listed(demo, tmp_path):
         path.unlink()
         (listed,) = json.loads(asyncio.run(Ollama(State(Service(models, None, seconds=1))).tags(None)).body)["models"]
     assert (listed["name"], listed["size"]) == ("copy:latest", size)
+
+
+def test_the_size_of_a_split_model_is_that_of_all_parts(tmp_path):
+    first = convert(ROOT / "vendor" / "demo-model", tmp_path / "demo.gguf", type="tq2_0", max_shard_size="1M").out
+    parts = sorted(tmp_path.glob("*.gguf"))
+    assert first == parts[0]
+    assert len(parts) > 1
+    with open_models([("demo", first)], Capacity(n_slots=1, n_ctx=64, n_threads=1)) as models:
+        api = Ollama(State(Service(models, None, seconds=1)))
+        for answer in (api.tags(None), api.ps(None)):
+            (listed,) = json.loads(asyncio.run(answer).body)["models"]
+            assert listed["size"] == sum(part.stat().st_size for part in parts)
+
+
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("eager_threads")
+def test_a_large_schema_holds_up_nobody(demo):
+    """While its grammar is made, the event loop does other things."""
+    schema = {"type": "object", "properties": {f"p{n}": {"enum": list("abc")} for n in range(1000)}, "required": ["p"]}
+    schema["properties"]["end"] = {"type": "number", "minimum": 1}
+    wanted = {"type": "json_schema", "json_schema": {"schema": schema}}
+    requests = {
+        "chat_completions": body(response_format=wanted),
+        "completions": {"model": "demo", "prompt": "x", "response_format": wanted},
+        "chat": body(format=schema),
+        "generate": {"model": "demo", "prompt": "x", "format": schema},
+    }
+
+    async def turns_of_others(handler, data) -> int:
+        async def receive():
+            return {"type": "http.request", "body": json.dumps(data).encode(), "more_body": False}
+
+        work = asyncio.ensure_future(handler(Request({"type": "http", "headers": []}, receive)))
+        turns = 0
+        while not work.done():
+            await asyncio.sleep(0)
+            turns += 1
+        with pytest.raises(RequestError, match="minimum"):
+            work.result()
+        return turns
+
+    with open_models([("demo", demo)], Capacity(n_slots=1, n_ctx=64, n_threads=1)) as models:
+        state = State(Service(models, None, seconds=1))
+        for name, data in requests.items():
+            api = OpenAI(state) if "completions" in name else Ollama(state)
+            assert asyncio.run(turns_of_others(getattr(api, name), data)) > 100

@@ -76,6 +76,12 @@ def test_a_run_that_is_killed(say: Say, cache: Cache, demo: Path, point: str, ac
     assert say("show", demo, "--check")[0] == 0
 
 
+def test_a_quiet_run_that_is_interrupted_says_so(demo: Path) -> None:
+    with started("writing", "SIGINT", "pull", demo, "--quiet") as child:
+        stopped = f"error: interrupted; {demo} isn't ready yet: the next run goes on with what was fetched\n"
+        assert ended(child) == (130, "", stopped)
+
+
 def test_a_file_that_is_replaced_stays_until_the_new_one_is_recorded(say: Say, cache: Cache, had: Path) -> None:
     before = only(cache)
     for point in ("planned", "recording"):
