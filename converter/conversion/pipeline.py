@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ class Choices(TypedDict, total=False):
     name: str | None
     fast_here: Iterable[str]
     imatrix: str | os.PathLike[str] | None
+    seconds_per_weight: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ def convert(
     into parts; the result names the first part. `override_kv` has texts KEY=TYPE:VALUE (int, float, bool or str), and
     `name` is general.name. `lora` is the folder of a PEFT adapter to merge into the weights first. `fast_here` are
     types that are fast on this computer's CPU, target "cpu", though llama.cpp's own code for them is slow there.
+    `seconds_per_weight` has, by types' names, what a weight takes on that CPU when a token is generated: then "auto"
+    chooses a larger exact type that is at least a twentieth faster than the smallest.
 
     `check` compares the file's token ids with those of the source's tokenizer; True takes the installed provider of
     token ids, or give one. `progress` is called with a stage ("reading", then "writing"), the bytes done and the total

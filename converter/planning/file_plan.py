@@ -19,7 +19,8 @@ class TensorPlan:
     """One tensor of the file: its encoder, the reason for it, and whether it stores every value exactly.
 
     `exact` is None if there are no weights. `fallback` means that the tensor's rows don't fit the requested type.
-    `error` is the relative error on a sample of rows, None if it wasn't measured.
+    `error` is the relative error on a sample of rows, None if it wasn't measured. `smallest` is the smallest exact type
+    if another one was chosen for its speed.
     """
 
     encoder: Encoder
@@ -27,6 +28,7 @@ class TensorPlan:
     exact: bool | None = None
     fallback: bool = False
     error: float | None = None
+    smallest: Codec | None = None
 
     @property
     def spec(self) -> TensorSpec:

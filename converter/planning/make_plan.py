@@ -46,7 +46,7 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
     tensors = choose_types(
         model.specs, model.tensors, request, n_threads(threads), report, scale_tensors=model.scale_tensors
     )
-    metadata = joined(model.metadata, _type_metadata(tensors, model.file_type))
+    metadata = joined(model.metadata, type_metadata(tensors, model.file_type))
     if request.imatrix is not None:
         require_effect(request.imatrix, tensors, request.method)
         metadata |= request.imatrix.provenance()
@@ -78,7 +78,7 @@ def _require_choice(model: Model, request: Request) -> None:
             )
 
 
-def _type_metadata(tensors: tuple[TensorPlan, ...], source_type: int | None) -> Metadata:
+def type_metadata(tensors: tuple[TensorPlan, ...], source_type: int | None) -> Metadata:
     """Return the keys that depend on the types; the file's type is the one with the most bytes of linear layers.
 
     Tensors that a GGUF file keeps as they are count for that file's own type: Q4_K_S and Q4_K_M are mixes of the same

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tritgguf.converter.core.sizes import parse_size
@@ -46,6 +46,7 @@ class Request:
     The first of `tensor_types` that matches a tensor comes before them. `max_bits` is per weight, `max_bytes` per file.
     `fast_here` are types that this computer's CPU multiplies fast though llama.cpp's own code for them is slow.
     `imatrix` weighs the errors of columns where a method quantizes.
+    `seconds_per_weight` is what a weight of a type takes there when a token is generated, by the type's name.
     """
 
     type: AnyCodec | None
@@ -61,6 +62,7 @@ class Request:
     overrides: tuple[Override, ...] = ()
     fast_here: frozenset[str] = frozenset()
     imatrix: Imatrix | None = None
+    seconds_per_weight: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def named(
@@ -80,6 +82,7 @@ class Request:
         name: str | None = None,
         fast_here: Iterable[str] = (),
         imatrix: str | os.PathLike[str] | None = None,
+        seconds_per_weight: Mapping[str, float] | None = None,
     ) -> Request:
         """Look up the names, see `convert`; raise UnsupportedError, with the known names, for an unknown one.
 
@@ -107,6 +110,7 @@ class Request:
             key_overrides(override_kv, name),
             frozenset(fast_here),
             None if imatrix is None else read_imatrix(Path(imatrix)),
+            seconds_per_weight or {},
         )
 
     def asked(self, spec: TensorSpec) -> Asked:

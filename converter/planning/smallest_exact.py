@@ -1,14 +1,16 @@
-"""The smallest type that holds a tensor exactly on the target: what `auto` means."""
+"""The smallest type that holds a tensor exactly on the target, or the fastest one here: what `auto` means."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.planning.encoders import AsFloats, Encoder, OnGrid, Passthrough
+from tritgguf.converter.planning.fastest_exact import fastest, is_faster, words
 from tritgguf.converter.planning.file_plan import TensorPlan
 from tritgguf.converter.planning.grid_types import least_error
 from tritgguf.converter.planning.request import Asked, Request
@@ -31,7 +33,8 @@ def smallest_exact(
 ) -> TensorPlan:
     """Return the plan of a linear layer, the token embeddings or the output layer in the smallest exact type.
 
-    With `tied` the embeddings are the output layer too. Raises UnsupportedError if there are no weights.
+    With `tied` the embeddings are the output layer too. Of exact types whose speed on this computer is known, a larger
+    one is chosen if it is faster. Raises UnsupportedError if there are no weights.
     """
     if source is None:
         raise UnsupportedError(
@@ -46,8 +49,11 @@ def smallest_exact(
             raise
         return TensorPlan(kept, f"{spec.role}: its values can't be read here: passthrough", exact=True)
     names = ternary_types_for(request.target, spec.role, tied=tied, fast_here=request.fast_here)
-    ternary = _smallest_ternary(spec, grid, names)
-    if ternary is not None and (kept is None or not _beats(kept, ternary, (*names, *float_types(request.target)))):
+    looked_up = spec.role == "embedding" and not tied
+    seconds = {} if looked_up or request.target != "cpu" else request.seconds_per_weight
+    ternary = _best_ternary(spec, grid, names, seconds)
+    chosen_from = (*names, *float_types(request.target))
+    if ternary is not None and (kept is None or not _beats(kept, ternary, chosen_from, seconds)):
         return ternary
     what = "not on a grid"
     if grid is not None:
@@ -103,10 +109,10 @@ def as_floats(spec: TensorSpec, source: SourceTensor, codec: FloatCodec, reason:
     return TensorPlan(encoder, reason, exact=True)
 
 
-def on_grid(spec: TensorSpec, codec: TernaryCodec, grid: Grid) -> TensorPlan:
-    """Return the plan of a tensor with its own codes, in a type that the grid fits."""
+def on_grid(spec: TensorSpec, codec: TernaryCodec, grid: Grid, why: str = "") -> TensorPlan:
+    """Return the plan of a tensor with its own codes, in a type that the grid fits; `why` it is that type."""
     zeros = "" if grid.zeros is None else f", {grid.zeros:.0%} zeros"
-    found = f"on a {grid.kind} grid per {grid.extent}{zeros}"
+    found = f"on a {grid.kind} grid per {grid.extent}{zeros}{why}"
     encoder = OnGrid(spec, codec, grid)
     if grid.fp16_error == 0:
         return TensorPlan(encoder, found, exact=True)
@@ -114,24 +120,32 @@ def on_grid(spec: TensorSpec, codec: TernaryCodec, grid: Grid) -> TensorPlan:
     return TensorPlan(encoder, reason, exact=False)
 
 
-def _smallest_ternary(spec: TensorSpec, grid: Grid | None, names: tuple[str, ...]) -> TensorPlan | None:
-    if grid is None:
+def _best_ternary(
+    spec: TensorSpec, grid: Grid | None, names: tuple[str, ...], seconds: Mapping[str, float]
+) -> TensorPlan | None:
+    fitting = [codec for name in names if grid is not None and grid.fits(codec := ternary_codec(name))]
+    if grid is None or not fitting:
         return None
-    fitting = (codec for name in names if grid.fits(codec := ternary_codec(name)))
-    return next((on_grid(spec, codec, grid) for codec in fitting), None)
+    chosen, smallest = fastest(fitting, seconds), fitting[0]
+    if chosen is smallest:
+        return on_grid(spec, smallest, grid)
+    why = f", {words(chosen, smallest, seconds)}"
+    return replace(on_grid(spec, chosen, grid, why), smallest=smallest)
 
 
-def _beats(kept: Encoder, plan: TensorPlan, names: tuple[str, ...]) -> bool:
+def _beats(kept: Encoder, plan: TensorPlan, names: tuple[str, ...], seconds: Mapping[str, float]) -> bool:
     """Whether a GGUF tensor's own type is smaller than the planned one, or as small and, unlike that, exact.
 
     A known type that isn't among `names`, such as one that runs slowly on the target, isn't chosen for other tensors
-    either.
+    either; nor is one that is slower than the planned type here.
     """
     own, planned = kept.codec, plan.codec
     if own.name in codecs() and own.name not in names:
         return False
     if own.bits_per_weight == planned.bits_per_weight:
         return not plan.exact
+    if is_faster(planned, own, seconds):
+        return False
     return own.bits_per_weight < planned.bits_per_weight
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tritgguf.converter.planning import fastest_exact
 from tritgguf.converter.planning.file_plan import TensorPlan
 from tritgguf.converter.planning.grid_types import TERNARY
 from tritgguf.converter.planning.importance import importance_note
@@ -22,7 +23,8 @@ def type_notes(tensors: Sequence[TensorPlan], request: Request) -> list[str]:
             "no linear tensor is on a grid that a ternary type stores: all keep their values; --type tq2_0 makes them "
             "ternary, with loss; --max-bits chooses smaller types of least error"
         )
-    return [*notes, *_lookups(ends, request.target), *_speed(linear, ends, request)]
+    chosen_for_speed = fastest_exact.notes(tensors, request.seconds_per_weight)
+    return [*notes, *_lookups(ends, request.target), *_speed(linear, ends, request), *chosen_for_speed]
 
 
 def _loss(

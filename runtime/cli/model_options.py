@@ -34,8 +34,8 @@ CachedName = Annotated[
 TypeName = Annotated[
     str | None,
     typer.Option(
-        help=f"Tensor type for linear layers: auto (the smallest exact one) or {TYPES} (default: auto, and a GGUF file "
-        "that runs here stays as it is).",
+        help=f"Tensor type for linear layers: auto (an exact one, see --smallest) or {TYPES} (default: auto, and a "
+        "GGUF file that runs here stays as it is).",
         autocompletion=options.completing(["auto", *_TYPES]),
     ),
 ]
@@ -84,7 +84,12 @@ def wanted_source(model: str, revision: str | None) -> Source:
 
 
 def wanted_form(
-    type: str | None, target: str | None, fallback: str | None, allow_lossy: bool, max_bits: float | None
+    type: str | None,
+    target: str | None,
+    fallback: str | None,
+    allow_lossy: bool,
+    max_bits: float | None,
+    smallest: bool = False,
 ) -> Form:
     """Return the form that options ask for; raise UnsupportedError for unknown names before anything is fetched."""
     from tritgguf.converter.planning.request import Request
@@ -94,6 +99,6 @@ def wanted_form(
         from tritgguf.runtime.engine.backend import accelerator  # not at the top: the help needs no native library
 
         target = accelerator() or "cpu"
-    form = Form(type, target, fallback, allow_lossy, max_bits)
+    form = Form(type, target, fallback, allow_lossy, max_bits, smallest)
     Request.named(type or "auto", "mse", target=target, fallback=fallback, allow_lossy=allow_lossy, max_bits=max_bits)
     return form

@@ -55,5 +55,12 @@ Imatrix = Annotated[
 Lora = Annotated[
     Path | None, typer.Option(help="Folder of a PEFT LoRA adapter that is merged into the model's weights.")
 ]
+Smallest = Annotated[
+    bool,
+    typer.Option(
+        "--smallest",
+        help="Of exact types, take the smallest one; without this, --for cpu takes the fastest one on this machine.",
+    ),
+]
 Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor.")]
 Threads = Annotated[int | None, typer.Option(help="Number of worker threads (default: one per core).", min=1)]

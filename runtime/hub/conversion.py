@@ -71,6 +71,7 @@ class Conversion:
 
     def _convert(self) -> Record:
         from tritgguf import converter  # not at the top, like the others: all take time
+        from tritgguf.runtime.engine.decode_speed import seconds_if_known
         from tritgguf.runtime.engine.kernels.install import fast_types
         from tritgguf.runtime.engine.token_ids_process import token_ids_process
 
@@ -86,6 +87,7 @@ class Conversion:
             write_whole(self.folder / PENDING, record_bytes(planned[0]), force=True)
 
         target = self._target()
+        by_speed = target == "cpu" and self.form.type in (None, "auto") and not self.form.smallest
         try:
             converter.convert(
                 self.located.path,
@@ -97,6 +99,7 @@ class Conversion:
                 planned=note,
                 target=target,
                 fast_here=fast_types() if target == "cpu" else (),
+                seconds_per_weight=seconds_if_known(lambda text: self.say(f"note: {text}")) if by_speed else {},
                 fallback=self.form.fallback,
                 allow_lossy=self.form.allow_lossy,
                 max_bits=self.form.max_bits,

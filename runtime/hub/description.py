@@ -27,6 +27,7 @@ def described(entry: Entry) -> dict[str, Any]:
             "fallback": record.form.fallback,
             "allow_lossy": record.form.allow_lossy,
             "max_bits": record.form.max_bits,
+            "smallest": record.form.smallest,
         },
         "source": record.origin.as_json(),
         "converted": record.converted,

@@ -22,7 +22,8 @@ LAYERS = "blk."  # how the names of layers' tensors begin
 class Form:
     """What was asked of the file: the options of `convert` that decide about its types.
 
-    `type` None is the smallest exact type, but a GGUF file that runs here stays as it is. `target` is where it runs.
+    `type` None is "auto", but a GGUF file that runs here stays as it is. `target` is where it runs. With `smallest`
+    "auto" doesn't ask which type is fastest here.
     """
 
     type: str | None = None
@@ -30,6 +31,7 @@ class Form:
     fallback: str | None = None
     allow_lossy: bool = False
     max_bits: float | None = None
+    smallest: bool = False
 
     @property
     def by_default(self) -> bool:
@@ -196,5 +198,6 @@ def readable_name(name: str) -> str:
 
 def entry_key(name: str, form: Form) -> str:
     """Return the name of the folder for a model in a form: readable, short, and another one for each."""
-    digest = hashlib.sha256(json.dumps([name, asdict(form)], sort_keys=True).encode()).hexdigest()
+    asked = {option: value for option, value in asdict(form).items() if option != "smallest" or value}
+    digest = hashlib.sha256(json.dumps([name, asked], sort_keys=True).encode()).hexdigest()
     return f"{readable_name(name)}-{digest[:12]}"

@@ -38,7 +38,7 @@ OutPath = Annotated[Path | None, typer.Argument(help="GGUF file to write (not ne
 TypeName = Annotated[
     str,
     typer.Option(
-        help=f"Tensor type for linear layers: auto (the smallest exact one) or {TYPES}.",
+        help=f"Tensor type for linear layers: auto (an exact one, see --smallest) or {TYPES}.",
         autocompletion=options.completing(["auto", *_TYPES]),
     ),
 ]
@@ -113,6 +113,7 @@ def convert(
     output_type: OutputType = None,
     allow_lossy: options.AllowLossy = False,
     max_bits: MaxBits = None,
+    smallest: options.Smallest = False,
     dry_run: options.DryRun = False,
     json_output: options.JsonOutput = False,
     force: options.Force = False,
@@ -132,8 +133,11 @@ def convert(
 
     With --dry-run, of a model on Hugging Face that wasn't fetched yet only the headers are read.
     """
-    from tritgguf.runtime.engine.kernels.install import fast_types  # not at the top: the help needn't wait
+    from tritgguf.runtime.engine.decode_speed import seconds_if_known  # not at the top: the help needn't wait
+    from tritgguf.runtime.engine.kernels.install import fast_types
 
+    types = [type, embedding_type, output_type, *(text.rpartition("=")[2] for text in tensor_type or ())]
+    by_speed = target == "cpu" and "auto" in types and not smallest
     choices: Choices = {
         "target": target,
         "fallback": fallback,
@@ -147,6 +151,7 @@ def convert(
         "name": name,
         "fast_here": fast_types() if target == "cpu" else (),
         "imatrix": imatrix,
+        "seconds_per_weight": seconds_if_known(verbosity.note) if by_speed else {},
     }
     fast = ", ".join(sorted(choices["fast_here"])) or "none"
     verbosity.detail(f"reading {model}; types that tritgguf's CPU kernels multiply here: {fast}")

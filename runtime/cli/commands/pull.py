@@ -21,6 +21,7 @@ def pull(
     fallback: options.Fallback = None,
     allow_lossy: options.AllowLossy = False,
     max_bits: model_options.MaxBits = None,
+    smallest: options.Smallest = False,
     force: Again = False,
     threads: options.Threads = None,
 ) -> None:
@@ -28,7 +29,7 @@ def pull(
     from tritgguf.runtime.hub.cache import Cache  # not at the top: the help needn't wait for it
     from tritgguf.runtime.hub.obtain import Obtainer
 
-    form = model_options.wanted_form(type, target, fallback, allow_lossy, max_bits)
+    form = model_options.wanted_form(type, target, fallback, allow_lossy, max_bits, smallest)
     source = model_options.wanted_source(model, revision)
     with model_options.reports_interruption(source.name), show_progress(False) as progress:
         obtainer = Obtainer(Cache(), model_options.note, progress, threads)

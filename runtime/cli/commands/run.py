@@ -17,6 +17,7 @@ def run(
     fallback: options.Fallback = None,
     allow_lossy: options.AllowLossy = False,
     max_bits: model_options.MaxBits = None,
+    smallest: options.Smallest = False,
     max_tokens: chatting.MaxTokens = None,
     temperature: chatting.Temperature = None,
     top_p: chatting.TopP = None,
@@ -40,7 +41,7 @@ def run(
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     sampling |= {"repeat_penalty": repeat_penalty, "seed": seed}
     settings = chatting.checked(sampling)
-    form = model_options.wanted_form(type, target, fallback, allow_lossy, max_bits)
+    form = model_options.wanted_form(type, target, fallback, allow_lossy, max_bits, smallest)
     placement = placing.wanted(gpu_layers, main_gpu, tensor_split, rpc)
     source = model_options.wanted_source(model, revision)
     texts = chatting.one_shot_texts(prompt)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tritgguf.runtime.engine import child_process, product_verdicts
+from tritgguf.runtime.engine import child_process, decode_speed, product_verdicts
 from tritgguf.runtime.engine.devices import CPU
 from tritgguf.runtime.engine.product_verdicts import DeviceKind, Findings, FoundDevice, ProductVerdict
 
@@ -39,6 +39,7 @@ def findings(version: str, *, again: bool = False, on_test: OnTest | None = None
     known = None if again else product_verdicts.known_findings()
     if known is not None and known.problem is None:
         return known
+    decode_speed.forget()
     product_verdicts.forget()  # or the child would refuse to load a llama.cpp that was broken
     found, lasting = _Trial(version, on_test or (lambda _: None)).run()
     if lasting:

@@ -137,6 +137,12 @@ def test_elsewhere_than_on_x86_q2_0_multiplies_fast(grids, monkeypatch) -> None:
     assert types_of(plan(grids(TIED, 128))) == ("q2_0",)
 
 
+def test_the_fastest_type_is_for_what_is_multiplied_not_for_what_is_looked_up(grids) -> None:
+    seconds = {"tq1_0": 2.0, "tq2_0": 1.0}
+    assert types_of(plan(grids(UNTIED), seconds_per_weight=seconds)) == ("tq1_0", "tq2_0")
+    assert types_of(plan(grids(TIED), seconds_per_weight=seconds)) == ("tq2_0",)
+
+
 def test_floats_stay_f16_and_their_sizes_are_as_planned(tmp_path: Path) -> None:
     model = build(UNTIED, tmp_path / "model")
     written = convert(model, tmp_path / "out.gguf", check=False)
