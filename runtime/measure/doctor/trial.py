@@ -39,7 +39,8 @@ def findings(version: str, *, again: bool = False, on_test: OnTest | None = None
     known = None if again else product_verdicts.known_findings()
     if known is not None and known.problem is None:
         return known
-    decode_speed.forget()
+    if again:
+        decode_speed.forget()
     product_verdicts.forget()  # or the child would refuse to load a llama.cpp that was broken
     found, lasting = _Trial(version, on_test or (lambda _: None)).run()
     if lasting:

@@ -22,6 +22,7 @@ from tests.ollama_server import free_port, ollama_server
 from tests.paths import ROOT
 from tritgguf.converter import convert
 from tritgguf.converter.quant.codec import codecs
+from tritgguf.runtime.engine import decode_speed
 from tritgguf.runtime.engine.product_verdicts import Findings, ProductVerdict, read
 from tritgguf.runtime.measure.doctor import surroundings, trial
 from tritgguf.runtime.measure.doctor.processor import instructions
@@ -203,6 +204,16 @@ def test_a_child_that_ends_for_no_reason_is_one_line(monkeypatch, tmp_path: Path
     found = trial.findings("0.3.36")
     assert found.problem == "the test of llama.cpp's products failed: no reason"
     assert not list(tmp_path.glob("tritgguf/doctor/*"))
+
+
+def test_again_forgets_how_fast_types_are_too(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(trial, "COMMAND", (sys.executable, "-c", ""))
+    monkeypatch.setattr(decode_speed, "COMMAND", (sys.executable, "-c", "print('{\"tq2_0\": 2e-11}')"))
+    for again, n_kept in ((False, 1), (True, 0)):
+        decode_speed.seconds_per_weight()
+        trial.findings("0.3.36", again=again)
+        assert len(list(tmp_path.glob("tritgguf/decode-speed/*"))) == n_kept
 
 
 def test_slow_is_far_behind_f16() -> None:
