@@ -124,5 +124,5 @@ def test_those_that_wait_can_be_stopped_and_go_on_when_the_other_is_killed(say: 
             first.kill()
             code, said, errors = ended(third)
             assert (code, errors) == (0, "")
-            assert said.startswith(f"{demo}: {only(cache).record.type}, ")
+            assert said.startswith(f"{demo}: tq1_0, ")
     assert files(cache) == sorted([only(cache).paths[0].name, "record.json"])
