@@ -49,7 +49,7 @@ def main() -> None:
         route = backend.cpu_kernels().route
     except TritggufError as error:
         raise SystemExit(str(error)) from error
-    ggml, fast, n_threads = GgmlFunctions(backend.library()), fast_types(), min(default_threads(), MOST_THREADS)
+    ggml, fast, n_threads = backend.ggml(), fast_types(), min(default_threads(), MOST_THREADS)
     products: dict[str, list[_Product]] = {}
     with contextlib.ExitStack() as stack:
         for name in ternary_types("cpu", fast):

@@ -112,7 +112,8 @@ def run(subject: Subject, threads: Sequence[int]) -> dict[str, Any]:
 
 def child(asked: dict[str, Any]) -> None:
     """Print the rates of one file, for each number of threads, as JSON."""
-    from tritgguf.runtime.engine.backend import Context, Model, cpu_kernels
+    from tritgguf.runtime.engine.backend import Model, cpu_kernels
+    from tritgguf.runtime.engine.context import Context
     from tritgguf.runtime.measure.bench import Test, timed
 
     tests = {"prompt": Test(asked["prompt"], False), "generate": Test(asked["generate"], True)}

@@ -16,7 +16,6 @@ from tritgguf.converter.planning.targets import ternary_types
 from tritgguf.converter.quant.codec import codecs
 from tritgguf.runtime.engine import backend, decode_speed, relu2
 from tritgguf.runtime.engine.decode_speed_process import N_INPUTS, graph_of
-from tritgguf.runtime.engine.ggml_functions import GgmlFunctions
 from tritgguf.runtime.engine.kernels.install import fast_types
 from tritgguf.runtime.engine.kernels.routes import CPU
 from tritgguf.runtime.engine.kernels.self_test import OnDevice, Products, Shape, is_close
@@ -69,7 +68,7 @@ def test_where_it_can_t_be_measured_nothing_is_known_and_nothing_kept(code, reas
 @pytest.mark.parametrize("name", ["tq1_0", "tq2_0", "q4_0"])
 def test_what_is_timed_is_a_product_of_the_type(name: str) -> None:
     backend.cpu_kernels()
-    ggml, codec = GgmlFunctions(backend.library()), codecs()[name]
+    ggml, codec = backend.ggml(), codecs()[name]
     case = Products(ggml).random_case(int(codec.ggml_type), Shape(N_INPUTS, 64, 1, 1))
     expected = codec.dequantize(case.weights).astype(np.float64) @ case.activations[0]
     with graph_of(ggml, name, 256) as (graph, product):
