@@ -10,7 +10,7 @@ import os
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -132,13 +132,14 @@ def inspect(
     *,
     values: bool = True,
     scales: bool = False,
+    fast_here: Collection[str] = (),
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
     """Inspect a Hugging Face folder or a GGUF file; reads every weight, unless `values` says that they aren't there.
 
-    `scales` has the scales of every tensor counted, for a report. `threads` is one per core by default; `progress` is
-    called with "reading", the bytes done and the total bytes.
+    `scales` has the scales of every tensor counted, for a report. `fast_here` is that of `convert`. `threads` is one
+    per core by default; `progress` is called with "reading", the bytes done and the total bytes.
     Raises TritggufError if nothing can be read: the file is damaged, or the folder isn't a model.
     """
     place = Path(path)
@@ -160,7 +161,7 @@ def inspect(
         found = inspect_tensor(spec, source, n_bytes, scale_tensors=model.scale_tensors, scales=scales)
         if source is None and spec.source in stored:
             found = replace(found, dtype=stored[spec.source][1])
-        return found, None if refused else _smallest(spec, source, found, model), n_bytes
+        return found, None if refused else _smallest(spec, source, found, model, fast_here), n_bytes
 
     tensors, smallest = [], {}
     for found, plan, n_bytes in parallel(facts, zip(specs, sizes_on_disk, strict=True), n_threads(threads)):
@@ -269,13 +270,16 @@ def _with_companions(
     ]
 
 
-def _smallest(spec: TensorSpec, source: SourceTensor | None, facts: TensorFacts, model: Model) -> TensorPlan | None:
+def _smallest(
+    spec: TensorSpec, source: SourceTensor | None, facts: TensorFacts, model: Model, fast_here: Collection[str]
+) -> TensorPlan | None:
     """Return the tensor's plan in the smallest exact type; None where there are no weights, or none can be chosen."""
     tied = all(other.role != "output" for other in model.specs)
     if source is None or model.only_floats is not None:
         return None
     try:
-        return choose_type(spec, source, Request.named(AUTO, "mse"), tied=tied, grid_of=lambda _source: facts.grid)
+        request = Request.named(AUTO, "mse", fast_here=fast_here)
+        return choose_type(spec, source, request, tied=tied, grid_of=lambda _source: facts.grid)
     except TritggufError:
         return None
 

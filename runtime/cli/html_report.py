@@ -40,10 +40,11 @@ def report_model(
     if against and not is_gguf(file):
         raise SourceError(f"{file} is no GGUF file: only files can be compared --against the model they were made from")
     quality = _quality(eval_json, file) if eval_json else ()
-    found = inspect(file, values=model.values, scales=True, threads=threads, progress=progress)
+    fast_here = fast_types()
+    found = inspect(file, values=model.values, scales=True, fast_here=fast_here, threads=threads, progress=progress)
     errors = relative_errors(against, file, threads=threads, progress=progress) if against else None
     name = _name(against) if against else ""
-    page = report(found, errors=errors, source_name=name, quality=quality, fast_here=fast_types())
+    page = report(found, errors=errors, source_name=name, quality=quality, fast_here=fast_here)
     write_whole(html, page, force=force)
     return found
 
@@ -60,7 +61,8 @@ def report_conversion(
     progress: Progress | None,
 ) -> None:
     """Read the written file again, compare each tensor with the model's, and write the report with the verdict."""
-    found = inspect(result.out, scales=True, threads=threads, progress=progress)
+    fast_here = fast_types()
+    found = inspect(result.out, scales=True, fast_here=fast_here, threads=threads, progress=progress)
     errors = relative_errors(model, result.out, lora=lora, threads=threads, progress=progress)
     quality = [] if verdict is None else [_row(verdict.file, "this"), _row(verdict.source, "base")]
     page = report(
@@ -71,7 +73,7 @@ def report_conversion(
         quality=quality,
         verdict=None if verdict is None else verdict.line,
         completions=[] if verdict is None else [(one.prompt, one.text) for one in verdict.completions],
-        fast_here=fast_types(),
+        fast_here=fast_here,
     )
     write_whole(html, page, force=force)
 

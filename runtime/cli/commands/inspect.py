@@ -66,8 +66,9 @@ def inspect(
     ):
         if html is None:
             from tritgguf.converter.inspection.inspection import inspect as look
+            from tritgguf.runtime.engine.kernels.install import fast_types
 
-            found = look(read.path, values=read.values, threads=threads, progress=progress)
+            found = look(read.path, values=read.values, fast_here=fast_types(), threads=threads, progress=progress)
         else:
             from tritgguf.runtime.cli.html_report import report_model  # jinja2 takes time to load
 

@@ -23,15 +23,18 @@ def groups_of_64(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_convert_for_this_cpu_takes_what_is_fast_here(mode, groups_of_64, monkeypatch, capsys) -> None:
     monkeypatch.setenv("TRITGGUF_CPU_KERNELS", mode)
     monkeypatch.setattr("tritgguf.converter.planning.targets.is_x86", lambda: True)
-    types = {}
+    types, sizes = {}, {}
     for target in ("cpu", "any"):
         code, out, _ = run_captured(
             monkeypatch, capsys, "convert", groups_of_64, "--for", target, "--dry-run", "--json"
         )
         assert code == 0
         plan = json.loads(out)
+        sizes[target] = plan["file_bytes"]
         (types[target],) = {tensor["type"] for tensor in plan["tensors"] if "attn_q.weight" in tensor["name"]}
     assert types == {"cpu": "q2_0" if "q2_0" in fast_types() else "q4_0", "any": "q4_0"}
+    code, out, _ = run_captured(monkeypatch, capsys, "inspect", groups_of_64, "--json")
+    assert json.loads(out)["sizes"]["auto"]["file_bytes"] == sizes["cpu"]
     assert ("q2_0" in fast_types()) == (mode == "auto" and backend.cpu_kernels().route != "stock")
 
 
