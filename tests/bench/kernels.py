@@ -1,9 +1,9 @@
 """Products of ternary weights: our kernels against stock llama.cpp's, alone: python -m tests.bench.kernels [--help]
 
 Both take turns in one process, so that other work on the machine hardly changes their ratio. Times are those of the
-processor, divided by the number of threads, and medians. One column reads new weights all the time, more than a cache
-holds; many columns are of one matrix. Beside them, what a core can do at most: multiply-adds with all operands in
-registers, and reading memory, mapped in small pages as a model's file is.
+processor, divided by the number of threads, and medians. Up to eight columns, as of eight conversations, read new
+weights all the time, more than a cache holds; many columns are of one matrix. Beside them, what a core can do at most:
+multiply-adds of bytes with all operands in registers, and reading memory, mapped in small pages as a model's file is.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ from tritgguf.runtime.engine.kernels import library
 
 NATIVE = Path(__file__).parent / "native"
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
-TYPES = {"TQ2_0": (35, 256, 66, 64), "TQ1_0": (34, 256, 54, 52), "Q2_0": (42, 64, 18, 0)}  # block, its bytes, scale
+# number, values of a block, its bytes, where its scale is
+TYPES = {"TQ2_0": (35, 256, 66, 64), "TQ1_0": (34, 256, 54, 52), "Q2_0": (42, 64, 18, 0), "F16": (1, 1, 2, 0)}
+HEAD = (2048, 32000)  # an output layer, for F16
 SHAPES = ((2048, 2048), (2048, 5632), (5632, 2048), (2560, 2560), (2560, 6912), (6912, 2560))  # inputs, rows
 MODELS = {2048: "1.1B", 5632: "1.1B", 2560: "2B-4T", 6912: "2B-4T"}
 INSTRUCTION_SETS = ("avx2", "avx-vnni", "avx512-vnni", "avx512-vbmi", "neon-dotprod", "neon-i8mm")
 PEAK_OF = {"avx512-vbmi": "avx512-vnni"}  # the same multiply-adds
 READ_BYTES = 160 << 20
-STOCK_COLUMNS = {"Q2_0": 16}  # of many, where stock takes seconds for all of them; its time is proportional
+FEW_COLUMNS = 8
+STOCK_COLUMNS = {"Q2_0": 4}  # of many, where stock takes seconds for all of them; its time is proportional
 ROUNDS = 5
 PEAK_ROUNDS = 300_000
 
@@ -70,6 +73,9 @@ def random_weights(kind: str, n_inputs: int, n_rows: int, rng: np.random.Generat
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         pages.madvise(mmap.MADV_NOHUGEPAGE)
     blocks = np.frombuffer(pages, np.uint8).reshape(n_rows, -1, block_bytes)
+    if kind == "F16":
+        blocks.reshape(n_rows, -1).view("<f2")[...] = 0.02 * rng.standard_normal((n_rows, n_inputs), np.float32)
+        return blocks.reshape(n_rows, -1)
     blocks[...] = rng.integers(0, 256, blocks.shape, np.uint8)
     if kind != "TQ1_0":
         blocks &= ~((blocks & blocks >> 1 & 0x55) << 1)  # no code 3
@@ -128,7 +134,7 @@ def compare(
     """Yield a row for each instruction set."""
     (n_inputs, n_rows), rng = shape, np.random.default_rng(1)
     one = random_weights(kind, n_inputs, n_rows, rng)
-    n_matrices = max(1, READ_BYTES // one.nbytes) if n_columns == 1 else 1
+    n_matrices = max(1, READ_BYTES // one.nbytes) if n_columns <= FEW_COLUMNS else 1
     matrices = [one, *(random_weights(kind, n_inputs, n_rows, rng) for _ in range(n_matrices - 1))]
     activations = rng.standard_normal((n_columns, n_inputs), np.float32)
     n_stock = min(n_columns, STOCK_COLUMNS.get(kind, n_columns))
@@ -143,7 +149,8 @@ def compare(
     macs = n_inputs * n_rows * n_columns * n_matrices
     for name, times in taken.items():
         median = statistics.median(times)
-        gmacs, peak = macs / median / 1e9, peaks.get(PEAK_OF.get(name, name))
+        gmacs = macs / median / 1e9
+        peak = None if kind == "F16" else peaks.get(PEAK_OF.get(name, name))  # that of bytes
         ratio = statistics.median(theirs / own for theirs, own in zip(taken["stock"], times, strict=True))
         yield Row(
             kind, name, n_inputs, n_rows, n_columns, n_threads,
@@ -191,7 +198,7 @@ def plot(rows: Sequence[Row], peaks: dict[str, float], read: float, path: Path) 
     axes.annotate(f"reads {read} GB/s", (3, read * 3), rotation=38, va="bottom")
     colors = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(row.instructions for row in rows))}
     for (name, color), (kind, marker) in (
-        (pair, mark) for pair in colors.items() for mark in zip(TYPES, "osD", strict=True)
+        (pair, mark) for pair in colors.items() for mark in zip(TYPES, "osD^", strict=True)
     ):
         shown = [row for row in rows if (row.instructions, row.type, row.n_threads) == (name, kind, 1)]
         if shown:
@@ -227,7 +234,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON; the plot lies beside it")
     parser.add_argument("--types", nargs="+", default=list(TYPES), choices=TYPES)
     parser.add_argument("--shapes", nargs="+", type=int, default=range(len(SHAPES)), help=f"indices into {SHAPES}")
-    parser.add_argument("--columns", nargs="+", type=int, default=[1, 512])
+    parser.add_argument("--columns", nargs="+", type=int, default=[1, 8, 512])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     arguments = parser.parse_args()
     kernels = library.load()
@@ -238,7 +245,7 @@ def main() -> None:
         print(f"A core does {peaks} 10⁹ multiply-adds per second at most and reads {read} GB/s.", flush=True)
         ours = Ours(build("product_team.cpp", Path(folder)), kernels)
         for kind in arguments.types:
-            for shape in (SHAPES[index] for index in arguments.shapes):
+            for shape in (HEAD,) if kind == "F16" else (SHAPES[index] for index in arguments.shapes):
                 for n_columns in arguments.columns:
                     for n_threads in arguments.threads:
                         new = list(compare(ours, kind, shape, n_columns, n_threads, sets, peaks))

@@ -107,7 +107,7 @@ ALWAYS_INLINE void tq1_0_products(__m512i sums[ROWS], const char * const blocks[
 }
 
 // TQ2_0 in vectors of 256 bits: its blocks of 66 bytes lie such that most vectors of 512 bits would cross a cache line.
-ALWAYS_INLINE __m256i tq2_0_products(const char * block, const int8_t * values) {
+ALWAYS_INLINE __m256i tq2_0_lanes(const char * block, const int8_t * values) {
     const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
     __m256i single = _mm256_setzero_si256(), fourfold = single;
     UNROLL for (int half = 0; half < 2; half++, values += 128) {
@@ -153,7 +153,7 @@ ALWAYS_INLINE void four_rows(typename block_lanes<TYPE>::vector sums[4], const c
                              const column_parts & column, int64_t block) {
     if constexpr (TYPE == TQ2_0) {
         UNROLL for (int row = 0; row < 4; row++)
-            sums[row] = tq2_0_products(blocks[row], column.values + 256 * block);
+            sums[row] = tq2_0_lanes(blocks[row], column.values + 256 * block);
     } else {
         tq1_0_products<4>(sums, blocks, column.values + TQ1_0_PLACES * block);
     }

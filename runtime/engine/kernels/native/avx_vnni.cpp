@@ -48,10 +48,11 @@ ALWAYS_INLINE __m256i lanes_of(__m256i sums) {
 #include "x86_blocks_256.h"
 #include "x86_tile_256.h"
 #include "x86_tiles.h"
+#include "x86_words.h"
 
 namespace {
-const instruction_set here = {"avx-vnni", PANEL_ROWS, PANEL_COLUMNS, quantize_column, multiply_rows,
-                              quantize_panel, unpack_panel, multiply_panels};
+const instruction_set here = {"avx-vnni", PANEL_ROWS, PANEL_COLUMNS, 16, HAS_Q8_0, quantize_column, multiply_rows,
+                              quantize_panel, unpack_panel, multiply_panels, quantize_few, multiply_few, nullptr};
 }
 
 #if defined(__clang__)

@@ -5,9 +5,9 @@
 #pragma once
 #include "products.h"
 
-enum { TQ1_0 = 34, TQ2_0 = 35, Q2_0 = 42 };
+enum { F16 = 1, Q8_0 = 8, TQ1_0 = 34, TQ2_0 = 35, Q2_0 = 42 };
 
-// A block has one F16 scale; a group of activations shares an F32 scale. 256 values are one group in TQ types, since stock
+// A block has one F16 scale (F16 has none); a group of activations shares an F32 scale. 256 values are one group in TQ types, since stock
 // llama.cpp scales those by 256 and Q2_0 by 32.
 struct weight_format {
     int type;
@@ -59,9 +59,15 @@ inline size_t row_panel_bytes(const weight_format & format, int64_t n_values, in
 
 }  // namespace
 
+// Panels of columns for multiply_few() have this width.
+constexpr int FEW_COLUMNS = 8;
+
 struct instruction_set {
     const char * name;
     int panel_rows, panel_columns;
+    // Up to so many columns are computed from packed codes; for more it pays to unpack rows. Zero without multiply_few.
+    int most_few_columns;
+    bool has_q8_0;  // by multiply_few, for any number of columns
     // One column's activations in 8 bits, for multiply_rows
     void (*quantize_column)(const weight_format & format, const float * activations, int64_t n_inputs, char * column);
     // One column's results of some rows
@@ -76,6 +82,15 @@ struct instruction_set {
     // Add a panel of rows times n_columns of a panel of columns to panel_rows results for each column, or start them
     void (*multiply_panels)(const weight_format & format, const char * row_panel, const char * column_panel,
                             int n_columns, int64_t n_values, bool start, float * results, size_t result_bytes);
+    // As quantize_panel, for multiply_few, 2 <= n_columns <= FEW_COLUMNS; null where an instruction set doesn't have it
+    void (*quantize_few)(const weight_format & format, const char * activations, size_t activation_bytes, int n_columns,
+                         int64_t n_inputs, char * panel);
+    // The results of some rows straight from packed codes, for n_columns of such a panel
+    void (*multiply_few)(const weight_format & format, const char * weights, size_t row_bytes, int n_rows, int64_t n_inputs,
+                         const char * panel, int n_columns, float * results, size_t result_bytes);
+    // The results of some rows of F16 and some columns of F32; null where an instruction set doesn't have it
+    void (*multiply_halves)(const char * weights, size_t row_bytes, int n_rows, int64_t n_inputs, const char * activations,
+                            size_t activation_bytes, int n_columns, float * results, size_t result_bytes);
 };
 
 // Null where this build or this processor doesn't have it.

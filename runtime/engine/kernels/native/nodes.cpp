@@ -1,4 +1,5 @@
 #include "nodes.h"
+#include "ggml-backend-impl.h"
 
 #include <atomic>
 
@@ -17,12 +18,19 @@ constexpr weight_type WEIGHT_TYPES[] = {
 std::atomic<bool> g_takes_nodes{true};
 std::atomic<int64_t> g_n_products{0};
 
+// Some buffers, such as those of repacked weights, have layouts of their own.
+bool lies_as_stored(const ggml_tensor * tensor) {
+    if (!tensor->buffer) return true;
+    const ggml_backend_buffer_type_t type = tensor->buffer->buft;
+    return type->iface.is_host && type->iface.is_host(type);
+}
+
 // Weights are leaves of the graph. Keys and values of attention, which may have these types too, aren't: they stay stock.
 bool are_weights(const ggml_tensor * tensor) {
     if (tensor->op != GGML_OP_NONE || tensor->view_src || tensor->ne[1] <= 0 || tensor->ne[3] != 1) return false;
     for (const weight_type & known : WEIGHT_TYPES)
         if (known.type == tensor->type)
-            return tensor->nb[0] == known.block_bytes && product_supports(tensor->type, tensor->ne[0]);
+            return tensor->nb[0] == known.block_bytes && lies_as_stored(tensor) && product_supports(tensor->type, tensor->ne[0]);
     return false;
 }
 

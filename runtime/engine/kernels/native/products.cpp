@@ -7,10 +7,17 @@
 
 namespace {
 
-const weight_format formats[] = {{TQ1_0, 256, 54, 52, 256}, {TQ2_0, 256, 66, 64, 256}, {Q2_0, 64, 18, 0, 32}};
+const weight_format formats[] = {
+    {TQ1_0, 256, 54, 52, 256}, {TQ2_0, 256, 66, 64, 256}, {Q2_0, 64, 18, 0, 32}, {F16, 16, 32, 0, 16}, {Q8_0, 32, 34, 0, 32}};
 
-// Up to so many columns are computed straight from packed codes; for more it pays to unpack rows.
-constexpr int64_t FEW_COLUMNS = 3, ROWS_TOGETHER = 8;
+// Up to so many columns are computed one by one, where an instruction set can't compute some of them together.
+constexpr int64_t SINGLE_COLUMNS = 3, ROWS_TOGETHER = 8;
+
+// Rows of a work item of few columns
+constexpr int64_t LEAST_ROWS_OF_FEW = 64;
+
+// Columns of F32 that stay in an L2 cache while rows of F16 go by
+constexpr int64_t COLUMNS_OF_HALVES = 24;
 
 // Rows of a work item, of which CHUNK_VALUES values are unpacked at a time: half of a small L2 cache.
 constexpr int64_t ROWS_OF_ITEM = 64, CHUNK_VALUES = 2048;
@@ -50,16 +57,32 @@ struct product {
     const instruction_set & set;
     char * work;
 
+    void single_columns(void) const;
     void few_columns(void) const;
     void many_columns(void) const;
+    void halves(void) const;
     void item(int64_t first_row, int64_t first_panel, int64_t n_panels, char * row_panels, float * tile) const;
     void panels(int64_t row, int64_t panel, int64_t value, const char * row_panel, float * tile) const;
+    template <typename Item>
+    void share_rows(int64_t rows_of_item, Item item) const;
     float * result(int64_t row, int64_t column) const {
         return (float *) (job.results + column * job.result_bytes) + row;
     }
 };
 
-size_t few_columns_bytes(const weight_format & format, int64_t n_inputs, int64_t n_columns) {
+enum path { SINGLE, FEW, MANY, HALVES };
+
+path path_of(const weight_format & format, const instruction_set & set, int64_t n_columns) {
+    if (format.type == F16)
+        return HALVES;
+    if (format.type == Q8_0)
+        return FEW;
+    if (set.most_few_columns && n_columns > 1)
+        return n_columns <= set.most_few_columns ? FEW : MANY;
+    return n_columns <= SINGLE_COLUMNS ? SINGLE : MANY;
+}
+
+size_t single_columns_bytes(const weight_format & format, int64_t n_inputs, int64_t n_columns) {
     return n_columns * column_bytes(format, n_inputs);
 }
 
@@ -76,9 +99,20 @@ size_t column_panels_bytes(const weight_format & format, const instruction_set &
     return round_up(divide_up(n_columns, set.panel_columns) * column_panel_bytes(format, n_inputs, set.panel_columns), 64);
 }
 
+// Meet, then compute items of rows, each by the thread that is free: item(row, n_rows)
+template <typename Item>
+void product::share_rows(int64_t rows_of_item, Item item) const {
+    if (team.thread == 0)
+        team.chunk_set(team.context, team.n_threads);
+    team.barrier(team.context);
+    for (int64_t row = team.thread * rows_of_item; row < job.n_rows;
+         row = (team.n_threads == 1 ? row / rows_of_item + 1 : team.chunk_add(team.context, 1)) * rows_of_item)
+        item(row, (int) std::min(rows_of_item, job.n_rows - row));
+}
+
 // Each thread scales the columns for itself, which takes less time than to wait for each other.
-void product::few_columns(void) const {
-    char * columns = work + team.thread * few_columns_bytes(format, job.n_inputs, job.n_columns);
+void product::single_columns(void) const {
+    char * columns = work + team.thread * single_columns_bytes(format, job.n_inputs, job.n_columns);
     const size_t bytes = column_bytes(format, job.n_inputs);
     for (int64_t column = 0; column < job.n_columns; column++)
         set.quantize_column(format, (const float *) (job.activations + column * job.activation_bytes), job.n_inputs,
@@ -90,6 +124,37 @@ void product::few_columns(void) const {
             set.multiply_rows(format, job.weights + row * job.row_bytes, job.row_bytes,
                               (int) std::min<int64_t>(ROWS_TOGETHER, last - row), job.n_inputs, columns + column * bytes,
                               result(row, column));
+}
+
+// Threads share the groups of all columns, then the rows: in large parts, since what is read next is prefetched.
+void product::few_columns(void) const {
+    const int64_t block = std::max(format.group_values, format.block_values), n_blocks = job.n_inputs / block;
+    const int64_t first = n_blocks * team.thread / team.n_threads * block;
+    const int64_t last = n_blocks * (team.thread + 1) / team.n_threads * block;
+    const int64_t width = divide_up(job.n_columns, divide_up(job.n_columns, FEW_COLUMNS));  // nine columns are five and four
+    const size_t panel_bytes = column_panel_bytes(format, job.n_inputs, FEW_COLUMNS);
+    for (int64_t column = 0; column < job.n_columns; column += width)
+        set.quantize_few(format, job.activations + column * job.activation_bytes + first * sizeof(float), job.activation_bytes,
+                         (int) std::min(width, job.n_columns - column), last - first,
+                         work + column / width * panel_bytes + column_panel_bytes(format, first, FEW_COLUMNS));
+    share_rows(round_up(std::max(divide_up(job.n_rows, ITEMS_PER_THREAD * team.n_threads), LEAST_ROWS_OF_FEW), 32),
+               [&](int64_t row, int n_rows) {
+                   for (int64_t column = 0; column < job.n_columns; column += width)
+                       set.multiply_few(format, job.weights + row * job.row_bytes, job.row_bytes, n_rows, job.n_inputs,
+                                        work + column / width * panel_bytes, (int) std::min(width, job.n_columns - column),
+                                        result(row, column), job.result_bytes);
+               });
+}
+
+// F16: there is nothing to prepare.
+void product::halves(void) const {
+    share_rows(ROWS_OF_ITEM, [&](int64_t row, int n_rows) {
+        for (int64_t column = 0; column < job.n_columns; column += COLUMNS_OF_HALVES)
+            set.multiply_halves(job.weights + row * job.row_bytes, job.row_bytes, n_rows, job.n_inputs,
+                                job.activations + column * job.activation_bytes, job.activation_bytes,
+                                (int) std::min(COLUMNS_OF_HALVES, job.n_columns - column), result(row, column),
+                                job.result_bytes);
+    });
 }
 
 void product::many_columns(void) const {
@@ -177,7 +242,9 @@ bool product_use(const char * instructions) {
 
 bool product_supports(int type, int64_t n_inputs) {
     const weight_format * format = format_of(type);
-    return chosen.load() && format && n_inputs > 0 && n_inputs % format->block_values == 0;
+    const instruction_set * set = chosen;
+    return set && format && (type != F16 || set->multiply_halves) && (type != Q8_0 || set->has_q8_0) &&
+           n_inputs > 0 && n_inputs % format->block_values == 0;
 }
 
 size_t product_work_bytes(int type, int64_t n_inputs, int64_t n_columns, int n_threads) {
@@ -185,16 +252,23 @@ size_t product_work_bytes(int type, int64_t n_inputs, int64_t n_columns, int n_t
         return 0;
     const weight_format & format = *format_of(type);
     const instruction_set & set = *chosen;
-    if (n_columns <= FEW_COLUMNS)
-        return 64 + n_threads * few_columns_bytes(format, n_inputs, n_columns);
+    const path chosen_path = path_of(format, set, n_columns);
+    if (chosen_path == SINGLE)
+        return 64 + n_threads * single_columns_bytes(format, n_inputs, n_columns);
+    if (chosen_path == HALVES)
+        return 0;
+    if (chosen_path == FEW)
+        return 64 + divide_up(n_columns, FEW_COLUMNS) * column_panel_bytes(format, n_inputs, FEW_COLUMNS);
     return 64 + column_panels_bytes(format, set, n_inputs, n_columns) +
            n_threads * (tile_bytes(set) + row_panels_bytes(format, set, n_inputs));
 }
 
 void product_run(const product_job * job, const product_team * team) {
     const product one = {*job, *team, *format_of(job->type), *chosen.load(), aligned(job->work)};
-    if (job->n_columns <= FEW_COLUMNS)
-        one.few_columns();
-    else
-        one.many_columns();
+    switch (path_of(one.format, one.set, job->n_columns)) {
+        case SINGLE: return one.single_columns();
+        case FEW: return one.few_columns();
+        case MANY: return one.many_columns();
+        case HALVES: return one.halves();
+    }
 }

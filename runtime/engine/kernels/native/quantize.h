@@ -122,33 +122,35 @@ void quantize_column(const weight_format & format, const float * activations, in
     memset(column.scales + n_groups, 0, 4 * (padded_groups - n_groups));
 }
 
-template <int GROUP_VALUES>
+// `order`: where each WORD values of a group come from, null for their own order
+template <int GROUP_VALUES, int COLUMNS, int WORD, int TYPE = Q2_0>
 void quantize_panel_of_groups(const char * activations, size_t activation_bytes, int n_columns, int64_t n_inputs,
-                              char * panel) {
+                              char * panel, const uint8_t * order = nullptr) {
     for (int column = 0; column < n_columns; column++) {
         const float * floats = (const float *) (activations + column * activation_bytes);
         char * place = panel;
-        for (int64_t i = 0; i < n_inputs; i += GROUP_VALUES, place += PANEL_COLUMNS * (GROUP_VALUES + 8)) {
+        for (int64_t i = 0; i < n_inputs; i += GROUP_VALUES, place += COLUMNS * (GROUP_VALUES + 8)) {
             int8_t values[GROUP_VALUES], transposed[16];
             const float scale = quantize_group<GROUP_VALUES>(floats + i, values);
-            const int32_t start = start_of<GROUP_VALUES>(values);
-            if (GROUP_VALUES == 32)  // Q2_0
+            const int32_t start = TYPE == Q8_0 ? -128 * sum_of<GROUP_VALUES>(values) : start_of<GROUP_VALUES>(values);
+            if (GROUP_VALUES == 32 && TYPE == Q2_0)
                 for (int j = 0; j < GROUP_VALUES; j += 16) {
                     transpose_16(values + j, transposed);
                     memcpy(values + j, transposed, 16);
                 }
-            for (int j = 0; j < GROUP_VALUES; j += WORD_BYTES)
-                memcpy(place + j * PANEL_COLUMNS + WORD_BYTES * column, values + j, WORD_BYTES);
-            memcpy(place + GROUP_VALUES * PANEL_COLUMNS + 4 * column, &start, 4);
-            memcpy(place + (GROUP_VALUES + 4) * PANEL_COLUMNS + 4 * column, &scale, 4);
+            for (int j = 0; j < GROUP_VALUES; j += WORD)
+                memcpy(place + j * COLUMNS + WORD * column, values + (order ? order[j / WORD] : j), WORD);
+            memcpy(place + GROUP_VALUES * COLUMNS + 4 * column, &start, 4);
+            memcpy(place + (GROUP_VALUES + 4) * COLUMNS + 4 * column, &scale, 4);
         }
     }
 }
 
 void quantize_panel(const weight_format & format, const char * activations, size_t activation_bytes, int n_columns,
                     int64_t n_inputs, char * panel) {
-    (format.type == Q2_0 ? quantize_panel_of_groups<32> : quantize_panel_of_groups<256>)(activations, activation_bytes,
-                                                                                         n_columns, n_inputs, panel);
+    (format.type == Q2_0 ? quantize_panel_of_groups<32, PANEL_COLUMNS, WORD_BYTES>
+                         : quantize_panel_of_groups<256, PANEL_COLUMNS, WORD_BYTES>)(activations, activation_bytes, n_columns,
+                                                                                     n_inputs, panel, nullptr);
 }
 
 }  // namespace

@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int PREFETCH_BYTES = 2048;
+constexpr int PREFETCH_BYTES = 4096;
 
 // Four rows of a TQ type side by side, two blocks of each at a time: they share loads of activations, and no sums need to be
 // transposed. Processors don't foresee what is read that way, but follow prefetching in the order of memory; to prefetch each

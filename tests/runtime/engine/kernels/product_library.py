@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-TQ1_0, TQ2_0, Q2_0 = 34, 35, 42
+F16, Q8_0, TQ1_0, TQ2_0, Q2_0 = 1, 8, 34, 35, 42
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -94,6 +94,7 @@ class ProductLibrary:
         return ProductLibrary(self._path, instructions)
 
     def supports(self, type_number: int, n_inputs: int) -> bool:
+        assert self._library.product_use(self.instructions.encode())
         return bool(self._library.product_supports(type_number, n_inputs))
 
     def multiply(

@@ -43,7 +43,7 @@ def test_same_bits_as_on_x86(
     type_number: int, instructions: str, program: Path, product_library: ProductLibrary
 ) -> None:
     rng = np.random.default_rng(8)
-    for n_blocks, n_rows, n_columns in ((1, 1, 1), (5, 21, 1), (9, 37, 11), (3, 16, 4), (20, 9, 8)):
+    for n_blocks, n_rows, n_columns in ((1, 1, 1), (5, 21, 1), (9, 37, 11), (3, 16, 4), (20, 9, 8), (2, 70, 2)):
         n_inputs = n_blocks * BLOCKS[type_number][0]
         weights = random_weights(type_number, n_inputs, n_rows, rng)
         activations = random_activations(n_columns, n_inputs, rng)

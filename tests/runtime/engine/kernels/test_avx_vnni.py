@@ -38,7 +38,8 @@ def in_evex(tmp_path_factory: pytest.TempPathFactory, product_library: ProductLi
 
 @every_type
 @pytest.mark.parametrize(
-    ("n_inputs", "n_rows", "n_columns"), [(256, 1, 1), (2304, 37, 1), (2304, 37, 19), (5376, 64, 6)]
+    ("n_inputs", "n_rows", "n_columns"),
+    [(256, 1, 1), (2304, 37, 1), (2304, 37, 19), (5376, 64, 6), (2304, 37, 3), (1792, 50, 8)],
 )
 def test_same_bits(
     type_number: int,

@@ -117,7 +117,7 @@ def test_same_bits_alone_among_others_and_by_threads(
 
 
 @every_type
-@pytest.mark.parametrize("n_columns", [1, 21])
+@pytest.mark.parametrize("n_columns", [1, 2, 8, 21])
 def test_instruction_sets_give_the_same_bits(type_number: int, n_columns: int, product_library: ProductLibrary) -> None:
     rng = np.random.default_rng(3)
     weights = random_weights(type_number, 2304, 50, rng)
@@ -131,7 +131,7 @@ def test_instruction_sets_give_the_same_bits(type_number: int, n_columns: int, p
 
 
 @every_type
-@pytest.mark.parametrize("n_columns", [1, 2, 11])
+@pytest.mark.parametrize("n_columns", [1, 2, 7, 11])
 def test_columns_of_a_larger_array_and_rows_apart(type_number: int, n_columns: int, products: ProductLibrary) -> None:
     rng = np.random.default_rng(4)
     weights = random_weights(type_number, 512, 20, rng)
@@ -145,7 +145,7 @@ def test_columns_of_a_larger_array_and_rows_apart(type_number: int, n_columns: i
 
 
 @every_type
-@pytest.mark.parametrize("n_columns", [1, 9])
+@pytest.mark.parametrize("n_columns", [1, 5, 9])
 def test_zeros_and_extremes(type_number: int, n_columns: int, products: ProductLibrary) -> None:
     rng = np.random.default_rng(5)
     weights = random_weights(type_number, 1024, 33, rng)
@@ -159,7 +159,7 @@ def test_zeros_and_extremes(type_number: int, n_columns: int, products: ProductL
 
 @every_type
 @pytest.mark.parametrize("code", [0, 1, 2, 3])
-@pytest.mark.parametrize("n_columns", [1, 9])
+@pytest.mark.parametrize("n_columns", [1, 5, 9])
 def test_the_largest_sums(type_number: int, code: int, n_columns: int, products: ProductLibrary) -> None:
     """All codes alike and all activations at one end: no sum of 16 bits overflows."""
     weights = random_weights(type_number, 512, 33, np.random.default_rng(6))
@@ -181,7 +181,7 @@ def test_the_largest_sums(type_number: int, code: int, n_columns: int, products:
 
 
 @every_type
-@pytest.mark.parametrize("n_columns", [1, 9])
+@pytest.mark.parametrize("n_columns", [1, 5, 9])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_not_finite_where_stock_is_not(
     type_number: int, n_columns: int, value: float, products: ProductLibrary

@@ -1,0 +1,153 @@
+"""Products of output layers, F16 and Q8_0: no further from float64 than stock llama.cpp, and the same bits always."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.oracles.ggml_products import ggml_product
+from tests.oracles.libggml import dequantize
+from tests.runtime.engine.kernels.product_library import F16, Q8_0, Bytes, Floats, ProductLibrary
+from tests.runtime.engine.kernels.test_products import INSTRUCTION_SETS, random_activations
+
+BLOCK_VALUES = {F16: 16, Q8_0: 32}
+COLUMNS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 24, 25, 50)
+
+every_type = pytest.mark.parametrize("type_number", [F16, Q8_0], ids=["F16", "Q8_0"])
+
+
+@pytest.fixture(scope="module", params=[name for name in INSTRUCTION_SETS if not name.startswith("neon")])
+def products(request: pytest.FixtureRequest, product_library: ProductLibrary) -> ProductLibrary:
+    if not product_library.has(request.param):
+        pytest.skip(f"this processor or build doesn't have {request.param}")
+    return product_library.using(request.param)
+
+
+def skip_unless_supported(products: ProductLibrary, type_number: int) -> None:
+    if not products.supports(type_number, BLOCK_VALUES[type_number]):
+        pytest.skip(f"no code of {products.instructions} for this type")
+
+
+def random_case(type_number: int, n_inputs: int, n_rows: int, n_columns: int, seed: int) -> tuple[Bytes, Floats]:
+    """Weights, uint8 (n_rows, row bytes), and activations (n_columns, n_inputs)."""
+    rng = np.random.default_rng(seed)
+    activations = random_activations(n_columns, n_inputs, rng).clip(-60000, 60000)  # stock makes them F16
+    if type_number == F16:
+        return (0.05 * rng.standard_normal((n_rows, n_inputs))).astype("<f2").view(np.uint8), activations
+    blocks = rng.integers(0, 256, (n_rows, n_inputs // 32, 34), np.uint8)
+    blocks[..., 2:][blocks[..., 2:] == 128] = 127  # ggml makes no -128
+    scales = rng.uniform(0.001, 0.01, blocks.shape[:2]).astype("<f2")
+    blocks[..., :2] = scales[..., None].view(np.uint8)
+    return blocks.reshape(n_rows, -1), activations
+
+
+def floats_of(type_number: int, weights: Bytes) -> np.ndarray:
+    if type_number == F16:
+        return weights.view("<f2").astype(np.float64)
+    return dequantize(weights, GGMLQuantizationType(type_number)).astype(np.float64)
+
+
+def errors(found: Floats, type_number: int, weights: Bytes, activations: Floats) -> float:
+    """Return the root mean square of errors, each in the size of a sum whose terms have random signs."""
+    floats = floats_of(type_number, weights)
+    exact = activations.astype(np.float64)
+    sizes = np.sqrt(exact**2 @ (floats**2).T)
+    return float(np.sqrt((((found - exact @ floats.T) / sizes) ** 2).mean()))
+
+
+def chance(weights: Bytes, activations: Floats) -> float:
+    """Return how much nearer to the right results stock's may be by chance: it rounds activations' scales to F16."""
+    if len(weights) * len(activations) >= 500:
+        return 2**-11
+    floats, exact = (values.reshape(len(values), -1, 32) for values in (floats_of(Q8_0, weights), activations))
+    blocks = np.einsum("cbk,rbk->crb", exact.astype(np.float64), floats)
+    sizes = np.sqrt(np.einsum("cbk,rbk->cr", exact.astype(np.float64) ** 2, floats**2))
+    return float(2**-11 * 1.1 * np.sqrt(((np.abs(blocks).sum(axis=2) / sizes) ** 2).mean()))
+
+
+@every_type
+@settings(max_examples=20)
+@given(data=st.data())
+def test_no_further_from_float64_than_stock_and_the_same_bits_alone(
+    type_number: int, products: ProductLibrary, data: st.DataObject
+) -> None:
+    skip_unless_supported(products, type_number)
+    values = BLOCK_VALUES[type_number]
+    n_inputs, n_rows = (
+        values * data.draw(st.integers(1, 2600 // values), "blocks"),
+        data.draw(st.integers(1, 140), "rows"),
+    )
+    n_columns, seed = data.draw(st.sampled_from(COLUMNS), "columns"), data.draw(st.integers(0, 2**32 - 1), "seed")
+    weights, activations = random_case(type_number, n_inputs, n_rows, n_columns, seed)
+    found = products.multiply(type_number, weights, activations, data.draw(st.integers(1, 4), "threads"))
+    ours, theirs = (
+        errors(results, type_number, weights, activations)
+        for results in (found, ggml_product(type_number, weights, activations))
+    )
+    assert ours <= theirs * 1.002 + (chance(weights, activations) if type_number == Q8_0 else 0)
+    column = data.draw(st.integers(0, n_columns - 1), "column")
+    alone = products.multiply(type_number, weights, activations[column : column + 1])
+    assert alone[0].tobytes() == found[column].tobytes()
+
+
+@every_type
+@pytest.mark.parametrize("n_columns", [1, 8, 30])
+def test_instruction_sets_give_the_same_bits(type_number: int, n_columns: int, product_library: ProductLibrary) -> None:
+    weights, activations = random_case(type_number, 2080, 50, n_columns, 3)
+    sets = [product_library.using(name) for name in INSTRUCTION_SETS if product_library.has(name)]
+    found = [
+        products.multiply(type_number, weights, activations).tobytes()
+        for products in sets
+        if products.supports(type_number, 2080)
+    ]
+    assert len(set(found)) <= 1
+
+
+@every_type
+@pytest.mark.parametrize("n_columns", [1, 5])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0])
+def test_not_finite_where_stock_is_not(
+    type_number: int, n_columns: int, value: float, products: ProductLibrary
+) -> None:
+    skip_unless_supported(products, type_number)
+    weights, activations = random_case(type_number, 256, 33, n_columns, 7)
+    activations[n_columns // 2, 100] = value
+    weights[3, :2] = np.array([value], "<f2").view(np.uint8)
+    found, stock = (multiply(type_number, weights, activations) for multiply in (products.multiply, ggml_product))
+    assert (np.isfinite(found) == np.isfinite(stock)).all()
+
+
+@pytest.mark.parametrize(
+    ("type_number", "value", "sign"), [(Q8_0, value, sign) for value in (-127, 127) for sign in (1, -1)]
+)
+def test_the_largest_sums(type_number: int, value: int, sign: int, products: ProductLibrary) -> None:
+    skip_unless_supported(products, type_number)
+    weights, _ = random_case(type_number, 512, 33, 1, 6)
+    weights.reshape(33, -1, 34)[..., 2:].view(np.int8)[...] = value
+    activations = np.full((3, 512), sign, np.float32)
+    expected = activations @ floats_of(type_number, weights).T
+    np.testing.assert_allclose(products.multiply(type_number, weights, activations), expected, rtol=1e-5)
+
+
+@every_type
+def test_columns_of_a_larger_array_and_rows_apart(type_number: int, products: ProductLibrary) -> None:
+    skip_unless_supported(products, type_number)
+    weights, activations = random_case(type_number, 512, 21, 9, 4)
+    wide = np.zeros((21, weights.shape[1] + 6), np.uint8)
+    wide[:, 2 : 2 + weights.shape[1]] = weights
+    apart = np.full((9, 600), np.nan, np.float32)
+    apart[:, 40:552] = activations
+    found = products.multiply(type_number, wide[:, 2 : 2 + weights.shape[1]], apart[:, 40:552])
+    assert found.tobytes() == products.multiply(type_number, weights, activations).tobytes()
+
+
+@every_type
+def test_what_it_computes(type_number: int, products: ProductLibrary) -> None:
+    skip_unless_supported(products, type_number)
+    values = BLOCK_VALUES[type_number]
+    assert products.supports(type_number, values)
+    assert products.supports(type_number, 65 * values)
+    assert not products.supports(type_number, values + 8)
