@@ -45,11 +45,11 @@ test: $(INSTALLED)  ## every test but those of real models and large vocabularie
 test-real: $(INSTALLED)  ## real models end to end, and large vocabularies: fetches 1.2 GB, needs 12 GB of disk
 	$(PY) -m pytest -m real_model $(PYTEST_ARGS)
 
-test-logits: $(INSTALLED)  ## `verify --logits` and `eval` against transformers, in an environment with torch of its own
+test-logits: $(INSTALLED)  ## `verify --logits`, `eval` and gptq with transformers, in an environment with torch of its own
 	$(PYTHON) -m venv build/test-logits
 	build/test-logits/bin/python vendor/install_runtime.py $(if $(BACKEND),--backend $(BACKEND))
 	build/test-logits/bin/python -m pip install --quiet --editable ".[dev,golden]"
-	build/test-logits/bin/python -m pytest tests/runtime/cli/test_verify.py tests/runtime/measure $(PYTEST_ARGS)
+	build/test-logits/bin/python -m pytest tests/runtime/cli/test_verify.py tests/runtime/measure tests/converter/calibration $(PYTEST_ARGS)
 
 coverage: $(INSTALLED)  ## which lines the tests run, child processes included: build/coverage/index.html
 	mkdir -p build/coverage

@@ -13,6 +13,7 @@ from typing import TypedDict
 
 from typing_extensions import Unpack
 
+from tritgguf.converter.calibration.calibrate import calibrated
 from tritgguf.converter.conversion.writer import write_tensors
 from tritgguf.converter.core.parallel import background, n_threads
 from tritgguf.converter.core.progress import Progress, counted
@@ -50,6 +51,10 @@ class Choices(TypedDict, total=False):
     fast_here: Iterable[str]
     imatrix: str | os.PathLike[str] | None
     seconds_per_weight: Mapping[str, float]
+    calibration: Iterable[str | os.PathLike[str]]
+    calibration_chunks: int | None
+    seed: int | None
+    gptq_without: Iterable[str]
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ def convert(
     threads: int | None = None,
     progress: Progress | None = None,
     planned: Callable[[FilePlan], None] | None = None,
+    told: Callable[[str], None] | None = None,
     **choices: Unpack[Choices],
 ) -> Conversion:
     """Convert a Hugging Face checkpoint folder, or a GGUF file, to a GGUF file.
@@ -100,7 +106,7 @@ def convert(
     `type` is the tensor type of the linear layers. "auto" chooses for each tensor the smallest type that stores it
     exactly and is fast on `target` ("cpu", "cuda", "metal", "vulkan", "ollama" or "any"). If there is none, it chooses
     the type of least error with at most `max_bits` bits per weight, or a float type if `max_bits` is None. `method`
-    ("mse", "absmean" or "four_levels") quantizes tensors that aren't ternary, if a ternary type is requested.
+    ("mse", "absmean", "four_levels" or "gptq") quantizes tensors that aren't ternary, if a ternary type is requested.
     `imatrix`, a file of llama-imatrix or `tritgguf imatrix`, weighs the errors of their columns. A tensor whose own
     grid that type can't store is an error unless `allow_lossy`. `fallback` ("f16") is the type of tensors whose rows
     aren't a multiple of the type's block. `embedding_type` and `output_type` are by default as "auto" with type "auto":
@@ -112,6 +118,11 @@ def convert(
     types that are fast on this computer's CPU, target "cpu", though llama.cpp's own code for them is slow there.
     `seconds_per_weight` has, by types' names, what a weight takes on that CPU when a token is generated: then "auto"
     chooses a larger exact type that is at least a twentieth faster than the smallest.
+
+    With `method` "gptq", codes are chosen for what the model computes on text (docs/quality.md), which takes torch and
+    time: `calibration` are files of text, by default the text that comes with the package, of which
+    `calibration_chunks` (128) are taken by `seed` (0). `gptq_without` names steps to leave out. What is done lies in a
+    folder beside `out`, so that another run goes on where one was stopped. `told` gets a line for each block.
 
     `check` compares the file's token ids with those of the source's tokenizer; True takes the installed provider of
     token ids, or give one. `progress` is called with a stage ("reading", then "writing"), the bytes done and the total
@@ -128,6 +139,18 @@ def convert(
         opened = open_model(
             Path(model), load_tokenizer=not check, token_ids=provider, lora=None if lora is None else Path(lora)
         )
+        if request.calibration is not None:
+            # What can't be stored fails in this plan, not hours later.
+            fitting = calibrated(
+                opened,
+                make_plan(opened, request, threads, progress),
+                request.calibration,
+                target,
+                threads=threads,
+                progress=progress,
+                told=told,
+            )
+            opened = stack.enter_context(fitting)
         written = write_model(
             opened,
             target,

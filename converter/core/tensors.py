@@ -208,6 +208,11 @@ class CodedTensor(SourceTensor):
         """The number of its grid's levels: 3, or 4 for codes from -1 to 2, or a larger odd one; see grids.py."""
         return 3
 
+    @property
+    def chosen(self) -> str | None:
+        """How codes were chosen for weights that had none, and with what loss; None for the checkpoint's own codes."""
+        return None
+
     @abstractmethod
     def scales(self, rows: slice) -> Float32Array:
         """Return the scales of the rows, float32 (n_rows, n_columns / group)."""

@@ -12,7 +12,7 @@ from tritgguf.converter.core.progress import Step
 from tritgguf.converter.core.tensors import Floats, SourceTensor
 from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.model.architecture import TensorSpec
-from tritgguf.converter.planning.encoders import AsFloats, Constant, Rounded
+from tritgguf.converter.planning.encoders import AsFloats, Constant, OnGrid, Rounded
 from tritgguf.converter.planning.file_plan import TensorPlan
 from tritgguf.converter.planning.grid_types import by_known_grid, sample, stored_error
 from tritgguf.converter.planning.request import Asked, Request
@@ -152,19 +152,22 @@ def _as_ternary(
         return TensorPlan(by_method, reason)
     grid = find_grid(source)
     weighted = ", importance-weighted" if by_method.weighted else ""
-    rounded = f"quantized by {request.method.name}{weighted}, which loses quality"
+    rounded = f"quantized by {by_method.method.name}{weighted}, which loses quality"
     if grid is None and asked.alone and codec.more_levels:
         return _on_more_levels(spec, source, codec, reason, asked)
     if grid is None:
         return TensorPlan(by_method, f"not on a ternary grid: {rounded}", exact=False)
     if grid.fits(codec):
+        chosen = source.coded.chosen if source.coded else None
+        if chosen is not None:
+            return TensorPlan(OnGrid(spec, codec, grid, chosen=True), chosen, exact=False)
         return on_grid(spec, codec, grid)
     known = by_known_grid(TensorPlan(by_method, ""), source, grid)
     if known.encoder is not by_method and (request.allow_lossy or not _ternary_types_fitting(grid)):
         return known
     what = grid.description(source.shape)
     if not request.allow_lossy:
-        error = relative_error(source, codec, request.method) if known.error is None else known.error
+        error = relative_error(source, codec, by_method.method) if known.error is None else known.error
         raise TensorError(
             f"{spec.source}: {what}, which {codec.name} can't hold: the weights would change by {error:.0%} "
             f"(relative error); {_ways_out(spec, source, grid, asked)}; --allow-lossy accepts the error"
@@ -174,7 +177,7 @@ def _as_ternary(
 
 def _by_method(spec: TensorSpec, codec: TernaryCodec, request: Request) -> Rounded:
     """Return the encoder of a tensor that the method quantizes; UnsupportedError if the type hasn't its levels."""
-    method, imatrix = request.method, request.imatrix
+    method, imatrix = request.method_for(spec), request.imatrix
     if method.levels not in codec.exact_levels:
         types = ", ".join(name for name, other in ternary_codecs().items() if method.levels in other.exact_levels)
         raise UnsupportedError(

@@ -144,12 +144,18 @@ class AsFloats(Encoder):
 class OnGrid(Encoder):
     """The tensor's own codes and scales, ternary or on four levels.
 
-    With `unit_scale` all scales are 1, and a separate `.scale` tensor stores the scale of the whole tensor.
+    With `unit_scale` all scales are 1, and a separate `.scale` tensor stores the scale of the whole tensor. With
+    `chosen` the codes were chosen for weights that had none.
     """
 
     codec: TernaryCodec
     on_grid: Grid
     unit_scale: bool = False
+    chosen: bool = False
+
+    @property
+    def rounds(self) -> bool:
+        return self.chosen
 
     @property
     def grid(self) -> Grid:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tritgguf.converter.core.sizes import parse_size
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.imatrix import Imatrix, read_imatrix
 from tritgguf.converter.model.architecture import TensorSpec
+from tritgguf.converter.planning.calibration import GPTQ, Calibration, calibration_for
 from tritgguf.converter.planning.key_overrides import Override, named, parse_override, require_once
 from tritgguf.converter.planning.targets import refuses, ternary_types
 from tritgguf.converter.planning.tensor_types import AUTO, TensorType, parse_tensor_type
@@ -47,6 +48,7 @@ class Request:
     `fast_here` are types that this computer's CPU multiplies fast though llama.cpp's own code for them is slow.
     `imatrix` weighs the errors of columns where a method quantizes.
     `seconds_per_weight` is what a weight of a type takes there when a token is generated, by the type's name.
+    `calibration` is what was asked of gptq, None with another method.
     """
 
     type: AnyCodec | None
@@ -63,6 +65,7 @@ class Request:
     fast_here: frozenset[str] = frozenset()
     imatrix: Imatrix | None = None
     seconds_per_weight: Mapping[str, float] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @classmethod
     def named(
@@ -83,6 +86,10 @@ class Request:
         fast_here: Iterable[str] = (),
         imatrix: str | os.PathLike[str] | None = None,
         seconds_per_weight: Mapping[str, float] | None = None,
+        calibration: Iterable[str | os.PathLike[str]] = (),
+        calibration_chunks: int | None = None,
+        seed: int | None = None,
+        gptq_without: Iterable[str] = (),
     ) -> Request:
         """Look up the names, see `convert`; raise UnsupportedError, with the known names, for an unknown one.
 
@@ -99,7 +106,7 @@ class Request:
         return cls(
             None if type == AUTO else codec_named(type),
             target,
-            method_named(method),
+            replace(method_named("mse"), name=GPTQ, weighted=None) if method == GPTQ else method_named(method),
             codec_named(fallback) if fallback else None,
             _end("--embedding-type ", embedding_type, type),
             _end("--output-type ", output_type, type),
@@ -111,7 +118,12 @@ class Request:
             frozenset(fast_here),
             None if imatrix is None else read_imatrix(Path(imatrix)),
             seconds_per_weight or {},
+            calibration_for(method, type, calibration, calibration_chunks, seed, gptq_without),
         )
+
+    def method_for(self, spec: TensorSpec) -> Method:
+        """Return the method for a tensor; gptq is for linear layers."""
+        return self.method if self.calibration is None or spec.role == "linear" else method_named("mse")
 
     def asked(self, spec: TensorSpec) -> Asked:
         """Return what was asked for a tensor: by --tensor-type, by the option of its role, or by default."""

@@ -32,7 +32,8 @@ def _loss(
 ) -> list[str]:
     notes = []
     ternary = [tensor for tensor in tensors if tensor.codec.ternary]
-    if (rounded := [tensor for tensor in ternary if tensor.rounded]) and request.method.levels == TERNARY:
+    rounded = [] if request.calibration else [tensor for tensor in ternary if tensor.rounded]
+    if rounded and request.method.levels == TERNARY:
         notes.append(
             f"{len(rounded)} of {len(ternary)} ternary tensors weren't trained ternary: with three levels the model "
             "will likely be useless; --type f16 keeps its quality"

@@ -36,7 +36,7 @@ def method_named(name: str) -> Method:
     """Return the method of that name; raise UnsupportedError, with the known names, if there is none."""
     known = methods()
     if name not in known:
-        raise UnsupportedError(f"unknown method {name!r}; expected one of {', '.join(known)}")
+        raise UnsupportedError(f"unknown method {name!r}; expected one of {', '.join(known)}, or gptq")
     return known[name]
 
 

@@ -18,6 +18,7 @@ from tritgguf import converter
 from tritgguf.converter.core.registry import names
 from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.errors import TritggufError
+from tritgguf.converter.planning.calibration import GPTQ, N_CHUNKS, STEPS
 from tritgguf.converter.planning.targets import TARGETS
 from tritgguf.runtime.cli import options, verbosity
 from tritgguf.runtime.cli.command import Command
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from tritgguf.converter.planning.file_plan import FilePlan
     from tritgguf.runtime.measure.verdict import Verdict
 
-_TYPES, _METHODS = names("tritgguf.converter.quant.codecs"), names("tritgguf.converter.quant.methods")
+_TYPES = names("tritgguf.converter.quant.codecs")
+_METHODS = [*names("tritgguf.converter.quant.methods"), GPTQ]
 TYPES, METHODS = ", ".join(_TYPES), ", ".join(_METHODS)
 
 
@@ -53,7 +55,8 @@ Target = Annotated[
 MethodName = Annotated[
     str,
     typer.Option(
-        help=f"How to quantize linear layers that aren't on a type's levels: {METHODS}.",
+        help=f"How to quantize linear layers that aren't on a type's levels: {METHODS}. {GPTQ} loses least and takes "
+        "long: it chooses codes for what the model computes on text; it needs the extra ptq.",
         autocompletion=options.completing(_METHODS),
     ),
 ]
@@ -96,6 +99,23 @@ Card = Annotated[
         metavar="FILE", help="Also write a model card, such as README.md, with the verdict, to share the file with."
     ),
 ]
+CalibrationText = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        help=f"With --method {GPTQ}: text, or .jsonl with a text or messages in each line; may be repeated (default: "
+        "a mixed text that comes with the package).",
+    ),
+]
+CalibrationChunks = Annotated[
+    int | None, typer.Option(help=f"Chunks of 512 tokens to calibrate on (default: {N_CHUNKS}).")
+]
+Seed = Annotated[int | None, typer.Option(help="Which chunks of the calibration text are taken (default: 0).")]
+Without = Annotated[
+    str | None,
+    typer.Option(metavar="STEP,…", help=f"Leave out steps of {GPTQ}: {', '.join(STEPS)}."),
+]
 MaxShardSize = Annotated[
     str | None, typer.Option(help="Split the file into parts of at most this many bytes, e.g. 500M or 4G.")
 ]
@@ -127,6 +147,10 @@ def convert(
     imatrix: options.Imatrix = None,
     html: options.Html = None,
     card: Card = None,
+    calibration: CalibrationText = None,
+    calibration_chunks: CalibrationChunks = None,
+    seed: Seed = None,
+    gptq_without: Without = None,
     threads: options.Threads = None,
 ) -> None:
     """Convert a Hugging Face model or a GGUF file to a GGUF file with ternary tensors.
@@ -152,6 +176,10 @@ def convert(
         "fast_here": fast_types() if target == "cpu" else (),
         "imatrix": imatrix,
         "seconds_per_weight": seconds_if_known(verbosity.note) if by_speed else {},
+        "calibration": calibration or (),
+        "calibration_chunks": calibration_chunks,
+        "seed": seed,
+        "gptq_without": (gptq_without,) if gptq_without else (),
     }
     fast = ", ".join(sorted(choices["fast_here"])) or "none"
     verbosity.detail(f"reading {model}; types that tritgguf's CPU kernels multiply here: {fast}")
@@ -174,7 +202,10 @@ def convert(
             if extra is not None:
                 _require_place(extra, option, out, force)
         path = Path(model) if name_on_hub is None else fetched(name_on_hub, json_output=json_output)
-    with reports_interruption(out), show_progress(json_output) as progress, _without_gc():
+    fits = method == GPTQ
+    kept = "; the same command goes on with the blocks that are done" if fits else ""
+    tidying = contextlib.nullcontext() if fits else _without_gc()
+    with reports_interruption(out, kept), show_progress(json_output) as progress, tidying:
         result = converter.convert(
             path,
             out,
@@ -186,6 +217,7 @@ def convert(
             threads=threads,
             progress=progress,
             planned=None if json_output else _print_planned,
+            told=None if json_output else verbosity.note,
             **choices,
         )
     if not json_output:

@@ -163,7 +163,7 @@ def test_embeddings_and_output_get_the_type_that_was_asked_for(option: str, role
     [
         ({"type": "q3_9"}, "unknown tensor type 'q3_9'; expected one of auto, bf16"),
         ({"target": "tpu"}, "unknown target 'tpu'; expected one of cpu, cuda"),
-        ({"method": "gptq"}, "unknown method 'gptq'; expected one of absmean, four_levels, mse"),
+        ({"method": "awq"}, "unknown method 'awq'; expected one of absmean, four_levels, mse, or gptq"),
         ({"fallback": "q4_0"}, "unknown fallback 'q4_0'; expected f16"),
         ({"embedding_type": "q9"}, "unknown tensor type 'q9'"),
         ({"threads": 0}, "threads must be at least 1"),

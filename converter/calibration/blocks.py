@@ -1,0 +1,166 @@
+"""The blocks of a decoder, computed by transformers' own modules: one block's weights in memory at a time."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from torch import Tensor, nn
+
+from tritgguf.converter.calibration.layers import BLOCKS, WEIGHT, unsupported
+from tritgguf.converter.core.tensors import SourceTensor
+from tritgguf.converter.errors import UnsupportedError
+from tritgguf.converter.model.architecture import TensorSpec
+
+
+class Seen(NamedTuple):
+    """What a linear layer got and what it made of it, (1, n_tokens, n_features)."""
+
+    inputs: Tensor
+    outputs: Tensor
+
+
+class _ReachedError(Exception):
+    """The last watched layer has run."""
+
+
+class Block:
+    """One block with its weights; `keywords` are what the model calls it with beside the residual stream."""
+
+    def __init__(self, module: nn.Module, keywords: Mapping[str, Any]) -> None:
+        self.module = module
+        self.keywords = keywords
+
+    def __call__(self, stream: Tensor) -> Tensor:
+        """Return the residual stream behind the block, (1, n_tokens, hidden_size)."""
+        result = self.module(stream, **self.keywords)
+        return result[0] if isinstance(result, tuple) else result
+
+    def linear(self, name: str) -> nn.Linear:
+        """Return the linear layer of that name in the block."""
+        return self.module.get_submodule(name)
+
+    def watch(self, stream: Tensor, names: Sequence[str], *, to_the_end: bool = False) -> dict[str, Seen]:
+        """Run the block until all of these layers have run, and return what each saw, in the order in which they ran.
+
+        With `to_the_end` the result is under "" too.
+        """
+        seen: dict[str, Seen] = {}
+
+        def hook(name: str, _module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[name] = Seen(arguments[0], output)
+            if len(seen) == len(names) and not to_the_end:
+                raise _ReachedError
+
+        handles = [self.linear(name).register_forward_hook(partial(hook, name)) for name in names]
+        try:
+            seen[""] = Seen(stream, self(stream))
+        except _ReachedError:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen
+
+
+class Decoder:
+    """A model's class without weights: blocks get theirs when they are asked for.
+
+    `tensors` are the checkpoint's by name. Raises UnsupportedError where the class isn't one of blocks of linear
+    layers, or transformers can't make it.
+    """
+
+    def __init__(self, folder: Path, specs: Sequence[TensorSpec], tensors: Mapping[str, SourceTensor]) -> None:
+        self.folder, self._tensors = folder, tensors
+        self._shapes = {spec.source: spec.shape for spec in specs if spec.data is None}
+        with quiet(folder):
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            if hasattr(config, "quantization_config"):
+                del config.quantization_config
+            with torch.device("meta"):
+                network = transformers.AutoModelForCausalLM.from_config(
+                    config, dtype=torch.float32, trust_remote_code=False
+                )
+            self.class_name = type(network).__name__
+            self._inner = network.eval().model
+            self._inner.rotary_emb = type(self._inner.rotary_emb)(config)
+            self._inner.norm = nn.Identity()
+        self._blocks = self._inner.layers
+        self._empty = [copy.deepcopy(block) for block in self._blocks]
+        self._keywords: list[dict[str, Any]] = [{} for _ in self._blocks]
+        self._require_known(specs)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def embedded(self, ids: npt.NDArray[np.int64]) -> Tensor:
+        """Return what the first block gets, (n_chunks, n_tokens, hidden_size), of chunks of token ids."""
+        rows = self._tensors["model.embed_tokens.weight"].read(ids.reshape(-1))
+        embeddings = torch.from_numpy(rows).reshape(*ids.shape, -1)
+        streams: list[Tensor] = []
+        for number, block in enumerate(self._blocks):
+            block.forward = self._recorder(number, streams)
+        with quiet(self.folder):
+            for chunk in embeddings:
+                self._inner(inputs_embeds=chunk[None], use_cache=False)
+        return torch.cat(streams)
+
+    def block(self, number: int) -> Block:
+        """Return a block with the checkpoint's weights, in float32; after `embedded`."""
+        module = copy.deepcopy(self._empty[number])
+        state = {name: self._read(f"{BLOCKS}{number}.{name}") for name, _ in module.named_parameters()}
+        module.load_state_dict(state, assign=True)
+        return Block(module, self._keywords[number])
+
+    def _recorder(self, number: int, streams: list[Tensor]) -> Any:  # noqa: ANN401
+        def forward(stream: Tensor, **keywords: Any) -> Tensor:  # noqa: ANN401
+            self._keywords[number] = keywords
+            if number == 0:
+                streams.append(stream)
+            return stream
+
+        return forward
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        values: npt.NDArray[np.float32] = np.empty((int(np.prod(tensor.shape[:-1])), tensor.shape[-1]), np.float32)
+        for rows, some in tensor.chunks():
+            values[rows] = some
+        return torch.from_numpy(values).reshape(self._shapes[name])
+
+    def _require_known(self, specs: Sequence[TensorSpec]) -> None:
+        """Raise UnsupportedError for a class whose blocks aren't made of the checkpoint's own matrices."""
+        plain = {spec.source for spec in specs if not (spec.stored or spec.derive or spec.plus)}
+        linear = {spec.source.removesuffix(WEIGHT) for spec in specs if spec.role == "linear"}
+        for number, block in enumerate(self._empty):
+            prefix = f"{BLOCKS}{number}."
+            modules = {prefix + name for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+            own = {name for name in linear if name.startswith(prefix)}
+            parameters = {prefix + name for name, _ in block.named_parameters()}
+            if own != modules or not parameters <= plain or any(buffer.is_meta for buffer in block.buffers()):
+                raise unsupported(self.class_name)
+        if type(self._inner.embed_tokens) is not nn.Embedding:
+            raise unsupported(self.class_name)
+
+
+@contextmanager
+def quiet(folder: Path) -> Iterator[None]:
+    """Keep transformers from printing; raise UnsupportedError, of one line, for whatever it raises."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:  # transformers raises errors of any class
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnsupportedError(f"{folder.name}: transformers can't compute it: {reason:.300}") from error

@@ -1,0 +1,158 @@
+"""Fit a model's linear layers block by block; what torch is needed for is imported with this module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tritgguf.converter.calibration import gptq
+from tritgguf.converter.calibration.blocks import Block, Decoder, quiet
+from tritgguf.converter.calibration.kept import Kept
+from tritgguf.converter.calibration.layers import BLOCKS, WEIGHT, BlockError, Layer, unsupported
+from tritgguf.converter.calibration.moments import Group, Moments, Sums, groups
+from tritgguf.converter.calibration.text import Chunks
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
+from tritgguf.converter.core.progress import Step
+from tritgguf.converter.core.tensors import ByteArray, CodedRows
+from tritgguf.converter.errors import TensorError
+from tritgguf.converter.model.architecture import TensorSpec
+from tritgguf.converter.planning.calibration import Calibration
+
+DAMPING, DAMPING_AT_DOWN = 0.1, 0.3  # of H's mean diagonal
+CORRECTION_DAMPING = 0.1
+HELD_OUT = 8  # chunks, at most one in eight
+ADDING = (".attn_output.weight", ".ffn_down.weight")  # GGUF names of the layers that add to the residual stream
+
+
+class Fit:
+    """Both models' residual streams, and how the quantized one's codes are chosen."""
+
+    def __init__(self, decoder: Decoder, specs: Sequence[TensorSpec], chunks: Chunks, calibration: Calibration) -> None:
+        self.decoder, self.specs, self.calibration = decoder, specs, calibration
+        self.float_streams = decoder.embedded(chunks)
+        self.streams = self.float_streams.clone()
+        self.n_held_out = max(1, min(HELD_OUT, len(chunks) // 8))
+
+    def block(
+        self, number: int, layers: Mapping[str, Layer], kept: Kept, step: Step
+    ) -> tuple[dict[str, StoredTensor], BlockError]:
+        """Fit a block's layers, given by name, or take what is kept of them, and go behind the block.
+
+        `step` is called with 1 for each chunk that went through, n_groups + 1 times all in all.
+        """
+        float_block, block = self.decoder.block(number), self.decoder.block(number)
+        stored = kept.read(number)
+        if stored is None:
+            stored = kept.write(number, self._fitted(number, layers, float_block, block, step))
+        for name, layer in layers.items():  # as they are stored, after a resumption too
+            _set_weights(block, name, _unpacked(layer, stored[name]))
+        return stored, self._advance(float_block, block, step)
+
+    def _fitted(
+        self, number: int, layers: Mapping[str, Layer], float_block: Block, block: Block, step: Step
+    ) -> dict[str, ByteArray]:
+        packed: dict[str, ByteArray] = {}
+        for group in self._groups(number, float_block):
+            wanted = [name for name in group.names if name in layers]
+            if not wanted:
+                continue
+            moments = self._moments(group, float_block, block, step)
+            for name in wanted:
+                packed[name] = self._packed(layers[name], float_block.linear(name).weight.data, moments)
+                _set_weights(block, name, layers[name].codec.unpack(packed[name]))
+        return packed
+
+    def _groups(self, number: int, block: Block) -> list[Group]:
+        prefix = f"{BLOCKS}{number}."
+        linear = [spec for spec in self.specs if spec.role == "linear" and spec.source.startswith(prefix)]
+        names = {spec.name: spec.source.removeprefix(prefix).removesuffix(WEIGHT) for spec in linear}
+        adding = [name for gguf_name, name in names.items() if gguf_name.endswith(ADDING)]
+        with quiet(self.decoder.folder):
+            found = groups(block, self.float_streams[:1], list(names.values()), adding)
+        if found is None:
+            raise unsupported(self.decoder.class_name)
+        return found
+
+    def _moments(self, group: Group, float_block: Block, block: Block, step: Step) -> Moments:
+        does = self.calibration.does
+        sums = Sums(group, correction=does("correction"), token_weights=does("token-weights"))
+        for chunk in range(len(self.streams) - self.n_held_out):
+            sums.add(float_block, block, self.float_streams[chunk : chunk + 1], self.streams[chunk : chunk + 1])
+            step(1)
+        return sums.moments()
+
+    def _packed(self, layer: Layer, weights: Tensor, moments: Moments) -> ByteArray:
+        try:
+            codes, scales = self._quantized(layer, weights, moments)
+        except torch.linalg.LinAlgError as error:
+            raise TensorError(
+                f"{layer.spec.source}: no codes can be fitted to what this layer gets, which isn't finite or too much "
+                "alike; give other text (--calibration)"
+            ) from error
+        return layer.codec.pack(CodedRows(codes.numpy(), scales.numpy(), layer.codec.block))
+
+    def _quantized(self, layer: Layer, weights: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
+        does = self.calibration.does
+        if moments.drift is not None:
+            hessian = gptq.damped(moments.hessian, CORRECTION_DAMPING)
+            weights = gptq.corrected(weights, hessian, moments.drift, moments.stream)
+        at_down = layer.spec.name.endswith(ADDING[1])
+        return gptq.quantized(
+            weights,
+            gptq.damped(moments.hessian, DAMPING_AT_DOWN if at_down else DAMPING),
+            layer.codec.block,
+            layer.highest,
+            feedback=does("feedback"),
+            refitted=does("refit"),
+            descent=does("descent"),
+        )
+
+    def _advance(self, float_block: Block, block: Block, step: Step) -> BlockError:
+        errors = []
+        for chunk in range(len(self.streams)):
+            theirs, ours = float_block(self.float_streams[chunk : chunk + 1]), block(self.streams[chunk : chunk + 1])
+            norms = theirs.square().mean(-1).clamp_min(1e-6)
+            errors.append(float(((ours - theirs).square().mean(-1) / norms).mean()))
+            self.float_streams[chunk], self.streams[chunk] = theirs[0], ours[0]
+            step(1)
+        fitted, held_out = errors[: -self.n_held_out], errors[-self.n_held_out :]
+        return BlockError(sum(fitted) / len(fitted), sum(held_out) / len(held_out))
+
+
+def fitted(
+    decoder: Decoder,
+    specs: Sequence[TensorSpec],
+    layers: Sequence[Layer],
+    chunks: Chunks,
+    calibration: Calibration,
+    kept: Kept,
+    step: Step,
+    ended: Callable[[BlockError], None],
+    threads: int,
+) -> tuple[dict[str, StoredTensor], list[BlockError]]:
+    """Return the packed rows of all layers by their tensors' names in the checkpoint, and each block's errors.
+
+    `step` is called with 1 for each chunk that went through a block, `ended` at the end of each block.
+    """
+    torch.set_num_threads(threads)
+    found: dict[str, StoredTensor] = {}
+    errors = []
+    with torch.no_grad():
+        fit = Fit(decoder, specs, chunks, calibration)
+        for number in range(len(decoder)):
+            own = {layer.name: layer for layer in layers if layer.block == number}
+            stored, error = fit.block(number, own, kept, step)
+            found |= {own[name].spec.source: tensor for name, tensor in stored.items()}
+            errors.append(error)
+            ended(error)
+    return found, errors
+
+
+def _unpacked(layer: Layer, stored: StoredTensor) -> CodedRows:
+    return layer.codec.unpack(stored.data.reshape(layer.spec.shape[0], -1))
+
+
+def _set_weights(block: Block, name: str, rows: CodedRows) -> None:
+    block.linear(name).weight.data = torch.from_numpy(rows.dequantize())

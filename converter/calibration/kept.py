@@ -1,0 +1,140 @@
+"""What gptq has made so far, in a folder beside the file that it is for: one file of packed codes for each block.
+
+The folder is bound to what the codes depend on; made for anything else, it starts anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tritgguf.converter.checkpoint.safetensors_layout import Entry, Shard
+from tritgguf.converter.checkpoint.safetensors_reader import read_file
+from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
+from tritgguf.converter.core.new_file import locked
+from tritgguf.converter.core.tensors import ByteArray, CodedRows, CodedTensor, Float32Array, RowIndices, SourceTensor
+from tritgguf.converter.core.whole_files import whole_files, write_at, write_whole
+from tritgguf.converter.errors import OutputError, SourceError
+from tritgguf.converter.quant.codec import TernaryCodec
+
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class CalibratedTensor(CodedTensor):
+    """A linear layer's codes and scales as gptq chose them, packed as `codec` has them in `stored`.
+
+    `original` is the checkpoint's tensor; `how` tells how the codes were chosen.
+    """
+
+    stored: StoredTensor
+    codec: TernaryCodec
+    highest: int
+    original: SourceTensor
+    how: str
+
+    @property
+    def levels(self) -> int:
+        return self.highest + 2
+
+    @property
+    def chosen(self) -> str:
+        return self.how
+
+    def scales(self, rows: slice) -> Float32Array:
+        return self.read_codes(rows).scales
+
+    def read_codes(self, rows: slice | RowIndices) -> CodedRows:
+        return self.codec.unpack(np.ascontiguousarray(self.stored.data.reshape(self.shape[0], -1)[rows]))
+
+    def require_unchanged(self) -> None:
+        self.original.require_unchanged()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The folder, and what to tell the user about what was in it."""
+
+    folder: Path
+    note: str
+
+    def read(self, number: int) -> dict[str, StoredTensor] | None:
+        """Return a block's tensors of packed rows by name, None if it isn't finished."""
+        path = self._path(number)
+        with contextlib.suppress(SourceError):  # damaged: then it is made again
+            return read_file(path) if path.is_file() else None
+        return None
+
+    def write(self, number: int, packed: Mapping[str, ByteArray]) -> dict[str, StoredTensor]:
+        """Keep a block's packed rows, uint8 (n_rows, row bytes), and return them as `read` does."""
+        path = self._path(number)
+        shard = Shard(path.name, tuple(Entry(name, "U8", rows.shape) for name, rows in packed.items()))
+        with whole_files([path], [shard], force=True) as (part,):
+            for name, rows in packed.items():
+                write_at(part.file, np.ascontiguousarray(rows).data, shard.offsets[name])
+        return read_file(path)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"block-{number:04d}.safetensors"
+
+
+def folder_for(out: Path) -> Path:
+    """Return the folder's path."""
+    return out.with_name(f"{out.name}.part-gptq")
+
+
+@contextlib.contextmanager
+def kept_beside(out: Path, identity: Mapping[str, Any]) -> Iterator[Kept]:
+    """Yield what an earlier run kept with an equal identity, else an empty folder; remove it after success.
+
+    Raises OutputError where it can't be written, or another run holds it.
+    """
+    folder = folder_for(out)
+    with contextlib.ExitStack() as lock:
+        try:
+            folder.mkdir(exist_ok=True)
+            _lock(folder, lock)
+            kept = Kept(folder, _prepared(folder, json.dumps(identity, sort_keys=True).encode()))
+        except OSError as error:
+            raise OutputError(f"{folder} can't be written: {error.strerror or error}") from error
+        yield kept
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock(folder: Path, lock: contextlib.ExitStack) -> None:
+    try:
+        lock.enter_context(locked(folder))
+    except BlockingIOError as error:
+        raise OutputError(f"another run is writing {folder}; wait for it") from error
+    except OSError:  # a file system without locks
+        pass
+
+
+def _prepared(folder: Path, identity: bytes) -> str:
+    """Empty the folder unless it is bound to this identity; return what to tell the user."""
+    state = folder / STATE
+    found = state.read_bytes() if state.is_file() else None
+    if found == identity:
+        return f"goes on with the blocks in {folder}"
+    _empty(folder)
+    write_whole(state, identity, force=True)
+    if found is None:
+        return ""
+    return f"starts anew: other weights, options, text or version than the blocks in {folder}"
+
+
+def _empty(folder: Path) -> None:
+    """Remove what an earlier run kept; raise OutputError where the folder holds anything else."""
+    ours = [path for path in folder.iterdir() if path.name == STATE or path.match("block-*") or path.suffix == ".part"]
+    others = sorted({*folder.iterdir()} - set(ours))
+    if others:
+        raise OutputError(f"{folder} holds {others[0].name}, which tritgguf didn't write: move it elsewhere")
+    for path in ours:
+        path.unlink()

@@ -1,0 +1,67 @@
+"""What was asked of `--method gptq`: the text to calibrate on, and which steps to leave out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritgguf.converter.errors import UnsupportedError
+
+GPTQ = "gptq"
+# What each step is for: docs/quality.md.
+STEPS = ("correction", "feedback", "refit", "descent", "token-weights", "fourth-code")
+TYPES = ("tq1_0", "tq2_0", "q2_0")
+N_CHUNKS = 128
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The files of text, none for the default text; how many chunks of them, chosen by `seed`; steps left out."""
+
+    texts: tuple[Path, ...] = ()
+    n_chunks: int = N_CHUNKS
+    seed: int = 0
+    without: frozenset[str] = frozenset()
+
+    def does(self, step: str) -> bool:
+        """Whether a step of STEPS isn't left out."""
+        return step not in self.without
+
+
+def calibration_for(
+    method: str,
+    type: str,
+    texts: Iterable[str | os.PathLike[str]] = (),
+    n_chunks: int | None = None,
+    seed: int | None = None,
+    without: Iterable[str] = (),
+) -> Calibration | None:
+    """Return what was asked of gptq, None with another method; raise UnsupportedError where it makes no sense.
+
+    Each text of `without` names a step, or several with commas between them.
+    """
+    paths, steps = tuple(Path(text) for text in texts), frozenset(_split(without))
+    if method != GPTQ:
+        if paths or steps or n_chunks is not None or seed is not None:
+            raise UnsupportedError(
+                f"--calibration, --calibration-chunks, --seed and --gptq-without belong to --method {GPTQ}; found "
+                f"--method {method}"
+            )
+        return None
+    if type not in TYPES:
+        raise UnsupportedError(
+            f"--method {GPTQ} fits codes for one type: expected --type {', '.join(TYPES)}, found {type}"
+        )
+    if unknown := sorted(steps - set(STEPS)):
+        raise UnsupportedError(f"--gptq-without {unknown[0]}: unknown step; expected one of {', '.join(STEPS)}")
+    if n_chunks is not None and n_chunks < 2:
+        raise UnsupportedError(f"--calibration-chunks {n_chunks}: expected at least 2, of which one is held out")
+    if seed is not None and seed < 0:
+        raise UnsupportedError(f"--seed {seed}: expected 0 or more")
+    return Calibration(paths, n_chunks or N_CHUNKS, seed or 0, steps)
+
+
+def _split(texts: Iterable[str]) -> list[str]:
+    return [step.strip() for text in texts for step in text.split(",")]

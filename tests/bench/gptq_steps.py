@@ -1,0 +1,77 @@
+"""What each step of `convert --method gptq` brings: perplexity, KL divergence and same top-1 on a text. Needs torch.
+
+python -m tests.bench.gptq_steps MODEL TEXT FOLDER [row ...] [--calibration FILE ...] [--chunks 128] [--eval-chunks 8]
+
+MODEL is a Hugging Face folder, TEXT what is measured on, which no calibration text may contain. Files and a line of
+JSON for each row are written into FOLDER; files that are there are kept, so a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tritgguf.converter import convert
+from tritgguf.runtime.measure.evaluation import evaluate
+
+TYPE = "q2_0"
+STEPS = ("token-weights", "correction", "refit", "descent")
+ROWS: dict[str, dict[str, Any]] = {
+    "absmean": {"method": "absmean"},
+    "mse": {"method": "mse"},
+    "feedback": {"gptq_without": STEPS},
+    "token-weights": {"gptq_without": STEPS[1:]},
+    "correction": {"gptq_without": STEPS[2:]},
+    "refit": {"gptq_without": STEPS[3:]},
+    "descent": {},
+    "three-codes": {"gptq_without": ("fourth-code",)},
+}
+
+
+def measured(row: str, arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
+    """Convert one row's file, unless it is there, and return its figures."""
+    options, out = {"method": "gptq", **ROWS[row]}, arguments.folder / f"{row}-{arguments.chunks}.gguf"
+    if options["method"] == "gptq":
+        options |= {
+            "calibration": arguments.calibration,
+            "calibration_chunks": arguments.chunks,
+            "seed": arguments.seed,
+        }
+    started = time.process_time()
+    if not out.exists():
+        convert(arguments.model, out, TYPE, threads=arguments.threads, check=False, told=print, **options)
+    seconds = time.process_time() - started
+    found = evaluate(
+        [out], against=base, text=arguments.text, n_chunks=arguments.eval_chunks, threads=arguments.threads
+    )
+    return {"row": row, "chunks": arguments.chunks, "cpu_seconds": round(seconds), **found.files[0].as_json()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "text", "folder"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("rows", nargs="*", default=list(ROWS), choices=[*ROWS, []])
+    parser.add_argument("--calibration", type=Path, action="append", default=[])
+    for name, default in (("--chunks", 128), ("--eval-chunks", 8), ("--seed", 0), ("--threads", 1)):
+        parser.add_argument(name, type=int, default=default)
+    arguments = parser.parse_args()
+    base = arguments.folder / "f16.gguf"
+    if not base.exists():
+        convert(arguments.model, base, "f16", check=False, threads=arguments.threads)
+    print("| row | CPU s | perplexity | KLD | same top-1 % |\n|---|---|---|---|---|")
+    for row in arguments.rows:
+        found = measured(row, arguments, base)
+        with (arguments.folder / "gptq-steps.jsonl").open("a") as lines:
+            lines.write(json.dumps(found) + "\n")
+        figures = (found["ppl"], found["kld_mean"], 100 * found["same_top1"])
+        print(f"| {row} | {found['cpu_seconds']} | " + " | ".join(f"{value:.3g}" for value in figures) + " |")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

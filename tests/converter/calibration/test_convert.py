@@ -1,0 +1,181 @@
+"""`convert --method gptq` from a folder to a file, stopped and resumed, and against rounding to nearest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import checkpoints, evaluation_oracle, gguf_weights
+from tests.checkpoint_recipes import RECIPES
+from tests.command_line import run_captured
+from tests.paths import ROOT
+from tritgguf.converter import convert, plan
+from tritgguf.converter.calibration.kept import folder_for
+from tritgguf.converter.errors import UnsupportedError
+
+torch = pytest.importorskip("torch", reason="needs the ptq extra")
+
+NAME = "llama-gqa"
+TEXT = ROOT / "vendor" / "demo_training" / "own_conversations.txt"
+OPTIONS: dict[str, Any] = {"method": "gptq", "calibration": [TEXT], "calibration_chunks": 6, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.build(NAME, tmp_path_factory.mktemp("model") / NAME)
+
+
+@pytest.fixture(scope="module")
+def out(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert(model, tmp_path_factory.mktemp("out") / "out.gguf", "q2_0", check=False, **OPTIONS).out
+
+
+def interrupt(_line: str) -> None:
+    raise KeyboardInterrupt
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def divergence(model: Path, files: list[Path]) -> list[float]:
+    """Each file's mean KL divergence from the checkpoint, by transformers, on text that nothing was fitted to."""
+    config = json.loads((model / "config.json").read_text())
+    ids = np.array([checkpoints.token_ids(NAME)[:128]])
+    base = evaluation_oracle.transformers_logits(config, checkpoints.weights(NAME), ids)
+    logits = [evaluation_oracle.transformers_logits(config, gguf_weights.read(file), ids) for file in files]
+    return [evaluation_oracle.figures(ids, found, base, whole=True)["kld_mean"] for found in logits]
+
+
+def test_the_file_predicts_better_than_one_that_is_rounded_to_nearest(model: Path, out: Path, tmp_path: Path) -> None:
+    rounded = convert(model, tmp_path / "rounded.gguf", "q2_0", check=False).out
+    three = convert(model, tmp_path / "three.gguf", "q2_0", check=False, gptq_without=["fourth-code"], **OPTIONS).out
+    four, three_codes, nearest = divergence(model, [out, three, rounded])
+    assert four < three_codes < nearest
+    linear = [kind for name, kind in gguf_weights.types(out).items() if name.startswith("blk.") and "norm" not in name]
+    assert set(linear) == {"q2_0"}
+    values = gguf_weights.read(out)["model.layers.0.mlp.down_proj.weight"].reshape(-1, 64)
+    assert max(len(np.unique(group)) for group in values) == 4
+
+
+def test_the_plan_says_that_it_is_not_exact(model: Path, out: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    found = convert(model, tmp_path / "again.gguf", "q2_0", check=False, **OPTIONS).plan
+    assert digest(tmp_path / "again.gguf") == digest(out)
+    linear = [tensor for tensor in found.tensors if tensor.spec.role == "linear"]
+    assert {tensor.exact for tensor in linear} == {False}
+    assert all(
+        tensor.reason.startswith("four codes (2 bits, not ternary) chosen by gptq: block error") for tensor in linear
+    )
+    assert any("chosen by gptq, which loses quality; at the last block" in note for note in found.notes)
+    before = plan(model, "q2_0", **OPTIONS)  # without computing anything
+    assert before.file_bytes == out.stat().st_size
+    assert {tensor.exact for tensor in before.tensors if tensor.spec.role == "linear"} == {False}
+    code, _, errors = run_captured(monkeypatch, capsys, "verify", model, out)
+    assert code == 0, errors
+
+
+@pytest.mark.parametrize("stop_behind", [1, 2])
+def test_a_stopped_run_goes_on_and_makes_the_same_bytes(
+    stop_behind: int, model: Path, out: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    def stop(line: str) -> None:
+        told.append(line)
+        if len(told) == stop_behind:
+            raise KeyboardInterrupt
+
+    target = tmp_path / "out.gguf"
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, target, "q2_0", check=False, told=stop, **OPTIONS)
+    kept = folder_for(target)
+    blocks = {path: path.stat().st_mtime_ns for path in kept.glob("block-*")}
+    assert len(blocks) == stop_behind
+    assert [path for path in tmp_path.iterdir() if path != kept] == []
+    said: list[str] = []
+
+    def told_again(line: str) -> None:
+        said.append(line)
+        assert blocks.items() <= {path: path.stat().st_mtime_ns for path in kept.glob("block-*")}.items()
+
+    convert(model, target, "q2_0", check=False, told=told_again, **OPTIONS)
+    assert said[0] == f"goes on with the blocks in {kept}"
+    assert said[1 : 1 + stop_behind] == told
+    assert digest(target) == digest(out)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("other", ["seed", "steps", "weights"])
+def test_what_was_made_for_anything_else_is_made_anew(other: str, model: Path, out: Path, tmp_path: Path) -> None:
+    target, source, options = tmp_path / "out.gguf", model, OPTIONS
+    if other == "weights":
+        source = checkpoints.build(NAME, tmp_path / "model", replace(RECIPES[NAME], dtype="F16"))
+    else:
+        options = {**OPTIONS, **({"seed": 1} if other == "seed" else {"gptq_without": ["descent"]})}
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, target, "q2_0", check=False, told=interrupt, **options)
+    said: list[str] = []
+    convert(model, target, "q2_0", check=False, told=said.append, **OPTIONS)
+    assert said[0] == f"starts anew: other weights, options, text or version than the blocks in {folder_for(target)}"
+    assert digest(target) == digest(out)
+
+
+def test_a_damaged_block_is_made_again(model: Path, out: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.gguf"
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, target, "q2_0", check=False, told=interrupt, **OPTIONS)
+    (block,) = folder_for(target).glob("block-*")
+    os.truncate(block, block.stat().st_size - 1)
+    convert(model, target, "q2_0", check=False, **OPTIONS)
+    assert digest(target) == digest(out)
+
+
+def test_a_killed_run_goes_on(model: Path, out: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    target = tmp_path / "out.gguf"
+    options = ["--type", "q2_0", "--method", "gptq", "--calibration", str(TEXT), "--calibration-chunks", "6"]
+    command = ["convert", str(model), str(target), *options, "--threads", "1", "--no-check"]
+    with subprocess.Popen([sys.executable, "-m", "tritgguf", *command], stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        assert child.stderr.readline().startswith("note: block 1 of 2: block error")
+        child.kill()
+    code, _, errors = run_captured(monkeypatch, capsys, *command)
+    assert code == 0, errors
+    assert f"note: goes on with the blocks in {folder_for(target)}\n" in errors
+    assert digest(target) == digest(out)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_of_the_user_in_the_folder_is_not_deleted(model: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    target = tmp_path / "out.gguf"
+    folder_for(target).mkdir()
+    (folder_for(target) / "mine.txt").write_text("mine")
+    code, _, errors = run_captured(
+        monkeypatch, capsys, "convert", model, target, "--type", "q2_0", "--method", "gptq", "--calibration", TEXT,
+        "--calibration-chunks", 2,
+    )  # fmt: skip
+    assert code == 1
+    assert errors == f"error: {folder_for(target)} holds mine.txt, which tritgguf didn't write: move it elsewhere\n"
+    assert (folder_for(target) / "mine.txt").read_text() == "mine"
+
+
+def test_a_class_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    model = checkpoints.build("granite", tmp_path / "granite")
+    with pytest.raises(UnsupportedError, match=r"^GraniteForCausalLM: --method gptq takes decoders"):
+        convert(model, tmp_path / "out.gguf", "q2_0", check=False, **OPTIONS)
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_layers_that_are_ternary_already_stay_exact(tmp_path: Path) -> None:
+    assert RECIPES["llama-tied"].weights.startswith("ternary")
+    model = checkpoints.build("llama-tied", tmp_path / "model")
+    found = convert(model, tmp_path / "out.gguf", "tq2_0", check=False, **OPTIONS).plan
+    assert all(tensor.exact for tensor in found.tensors if tensor.spec.role == "linear")
