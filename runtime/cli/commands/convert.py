@@ -6,21 +6,17 @@ import contextlib
 import gc
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from tritgguf import converter
-from tritgguf.converter.core.registry import names
 from tritgguf.converter.core.sizes import format_size
-from tritgguf.converter.errors import TritggufError
-from tritgguf.converter.planning.calibration import GPTQ, N_CHUNKS, STEPS
-from tritgguf.converter.planning.targets import TARGETS
-from tritgguf.runtime.cli import options, verbosity
+from tritgguf.converter.planning.calibration import GPTQ
+from tritgguf.runtime.cli import convert_options, options, verbosity
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.interruption import reports_interruption
 from tritgguf.runtime.cli.model_argument import fetched, headers_of_model, local_model, named_model
@@ -31,135 +27,48 @@ if TYPE_CHECKING:
     from tritgguf.converter.planning.file_plan import FilePlan
     from tritgguf.runtime.measure.verdict import Verdict
 
-_TYPES = names("tritgguf.converter.quant.codecs")
-_METHODS = [*names("tritgguf.converter.quant.methods"), GPTQ]
-TYPES, METHODS = ", ".join(_TYPES), ", ".join(_METHODS)
-
-
-OutPath = Annotated[Path | None, typer.Argument(help="GGUF file to write (not needed with --dry-run).")]
-TypeName = Annotated[
-    str,
-    typer.Option(
-        help=f"Tensor type for linear layers: auto (an exact one, see --smallest) or {TYPES}.",
-        autocompletion=options.completing(["auto", *_TYPES]),
-    ),
-]
-Target = Annotated[
-    str,
-    typer.Option(
-        "--for",
-        help=f"Where the file will run: {', '.join(TARGETS)}.",
-        autocompletion=options.completing(TARGETS),
-    ),
-]
-MethodName = Annotated[
-    str,
-    typer.Option(
-        help=f"How to quantize linear layers that aren't on a type's levels: {METHODS}. {GPTQ} loses least and takes "
-        "long: it chooses codes for what the model computes on text; it needs the extra ptq.",
-        autocompletion=options.completing(_METHODS),
-    ),
-]
-EmbeddingType = Annotated[
-    str | None,
-    typer.Option(
-        help="Tensor type for token embeddings, or auto: the smallest exact one if they are ternary, else f16 "
-        "(default: auto with --type auto; f16, or their type in a GGUF source, with another --type)."
-    ),
-]
-OutputType = Annotated[str | None, typer.Option(help="Tensor type for a separate output layer (as --embedding-type).")]
-TensorType = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="REGEX=TYPE",
-        help="Tensor type for tensors in whose GGUF name the regular expression is found, e.g. attn_v=q8_0; may be "
-        "repeated, the first match wins.",
-    ),
-]
-MaxBits = Annotated[
-    float | None,
-    typer.Option(
-        help="With --type auto: if no ternary type is exact, use the most exact type up to this many bits per weight."
-    ),
-]
-Check = Annotated[
-    bool, typer.Option("--check/--no-check", help="Compare the file's token ids with those of the source's tokenizer.")
-]
-Judge = Annotated[
-    bool,
-    typer.Option(
-        "--verdict/--no-verdict",
-        envvar="TRITGGUF_VERDICT",
-        help="After a conversion with loss, say how far the file's predictions are from the source's.",
-    ),
-]
-Card = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help="Also write a model card, such as README.md, with the verdict, to share the file with."
-    ),
-]
-CalibrationText = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--calibration",
-        metavar="FILE",
-        help=f"With --method {GPTQ}: text, or .jsonl with a text or messages in each line; may be repeated (default: "
-        "a mixed text that comes with the package).",
-    ),
-]
-CalibrationChunks = Annotated[
-    int | None, typer.Option(help=f"Chunks of 512 tokens to calibrate on (default: {N_CHUNKS}).")
-]
-Seed = Annotated[int | None, typer.Option(help="Which chunks of the calibration text are taken (default: 0).")]
-Without = Annotated[
-    str | None,
-    typer.Option(metavar="STEP,…", help=f"Leave out steps of {GPTQ}: {', '.join(STEPS)}."),
-]
-MaxShardSize = Annotated[
-    str | None, typer.Option(help="Split the file into parts of at most this many bytes, e.g. 500M or 4G.")
-]
-
 
 def convert(
     model: options.Model,
-    out: OutPath = None,
+    out: convert_options.OutPath = None,
     revision: options.Revision = None,
-    type: TypeName = "auto",
-    target: Target = "cpu",
-    method: MethodName = "mse",
+    type: convert_options.TypeName = "auto",
+    target: convert_options.Target = "cpu",
+    method: convert_options.MethodName = "mse",
     fallback: options.Fallback = None,
-    embedding_type: EmbeddingType = None,
-    output_type: OutputType = None,
+    embedding_type: convert_options.EmbeddingType = None,
+    output_type: convert_options.OutputType = None,
     allow_lossy: options.AllowLossy = False,
-    max_bits: MaxBits = None,
+    max_bits: convert_options.MaxBits = None,
     smallest: options.Smallest = False,
     dry_run: options.DryRun = False,
     json_output: options.JsonOutput = False,
     force: options.Force = False,
-    check: Check = True,
-    verdict: Judge = True,
-    max_shard_size: MaxShardSize = None,
-    tensor_type: TensorType = None,
+    check: convert_options.Check = True,
+    verdict: convert_options.Judge = True,
+    max_shard_size: convert_options.MaxShardSize = None,
+    tensor_type: convert_options.TensorType = None,
     override_kv: options.OverrideKv = None,
     name: options.Name = None,
     lora: options.Lora = None,
     imatrix: options.Imatrix = None,
     html: options.Html = None,
-    card: Card = None,
-    calibration: CalibrationText = None,
-    calibration_chunks: CalibrationChunks = None,
-    seed: Seed = None,
-    gptq_without: Without = None,
+    card: convert_options.Card = None,
+    calibration: convert_options.CalibrationText = None,
+    calibration_chunks: convert_options.CalibrationChunks = None,
+    seed: convert_options.Seed = None,
+    gptq_without: convert_options.Without = None,
     threads: options.Threads = None,
 ) -> None:
     """Convert a Hugging Face model or a GGUF file to a GGUF file with ternary tensors.
 
     With --dry-run, of a model on Hugging Face that wasn't fetched yet only the headers are read.
     """
-    from tritgguf.runtime.engine.decode_speed import seconds_if_known  # not at the top: the help needn't wait
+    from tritgguf.runtime.cli.after_conversion import AfterConversion  # not at the top: the help needn't wait
+    from tritgguf.runtime.engine.decode_speed import seconds_if_known
     from tritgguf.runtime.engine.kernels.install import fast_types
 
+    after = AfterConversion(verdict, html, card, lora, force, threads, json_output)
     types = [type, embedding_type, output_type, *(text.rpartition("=")[2] for text in tensor_type or ())]
     by_speed = target == "cpu" and "auto" in types and not smallest
     choices: Choices = {
@@ -184,9 +93,7 @@ def convert(
     fast = ", ".join(sorted(choices["fast_here"])) or "none"
     verbosity.detail(f"reading {model}; types that tritgguf's CPU kernels multiply here: {fast}")
     if dry_run:
-        for option, extra in (("--html", html), ("--card", card)):
-            if extra is not None:
-                raise typer.BadParameter("it is about a written file: leave --dry-run out", param_hint=option)
+        after.refuse_dry_run()
         with _planned_from(model, revision, lora, json_output) as path, show_progress(json_output) as progress:
             plan = converter.plan(path, type, method, lora=lora, threads=threads, progress=progress, **choices)
         _print_plan(plan, json_output)
@@ -198,9 +105,7 @@ def convert(
     with reports_interruption(out):
         if (name_on_hub := named_model(model, revision)) is not None:
             _require_sense(out, force, type, method, choices)
-        for option, extra in (("--html", html), ("--card", card)):
-            if extra is not None:
-                _require_place(extra, option, out, force)
+        after.require_places(out)
         path = Path(model) if name_on_hub is None else fetched(name_on_hub, json_output=json_output)
     fits = method == GPTQ
     kept = "; the same command goes on with the blocks that are done" if fits else ""
@@ -222,33 +127,10 @@ def convert(
         )
     if not json_output:
         _print_result(result)
-    judged = _judged(result, path, lora, threads, json_output) if verdict else None
-    if html is not None:
-        from tritgguf.runtime.cli.html_report import report_conversion  # not at the top: jinja2 takes time to load
-
-        with reports_interruption(html), show_progress(json_output) as progress:
-            report_conversion(
-                result, path, html, verdict=judged, lora=lora, force=force, threads=threads, progress=progress
-            )
-    if card is not None:
-        from tritgguf.converter.core.whole_files import write_whole
-        from tritgguf.runtime.measure.model_card import model_card
-
-        write_whole(card, model_card(result, judged).encode(), force=force)
+    judged = after.judge(result, path)
+    after.write(result, path, judged)
     if json_output:
         _print_json(result, judged)
-    for what, extra in (("report", html), ("model card", card)):
-        if extra is not None and not json_output:
-            print(f"{what}: {extra}")
-
-
-def _require_place(extra: Path, option: str, out: Path, force: bool) -> None:
-    """Raise, before the model is converted, where what goes with it can't be written."""
-    from tritgguf.converter.core.whole_files import require_writable
-
-    if extra.resolve() == out.resolve():
-        raise typer.BadParameter("it is the GGUF file's name: name another file", param_hint=option)
-    require_writable(extra, [extra], force)
 
 
 @contextlib.contextmanager
@@ -279,30 +161,6 @@ def _without_gc() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-def _judged(
-    result: Conversion, source: Path, lora: Path | None, threads: int | None, json_output: bool
-) -> Verdict | None:
-    """Say what a conversion with loss has left of the model; None where nothing was lost, or the two can't run here."""
-    if not any(tensor.rounded for tensor in result.plan.tensors):
-        return None
-    from tritgguf.runtime.cli.native_library import prepare_native_library  # not at the top: they take time to load
-    from tritgguf.runtime.measure.verdict import judge
-
-    try:
-        with show_progress(json_output) as progress:
-            prepare_native_library()
-            judged = judge(source, result.out, lora=lora, threads=threads, progress=progress)
-    except TritggufError as error:
-        verbosity.note(f"no verdict on what is left of the model: {error}")
-        return None
-    except KeyboardInterrupt:
-        print(f"error: interrupted; {result.out} is complete, but there is no verdict on it", file=sys.stderr)
-        raise
-    if not json_output:
-        print(f"Verdict: {judged.line}")
-    return judged
 
 
 def _print_json(result: Conversion, judged: Verdict | None) -> None:
