@@ -112,7 +112,9 @@ def test_a_build_tells_how_far_it_is_and_what_failed(install_runtime, capfd):
     assert "[40/40] c++ 40.cpp\nerror: building llama-cpp-python failed (exit code 3)" in str(stopped.value)
 
 
-@pytest.mark.parametrize(("system", "machine"), [("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64")])
+@pytest.mark.parametrize(
+    ("system", "machine"), [("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "AMD64")]
+)
 def test_a_wheel_for_any_machine_is_not_built_for_this_one(install_runtime, system, machine, monkeypatch):
     monkeypatch.setattr(install_runtime.platform, "system", lambda: system)
     pin = json.loads(install_runtime.PIN.read_text())
@@ -122,6 +124,9 @@ def test_a_wheel_for_any_machine_is_not_built_for_this_one(install_runtime, syst
     assert "-DGGML_NATIVE=ON" in here - anywhere
     assert {"-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"} <= anywhere - here
     assert set(pin["cmake"]["common"]) <= here & anywhere
+    # OpenMP's library comes with the wheel where auditwheel puts it there, that is on Linux.
+    openmp = {"Linux": "ON", "Darwin": "OFF", "Windows": "OFF"}[system]
+    assert [flag for flag in anywhere if "OPENMP" in flag] == [f"-DGGML_OPENMP={openmp}"]
 
 
 def test_both_kinds_of_runtime_leave_amx_out(install_runtime):

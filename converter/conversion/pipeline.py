@@ -73,6 +73,7 @@ def plan(
     method: str = "mse",
     *,
     lora: str | os.PathLike[str] | None = None,
+    values: bool = True,
     threads: int | None = None,
     progress: Progress | None = None,
     **choices: Unpack[Choices],
@@ -80,9 +81,10 @@ def plan(
     """Return the plan of the whole file without writing it; the arguments are those of `convert`.
 
     A folder with only config.json can be planned too: then `exact` is None, and sizes don't include the tokenizer.
+    `values` False says that nothing of a GGUF file is here but its header: `exact` is None where values would tell it.
     Raises TritggufError.
     """
-    opened = open_model(Path(model), lora=None if lora is None else Path(lora))
+    opened = open_model(Path(model), lora=None if lora is None else Path(lora), values=values)
     return make_plan(opened, Request.named(type, method, **choices), threads, progress)
 
 

@@ -77,6 +77,11 @@ class SourceTensor(ABC):
         return False
 
     @property
+    def described(self) -> bool:
+        """Whether a header describes it and its values aren't here: reading some raises SourceError."""
+        return False
+
+    @property
     def kernel_packing(self) -> str | None:
         """The packing, one of PACKINGS, that `read_packed` returns; None if no kernel reads the tensor's bytes."""
         return None

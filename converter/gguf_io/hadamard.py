@@ -83,6 +83,10 @@ class PlainBasisTensor(SourceTensor):
     def n_bytes(self) -> int:
         return self.stored.n_bytes
 
+    @property
+    def described(self) -> bool:
+        return self.stored.described
+
     def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
         return self.stored.on_disk(rows)
 

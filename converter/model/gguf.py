@@ -13,6 +13,7 @@ from gguf import Keys
 
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import SourceError, UnsupportedError
+from tritgguf.converter.gguf_io.described_tensor import DescribedTensor
 from tritgguf.converter.gguf_io.foreign_type import ForeignTensor, ForeignType, loaders
 from tritgguf.converter.gguf_io.hadamard import is_rotated, read_basis
 from tritgguf.converter.gguf_io.reader import GgufFile, read_gguf
@@ -32,13 +33,15 @@ ROTATED = (
     "the weights are in a Hadamard basis (prism.hadamard.* keys), which llama.cpp doesn't compute; undone, they aren't "
     "ternary any more"
 )
+HEADER_ALONE = "planned from the file's header alone: which tensors the type holds exactly isn't known"
 REWRITTEN = (Keys.General.FILE_TYPE, Keys.General.QUANTIZATION_VERSION, Keys.General.ALIGNMENT)
 
 
-def open_gguf_model(path: Path, token_ids: TokenIdsProvider | None = None) -> Model:
+def open_gguf_model(path: Path, token_ids: TokenIdsProvider | None = None, *, values: bool = True) -> Model:
     """Open a GGUF file; raise SourceError or UnsupportedError where it is damaged or in parts.
 
     `token_ids`, by default the installed provider, is asked when the file's token ids are first compared.
+    Where `values` says that only the header is here, the tensors are described ones, which can be planned.
     """
     file = read_gguf(path)
     if file.architecture is None:
@@ -46,7 +49,8 @@ def open_gguf_model(path: Path, token_ids: TokenIdsProvider | None = None) -> Mo
     if not any(LINEAR.match(name) for name in file.tensors):
         raise SourceError(f"{path.name} holds no linear layer under a known name, so nothing in it can become ternary")
     _require_known_graph(file)
-    basis = read_basis(path.name, file.metadata, file.tensors)
+    tensors = file.tensors if values else _described(file)
+    basis = read_basis(path.name, file.metadata, tensors)
     kept = {key: value for key, value in file.metadata.items() if key not in REWRITTEN and not is_rotated((key,))}
     kept |= source_metadata(file.path)
     repair = repaired({Keys.General.ARCHITECTURE: file.metadata[Keys.General.ARCHITECTURE], **kept})
@@ -57,15 +61,24 @@ def open_gguf_model(path: Path, token_ids: TokenIdsProvider | None = None) -> Mo
         path=path,
         source=f"GGUF ({file.architecture})",
         specs=[_spec(tensor) for tensor in file.tensors.values()],
-        tensors=file.tensors if basis is None else basis.undone(file.tensors),
+        tensors=tensors if basis is None else basis.undone(tensors),
         metadata=repair.metadata,
         tokenizer=passthrough_tokenizer(file.path, token_ids) if checked else None,
-        notes=[*_foreign_notes(file), *repair.notes, *([ROTATED] if basis else [])],
+        notes=[
+            *_foreign_notes(file),
+            *repair.notes,
+            *([ROTATED] if basis else []),
+            *([] if values else [HEADER_ALONE]),
+        ],
         scale_tensors=_takes_scales(file, architecture),
         file_type=_file_type(file) if basis is None else None,
         targets=architecture.targets if architecture else None,
         only_floats=ROTATED if basis else None,
     )
+
+
+def _described(file: GgufFile) -> dict[str, SourceTensor]:
+    return {name: DescribedTensor.of(tensor, file.path.name) for name, tensor in file.tensors.items()}
 
 
 def _file_type(file: GgufFile) -> int | None:

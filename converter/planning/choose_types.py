@@ -130,6 +130,8 @@ def _as_asked(
     if source is None:
         return TensorPlan(AsFloats(spec, codec), reason)
     plan = as_floats(spec, source, codec, reason)
+    if source.described:
+        return plan
     if codec.grid_levels and not plan.exact:
         plan = by_known_grid(plan, source, find_grid(source))
     return _measured(plan, codec, source) if asked.alone else plan
@@ -148,7 +150,7 @@ def _as_ternary(
 ) -> TensorPlan:
     """Return the plan of a tensor for which the user asked for a ternary type."""
     by_method = _by_method(spec, codec, request)
-    if source is None:
+    if source is None or source.described:
         return TensorPlan(by_method, reason)
     grid = find_grid(source)
     weighted = ", importance-weighted" if by_method.weighted else ""

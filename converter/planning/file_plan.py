@@ -18,9 +18,10 @@ from tritgguf.converter.quant.grids import Grid
 class TensorPlan:
     """One tensor of the file: its encoder, the reason for it, and whether it stores every value exactly.
 
-    `exact` is None if there are no weights. `fallback` means that the tensor's rows don't fit the requested type.
-    `error` is the relative error on a sample of rows, None if it wasn't measured. `smallest` is the smallest exact type
-    if another one was chosen for its speed.
+    `exact` is None if there are no weights, or only a header, to tell it. `fallback` means that the tensor's rows don't
+    `exact` is None if there are no weights, or only a header, to tell it. `fallback` means that the tensor's rows don't
+    fit the requested type. `error` is the relative error on a sample of rows, None if it wasn't measured. `smallest` is
+    the smallest exact type if another one was chosen for its speed.
     """
 
     encoder: Encoder

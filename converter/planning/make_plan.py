@@ -59,7 +59,7 @@ def _require_choice(model: Model, request: Request) -> None:
     """Raise UnsupportedError where only the user can choose a type: without weights, or where an adapter takes them
     off their grid.
     """
-    if model.tensors is None and request.type is None:
+    if request.type is None and _without_values(model):
         raise UnsupportedError(
             "the weights aren't here, so no exact type can be chosen: add --type, such as --type tq2_0; inspect lists "
             "the file's size with each type"
@@ -76,6 +76,10 @@ def _require_choice(model: Model, request: Request) -> None:
                 "no ternary type holds them exactly: add --type f16 to keep them nearly as they are, or --type tq2_0 "
                 "to quantize them anew, with loss"
             )
+
+
+def _without_values(model: Model) -> bool:
+    return model.tensors is None or any(tensor.described for tensor in model.tensors.values())
 
 
 def type_metadata(tensors: tuple[TensorPlan, ...], source_type: int | None) -> Metadata:

@@ -36,7 +36,7 @@ def smallest_exact(
     With `tied` the embeddings are the output layer too. Of exact types whose speed on this computer is known, a larger
     one is chosen if it is faster. Raises UnsupportedError if there are no weights.
     """
-    if source is None:
+    if source is None or source.described:
         raise UnsupportedError(
             f"no weights here, so no exact type can be chosen: add {asked.option.split()[0]}, such as "
             f"{asked.option}{'tq2_0' if spec.role == 'linear' else 'f16'}"
@@ -98,10 +98,12 @@ def passthrough(spec: TensorSpec, source: SourceTensor | None, target: str) -> E
 
 
 def as_floats(spec: TensorSpec, source: SourceTensor, codec: FloatCodec, reason: str) -> TensorPlan:
-    """Return the plan of a tensor in a float type, and whether it keeps every value."""
+    """Return the plan of a tensor in a float type, and whether it keeps every value, if that can be known."""
     encoder = AsFloats(spec, codec)
     if codec.holds(source.dtype):
         return TensorPlan(encoder, reason, exact=True)
+    if source.described:
+        return TensorPlan(encoder, reason)
     for _, values in source.chunks():
         if not codec.keeps(values):
             reason = f"{reason}; {source.dtype} values outside {codec.name.upper()} are rounded"

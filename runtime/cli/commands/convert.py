@@ -25,6 +25,7 @@ from tritgguf.runtime.cli.progress_bar import show_progress
 if TYPE_CHECKING:
     from tritgguf.converter.conversion.pipeline import Choices, Conversion
     from tritgguf.converter.planning.file_plan import FilePlan
+    from tritgguf.runtime.hub.headers import Readable
     from tritgguf.runtime.measure.verdict import Verdict
 
 
@@ -94,8 +95,10 @@ def convert(
     verbosity.detail(f"reading {model}; types that tritgguf's CPU kernels multiply here: {fast}")
     if dry_run:
         after.refuse_dry_run()
-        with _planned_from(model, revision, lora, json_output) as path, show_progress(json_output) as progress:
-            plan = converter.plan(path, type, method, lora=lora, threads=threads, progress=progress, **choices)
+        with _planned_from(model, revision, lora, json_output) as read, show_progress(json_output) as progress:
+            plan = converter.plan(
+                read.path, type, method, lora=lora, values=read.values, threads=threads, progress=progress, **choices
+            )
         _print_plan(plan, json_output)
         return
     if out is None:
@@ -134,13 +137,15 @@ def convert(
 
 
 @contextlib.contextmanager
-def _planned_from(model: str, revision: str | None, lora: Path | None, json_output: bool) -> Iterator[Path]:
+def _planned_from(model: str, revision: str | None, lora: Path | None, json_output: bool) -> Iterator[Readable]:
     """Yield the model to plan from: its headers, but for an adapter, which can only be merged into weights."""
     if lora is not None:
-        yield local_model(model, revision, json_output=json_output)
+        from tritgguf.runtime.hub.headers import Readable  # not at the top: the help needn't wait
+
+        yield Readable(local_model(model, revision, json_output=json_output), True)
         return
-    with headers_of_model(model, revision, json_output=json_output) as read:
-        yield read.path
+    with headers_of_model(model, revision, gguf=True, json_output=json_output) as read:
+        yield read
 
 
 def _require_sense(out: Path, force: bool, type: str, method: str, choices: Choices) -> None:

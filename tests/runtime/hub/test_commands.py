@@ -15,6 +15,7 @@ from tests.checkpoints import build
 from tests.command_line import run_captured
 from tests.runtime.hub.conftest import DEMO, demo_files
 from tests.runtime.hub.hub_server import Hollow, HubServer, Repository
+from tritgguf.converter import convert
 from tritgguf.converter.checkpoint.safetensors_layout import Entry, index_file, shards
 from tritgguf.runtime.hub.download import download
 from tritgguf.runtime.hub.headers import FIRST_BYTES
@@ -241,6 +242,37 @@ def test_inspect_reads_a_gguf_files_header_alone(hub: HubServer, command: Comman
     header = min(tensor.data_offset for tensor in gguf.GGUFReader(demo_gguf).tensors)
     assert hub.sent("demo.gguf") < 4 * header < demo_gguf.stat().st_size
     assert not (storage("tests/header-gguf") / "snapshots").exists()
+
+
+@pytest.mark.parametrize("parts", [None, "2M"])
+def test_a_plan_of_a_gguf_file_reads_its_header_alone(
+    hub: HubServer, command: Command, parts: str | None, tmp_path: Path
+) -> None:
+    convert(DEMO, tmp_path / "demo.gguf", "q8_0", check=False, max_shard_size=parts)
+    files = {path.name: path.read_bytes() for path in tmp_path.glob("*.gguf")}
+    name = f"tests/planned-{'gguf' if parts is None else 'parts'}"
+    hub.add(name, files)
+    asked = ("convert", name, "--dry-run", "--type", "f16", "--json")
+    code, printed, err = command(*asked)
+    assert code == 0, err
+    planned = json.loads(printed)
+    assert "planned from the file's header alone: which tensors the type holds exactly isn't known" in planned["notes"]
+    headers = [min(tensor.data_offset for tensor in gguf.GGUFReader(path).tensors) for path in tmp_path.glob("*.gguf")]
+    assert hub.sent(r"\.gguf$") < 4 * sum(headers) < sum(map(len, files.values()))
+    assert not (storage(name) / "snapshots").exists()
+    download(ModelName(name))
+    found = json.loads(command(*asked)[1])
+    assert planned["file_bytes"] == found["file_bytes"]
+    for told, known in zip(planned["tensors"], found["tensors"], strict=True):
+        assert told["exact"] is None if told["name"].startswith("blk.") and told["type"] == "f16" else told == known
+
+
+def test_an_automatic_type_needs_a_gguf_files_weights(hub: HubServer, command: Command, demo_gguf: Path) -> None:
+    hub.add("tests/auto-gguf", {"demo.gguf": demo_gguf.read_bytes()})
+    code, printed, err = command("convert", "tests/auto-gguf", "--dry-run")
+    assert (code, printed) == (1, "")
+    assert err.startswith("error: the weights aren't here, so no exact type can be chosen: add --type, such as")
+    assert hub.sent(r"\.gguf$") < demo_gguf.stat().st_size / 2
 
 
 def test_gguf_files_without_a_header_arent_read_to_their_end(hub: HubServer, command: Command, monkeypatch) -> None:
