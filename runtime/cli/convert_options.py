@@ -15,6 +15,7 @@ from tritgguf.runtime.cli import options
 _TYPES = names("tritgguf.converter.quant.codecs")
 _METHODS = [*names("tritgguf.converter.quant.methods"), GPTQ]
 TYPES, METHODS = ", ".join(_TYPES), ", ".join(_METHODS)
+PANEL = f"Options of --method {GPTQ}"
 
 OutPath = Annotated[Path | None, typer.Argument(help="GGUF file to write (not needed with --dry-run).")]
 TypeName = Annotated[
@@ -84,17 +85,22 @@ CalibrationText = Annotated[
     typer.Option(
         "--calibration",
         metavar="FILE",
+        rich_help_panel=PANEL,
         help=f"With --method {GPTQ}: text, or .jsonl with a text or messages in each line; may be repeated (default: "
         "a mixed text that comes with the package).",
     ),
 ]
 CalibrationChunks = Annotated[
-    int | None, typer.Option(help=f"Chunks of 512 tokens to calibrate on (default: {N_CHUNKS}).")
+    int | None,
+    typer.Option(help=f"Chunks of 512 tokens to calibrate on (default: {N_CHUNKS}).", rich_help_panel=PANEL),
 ]
-Seed = Annotated[int | None, typer.Option(help="Which chunks of the calibration text are taken (default: 0).")]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Which chunks of the calibration text are taken (default: 0).", rich_help_panel=PANEL),
+]
 Without = Annotated[
     str | None,
-    typer.Option(metavar="STEP,…", help=f"Leave out steps of {GPTQ}: {', '.join(STEPS)}."),
+    typer.Option(metavar="STEP,…", help=f"Leave out steps of {GPTQ}: {', '.join(STEPS)}.", rich_help_panel=PANEL),
 ]
 MaxShardSize = Annotated[
     str | None, typer.Option(help="Split the file into parts of at most this many bytes, e.g. 500M or 4G.")
