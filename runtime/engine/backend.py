@@ -36,6 +36,10 @@ from tritgguf.runtime.engine.placement import ALL_LAYERS, ANYWHERE, Placed, Plac
 
 # A failing assertion in ggml would otherwise start gdb on this process to print a C backtrace.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+# How often GNU's OpenMP asks before a thread that waits sleeps. By default that is for milliseconds, and on a shared
+# machine it keeps the core from the thread that it waits for. docs/performance.md, On a busy machine.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 product_verdicts.check_loading()
 try:

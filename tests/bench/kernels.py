@@ -93,6 +93,11 @@ class Ours:
         kernels.product_work_bytes.restype = ctypes.c_size_t
         kernels.product_work_bytes.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int)
 
+    def takes(self, instructions: str, kind: str, n_inputs: int) -> bool:
+        """Return whether products of this type are ours with these instructions."""
+        self._kernels.product_use(instructions.encode())
+        return bool(self._kernels.product_supports(TYPES[kind][0], ctypes.c_int64(n_inputs)))
+
     def prepare(
         self, instructions: str, kind: str, matrices: Sequence[Bytes], activations: Floats, n_threads: int
     ) -> Callable[[], None]:
@@ -139,7 +144,8 @@ def compare(
     activations = rng.standard_normal((n_columns, n_inputs), np.float32)
     n_stock = min(n_columns, STOCK_COLUMNS.get(kind, n_columns))
     stock = GgmlProducts(TYPES[kind][0], matrices, activations[:n_stock], ROUNDS + 1)
-    calls = {name: ours.prepare(name, kind, matrices, activations, n_threads) for name in sets}
+    taking = [name for name in sets if ours.takes(name, kind, n_inputs)]
+    calls = {name: ours.prepare(name, kind, matrices, activations, n_threads) for name in taking}
     taken: dict[str, list[float]] = {name: [] for name in ("stock", *calls)}
     for _ in range(ROUNDS):
         taken["stock"].append(seconds(lambda: stock.compute(n_threads)) * n_columns / n_stock)
