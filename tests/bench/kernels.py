@@ -197,12 +197,12 @@ def plot(rows: Sequence[Row], peaks: dict[str, float], read: float, path: Path) 
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    intensity = np.geomspace(2, 4000, 200)
-    for name, peak in peaks.items():
-        (line,) = axes.loglog(intensity, np.minimum(peak, read * intensity), linewidth=1)
-        axes.annotate(f"{name}: {peak:.0f}", (intensity[-1], peak), ha="right", va="bottom", color=line.get_color())
-    axes.annotate(f"reads {read} GB/s", (3, read * 3), rotation=38, va="bottom")
     colors = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(row.instructions for row in rows))}
+    intensity = np.geomspace(0.4, 4000, 200)
+    for name, peak in peaks.items():
+        axes.loglog(intensity, np.minimum(peak, read * intensity), linewidth=1, color=colors[name])
+        axes.annotate(f"{name}: {peak:.0f}", (50, peak), va="bottom", color=colors[name])
+    axes.annotate(f"reads {read} GB/s", (1, read), rotation=38, va="bottom")
     for (name, color), (kind, marker) in (
         (pair, mark) for pair in colors.items() for mark in zip(TYPES, "osD^", strict=True)
     ):
@@ -211,7 +211,7 @@ def plot(rows: Sequence[Row], peaks: dict[str, float], read: float, path: Path) 
             x = [row.gmacs / row.gigabytes for row in shown]
             axes.plot(x, [row.gmacs for row in shown], marker, color=color, label=f"{kind}, {name}", alpha=0.8)
     axes.set(xlabel="multiply-adds per byte of weights", ylabel="10⁹ multiply-adds per second, one thread")
-    axes.legend(fontsize="small", ncols=2)
+    axes.legend(fontsize="small", ncols=2, loc="lower right")
     figure.savefig(path, dpi=120)
 
 
