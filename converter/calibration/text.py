@@ -16,6 +16,7 @@ from tritgguf.converter.gguf_io.metadata import Metadata
 from tritgguf.converter.planning.calibration import Calibration
 from tritgguf.converter.tokenizer import SourceTokenizer
 from tritgguf.converter.tokenizer.template_budget import budget_for
+from tritgguf.converter.tokenizer.template_keys import special_text
 from tritgguf.converter.tokenizer.template_sandbox import template_environment
 
 N_TOKENS = 512
@@ -95,7 +96,7 @@ def _rendered(place: str, messages: Sequence[Mapping[str, Any]], metadata: Metad
     if template is None:
         return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
     specials = {"bos_token": Keys.Tokenizer.BOS_ID, "eos_token": Keys.Tokenizer.EOS_ID}
-    variables = {name: _token_text(metadata, key) for name, key in specials.items()}
+    variables = {name: special_text(metadata, key) for name, key in specials.items()}
     try:
         with budget_for([messages]):
             rendered: str = (
@@ -107,10 +108,3 @@ def _rendered(place: str, messages: Sequence[Mapping[str, Any]], metadata: Metad
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SourceError(f"{place}: the model's chat template refuses it ({reason:.200})") from error
     return rendered
-
-
-def _token_text(metadata: Metadata, key: str) -> str:
-    token, tokens = metadata.get(key), metadata.get(Keys.Tokenizer.LIST)
-    if token is None or tokens is None or not isinstance(token.data, int) or not isinstance(tokens.data, list):
-        return ""
-    return str(tokens.data[token.data])

@@ -97,3 +97,11 @@ def _named(entry: object, name: str) -> dict[str, str]:
             raise TokenizerError(
                 f"{name}: chat_template is a {type(entry).__name__}; expected a string or a list of name and template"
             )
+
+
+def special_text(metadata: Metadata, id_key: str) -> str:
+    """Return the text of the token whose id is under `id_key` in a GGUF file, such as BOS; "" if there is none."""
+    token_id, tokens = metadata.get(id_key), metadata.get(Keys.Tokenizer.LIST)
+    if token_id is None or tokens is None or not isinstance(token_id.data, int) or not isinstance(tokens.data, list):
+        return ""
+    return str(tokens.data[token_id.data]) if 0 <= token_id.data < len(tokens.data) else ""

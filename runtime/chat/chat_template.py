@@ -7,11 +7,9 @@ from datetime import datetime
 from typing import Any
 
 import jinja2
-from gguf import Keys
 from jinja2 import meta
 
 from tritgguf.converter.errors import EngineError
-from tritgguf.converter.gguf_io.metadata import Metadata
 from tritgguf.converter.tokenizer.template_budget import budget_for
 from tritgguf.converter.tokenizer.template_sandbox import template_environment
 
@@ -79,14 +77,6 @@ class ChatTemplate:
                 return self._template.render(messages=given, documents=None, **self._variables, **options)
         except Exception as error:  # the template is a program from the file: it can raise anything
             raise EngineError(f"the file's chat template refuses the conversation ({_line(error)})") from error
-
-
-def special_text(metadata: Metadata, id_key: str) -> str:
-    """Return the text of the token whose id is under `id_key` in a GGUF file, such as BOS; "" if there is none."""
-    token_id, tokens = metadata.get(id_key), metadata.get(Keys.Tokenizer.LIST)
-    if token_id is None or tokens is None or not isinstance(token_id.data, int) or not isinstance(tokens.data, list):
-        return ""
-    return str(tokens.data[token_id.data]) if 0 <= token_id.data < len(tokens.data) else ""
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message] | None:

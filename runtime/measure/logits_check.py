@@ -17,7 +17,8 @@ from tritgguf.converter.core.dtypes import FLOAT_DTYPES
 from tritgguf.converter.errors import EngineError
 from tritgguf.converter.gguf_io.metadata import Metadata
 from tritgguf.converter.model.model import Model
-from tritgguf.runtime.chat.chat_template import ChatTemplate, Message, special_text
+from tritgguf.converter.tokenizer.template_keys import special_text
+from tritgguf.runtime.chat.chat_template import ChatTemplate, Message
 
 if TYPE_CHECKING:
     from tritgguf.converter.verification.verification import Verification

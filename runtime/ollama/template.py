@@ -15,8 +15,8 @@ from tritgguf.converter.ollama.samples import EMPTY_SYSTEM, PADDED, SAMPLES
 from tritgguf.converter.ollama.selection import more_in_jinja
 from tritgguf.converter.ollama.translate import Translation, translate
 from tritgguf.converter.tokenizer.special_ids import ALWAYS_ENDS_GENERATION
-from tritgguf.converter.tokenizer.template_keys import end_of_turn
-from tritgguf.runtime.chat.chat_template import ChatTemplate, special_text
+from tritgguf.converter.tokenizer.template_keys import end_of_turn, special_text
+from tritgguf.runtime.chat.chat_template import ChatTemplate
 from tritgguf.runtime.ollama.jinja_there import as_meant, render
 
 # For a model without a chat template: the user's text alone, as Ollama does without a TEMPLATE.
