@@ -11,4 +11,9 @@ if not _safe and (sys.path[0] == "" or sys.path[0] == os.getcwd()):  # noqa: PTH
 
 from tritgguf.runtime.cli.main import main  # noqa: E402
 
-main()
+try:
+    main()
+finally:
+    # Python notes an interrupt that passes through a text it executes, such as that of a dataclass. Although main() turned
+    # it into an exit code, a program started with -m would then end by the signal. Executing another text clears that.
+    exec("")
