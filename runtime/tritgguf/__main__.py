@@ -14,6 +14,6 @@ from tritgguf.runtime.cli.main import main  # noqa: E402
 try:
     main()
 finally:
-    # Python notes an interrupt that passes through a text it executes, such as that of a dataclass. Although main() turned
-    # it into an exit code, a program started with -m would then end by the signal. Executing another text clears that.
+    # Python notes an interrupt that passes through a text it executes, such as that of a dataclass. main() made an exit
+    # code of it, but Python would still end a program started with -m by the signal. Executing another text clears it.
     exec("")
