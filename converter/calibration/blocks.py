@@ -153,6 +153,24 @@ class Decoder:
 
 
 @contextmanager
+def fast_products() -> Iterator[None]:
+    """Let matrix products round what they multiply to bfloat16 where the processor has instructions for it.
+
+    Sums stay float32. It is twice as fast, and the rounding is far below what two bits do to a weight.
+    """
+    abilities = getattr(torch.cpu, "get_capabilities", dict)()
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    if matmul is None or not (abilities.get("avx512_bf16") or abilities.get("amx_bf16")):
+        yield
+        return
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+@contextmanager
 def quiet(folder: Path) -> Iterator[None]:
     """Keep transformers from printing; raise UnsupportedError, of one line, for whatever it raises."""
     transformers.utils.logging.set_verbosity_error()

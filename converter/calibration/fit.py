@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tritgguf.converter.calibration import gptq
-from tritgguf.converter.calibration.blocks import Block, Decoder, quiet
+from tritgguf.converter.calibration.blocks import Block, Decoder, fast_products, quiet
 from tritgguf.converter.calibration.kept import Kept
 from tritgguf.converter.calibration.layers import BLOCKS, WEIGHT, BlockError, Layer, unsupported
 from tritgguf.converter.calibration.moments import Group, Moments, Sums, groups
@@ -33,6 +33,7 @@ class Fit:
         self.decoder, self.specs, self.calibration = decoder, specs, calibration
         self.float_streams = decoder.embedded(chunks)
         self.streams = self.float_streams.clone()
+        self.behind: dict[int, Tensor] = {}  # the float streams of chunks behind the block, as far as they are known
         self.n_held_out = max(1, min(HELD_OUT, len(chunks) // 8))
 
     def block(
@@ -54,11 +55,13 @@ class Fit:
         self, number: int, layers: Mapping[str, Layer], float_block: Block, block: Block, step: Step
     ) -> dict[str, ByteArray]:
         packed: dict[str, ByteArray] = {}
-        for group in self._groups(number, float_block):
+        found = self._groups(number, float_block)
+        for group in found:
             wanted = [name for name in group.names if name in layers]
             if not wanted:
                 continue
-            moments = self._moments(group, float_block, block, step)
+            moments, behind = self._moments(group, float_block, block, step)
+            self.behind = behind if group is found[-1] else {}
             for name in wanted:
                 packed[name] = self._packed(layers[name], float_block.linear(name).weight.data, moments)
                 _set_weights(block, name, layers[name].codec.unpack(packed[name]))
@@ -75,13 +78,21 @@ class Fit:
             raise unsupported(self.decoder.class_name)
         return found
 
-    def _moments(self, group: Group, float_block: Block, block: Block, step: Step) -> Moments:
+    def _moments(
+        self, group: Group, float_block: Block, block: Block, step: Step
+    ) -> tuple[Moments, dict[int, Tensor]]:
+        """Return the moments, and the float streams behind the layer by chunk where they were needed."""
         does = self.calibration.does
         sums = Sums(group, correction=does("correction"), token_weights=does("token-weights"))
+        behind = {}
         for chunk in range(len(self.streams) - self.n_held_out):
-            sums.add(float_block, block, self.float_streams[chunk : chunk + 1], self.streams[chunk : chunk + 1])
+            one = slice(chunk, chunk + 1)
+            with fast_products():
+                stream = sums.add(float_block, block, self.float_streams[one], self.streams[one])
+            if stream is not None:
+                behind[chunk] = stream
             step(1)
-        return sums.moments()
+        return sums.moments(), behind
 
     def _packed(self, layer: Layer, weights: Tensor, moments: Moments) -> ByteArray:
         try:
@@ -95,9 +106,8 @@ class Fit:
 
     def _quantized(self, layer: Layer, weights: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
         does = self.calibration.does
-        if moments.drift is not None:
-            hessian = gptq.damped(moments.hessian, CORRECTION_DAMPING)
-            weights = gptq.corrected(weights, hessian, moments.drift, moments.stream)
+        if (pull := moments.pull(weights)) is not None:
+            weights = gptq.corrected(weights, gptq.damped(moments.hessian, CORRECTION_DAMPING), pull)
         at_down = layer.spec.name.endswith(ADDING[1])
         return gptq.quantized(
             weights,
@@ -112,10 +122,13 @@ class Fit:
     def _advance(self, float_block: Block, block: Block, step: Step) -> BlockError:
         errors = []
         for chunk in range(len(self.streams)):
-            theirs, ours = float_block(self.float_streams[chunk : chunk + 1]), block(self.streams[chunk : chunk + 1])
+            one, theirs = slice(chunk, chunk + 1), self.behind.pop(chunk, None)
+            with fast_products():
+                ours = block(self.streams[one])[0]
+                theirs = float_block(self.float_streams[one])[0] if theirs is None else theirs
             norms = theirs.square().mean(-1).clamp_min(1e-6)
             errors.append(float(((ours - theirs).square().mean(-1) / norms).mean()))
-            self.float_streams[chunk], self.streams[chunk] = theirs[0], ours[0]
+            self.float_streams[chunk], self.streams[chunk] = theirs, ours
             step(1)
         fitted, held_out = errors[: -self.n_held_out], errors[-self.n_held_out :]
         return BlockError(sum(fitted) / len(fitted), sum(held_out) / len(held_out))

@@ -26,14 +26,13 @@ def damped(hessian: Tensor, share: float) -> Tensor:
     return result
 
 
-def corrected(weights: Tensor, hessian: Tensor, drift: Tensor, stream: Tensor | None) -> Tensor:
+def corrected(weights: Tensor, hessian: Tensor, pull: Tensor) -> Tensor:
     """Return weights that make the float model's outputs of the quantized model's inputs, as far as they can.
 
-    `hessian` is XᵀX of the quantized model's inputs, damped; `drift` is (F - X)ᵀX, where F are the float model's.
-    `stream` is (S - R)ᵀX, (n_rows, n_columns), for layers that add to the residual stream: S of the float model and R
-    of the quantized one. All are divided by the same number of tokens.
+    `hessian` is XᵀX of the quantized model's inputs, damped; `pull`, (n_rows, n_columns), is (Y - Z)ᵀX: Y are the float
+    model's outputs, Z those of its weights for X. For a layer that adds to the residual stream both are with the stream
+    that they are added to. Both are divided by the same number of tokens.
     """
-    pull = weights @ drift if stream is None else weights @ drift + stream
     return weights + torch.cholesky_solve(pull.T, torch.linalg.cholesky(hessian)).T
 
 

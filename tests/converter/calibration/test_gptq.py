@@ -159,10 +159,11 @@ def test_the_corrected_target_is_that_of_least_squares(layer) -> None:
     theirs = inputs + 0.3 * torch.randn(inputs.shape, generator=random)
     rest = torch.randn(len(inputs), N_ROWS, generator=random)
     hessian = hessian_of(inputs)
-    found = gptq.corrected(weights, hessian, (theirs - inputs).T @ inputs, rest.T @ inputs)
+    drift = weights @ ((theirs - inputs).T @ inputs)
+    found = gptq.corrected(weights, hessian, drift + rest.T @ inputs)
     wanted = torch.linalg.lstsq(inputs.double(), (theirs @ weights.T + rest).double()).solution.T
     torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-3)
-    without = gptq.corrected(weights, hessian, (theirs - inputs).T @ inputs, None)
+    without = gptq.corrected(weights, hessian, drift)
     wanted = torch.linalg.lstsq(inputs.double(), (theirs @ weights.T).double()).solution.T
     torch.testing.assert_close(without.double(), wanted, rtol=1e-3, atol=1e-3)
 
