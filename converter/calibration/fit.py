@@ -78,9 +78,7 @@ class Fit:
             raise unsupported(self.decoder.class_name)
         return found
 
-    def _moments(
-        self, group: Group, float_block: Block, block: Block, step: Step
-    ) -> tuple[Moments, dict[int, Tensor]]:
+    def _moments(self, group: Group, float_block: Block, block: Block, step: Step) -> tuple[Moments, dict[int, Tensor]]:
         """Return the moments, and the float streams behind the layer by chunk where they were needed."""
         does = self.calibration.does
         sums = Sums(group, correction=does("correction"), token_weights=does("token-weights"))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tests.attacks.fuzz_checkpoints import ConfigJson, PackedBytes
 from tests.attacks.fuzz_gguf import ForeignGguf, GgufHeader
+from tests.attacks.fuzz_imatrix import ImportanceMatrix
 from tests.attacks.fuzz_target import Target
 from tests.attacks.fuzz_tokenizers import Tokenizer
 from tests.attacks.fuzz_weights import LoraAdapter, PytorchFile, SafetensorsHeader, SafetensorsIndex
@@ -22,5 +23,6 @@ TARGETS: Mapping[str, type[Target]] = {
         Tokenizer,
         PackedBytes,
         LoraAdapter,
+        ImportanceMatrix,
     )
 }
