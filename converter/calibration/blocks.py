@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ class Seen(NamedTuple):
 
 
 class _ReachedError(Exception):
-    """The last watched layer has run."""
+    """What was to be seen has been seen."""
 
 
 class Block:
@@ -48,6 +48,20 @@ class Block:
     def linear(self, name: str) -> nn.Linear:
         """Return the linear layer of that name in the block."""
         return self.module.get_submodule(name)
+
+    def inputs(self, stream: Tensor, name: str) -> Tensor:
+        """Run the block up to a linear layer and return what that would get, (1, n_tokens, n_features)."""
+        found: list[Tensor] = []
+
+        def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            found.append(arguments[0])
+            raise _ReachedError
+
+        handle = self.linear(name).register_forward_pre_hook(hook)
+        with suppress(_ReachedError):
+            self(stream)
+        handle.remove()
+        return found[0]
 
     def watch(self, stream: Tensor, names: Sequence[str], *, to_the_end: bool = False) -> dict[str, Seen]:
         """Run the block until all of these layers have run, and return what each saw, in the order in which they ran.

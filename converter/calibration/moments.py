@@ -110,19 +110,20 @@ class Sums:
 
 
 class _At(NamedTuple):
-    """A layer's inputs, and the residual stream with its outputs added, each (n_tokens, n_features)."""
+    """A layer's inputs, and the residual stream with its outputs if it adds to it, each (n_tokens, n_features)."""
 
     inputs: Tensor
     behind: Tensor
 
 
 def _at(block: Block, stream: Tensor, group: Group) -> _At:
-    seen = block.watch(stream, (*group.earlier, group.names[0]))
-    behind = stream
-    if group.adds:
-        for name in (*group.earlier, group.names[0]):
-            behind = behind + seen[name].outputs
-    return _At(seen[group.names[0]].inputs[0], behind[0])
+    name, behind = group.names[0], stream
+    if not group.adds:
+        return _At(block.inputs(stream, name)[0], behind[0])
+    seen = block.watch(stream, (*group.earlier, name))
+    for one in (*group.earlier, name):
+        behind = behind + seen[one].outputs
+    return _At(seen[name].inputs[0], behind[0])
 
 
 def _added(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
