@@ -172,7 +172,7 @@ def fast_products() -> Iterator[None]:
 
     Sums stay float32. It is twice as fast, and the rounding is far below what two bits do to a weight.
     """
-    abilities = getattr(torch.cpu, "get_capabilities", dict)()
+    abilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     matmul = getattr(torch.backends.mkldnn, "matmul", None)
     if matmul is None or not (abilities.get("avx512_bf16") or abilities.get("amx_bf16")):
         yield

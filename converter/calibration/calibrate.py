@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tritgguf
+from tritgguf.converter.calibration.basis import in_its_basis
 from tritgguf.converter.calibration.kept import CalibratedTensor, Kept, kept_beside
 from tritgguf.converter.calibration.layers import BLOCKS, BlockError, Layer, layers_to_fit
 from tritgguf.converter.calibration.text import Chunks, calibration_chunks
@@ -52,6 +53,7 @@ def calibrated(
     with kept_beside(out, _identity(model, model.tensors, layers, calibration, chunks)) as kept:
         if kept.note:
             tell(kept.note)
+        model = in_its_basis(model, plan.tensors, calibration)
         yield _fitted(model, layers, calibration, chunks, kept, _Meter(model, layers, chunks, progress, tell), threads)
 
 
@@ -132,6 +134,7 @@ def _identity(
         "weights": weights.hexdigest(),
         "types": {layer.spec.source: [layer.codec.name, layer.highest] for layer in layers},
         "without": sorted(calibration.without),
+        "untie": calibration.untie,
         "chunks": [*chunks.shape, hashlib.sha256(chunks.tobytes()).hexdigest()],
     }
 

@@ -13,6 +13,7 @@ from typing import TypedDict
 
 from typing_extensions import Unpack
 
+from tritgguf.converter.calibration.basis import in_its_basis
 from tritgguf.converter.calibration.calibrate import calibrated
 from tritgguf.converter.conversion.writer import write_tensors
 from tritgguf.converter.core.parallel import background, n_threads
@@ -55,6 +56,7 @@ class Choices(TypedDict, total=False):
     calibration_chunks: int | None
     seed: int | None
     gptq_without: Iterable[str]
+    untie: bool
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,12 @@ def plan(
     Raises TritggufError.
     """
     opened = open_model(Path(model), lora=None if lora is None else Path(lora), values=values)
-    return make_plan(opened, Request.named(type, method, **choices), threads, progress)
+    request = Request.named(type, method, **choices)
+    found = make_plan(opened, request, threads, progress)
+    if request.calibration is None:
+        return found
+    turned = in_its_basis(opened, found.tensors, request.calibration)
+    return found if turned is opened else make_plan(turned, request, threads, progress)
 
 
 def convert(
@@ -123,7 +130,8 @@ def convert(
 
     With `method` "gptq", codes are chosen for what the model computes on text (docs/quality.md), which takes torch and
     time: `calibration` are files of text, by default the text that comes with the package, of which
-    `calibration_chunks` (128) are taken by `seed` (0). `gptq_without` names steps to leave out. What is done lies in a
+    `calibration_chunks` (128) are taken by `seed` (0). `gptq_without` names steps to leave out, `untie` gives a
+    tied model an output layer of its own, so that it can be rotated. What is done lies in a
     folder beside `out`, so that another run goes on where one was stopped. `told` gets a line for each block.
 
     `check` compares the file's token ids with those of the source's tokenizer; True takes the installed provider of

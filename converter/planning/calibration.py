@@ -11,19 +11,23 @@ from tritgguf.converter.errors import UnsupportedError
 
 GPTQ = "gptq"
 # What each step is for: docs/quality.md.
-STEPS = ("correction", "feedback", "refit", "descent", "token-weights", "fourth-code")
+STEPS = ("rotation", "correction", "feedback", "refit", "descent", "token-weights", "fourth-code")
 TYPES = ("tq1_0", "tq2_0", "q2_0")
 N_CHUNKS = 128
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The files of text, none for the default text; how many chunks of them, chosen by `seed`; steps left out."""
+    """The files of text, none for the default text; how many chunks of them, chosen by `seed`; steps left out.
+
+    `untie` gives a model whose output layer is its embeddings one of its own, so that it can be rotated.
+    """
 
     texts: tuple[Path, ...] = ()
     n_chunks: int = N_CHUNKS
     seed: int = 0
     without: frozenset[str] = frozenset()
+    untie: bool = False
 
     def does(self, step: str) -> bool:
         """Whether a step of STEPS isn't left out."""
@@ -37,6 +41,8 @@ def calibration_for(
     n_chunks: int | None = None,
     seed: int | None = None,
     without: Iterable[str] = (),
+    *,
+    untie: bool = False,
 ) -> Calibration | None:
     """Return what was asked of gptq, None with another method; raise UnsupportedError where it makes no sense.
 
@@ -44,10 +50,10 @@ def calibration_for(
     """
     paths, steps = tuple(Path(text) for text in texts), frozenset(_split(without))
     if method != GPTQ:
-        if paths or steps or n_chunks is not None or seed is not None:
+        if paths or steps or untie or n_chunks is not None or seed is not None:
             raise UnsupportedError(
-                f"--calibration, --calibration-chunks, --seed and --gptq-without belong to --method {GPTQ}; found "
-                f"--method {method}"
+                "--calibration, --calibration-chunks, --seed, --gptq-without and --untie belong to --method "
+                f"{GPTQ}; found --method {method}"
             )
         return None
     if type not in TYPES:
@@ -56,11 +62,13 @@ def calibration_for(
         )
     if unknown := sorted(steps - set(STEPS)):
         raise UnsupportedError(f"--gptq-without {unknown[0]}: unknown step; expected one of {', '.join(STEPS)}")
+    if untie and "rotation" in steps:
+        raise UnsupportedError("--untie is for the rotation, which --gptq-without leaves out: leave one of them out")
     if n_chunks is not None and n_chunks < 2:
         raise UnsupportedError(f"--calibration-chunks {n_chunks}: expected at least 2, of which one is held out")
     if seed is not None and seed < 0:
         raise UnsupportedError(f"--seed {seed}: expected 0 or more")
-    return Calibration(paths, n_chunks or N_CHUNKS, seed or 0, steps)
+    return Calibration(paths, n_chunks or N_CHUNKS, seed or 0, steps, untie)
 
 
 def _split(texts: Iterable[str]) -> list[str]:

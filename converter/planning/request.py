@@ -90,6 +90,7 @@ class Request:
         calibration_chunks: int | None = None,
         seed: int | None = None,
         gptq_without: Iterable[str] = (),
+        untie: bool = False,
     ) -> Request:
         """Look up the names, see `convert`; raise UnsupportedError, with the known names, for an unknown one.
 
@@ -118,7 +119,7 @@ class Request:
             frozenset(fast_here),
             None if imatrix is None else read_imatrix(Path(imatrix)),
             seconds_per_weight or {},
-            calibration_for(method, type, calibration, calibration_chunks, seed, gptq_without),
+            calibration_for(method, type, calibration, calibration_chunks, seed, gptq_without, untie=untie),
         )
 
     def method_for(self, spec: TensorSpec) -> Method:

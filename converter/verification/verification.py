@@ -22,6 +22,7 @@ from tritgguf.converter.gguf_io.reader import GgufFile, read_gguf
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.model.open import open_model
+from tritgguf.converter.model.rotated import can_be_rotated, is_rotated, rotated
 from tritgguf.converter.planning.key_overrides import changes_tokenizer, overridden
 from tritgguf.converter.planning.request import key_overrides
 from tritgguf.converter.quant.codec import codecs
@@ -99,6 +100,8 @@ def verify(
             f"{model} holds no weights (model.safetensors, pytorch_model.bin or an index): there is nothing to compare "
             "with"
         )
+    if is_rotated(file.metadata) and can_be_rotated(opened):
+        opened = rotated(opened)
     pairs, unpaired = paired(opened, stored)
     if imatrix is not None:
         weights = read_imatrix(Path(imatrix))

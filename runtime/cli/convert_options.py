@@ -102,6 +102,15 @@ Without = Annotated[
     str | None,
     typer.Option(metavar="STEP,…", help=f"Leave out steps of {GPTQ}: {', '.join(STEPS)}.", rich_help_panel=PANEL),
 ]
+Untie = Annotated[
+    bool,
+    typer.Option(
+        "--untie",
+        help=f"With --method {GPTQ}: give a model whose output layer is its embeddings one of its own, so that it can "
+        "be rotated. The file is larger and loses less.",
+        rich_help_panel=PANEL,
+    ),
+]
 MaxShardSize = Annotated[
     str | None, typer.Option(help="Split the file into parts of at most this many bytes, e.g. 500M or 4G.")
 ]

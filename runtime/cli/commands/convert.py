@@ -59,6 +59,7 @@ def convert(
     calibration_chunks: convert_options.CalibrationChunks = None,
     seed: convert_options.Seed = None,
     gptq_without: convert_options.Without = None,
+    untie: convert_options.Untie = False,
     threads: options.Threads = None,
 ) -> None:
     """Convert a Hugging Face model or a GGUF file to a GGUF file with ternary tensors.
@@ -90,6 +91,7 @@ def convert(
         "calibration_chunks": calibration_chunks,
         "seed": seed,
         "gptq_without": (gptq_without,) if gptq_without else (),
+        "untie": untie,
     }
     fast = ", ".join(sorted(choices["fast_here"])) or "none"
     verbosity.detail(f"reading {model}; types that tritgguf's CPU kernels multiply here: {fast}")

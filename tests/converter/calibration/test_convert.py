@@ -58,13 +58,42 @@ def divergence(model: Path, files: list[Path]) -> list[float]:
 
 def test_the_file_predicts_better_than_one_that_is_rounded_to_nearest(model: Path, out: Path, tmp_path: Path) -> None:
     rounded = convert(model, tmp_path / "rounded.gguf", "q2_0", check=False).out
-    three = convert(model, tmp_path / "three.gguf", "q2_0", check=False, gptq_without=["fourth-code"], **OPTIONS).out
-    four, three_codes, nearest = divergence(model, [out, three, rounded])
+    files = [rounded, out]
+    for without in ("fourth-code,rotation", "rotation"):  # such random weights are as good in any basis
+        file = tmp_path / f"{without}.gguf"
+        files.append(convert(model, file, "q2_0", check=False, gptq_without=[without], **OPTIONS).out)
+    nearest, turned, three_codes, four = divergence(model, files)
     assert four < three_codes < nearest
+    assert turned < nearest
     linear = [kind for name, kind in gguf_weights.types(out).items() if name.startswith("blk.") and "norm" not in name]
     assert set(linear) == {"q2_0"}
     values = gguf_weights.read(out)["model.layers.0.mlp.down_proj.weight"].reshape(-1, 64)
     assert max(len(np.unique(group)) for group in values) == 4
+
+
+def test_a_model_with_tied_embeddings_is_rotated_only_if_asked(tmp_path: Path, monkeypatch, capsys) -> None:
+    tied = checkpoints.build("llama-llama3-tied", tmp_path / "tied")
+    files, notes = {}, {}
+    for untie in (False, True):
+        out = tmp_path / f"{untie}.gguf"
+        made = convert(tied, out, "q2_0", check=False, untie=untie, **OPTIONS)
+        files[untie], notes[untie] = gguf_weights.types(out), "\n".join(made.plan.notes)
+        assert plan(tied, "q2_0", untie=untie, **OPTIONS).file_bytes == out.stat().st_size
+        code, _, errors = run_captured(monkeypatch, capsys, "verify", tied, out)
+        assert code == 0, errors
+    assert files[True].keys() - files[False].keys() == {"output.weight"}
+    assert "--untie gives it one of its own" in notes[False]
+    assert "--untie" not in notes[True]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("llama-gqa", "has an output layer of its own"), ("llama-tied", "can't be rotated")]
+)
+def test_untie_where_it_would_do_nothing(name: str, why: str, tmp_path: Path) -> None:
+    folder = checkpoints.build(name, tmp_path / name)
+    message = f"{folder.name}: --untie has no effect, since the model {why}: leave it out"
+    with pytest.raises(UnsupportedError, match=message):
+        plan(folder, "q2_0", untie=True, **OPTIONS)
 
 
 def test_the_plan_says_that_it_is_not_exact(model: Path, out: Path, tmp_path: Path, monkeypatch, capsys) -> None:

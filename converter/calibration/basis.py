@@ -1,0 +1,38 @@
+"""Whether gptq rotates a model first: what rounding costs depends on the basis, what the model computes doesn't."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from tritgguf.converter.core.sizes import format_size
+from tritgguf.converter.errors import UnsupportedError
+from tritgguf.converter.model.model import Model
+from tritgguf.converter.model.rotated import EMBEDDING, can_be_rotated, has_own_output, rotated
+from tritgguf.converter.planning.calibration import Calibration
+from tritgguf.converter.planning.file_plan import TensorPlan
+
+
+def in_its_basis(model: Model, plans: Iterable[TensorPlan], calibration: Calibration) -> Model:
+    """Return the model rotated, if its plan lets that be; raise UnsupportedError where --untie would do nothing.
+
+    A layer whose codes are stored exactly would lose them. A tied output layer can't have the last norm's factors, so
+    it takes an output layer of its own, which makes the file larger.
+    """
+    possible = can_be_rotated(model) and not any(plan.spec.role == "linear" and plan.grid for plan in plans)
+    if calibration.untie and (not possible or has_own_output(model)):
+        why = "has an output layer of its own" if has_own_output(model) else "can't be rotated"
+        raise UnsupportedError(f"{model.path.name}: --untie has no effect, since the model {why}: leave it out")
+    if not possible or not calibration.does("rotation"):
+        return model
+    if has_own_output(model) or calibration.untie:
+        return rotated(model)
+    return replace(model, notes=[*model.notes, _tied(plans)])
+
+
+def _tied(plans: Iterable[TensorPlan]) -> str:
+    n_bytes = next(plan.n_bytes for plan in plans if plan.spec.name == EMBEDDING)
+    return (
+        "the output layer is the embeddings, so gptq doesn't rotate the model; --untie gives it one of its own, for a "
+        f"file of {format_size(n_bytes)} more that loses less"
+    )
