@@ -19,27 +19,30 @@ from tritgguf.converter import convert
 from tritgguf.runtime.measure.evaluation import evaluate
 
 TYPE = "q2_0"
-STEPS = ("token-weights", "correction", "refit", "descent")
+STEPS = ("rotation", "token-weights", "correction", "refit", "descent")
 ROWS: dict[str, dict[str, Any]] = {
     "absmean": {"method": "absmean"},
     "mse": {"method": "mse"},
     "feedback": {"gptq_without": STEPS},
-    "token-weights": {"gptq_without": STEPS[1:]},
-    "correction": {"gptq_without": STEPS[2:]},
-    "refit": {"gptq_without": STEPS[3:]},
-    "descent": {},
-    "three-codes": {"gptq_without": ("fourth-code",)},
+    "token-weights": {"gptq_without": ("rotation", *STEPS[2:])},
+    "correction": {"gptq_without": ("rotation", *STEPS[3:])},
+    "refit": {"gptq_without": ("rotation", *STEPS[4:])},
+    "descent": {"gptq_without": ("rotation",)},
+    "three-codes": {"gptq_without": ("rotation", "fourth-code")},
+    "rotation": {},
 }
 
 
 def measured(row: str, arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
     """Convert one row's file, unless it is there, and return its figures."""
     options, out = {"method": "gptq", **ROWS[row]}, arguments.folder / f"{row}-{arguments.chunks}.gguf"
+    config = json.loads((arguments.model / "config.json").read_text())
     if options["method"] == "gptq":
         options |= {
             "calibration": arguments.calibration,
             "calibration_chunks": arguments.chunks,
             "seed": arguments.seed,
+            "untie": row == "rotation" and bool(config.get("tie_word_embeddings")),
         }
     started = time.process_time()
     if not out.exists():
