@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf import Keys
 
+from tritgguf.converter.calibration.documents import documents
 from tritgguf.converter.errors import SourceError
 from tritgguf.converter.gguf_io.metadata import Metadata
 from tritgguf.converter.planning.calibration import Calibration
@@ -48,7 +48,7 @@ def _shuffled(chunks: Chunks, random: np.random.Generator) -> Chunks:
 
 
 def _chunks(path: Path, tokenizer: SourceTokenizer) -> Chunks:
-    ids = [token for text in _documents(path, tokenizer.metadata) for token in tokenizer.encode(text)]
+    ids = [token for text in _texts(path, tokenizer.metadata) for token in tokenizer.encode(text)]
     n_chunks = len(ids) // N_TOKENS
     chunks = np.array(ids[: n_chunks * N_TOKENS], np.int64).reshape(n_chunks, N_TOKENS)
     bos = tokenizer.metadata.get(Keys.Tokenizer.BOS_ID)
@@ -57,37 +57,10 @@ def _chunks(path: Path, tokenizer: SourceTokenizer) -> Chunks:
     return chunks
 
 
-def _documents(path: Path, metadata: Metadata) -> Iterator[str]:
-    """Yield the texts of a file: a line's each of a .jsonl file, or all of another."""
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "isn't UTF-8 text"
-        raise SourceError(f"{path}: can't be read ({reason}); give --calibration another file") from error
-    if path.suffix != ".jsonl":
-        yield text
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            yield _document(f"{path}, line {number}", line, metadata)
-
-
-def _document(place: str, line: str, metadata: Metadata) -> str:
-    expected = 'expected an object with "text", or "messages" with roles and contents'
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{place}: isn't JSON; {expected}") from error
-    text, messages = (entry.get(key) for key in ("text", "messages")) if isinstance(entry, dict) else (None, None)
-    if isinstance(text, str):
-        return text + "\n"
-    if isinstance(messages, list) and messages and all(_is_message(message) for message in messages):
-        return _rendered(place, messages, metadata)
-    raise SourceError(f"{place}: {expected}")
-
-
-def _is_message(message: object) -> bool:
-    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+def _texts(path: Path, metadata: Metadata) -> Iterator[str]:
+    for document in documents(path):
+        content = document.content
+        yield content if isinstance(content, str) else _rendered(document.place, content, metadata)
 
 
 def _rendered(place: str, messages: Sequence[Mapping[str, Any]], metadata: Metadata) -> str:

@@ -81,13 +81,14 @@ Card = Annotated[
     ),
 ]
 CalibrationText = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
         "--calibration",
-        metavar="FILE",
+        metavar="FILE|DATASET",
         rich_help_panel=PANEL,
-        help=f"With --method {GPTQ}: text, or .jsonl with a text or messages in each line; may be repeated (default: "
-        "a mixed text that comes with the package).",
+        help=f"With --method {GPTQ}: text, .jsonl, .json or .parquet with a text or messages in each entry, or a "
+        "dataset on Hugging Face, datasets/org/name; may be repeated (default: a mixed text that comes with the "
+        "package).",
     ),
 ]
 CalibrationChunks = Annotated[

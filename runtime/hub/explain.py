@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tritgguf.converter.errors import HubError
 from tritgguf.runtime.hub.client import site
-from tritgguf.runtime.hub.names import ENDPOINT_VARIABLE, ModelName
+from tritgguf.runtime.hub.names import ENDPOINT_VARIABLE, RepositoryName
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -22,7 +22,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def explained(name: ModelName) -> Iterator[None]:
+def explained(name: RepositoryName) -> Iterator[None]:
     """Turn what huggingface_hub, its connections and the disk raise into HubError."""
     from httpx2 import HTTPError, InvalidURL
     from huggingface_hub.errors import HFValidationError
@@ -33,7 +33,7 @@ def explained(name: ModelName) -> Iterator[None]:
         raise HubError(_line(name, error)) from error
 
 
-def _line(name: ModelName, error: BaseException) -> str:
+def _line(name: RepositoryName, error: BaseException) -> str:
     from httpx2 import HTTPError, InvalidURL
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -64,7 +64,7 @@ def _line(name: ModelName, error: BaseException) -> str:
     if isinstance(error, UnicodeEncodeError):  # of a header: addresses are escaped before
         return f"your token has characters that can't be sent: {_token_remedy()}"
     if isinstance(error, HFValidationError):
-        return f"{name} is no name of a model: {error}"
+        return f"{name} is no name of a {name.kind}: {error}"
     assert isinstance(error, OSError)
     return _on_disk(name, error, constants.HF_HUB_CACHE)
 
@@ -79,7 +79,7 @@ def no_answer(error: Exception) -> bool:
     return isinstance(error, (OfflineModeIsEnabled, TransportError))
 
 
-def _on_disk(name: ModelName, error: OSError, cache: str) -> str:
+def _on_disk(name: RepositoryName, error: OSError, cache: str) -> str:
     if error.errno in _NO_SPACE:
         return (
             f"{name}: no space left on the disk of {cache}: free some and run the command again, which goes on where "
@@ -89,7 +89,7 @@ def _on_disk(name: ModelName, error: OSError, cache: str) -> str:
     return f"{name}: {cache} can't be used: {what:.300}; set HF_HOME to a folder that can be written"
 
 
-def _answered(name: ModelName, error: HfHubHTTPError) -> str:
+def _answered(name: RepositoryName, error: HfHubHTTPError) -> str:
     """Explain an answer of the hub with a status of 400 or more."""
     from huggingface_hub.errors import (
         DisabledRepoError,
@@ -99,16 +99,16 @@ def _answered(name: ModelName, error: HfHubHTTPError) -> str:
         RevisionNotFoundError,
     )
 
-    page, status = f"{site()}/{name.repo}", error.response.status_code
+    page, status = f"{site()}/{name.path}", error.response.status_code
     if isinstance(error, GatedRepoError):
         if _has_token():
-            return f"{name.repo} is gated, and your account has no access: ask for it at {page}, then try again"
-        return f"{name.repo} is gated: accept its conditions at {page}, then {_LOG_IN}"
+            return f"{name.path} is gated, and your account has no access: ask for it at {page}, then try again"
+        return f"{name.path} is gated: accept its conditions at {page}, then {_LOG_IN}"
     if isinstance(error, DisabledRepoError):
-        return f"{name.repo} was disabled by the hub ({page} may say why): choose another repository"
+        return f"{name.path} was disabled by the hub ({page} may say why): choose another repository"
     if isinstance(error, RevisionNotFoundError):
         return (
-            f"{name.repo} has no revision {name.revision}: give a branch, a tag or a commit, such as at {page}/commits"
+            f"{name.path} has no revision {name.revision}: give a branch, a tag or a commit, such as at {page}/commits"
         )
     if isinstance(error, RemoteEntryNotFoundError):
         return f"{name}: a file that the hub listed isn't there any more ({page}): try again"
@@ -116,9 +116,9 @@ def _answered(name: ModelName, error: HfHubHTTPError) -> str:
         return f"{site()} refuses your token: {_token_remedy()}"
     if status in (401, 404):
         also = "your token may not read it" if _has_token() else f"it is private: then {_LOG_IN}"
-        return f"{site()} has no model {name.repo}, and there is no such path here: check the spelling, or {also}"
+        return f"{site()} has no {name.kind} {name.path}, and there is no such path here: check the spelling, or {also}"
     if status == 403:
-        return f"{name.repo}: your token may not read it (403): see {site()}/settings/tokens"
+        return f"{name.path}: your token may not read it (403): see {site()}/settings/tokens"
     if status == 429:
         return f"{site()} asks to wait (429, too many requests): try again in some minutes{_hint()}"
     if status >= 500:

@@ -6,11 +6,11 @@ import fnmatch
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from tritgguf.converter.errors import HubError
-from tritgguf.runtime.hub.names import ModelName
+from tritgguf.runtime.hub.names import ModelName, RepositoryName
 
 Prefer: TypeAlias = Literal["checkpoint", "gguf"]
 
@@ -72,7 +72,7 @@ def small_files(files: Collection[str]) -> tuple[str, ...]:
     )
 
 
-def shards(name: ModelName, index: str, text: str, files: Collection[str]) -> tuple[str, ...]:
+def shards(name: RepositoryName, index: str, text: str, files: Collection[str]) -> tuple[str, ...]:
     """Return the files with weights that an index names; raise HubError where the repository lacks one."""
     try:
         weight_map = json.loads(text)["weight_map"]
@@ -123,11 +123,11 @@ def _named(name: ModelName, wanted: str, models: Mapping[str, tuple[str, ...]]) 
             return models[found[0]]
         if found:
             raise HubError(
-                f"{name}: {len(found)} GGUF files have {wanted} in their names: name one{_listed(name, found)}"
+                f"{name}: {len(found)} GGUF files have {wanted} in their names: name one{listed(name, found)}"
             )
     if not models:
-        raise HubError(f"{name.repo} holds no GGUF file{_at(name)}, so there is no {wanted} in it")
-    raise HubError(f"{name.repo} has no GGUF file {wanted}{_at(name)}; name one that it has{_listed(name, models)}")
+        raise HubError(f"{name.repo} holds no GGUF file{at(name)}, so there is no {wanted} in it")
+    raise HubError(f"{name.repo} has no GGUF file {wanted}{at(name)}; name one that it has{listed(name, models)}")
 
 
 def _only(name: ModelName, models: Mapping[str, tuple[str, ...]], *, has_weights: bool) -> tuple[str, ...]:
@@ -135,9 +135,9 @@ def _only(name: ModelName, models: Mapping[str, tuple[str, ...]], *, has_weights
     if len(candidates) == 1:
         return next(iter(candidates.values()))
     if candidates:
-        raise HubError(f"{name.repo} holds {len(candidates)} GGUF files: name one{_listed(name, candidates)}")
+        raise HubError(f"{name.repo} holds {len(candidates)} GGUF files: name one{listed(name, candidates)}")
     remedy = f"make one of its weights: tritgguf convert {name} OUT.gguf" if has_weights else "name another repository"
-    raise HubError(f"{name.repo} holds no GGUF file{_at(name)}; {remedy}")
+    raise HubError(f"{name.repo} holds no GGUF file{at(name)}; {remedy}")
 
 
 def _no_model(name: ModelName, files: Collection[str]) -> str:
@@ -145,16 +145,17 @@ def _no_model(name: ModelName, files: Collection[str]) -> str:
         return f"{name.repo} is an adapter, not a model: name its base model, and the adapter's folder with --lora"
     lacks = "weights in safetensors or PyTorch files, and no GGUF file" if CONFIG in files else "config.json"
     found = ", ".join(sorted(files)[:_SHOWN]) or "nothing"
-    return f"{name.repo} holds no model that is read here{_at(name)}: it has no {lacks}; it holds {found}"
+    return f"{name.repo} holds no model that is read here{at(name)}: it has no {lacks}; it holds {found}"
 
 
-def _at(name: ModelName) -> str:
+def at(name: RepositoryName) -> str:
+    """Return the revision for a message, where the name has one."""
     return f" at {name.revision}" if name.revision else ""
 
 
-def _listed(name: ModelName, files: Iterable[str]) -> str:
+def listed(name: RepositoryName, files: Iterable[str]) -> str:
     """Return the files for a message, each as it is typed, where they aren't too many."""
-    plain = ModelName(name.repo, name.revision)
+    plain = replace(name, file=None)
     found = sorted(files)
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return ": " + ", ".join(f"{plain}:{file}" for file in found[:_SHOWN]) + more

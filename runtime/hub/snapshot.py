@@ -2,7 +2,7 @@
 
 The cache has the layout of https://huggingface.co/docs/huggingface_hub/guides/manage-cache, so that other programs
 find what is fetched here, and the other way round: models--org--name/blobs/ETAG are the files, snapshots/COMMIT/PATH
-links to them, refs/REVISION holds a commit.
+links to them, refs/REVISION holds a commit. Datasets have datasets--org--name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tritgguf.converter.errors import HubError
 from tritgguf.runtime.hub.client import hub, site
-from tritgguf.runtime.hub.names import ENDPOINT_VARIABLE, ModelName
+from tritgguf.runtime.hub.names import ENDPOINT_VARIABLE, Kind, RepositoryName
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT_SECONDS = 30  # for an answer about a repository
@@ -39,14 +39,14 @@ class RemoteFile:
 class Snapshot:
     """A repository at a commit, and the files that it has there, by their paths."""
 
-    name: ModelName
+    name: RepositoryName
     commit: str
     files: Mapping[str, RemoteFile]
 
     @property
     def storage(self) -> Path:
         """The repository's folder in the cache."""
-        return storage(self.name.repo)
+        return storage(self.name.repo, self.name.kind)
 
     @property
     def folder(self) -> Path:
@@ -58,17 +58,18 @@ class Snapshot:
         return [path for path in paths if not (self.folder / path).is_file()]
 
 
-def storage(repo: str) -> Path:
+def storage(repo: str, kind: Kind = "model") -> Path:
     """Return a repository's folder in the cache."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repo.replace('/', '--')}"
+    return Path(constants.HF_HUB_CACHE).expanduser() / f"{kind}s--{repo.replace('/', '--')}"
 
 
-def on_the_hub(name: ModelName) -> Snapshot:
+def on_the_hub(name: RepositoryName) -> Snapshot:
     """Ask the hub, in one request, for the commit that a name stands for and for its files."""
     try:
-        info = hub().model_info(name.repo, revision=name.revision, timeout=TIMEOUT_SECONDS, files_metadata=True)
+        ask = hub().dataset_info if name.kind == "dataset" else hub().model_info
+        info = ask(name.repo, revision=name.revision, timeout=TIMEOUT_SECONDS, files_metadata=True)
     except (ValueError, LookupError, TypeError, AttributeError) as error:  # what reading another server's answer raises
         if isinstance(error, (OSError, UnicodeEncodeError)):
             raise
@@ -90,7 +91,7 @@ def _is_plain(path: str) -> bool:
     )
 
 
-def in_the_cache(name: ModelName, commit: str | None = None) -> Snapshot | None:
+def in_the_cache(name: RepositoryName, commit: str | None = None) -> Snapshot | None:
     """Return a repository as the cache knows it; None where it was never fetched, or not at this commit or revision."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
@@ -100,22 +101,22 @@ def in_the_cache(name: ModelName, commit: str | None = None) -> Snapshot | None:
     if commit is None:
         return None
     try:
-        listed = get_cached_repo_tree(name.repo, revision=commit)
+        listed = get_cached_repo_tree(name.repo, repo_type=name.kind, revision=commit)
         files = [RemoteFile(file.path, file.size) for file in listed if _is_plain(file.path)]
     except CachedRepoTreeNotFoundError:  # another program fetched it, file by file
-        folder = storage(name.repo) / "snapshots" / commit
+        folder = storage(name.repo, name.kind) / "snapshots" / commit
         found = (path for path in folder.rglob("*") if path.is_file())
         files = [RemoteFile(path.relative_to(folder).as_posix(), path.stat().st_size) for path in found]
     return Snapshot(name, commit, {file.path: file for file in files}) if files else None
 
 
-def known_commit(name: ModelName) -> str | None:
+def known_commit(name: RepositoryName) -> str | None:
     """Return the commit that the revision stood for when it was last fetched; None if it never was."""
     revision = name.revision or "main"
     if COMMIT.fullmatch(revision):
         return revision
     with suppress(OSError, ValueError):
-        commit = _ref(name.repo, revision).read_text("utf-8").strip()
+        commit = _ref(name, revision).read_text("utf-8").strip()
         return commit if COMMIT.fullmatch(commit) else None
     return None
 
@@ -125,7 +126,7 @@ def remember_commit(snapshot: Snapshot) -> None:
     revision = snapshot.name.revision or "main"
     if revision == snapshot.commit or known_commit(snapshot.name) == snapshot.commit:
         return
-    place = _ref(snapshot.name.repo, revision)
+    place = _ref(snapshot.name, revision)
     temporary = place.with_name(f"{place.name}.{secrets.token_hex(4)}.tmp")
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -133,10 +134,10 @@ def remember_commit(snapshot: Snapshot) -> None:
         temporary.replace(place)
 
 
-def _ref(repo: str, revision: str) -> Path:
+def _ref(name: RepositoryName, revision: str) -> Path:
     """Return the file that holds a revision's commit; raise HubError for a revision that leads elsewhere."""
-    refs = storage(repo) / "refs"
+    refs = storage(name.repo, name.kind) / "refs"
     place = Path(os.path.normpath(refs / revision))
     if refs not in place.parents:
-        raise HubError(f"{revision:.200} can't be a revision of {repo}: give a branch, a tag or a commit")
+        raise HubError(f"{revision:.200} can't be a revision of {name.path}: give a branch, a tag or a commit")
     return place

@@ -257,7 +257,7 @@ def _part(response: Response, file: RemoteFile, first: int, n_bytes: int) -> byt
 def _url(snapshot: Snapshot, file: RemoteFile) -> str:
     from huggingface_hub import hf_hub_url
 
-    return hf_hub_url(snapshot.name.repo, file.path, revision=snapshot.commit)
+    return hf_hub_url(snapshot.name.repo, file.path, repo_type=snapshot.name.kind, revision=snapshot.commit)
 
 
 @contextmanager
@@ -297,6 +297,7 @@ def _link(snapshot: Snapshot, paths: Sequence[str]) -> None:
     with disable_progress_bars() if constants.HF_HUB_DISABLE_PROGRESS_BARS is None else nullcontext():
         snapshot_download(
             snapshot.name.repo,
+            repo_type=snapshot.name.kind,
             revision=snapshot.commit,
             allow_patterns=[glob.escape(path) for path in paths],
             library_name=hub().library_name,

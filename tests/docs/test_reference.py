@@ -20,6 +20,7 @@ from tritgguf.runtime.cli import main as cli
 PAGE = (DOCS / "reference.md").read_text(encoding="utf-8")
 # Read by a library, so that the sources don't show it: the file in which the library does.
 IN_LIBRARIES = {
+    "HF_ASSETS_CACHE": "huggingface_hub.constants",
     "HF_HOME": "huggingface_hub.constants",
     "HF_HUB_CACHE": "huggingface_hub.constants",
     "HF_HUB_DISABLE_PROGRESS_BARS": "huggingface_hub.constants",

@@ -21,6 +21,7 @@ from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.interruption import reports_interruption
 from tritgguf.runtime.cli.model_argument import fetched, headers_of_model, local_model, named_model
 from tritgguf.runtime.cli.progress_bar import show_progress
+from tritgguf.runtime.cli.text_argument import local_text
 
 if TYPE_CHECKING:
     from tritgguf.converter.conversion.pipeline import Choices, Conversion
@@ -108,9 +109,10 @@ def convert(
     from tritgguf.runtime.engine.token_ids_process import token_ids_process  # not at the top: the help needn't wait
 
     with reports_interruption(out):
-        if (name_on_hub := named_model(model, revision)) is not None:
+        if (name_on_hub := named_model(model, revision)) is not None or calibration:
             _require_sense(out, force, type, method, choices)
         after.require_places(out)
+        choices["calibration"] = [local_text(text, json_output=json_output) for text in calibration or ()]
         path = Path(model) if name_on_hub is None else fetched(name_on_hub, json_output=json_output)
     fits = method == GPTQ
     kept = "; the same command goes on with the blocks that are done" if fits else ""
@@ -151,7 +153,7 @@ def _planned_from(model: str, revision: str | None, lora: Path | None, json_outp
 
 
 def _require_sense(out: Path, force: bool, type: str, method: str, choices: Choices) -> None:
-    """Raise TritggufError for what can be known to fail before a model is fetched."""
+    """Raise TritggufError for what can be known to fail before anything is fetched."""
     from tritgguf.converter.core.whole_files import require_writable
     from tritgguf.converter.planning.request import Request
 

@@ -105,7 +105,7 @@ def test_unusable_text_is_refused(content: str, message: str, tokenizer: SourceT
 
 
 def test_a_missing_file_is_told(tokenizer: SourceTokenizer, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"none.txt: can't be read \(No such file or directory\); give --calibration"):
+    with pytest.raises(SourceError, match=r"none.txt: can't be read \(No such file or directory\); give another file"):
         chunks(tokenizer, tmp_path / "none.txt")
 
 

@@ -24,6 +24,7 @@ from tests import hub_endpoint
 LFS_BYTES = 10_000  # files of at least that size are stored outside the repository
 TOKENS = {"hf_good": True, "hf_poor": False}  # whether the token's account has access to gated repositories
 CHUNK_BYTES = 1 << 14
+NAME = "((?:datasets/)?[^/]+/[^/]+)"
 BAD_TOKEN = "Invalid credentials in Authorization header"
 
 
@@ -47,7 +48,7 @@ class Hollow:
 class Repository:
     """The files of each commit, by path, and the commits of branches and tags; `listed` are sizes that are wrong."""
 
-    name: str
+    name: str  # of a dataset, datasets/org/name
     commits: dict[str, dict[str, bytes | Hollow]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     gated: bool = False
@@ -185,11 +186,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(self.fault.status, b"{}", **self.fault.headers)
         elif self.server_place == "cdn":
             self._file(parts.path)
-        elif parts.path.startswith("/api/models/"):
-            self._api(parts.path.removeprefix("/api/models/"), parse_qs(parts.query))
-        elif match := re.fullmatch(r"/(.+?/.+?)/resolve/(.+?)/(.+)", parts.path):
+        elif match := re.fullmatch(r"/api/(?:models/|(datasets/))(.+)", parts.path):
+            self._api(match[1] or "", match[2], parse_qs(parts.query))
+        elif match := re.fullmatch(rf"/{NAME}/resolve/(.+?)/(.+)", parts.path):
             self._resolve(match[1], unquote(match[2]), unquote(match[3]))
-        elif match := re.fullmatch(r"/api/resolve-cache/models/(.+?/.+?)/(.+?)/(.+)", parts.path):
+        elif match := re.fullmatch(
+            r"/api/resolve-cache/(?:models/)?((?:datasets/)?[^/]+/[^/]+)/([^/]+)/(.+)", parts.path
+        ):
             self._cached(self.server_state.repositories[match[1]], match[2], unquote(match[3]))
         else:
             self._error(404, "", "Not found")
@@ -215,12 +218,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return None
 
-    def _api(self, path: str, query: dict[str, list[str]]) -> None:
+    def _api(self, kind: str, path: str, query: dict[str, list[str]]) -> None:
         match = re.fullmatch(r"([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
         if match is None:
             self._error(404, "", "Not found")
             return
-        repository = self._readable(match[1])
+        repository = self._readable(kind + match[1])
         commit = repository and self._commit(repository, unquote(match[3] or "main"))
         if repository is None or commit is None:
             return
@@ -229,7 +232,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, json.dumps([{"type": "file", **file} for file in listed]).encode())
             return
         siblings = [_sibling(file) if "blobs" in query else {"rfilename": file["path"]} for file in listed]
-        info = {"id": repository.name, "modelId": repository.name, "sha": commit, "siblings": siblings, "tags": []}
+        name = repository.name.removeprefix(kind)
+        info = {"id": name, **({} if kind else {"modelId": name}), "sha": commit, "siblings": siblings, "tags": []}
         gated = "manual" if repository.gated else False
         flags = {"private": repository.private, "gated": gated, "disabled": False, "downloads": 0, "likes": 0}
         self._answer(200, json.dumps(info | flags).encode())
@@ -250,7 +254,8 @@ class _Handler(BaseHTTPRequestHandler):
             place = f"{self.server_state.cdn}/{name}/{commit}/{quote(path)}?signature=s3cret"
             self._answer(302, b"", Location=place, **linked)
         else:
-            place = f"/api/resolve-cache/models/{name}/{commit}/{quote(path)}"
+            kind = "" if name.startswith("datasets/") else "models/"
+            place = f"/api/resolve-cache/{kind}{name}/{commit}/{quote(path)}"
             self._answer(307, b"", Location=place, **{"X-Repo-Commit": commit})
 
     def _cached(self, repository: Repository, commit: str, path: str) -> None:
@@ -258,8 +263,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._body(data, ETag=f'"{_git_blob(data)}"', **{"X-Repo-Commit": commit})
 
     def _file(self, path: str) -> None:
-        owner, name, commit, file = unquote(path.removeprefix("/")).split("/", 3)
-        self._body(self.server_state.repositories[f"{owner}/{name}"].commits[commit][file])
+        match = re.fullmatch(rf"/{NAME}/([^/]+)/(.+)", unquote(path))
+        assert match is not None
+        self._body(self.server_state.repositories[match[1]].commits[match[2]][match[3]])
 
     def _body(self, data: bytes | Hollow, **headers: str) -> None:
         """Send a file, or the range of it that was asked for."""
