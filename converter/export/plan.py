@@ -28,6 +28,8 @@ from tritgguf.converter.quant.grids import Grid, find_grid
 from tritgguf.converter.tokenizer.from_gguf import tokenizer_files
 
 SHARD_BYTES = 4_990_000_000  # with its header a file stays below 5 GB
+HEADERS_ALONE = "only the headers of the weights are here"
+UNKNOWN = "the loss isn't known"
 ROUNDS_ITSELF = "BitnetForCausalLM"  # 1bitLLM's class makes its weights ternary whatever config.json says
 
 
@@ -126,9 +128,12 @@ class _Opened:
     dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
-def plan_export(model: Path, form: Form, threads: int, progress: Step) -> ExportPlan:
-    """Plan the folder; raise TritggufError if the checkpoint, or the GGUF file, can't be written as asked."""
-    opened = _open_gguf(model) if is_gguf(model) else _open_folder(model, form)
+def plan_export(model: Path, form: Form, threads: int, progress: Step, *, values: bool = True) -> ExportPlan:
+    """Plan the folder; raise TritggufError if the checkpoint, or the GGUF file, can't be written as asked.
+
+    `values` tells whether a GGUF file holds more than its header.
+    """
+    opened = _open_gguf(model, values) if is_gguf(model) else _open_folder(model, form)
     if form.dequantized and ROUNDS_ITSELF in named_classes(opened.config):
         raise UnsupportedError(
             f"config.json: {ROUNDS_ITSELF} rounds its weights to three levels each time it computes, so floats that "
@@ -165,21 +170,24 @@ def _open_folder(folder: Path, form: Form) -> _Opened:
     checkpoint = open_checkpoint(folder, linear_names(specs))
     if checkpoint.tensors is None:
         described = checkpoint.described or {}
-        missing = "only the headers of the weights are here" if described else "there are no weights"
+        missing = HEADERS_ALONE if described else "there are no weights"
         dtypes = {name: tensor.dtype for name, tensor in described.items()}
-        return _Opened(raw, specs, None, [f"{missing}: the loss isn't known"], dtypes=dtypes)
+        return _Opened(raw, specs, None, [f"{missing}: {UNKNOWN}"], dtypes=dtypes)
     found, notes = match_tensors(specs, checkpoint.tensors, config)
     _require_sense(checkpoint, found.values(), form)
     return _Opened(raw, specs, found, notes)
 
 
-def _open_gguf(path: Path) -> _Opened:
+def _open_gguf(path: Path, values: bool) -> _Opened:
     """Open a GGUF file for the way back; its tokenizer is left out, with a note, if it can't be expressed."""
-    model = model_from_gguf(path)
+    model = model_from_gguf(path, values=values)
     try:
         texts, notes = tokenizer_files(model.file.metadata), []
     except UnsupportedError as error:
         texts, notes = {}, [f"the folder gets no tokenizer: {error}"]
+    if not values:
+        dtypes = {name: tensor.dtype for name, tensor in model.tensors.items()}
+        return _Opened(model.config, model.specs, None, [f"{HEADERS_ALONE}: {UNKNOWN}", *notes], texts, dtypes)
     return _Opened(model.config, model.specs, model.tensors, [*model.notes, *notes], texts)
 
 

@@ -70,12 +70,20 @@ def form_named(
 
 
 def plan_quantization(
-    model: str | os.PathLike[str], form: Form, *, threads: int | None = None, progress: Progress | None = None
+    model: str | os.PathLike[str],
+    form: Form,
+    *,
+    values: bool = True,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> ExportPlan:
-    """Return the plan of the folder; a folder with only config.json is enough for the sizes."""
+    """Return the plan of the folder; a folder with only config.json is enough for the sizes.
+
+    `values` False says that nothing of a GGUF file is here but its header.
+    """
     source = Path(model)
     total = sum(path.stat().st_size for path in weight_files(source))
-    return plan_export(source, form, n_threads(threads), counted(progress, "reading", total))
+    return plan_export(source, form, n_threads(threads), counted(progress, "reading", total), values=values)
 
 
 def quantize(

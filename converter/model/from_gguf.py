@@ -94,8 +94,12 @@ class HfTensor(SourceTensor):
         return self.stored.on_disk(self.places[row_numbers(rows, self.shape[0])])
 
 
-def model_from_gguf(path: Path) -> FoundModel:
-    """Read a GGUF file as a Hugging Face model; raise UnsupportedError where it can't be expressed as one."""
+def model_from_gguf(path: Path, *, values: bool = True) -> FoundModel:
+    """Read a GGUF file as a Hugging Face model; raise UnsupportedError where it can't be expressed as one.
+
+    `values` False says that nothing of it is here but its header and what frequencies are divided by: the tensors then
+    have the right shapes and types.
+    """
     file = read_gguf(path)
     file.stock_tensors()  # raises UnsupportedError for what must be converted first
     known = [architecture for architecture in architectures() if architecture.name == file.architecture]
@@ -109,14 +113,14 @@ def model_from_gguf(path: Path) -> FoundModel:
     for architecture in known:
         for rope in rope_candidates(found.keys, _divisors(file)):
             try:
-                return _as_described(file, found, architecture, rope)
+                return _as_described(file, found, architecture, rope, values)
             except TritggufError as error:
                 failures.append(error)
     raise failures[0]
 
 
 def _as_described(
-    file: GgufFile, found: ArchitectureKeys, architecture: Architecture, rope: Mapping[str, Any]
+    file: GgufFile, found: ArchitectureKeys, architecture: Architecture, rope: Mapping[str, Any], values: bool
 ) -> FoundModel:
     """Return the file as config.json with this rotation describes it; raise TritggufError where the two differ."""
     raw = _rotated(_config_json(file, architecture, found.keys), rope)
@@ -126,8 +130,8 @@ def _as_described(
     stored = file.stock_tensors()
     left_out = [name for name in stored if found.guesses(name)]
     used = {name: tensor for name, tensor in stored.items() if not found.guesses(name)}
-    tensors = _in_checkpoint(specs, _matched(file, used, specs, config))
-    notes = _differences(file, specs, tensors)
+    tensors = _in_checkpoint(specs, _matched(file, used, specs, config, values))
+    notes = _differences(file, specs, tensors) if values else []
     if left_out:
         notes.append(f"{len(left_out)} tensors such as {left_out[0]} are left out: the model computes without them")
     return FoundModel(file, raw, stored_specs(specs), tensors, notes)
@@ -217,7 +221,7 @@ def _same(found: object, expected: object) -> bool:
 
 
 def _matched(
-    file: GgufFile, unused: dict[str, GgufTensor], specs: list[TensorSpec], config: DecoderConfig
+    file: GgufFile, unused: dict[str, GgufTensor], specs: list[TensorSpec], config: DecoderConfig, values: bool
 ) -> dict[str, SourceTensor]:
     """Return the file's tensors in transformers' order of rows, by `TensorSpec.source`.
 
@@ -238,7 +242,7 @@ def _matched(
                 f"{file.path.name} {found} {spec.name}; expected {spec.shape}: it is another architecture"
             )
         scale = unused.pop(spec.name.removesuffix(".weight") + ".scale", None) if spec.role == "linear" else None
-        matched[spec.source] = _with_rows_of_transformers(spec, stored, scale)
+        matched[spec.source] = _with_rows_of_transformers(spec, stored, scale if values else None)
     if unused:
         raise UnsupportedError(
             f"{file.path.name} holds {min(unused)}, which {config.graph} has no place for in a checkpoint "

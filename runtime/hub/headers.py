@@ -6,6 +6,7 @@ The folders above are named as in huggingface_hub's cache, which tells the model
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,12 +15,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from gguf import Keys
+
 from tritgguf.converter.checkpoint.header_files import FOLDER
 from tritgguf.converter.checkpoint.safetensors_reader import LENGTH_BYTES, MAX_HEADER_BYTES
 from tritgguf.converter.core.parallel import parallel
 from tritgguf.converter.core.progress import Progress
 from tritgguf.converter.errors import HubError, SourceError
 from tritgguf.converter.gguf_io.header_reader import MAGIC, HeaderReader
+from tritgguf.converter.gguf_io.reader import DEFAULT_ALIGNMENT
+from tritgguf.converter.model.rope import LONGROPE_SETS, ROPE_FREQS
 from tritgguf.runtime.hub.client import hub
 from tritgguf.runtime.hub.download import download, in_cache, wanted
 from tritgguf.runtime.hub.explain import explained, no_answer
@@ -29,6 +34,8 @@ from tritgguf.runtime.hub.snapshot import COMMIT, Snapshot, on_the_hub
 from tritgguf.runtime.hub.transfer import AT_ONCE, fetch, read_range
 
 FIRST_BYTES = 1 << 14  # mostly the whole header of a file of some gigabytes
+DIVISORS = (ROPE_FREQS, *LONGROPE_SETS.values())
+MAX_DIVISOR_BYTES = 1 << 16
 MAX_GGUF_HEADER_BYTES = 1 << 28  # of a damaged file, whose header has no end; vocabularies take some megabytes
 
 
@@ -115,13 +122,20 @@ def _hollow_out(folder: Path, snapshot: Snapshot, choice: Choice) -> None:
     for path in choice.files:
         place = folder / path
         place.parent.mkdir(parents=True, exist_ok=True)
+        start, divisors = _gguf_header(snapshot, path)
         with place.open("wb") as file:
-            file.write(_gguf_header(snapshot, path))
+            file.write(start)
             file.truncate(snapshot.files[path].n_bytes)
+            for first, n_bytes in divisors:
+                file.seek(first)
+                file.write(read_range(snapshot, snapshot.files[path], first, n_bytes))
 
 
-def _gguf_header(snapshot: Snapshot, path: str) -> bytes:
-    """Return the start of a GGUF file with all of its header, most of which is the vocabulary: how long isn't known."""
+def _gguf_header(snapshot: Snapshot, path: str) -> tuple[bytes, list[tuple[int, int]]]:
+    """Return the start of a GGUF file with all of its header, most of which is the vocabulary: how long isn't known.
+
+    Also return `_divisors` of it.
+    """
     file, start = snapshot.files[path], b""
     while len(start) < file.n_bytes:
         n_bytes = min(max(FIRST_BYTES, 3 * len(start)), file.n_bytes - len(start))
@@ -130,7 +144,17 @@ def _gguf_header(snapshot: Snapshot, path: str) -> bytes:
             raise HubError(f"{snapshot.name}: {path} isn't a GGUF file that can be read; the repository is damaged")
         with suppress(SourceError):  # which says that it is cut off, until the next part is there
             header = HeaderReader(Path(path), start)
-            header.metadata(arrays=())
-            header.tensors()
-            break
-    return start
+            return start, _divisors(header, file.n_bytes)
+    return start, []
+
+
+def _divisors(header: HeaderReader, file_bytes: int) -> list[tuple[int, int]]:
+    """Return first byte and length of the tensors whose values say how positions are rotated: half a kilobyte or so."""
+    metadata, tensors = header.metadata(arrays=()), header.tensors()
+    alignment = metadata[Keys.General.ALIGNMENT].data if Keys.General.ALIGNMENT in metadata else DEFAULT_ALIGNMENT
+    if not isinstance(alignment, int) or alignment < 1:  # which is refused when the file is read
+        return []
+    start = -(-header.position // alignment) * alignment
+    found = [tensors[name] for name in DIVISORS if name in tensors]
+    places = [(start + tensor.offset, 4 * math.prod(tensor.shape)) for tensor in found]  # float32, as llama.cpp wants
+    return [(first, n) for first, n in places if n <= MAX_DIVISOR_BYTES and first + n <= file_bytes]

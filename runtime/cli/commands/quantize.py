@@ -75,8 +75,9 @@ def quantize(
         allow_lossy=allow_lossy,
     )
     if dry_run:
-        with headers_of_model(model, revision, json_output=json_output) as read, show_progress(json_output) as progress:
-            plan = converter.plan_quantization(read.path, form, threads=threads, progress=progress)
+        headers = headers_of_model(model, revision, gguf=True, json_output=json_output)
+        with headers as read, show_progress(json_output) as progress:
+            plan = converter.plan_quantization(read.path, form, values=read.values, threads=threads, progress=progress)
         _print_plan(plan, json_output)
         return
     if out is None:

@@ -267,6 +267,35 @@ def test_a_plan_of_a_gguf_file_reads_its_header_alone(
         assert told["exact"] is None if told["name"].startswith("blk.") and told["type"] == "f16" else told == known
 
 
+@pytest.mark.parametrize("name", ["llama-llama3", "phi3-longrope-long", "gemma3", "qwen3next"])
+def test_quantize_plans_from_a_gguf_files_header_alone(
+    hub: HubServer, command: Command, name: str, tmp_path: Path
+) -> None:
+    """What config.json says of a rotation is in the divisors, which are read too."""
+    made = convert(build(name, tmp_path / "model"), tmp_path / "made.gguf", "f16", check=False).out
+    hub.add(f"tests/way-back-{name}", {"made.gguf": made.read_bytes()})
+    asked = ("quantize", f"tests/way-back-{name}", "--dequantize", "--dry-run", "--json")
+    code, printed, err = command(*asked)
+    assert code == 0, err
+    planned = json.loads(printed)
+    assert planned.pop("notes")[0] == "only the headers of the weights are here: the loss isn't known"
+    header = min(tensor.data_offset for tensor in gguf.GGUFReader(made).tensors)
+    divisors = [tensor.n_bytes for tensor in gguf.GGUFReader(made).tensors if tensor.name.startswith("rope_f")]
+    assert hub.sent("made.gguf$") < min(4 * header, made.stat().st_size / 2) + sum(divisors)
+    assert not (storage(f"tests/way-back-{name}") / "snapshots").exists()
+    found = json.loads(command("quantize", made, "--dequantize", "--dry-run", "--json")[1])
+    assert planned == {key: value for key, value in found.items() if key != "notes"}
+
+
+def test_quantize_plans_packed_from_a_header(hub: HubServer, command: Command, demo_gguf: Path) -> None:
+    """The layers' scales, which are tensors of their own, aren't read."""
+    hub.add("tests/packed-gguf", {"demo.gguf": demo_gguf.read_bytes()})
+    code, printed, err = command("quantize", "tests/packed-gguf", "--scheme", "bitnet", "--dry-run")
+    assert code == 0, err
+    assert hub.sent(r"\.gguf$") < demo_gguf.stat().st_size / 2
+    assert printed == command("quantize", demo_gguf, "--scheme", "bitnet", "--dry-run")[1]
+
+
 def test_an_automatic_type_needs_a_gguf_files_weights(hub: HubServer, command: Command, demo_gguf: Path) -> None:
     hub.add("tests/auto-gguf", {"demo.gguf": demo_gguf.read_bytes()})
     code, printed, err = command("convert", "tests/auto-gguf", "--dry-run")
