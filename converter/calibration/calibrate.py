@@ -49,7 +49,7 @@ def calibrated(
         yield model
         return
     tell = told or (lambda _line: None)
-    chunks = _chunks(model, calibration)
+    chunks = _chunks(model, calibration, tell)
     with kept_beside(out, _identity(model, model.tensors, layers, calibration, chunks)) as kept:
         if kept.note:
             tell(kept.note)
@@ -57,7 +57,7 @@ def calibrated(
         yield _fitted(model, layers, calibration, chunks, kept, _Meter(model, layers, chunks, progress, tell), threads)
 
 
-def _chunks(model: Model, calibration: Calibration) -> Chunks:
+def _chunks(model: Model, calibration: Calibration, tell: Callable[[str], None]) -> Chunks:
     if not model.path.is_dir() or model.tokenizer is None:
         raise UnsupportedError(
             f"{model.path.name}: --method {GPTQ} computes with the model, so it needs a Hugging Face folder with a "
@@ -66,7 +66,7 @@ def _chunks(model: Model, calibration: Calibration) -> Chunks:
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
             raise UnsupportedError(f'--method {GPTQ} needs {name}, which isn\'t installed: pip install "tritgguf[ptq]"')
-    return calibration_chunks(model.tokenizer, calibration)
+    return calibration_chunks(model.tokenizer, calibration, tell)
 
 
 def _fitted(

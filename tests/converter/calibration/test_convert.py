@@ -18,6 +18,7 @@ from tests import checkpoints, evaluation_oracle, gguf_weights
 from tests.checkpoint_recipes import RECIPES
 from tests.command_line import run_captured
 from tests.paths import ROOT
+from tests.runtime.hub.hub_server import server
 from tritgguf.converter import convert, plan
 from tritgguf.converter.calibration.kept import folder_for
 from tritgguf.converter.errors import UnsupportedError
@@ -181,6 +182,18 @@ def test_a_killed_run_goes_on(model: Path, out: Path, tmp_path: Path, monkeypatc
     assert f"note: goes on with the blocks in {folder_for(target)}\n" in errors
     assert digest(target) == digest(out)
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_dataset_on_the_hub_is_the_same_text(model: Path, out: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    server().add("datasets/tests/own", {"README.md": b"# A card", "data/train.txt": TEXT.read_bytes()})
+    target = tmp_path / "out.gguf"
+    code, _, errors = run_captured(
+        monkeypatch, capsys, "convert", model, target, "--type", "q2_0", "--method", "gptq", "--calibration",
+        "hf.co/datasets/tests/own", "--calibration-chunks", 6, "--threads", 1, "--no-check", "--no-verdict",
+    )  # fmt: skip
+    assert code == 0, errors
+    assert errors.startswith("note: datasets/tests/own is data/train.txt\nnote: block 1 of 2: block error")
+    assert digest(target) == digest(out)
 
 
 def test_a_file_of_the_user_in_the_folder_is_not_deleted(model: Path, tmp_path: Path, monkeypatch, capsys) -> None:

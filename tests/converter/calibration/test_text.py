@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import Keys
 
 from tests import checkpoints
 from tests.command_line import run_captured
 from tests.paths import ROOT
 from tritgguf.converter.calibration.text import DEFAULT_TEXT, calibration_chunks
 from tritgguf.converter.errors import SourceError
+from tritgguf.converter.gguf_io.metadata import string
 from tritgguf.converter.model.open import open_model
 from tritgguf.converter.planning.calibration import Calibration
 from tritgguf.converter.tokenizer import SourceTokenizer
@@ -65,6 +68,44 @@ def test_messages_go_through_the_model_s_template(tokenizer: SourceTokenizer, tm
     wanted = [ids[start : start + 512] for start in range(0, len(ids) - 511, 512)]
     found = chunks(tokenizer, tmp_path / "chat.jsonl", n_chunks=len(wanted))
     assert sorted(found.tolist()) == sorted(wanted)
+
+
+def with_template(tokenizer: SourceTokenizer, template: str) -> SourceTokenizer:
+    return replace(tokenizer, metadata={**tokenizer.metadata, Keys.Tokenizer.CHAT_TEMPLATE: string(template)})
+
+
+STRICT = """{% if messages[0]['role'] != 'user' %}{{ raise_exception('the user begins') }}{% endif %}
+{%- for message in messages %}{{ message['content'] }}{% endfor %}"""
+
+
+def test_conversations_that_the_template_refuses_are_left_out(tokenizer: SourceTokenizer, tmp_path: Path) -> None:
+    path, told = tmp_path / "chat.jsonl", list[str]()
+    taken, refused = ({"messages": [{"role": role, "content": "so on " * 600}]} for role in ("user", "assistant"))
+    calibration = Calibration((path,), 2)
+    path.write_text("\n".join(map(json.dumps, [refused, taken, taken, taken, refused])))
+    found = calibration_chunks(with_template(tokenizer, STRICT), calibration, told.append)
+    assert told == [
+        f"2 of 5 conversations are left out, the first: {path}, line 1: the model's chat template refuses it (the user "
+        "begins)"
+    ]
+    path.write_text("\n".join(map(json.dumps, [taken] * 3)))
+    np.testing.assert_array_equal(found, calibration_chunks(with_template(tokenizer, STRICT), calibration))
+    for rows in ([refused, taken, refused], [refused] * 9 + [taken] * 20):
+        path.write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(
+            SourceError, match=r"chat.jsonl, line 1: the model's chat template refuses it \(the user be"
+        ):
+            calibration_chunks(with_template(tokenizer, STRICT), calibration)
+
+
+def test_the_date_of_a_template_is_always_the_same(tokenizer: SourceTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "so on " * 600}]}))
+    dated, fixed = ("{{ strftime_now('%d %B %Y') }}", "01 July 2025")
+    found = [
+        calibration_chunks(with_template(tokenizer, f"{date}{STRICT}"), Calibration((tmp_path / "chat.jsonl",), 2))
+        for date in (dated, fixed)
+    ]
+    np.testing.assert_array_equal(*found)
 
 
 def test_bos_comes_first_where_the_model_wants_it(tmp_path: Path) -> None:
