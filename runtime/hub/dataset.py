@@ -11,11 +11,12 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TextIO, cast
 
-from tritgguf.converter.calibration.documents import MOST_BYTES, PARQUET, Document, documents_in
+from tritgguf.converter.calibration.documents import MOST_BYTES, PARQUET, Document, documents, documents_in
 from tritgguf.converter.core.progress import Progress, counted
 from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.errors import HubError
@@ -45,7 +46,7 @@ _ENDING = ".jsonl"
 class DatasetText:
     """A text on this disk: of the repository's `file`, of which `n_shards` have the same name but for a number.
 
-    `whole` tells whether it is that file, or only its start.
+    `whole` tells whether it is that file, or only its start. `kept` is the folder for what is made of the files.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class DatasetText:
     file: str
     n_shards: int
     whole: bool
+    kept: Path
 
     def __str__(self) -> str:
         """What is read, for a note."""
@@ -110,7 +112,7 @@ def _here(snapshot: Snapshot, file: str, n_shards: int) -> DatasetText | None:
     start, whole = _starts(snapshot) / f"{file}{_ENDING}", snapshot.folder / file
     for path in (start, whole):
         if path.is_file():
-            return DatasetText(path, snapshot.name, file, n_shards, path == whole)
+            return DatasetText(path, snapshot.name, file, n_shards, path == whole, _starts(snapshot))
     return None
 
 
@@ -126,21 +128,41 @@ def _fetched(snapshot: Snapshot, file: RemoteFile, n_shards: int, progress: Prog
 
 def _keep_start(snapshot: Snapshot, file: RemoteFile, progress: Progress | None) -> None:
     """Write the documents at a file's start, each a line; raise HubError where they are too far from each other."""
-    place = _starts(snapshot) / f"{file.path}{_ENDING}"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f"{place.name}.{secrets.token_hex(4)}.tmp")
     step, n_documents = counted(progress, STAGE, START_BYTES), 0
-    try:
-        with temporary.open("w", encoding="utf-8", errors="replace", newline="") as out:
-            for document in _documents(snapshot, file):
-                out.write(_line(document))
-                step(document.n_bytes)
-                n_documents += 1
+    with _new(_starts(snapshot) / f"{file.path}{_ENDING}") as out:
+        for document in _documents(snapshot, file):
+            out.write(_line(document))
+            step(document.n_bytes)
+            n_documents += 1
         if not n_documents:
             raise HubError(f"{snapshot.name}: {file.path} has no whole document in its first bytes: name another file")
+
+
+@contextmanager
+def _new(place: Path) -> Iterator[TextIO]:
+    """Yield a text file to write, which gets its name when the block ends without an error."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f"{place.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", errors="replace", newline="") as out:
+            yield out
         temporary.replace(place)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def plain_text(found: DatasetText) -> Path:
+    """Write a dataset's texts one behind the other into one file, and return where it is.
+
+    Raises HubError where they are conversations, SourceError where they can't be read.
+    """
+    place = found.kept / f"{found.file}.txt"
+    with explained(found.name), _new(place) as out:
+        for document in documents(found.path):
+            if not isinstance(document.content, str):
+                raise HubError(f"{document.place}: is a conversation; expected plain text: name another dataset")
+            out.write(document.content)
+    return place
 
 
 def _line(document: Document) -> str:

@@ -14,12 +14,18 @@ from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.interruption import reports_interruption
 from tritgguf.runtime.cli.progress_bar import show_progress
 from tritgguf.runtime.cli.runnable_model import runnable
+from tritgguf.runtime.cli.text_argument import local_text
 
 
 def imatrix(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="GGUF file, or a model as `tritgguf run` takes it.")],
     text: Annotated[
-        Path, typer.Option(metavar="FILE", help="UTF-8 text to calibrate on; never one that a model is measured on.")
+        str,
+        typer.Option(
+            metavar="FILE|DATASET",
+            help="UTF-8 text to calibrate on, or a dataset on Hugging Face, datasets/org/name; never one that a model "
+            "is measured on.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="GGUF file to write.")] = Path("imatrix.gguf"),
     ctx: Annotated[int | None, typer.Option(min=4, help="Tokens of a chunk (default: 512).")] = None,
@@ -42,6 +48,7 @@ def imatrix(
     require_writable(out, [out], force)
     placement = placing.wanted(gpu_layers, main_gpu, tensor_split, rpc)
     prepare_native_library()
+    words = local_text(text, plain=True, json_output=json_output)
     file = runnable(model, json_output=json_output).path
     placing.note_limits(placement, [file])
     from tritgguf.runtime.measure.imatrix import compute_imatrix
@@ -49,7 +56,7 @@ def imatrix(
     with reports_interruption(out), show_progress(json_output, unit="tokens") as progress:
         found = compute_imatrix(
             file,
-            text,
+            words,
             out,
             n_ctx=ctx,
             n_chunks=chunks,

@@ -17,6 +17,7 @@ from tests.command_line import run_captured
 from tests.runtime.hub.hub_server import Fault, Hollow, HubServer
 from tritgguf.converter.calibration.documents import documents
 from tritgguf.converter.errors import HubError, SourceError
+from tritgguf.converter.gguf_io.imatrix import read_imatrix
 from tritgguf.runtime.hub.dataset import START_BYTES, WHOLE_BYTES, DatasetText, dataset_text
 from tritgguf.runtime.hub.dataset_selection import choose_text
 from tritgguf.runtime.hub.names import DatasetName, parse_dataset
@@ -97,6 +98,13 @@ WIKITEXT = [
 )  # fmt: skip
 def test_which_file(wanted: str | None, files: list[str], expected: tuple[str, int]) -> None:
     assert choose_text(DatasetName("o/n", None, wanted), [*CARD, *files]) == expected
+
+
+def test_the_card_and_the_licence_are_no_data() -> None:
+    beside = ["LICENSE.txt", "README_zh.md", "en/readme.md", "state.json", "dataset_info.json", ".cache/a.txt"]
+    data = ["state-of-the-union.txt", "readmes/a.txt", "licenses.jsonl"]
+    for file in data:
+        assert choose_text(DatasetName("o/n"), [*CARD, *beside, file]) == (file, 1)
 
 
 @pytest.mark.parametrize(
@@ -256,3 +264,23 @@ def test_nothing_is_fetched_for_what_makes_no_sense(hub: HubServer, fails) -> No
     assert not hub.requests
     with pytest.raises(SourceError, match="can't be read"):
         next(documents(Path("datasets/tests/sense")))
+
+
+def test_an_importance_matrix_on_a_dataset(
+    hub: HubServer, demo_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    written = ["so it goes on " * 40, "and on " * 80]
+    (tmp_path / "text.txt").write_text("".join(f"{text}\n" for text in written))
+    hub.add("datasets/tests/words", {"train.jsonl.gz": gzip.compress(lines(written)), "chat.json": b'{"messages": ['})
+    given = {"file": tmp_path / "text.txt", "dataset": "datasets/tests/words"}
+    for name, text in given.items():
+        command = ("imatrix", demo_gguf, "--text", text, "-o", tmp_path / f"{name}.gguf", "--ctx", 32, "--chunks", 2)
+        assert run_captured(monkeypatch, capsys, *command)[0] == 0
+    one, other = (read_imatrix(tmp_path / f"{name}.gguf").entries for name in given)
+    assert one.keys() == other.keys()
+    assert all((one[layer].sums == other[layer].sums).all() for layer in one)
+    hub.add("datasets/tests/words", {"chat.jsonl": b'{"messages": [{"from": "human", "value": "Hi"}]}'})
+    code, _, errors = run_captured(monkeypatch, capsys, *command[:-6], "-o", tmp_path / "none.gguf")
+    assert (code, errors.count("\n")) == (1, 2)
+    assert errors.endswith("chat.jsonl, line 1: is a conversation; expected plain text: name another dataset\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "file.gguf", "dataset.gguf"}
