@@ -25,6 +25,7 @@ EXPECTED = 'expected an object with "text", or "messages" or "conversations" wit
 # The keys of a message, and ShareGPT's (https://huggingface.co/docs/trl/dataset_formats has both).
 _SPELLINGS = (("role", "content"), ("from", "value"))
 _ROLES = {"human": "user", "gpt": "assistant"}
+PYARROW = 17  # before 14.0.1, reading a file could run code in it: CVE-2023-47248
 _PIECE_BYTES = 1 << 20
 _ROWS = 64  # are decoded at once
 _SHOWN = 12
@@ -159,7 +160,7 @@ def _encodable(text: str) -> str:
 
 
 def _without_text(place: str, columns: Iterable[str]) -> str:
-    names = list(columns)
+    names = [repr(column)[1:-1] for column in columns]  # in one line
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{place}: has {', '.join(names[:_SHOWN]) or 'nothing':.300}{more}; {EXPECTED}"
 
@@ -182,9 +183,13 @@ def _message(found: object) -> Message | None:
 def _rows(stream: BinaryIO, name: str, most: int) -> Iterator[Document]:
     """Yield the rows of a Parquet file; of other columns than the one with text, nothing is read."""
     try:
-        from pyarrow import ArrowException, parquet  # not at the top: an extra has it, and it takes long to load
+        from pyarrow import ArrowException, __version__, parquet  # not at the top: an extra has it, and it loads slowly
     except ImportError:
         raise SourceError(f"{name}: Parquet needs pyarrow, which isn't installed: pip install pyarrow") from None
+    if int(__version__.split(".")[0]) < PYARROW:
+        raise SourceError(
+            f"{name}: Parquet needs pyarrow {PYARROW} or newer, found {__version__}: pip install --upgrade pyarrow"
+        )
     left, number = most, 0
     try:
         file = parquet.ParquetFile(stream, buffer_size=_PIECE_BYTES, pre_buffer=False)

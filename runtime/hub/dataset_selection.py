@@ -13,7 +13,8 @@ from tritgguf.runtime.hub.selection import at, listed
 KINDS = ".txt, .md, .jsonl, .json, each also with .gz, and .parquet"
 # Beside the data: what people read, and what describes the data.
 _NO_DATA = re.compile(
-    r"(^|/)(\.|(readme|licen[cs]e|notice|changelog|contributing|citation|requirements|dataset_infos?|dataset_dict|state)(?=[._]|$))",
+    r"(^|/)(\.|(readme|licen[cs]e|notice|changelog|contributing|citation|requirements)(?=[._]|$))"
+    r"|(^|/)(dataset_infos?|dataset_dict|state)\.json$",
     re.IGNORECASE,
 )
 _TRAIN = re.compile(r"(?<![a-z])train(?![a-z])", re.IGNORECASE)

@@ -101,6 +101,7 @@ def test_only_the_start_of_parquet_is_read(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": ["a"]}', "roles and contents; its text is ['a']"),
         ("a.jsonl", b'{"messages": []}', "roles and contents; its messages is []"),
         ("a.jsonl", b'{"conversations": [{"from": "human"}]}', "its conversations is [{'from': 'human'}]"),
+        ("a.jsonl", b'{"a\\nb": 1}', r"a.jsonl, line 1: has a\nb; expected an object with"),
         ("a.jsonl", b'["text"]', "a.jsonl, line 1: expected an object with"),
         ("a.json", b'["text"]', "a.json, entry 1: expected an object with"),
         ("a.json", b'[{"text": "a"}]\n[]', "a.json: goes on behind its array of 1 entries; expected an object"),
@@ -132,6 +133,13 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(
         SourceError, match=r"a\.parquet: Parquet needs pyarrow, which isn't installed: pip install pyarr"
     ):
+        found(tmp_path / "a.parquet")
+
+
+def test_parquet_with_a_pyarrow_that_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytest.importorskip("pyarrow"), "__version__", "14.0.0")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(SourceError, match=r"pyarrow 17 or newer, found 14\.0\.0: pip install --upgrade pyarrow"):
         found(tmp_path / "a.parquet")
 
 
