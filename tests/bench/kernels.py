@@ -1,4 +1,4 @@
-"""Products of ternary weights: our kernels against stock llama.cpp's, alone: python -m tests.bench.kernels [--help]
+"""Products of packed weights: our kernels against stock llama.cpp's, alone: python -m tests.bench.kernels [--help]
 
 Both take turns in one process, so that other work on the machine hardly changes their ratio. Times are those of the
 processor, divided by the number of threads, and medians. Up to eight columns, as of eight conversations, read new
@@ -32,9 +32,17 @@ from tritgguf.runtime.engine.kernels import library
 
 NATIVE = Path(__file__).parent / "native"
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
-# number, values of a block, its bytes, where its scale is
-TYPES = {"TQ2_0": (35, 256, 66, 64), "TQ1_0": (34, 256, 54, 52), "Q2_0": (42, 64, 18, 0), "F16": (1, 1, 2, 0)}
-HEAD = (2048, 32000)  # an output layer, for F16
+# number, values of a block, its bytes, where its scales are
+TYPES = {
+    "TQ2_0": (35, 256, 66, (64,)),
+    "TQ1_0": (34, 256, 54, (52,)),
+    "Q2_0": (42, 64, 18, (0,)),
+    "Q2_K": (10, 256, 84, (80, 82)),
+    "F16": (1, 1, 2, ()),
+    "Q8_0": (8, 32, 34, (0,)),
+    "Q6_K": (14, 256, 210, (208,)),
+}
+HEAD, HEADS = (2048, 32000), ("F16", "Q8_0", "Q6_K")  # an output layer, and its types
 SHAPES = ((2048, 2048), (2048, 5632), (5632, 2048), (2560, 2560), (2560, 6912), (6912, 2560))  # inputs, rows
 MODELS = {2048: "1.1B", 5632: "1.1B", 2560: "2B-4T", 6912: "2B-4T"}
 INSTRUCTION_SETS = ("avx2", "avx-vnni", "avx512-vnni", "avx512-vbmi", "neon-dotprod", "neon-i8mm")
@@ -66,8 +74,8 @@ class Row:
 
 
 def random_weights(kind: str, n_inputs: int, n_rows: int, rng: np.random.Generator) -> Bytes:
-    """Return ternary rows; `mmap` keeps them in small pages, where numpy would ask for huge ones."""
-    _, block, block_bytes, scale_at = TYPES[kind]
+    """Return rows, ternary where the type is; `mmap` keeps them in small pages, where numpy would ask for huge ones."""
+    _, block, block_bytes, scales_at = TYPES[kind]
     n_bytes = n_rows * n_inputs // block * block_bytes
     pages = mmap.mmap(-1, n_bytes)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
@@ -77,9 +85,10 @@ def random_weights(kind: str, n_inputs: int, n_rows: int, rng: np.random.Generat
         blocks.reshape(n_rows, -1).view("<f2")[...] = 0.02 * rng.standard_normal((n_rows, n_inputs), np.float32)
         return blocks.reshape(n_rows, -1)
     blocks[...] = rng.integers(0, 256, blocks.shape, np.uint8)
-    if kind != "TQ1_0":
+    if kind in ("TQ2_0", "Q2_0"):
         blocks &= ~((blocks & blocks >> 1 & 0x55) << 1)  # no code 3
-    blocks[..., scale_at : scale_at + 2] = np.array([0.02], "<f2").view(np.uint8)
+    for place in scales_at:
+        blocks[..., place : place + 2] = np.array([0.02], "<f2").view(np.uint8)
     return blocks.reshape(n_rows, -1)
 
 
@@ -204,7 +213,7 @@ def plot(rows: Sequence[Row], peaks: dict[str, float], read: float, path: Path) 
         axes.annotate(f"{name}: {peak:.0f}", (50, peak), va="bottom", color=colors[name])
     axes.annotate(f"reads {read} GB/s", (1, read), rotation=38, va="bottom")
     for (name, color), (kind, marker) in (
-        (pair, mark) for pair in colors.items() for mark in zip(TYPES, "osD^", strict=True)
+        (pair, mark) for pair in colors.items() for mark in zip(TYPES, "osDv^<>", strict=True)
     ):
         shown = [row for row in rows if (row.instructions, row.type, row.n_threads) == (name, kind, 1)]
         if shown:
@@ -251,7 +260,7 @@ def main() -> None:
         print(f"A core does {peaks} 10⁹ multiply-adds per second at most and reads {read} GB/s.", flush=True)
         ours = Ours(build("product_team.cpp", Path(folder)), kernels)
         for kind in arguments.types:
-            for shape in (HEAD,) if kind == "F16" else (SHAPES[index] for index in arguments.shapes):
+            for shape in (HEAD,) if kind in HEADS else (SHAPES[index] for index in arguments.shapes):
                 for n_columns in arguments.columns:
                     for n_threads in arguments.threads:
                         new = list(compare(ours, kind, shape, n_columns, n_threads, sets, peaks))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 GRAPH_BYTES = 1 << 20  # for the nodes; the data come on top
+TILE_BYTES = 2 << 20  # of some types' work space, for up to three threads
 F32 = 0
 
 
@@ -61,7 +62,7 @@ class GgmlProducts:
     ) -> None:
         self._ggml = ggml = _functions()
         n_columns, n_inputs = activations.shape
-        n_bytes = GRAPH_BYTES + activations.nbytes + n_computations * (activations.nbytes // 2 + 4096)
+        n_bytes = GRAPH_BYTES + activations.nbytes + n_computations * (activations.nbytes // 2 + TILE_BYTES)
         n_bytes += sum(weights.nbytes + 4 * n_columns * len(weights) + 4096 for weights in matrices)
         self._context = ggml["ggml_init"](InitParams(n_bytes, None, False))
         columns = self._filled(F32, activations)

@@ -10,9 +10,9 @@ from pathlib import Path
 PATH = Path(__file__).parent / "_kernels.so"
 SOURCES = Path(__file__).parent / "native"
 
-F16, Q8_0, TQ1_0, TQ2_0, Q2_0 = 1, 8, 34, 35, 42  # enum ggml_type
+F16, Q8_0, Q2_K, Q6_K, TQ1_0, TQ2_0, Q2_0 = 1, 8, 10, 14, 34, 35, 42  # enum ggml_type
 # By ggml's numbers; the library says which of them it computes here.
-TYPES = {TQ1_0: "TQ1_0", TQ2_0: "TQ2_0", Q2_0: "Q2_0", 10: "Q2_K", 14: "Q6_K", Q8_0: "Q8_0", F16: "F16"}
+TYPES = {TQ1_0: "TQ1_0", TQ2_0: "TQ2_0", Q2_0: "Q2_0", Q2_K: "Q2_K", Q6_K: "Q6_K", Q8_0: "Q8_0", F16: "F16"}
 
 
 class MissingError(Exception):

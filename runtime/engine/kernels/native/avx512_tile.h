@@ -49,6 +49,34 @@ ALWAYS_INLINE tile_floats floats_of(tile_integers sums) {
 // What x86_words.h wants: the vectors of rows that share a column's values
 #define FEW_VECTORS(columns) 2
 
+// What x86_k_words.h wants: how many columns are computed together, whether codes meet their factors as they are unpacked
+#define CODES_COLUMNS 8
+#define PARTS_COLUMNS 4
+#define FACTORS_IN_BYTES true
+
+ALWAYS_INLINE tile_integers six_bits(tile_integers low, tile_integers high, int position) {
+    low = position < 2 ? low : _mm512_srli_epi16(low, 4);
+    high = position < 2 ? _mm512_slli_epi16(high, 4 - 2 * position) : _mm512_srli_epi16(high, 2 * position - 4);
+    const __m512i high_only = _mm512_and_si512(high, _mm512_set1_epi8(48));
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), low, high_only, 0xca);
+}
+
+ALWAYS_INLINE tile_integers as_bytes(tile_integers codes, tile_integers factors) {
+    return _mm512_mullo_epi16(codes, factors);
+}
+
+ALWAYS_INLINE tile_integers add_word_products(tile_integers sums, tile_integers a, tile_integers b) {
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(a, b));
+}
+
+ALWAYS_INLINE tile_integers add_scaled(tile_integers sums, tile_integers exact, tile_integers factors) {
+    return _mm512_add_epi32(sums, _mm512_mullo_epi32(exact, factors));
+}
+
+ALWAYS_INLINE tile_floats floats_of_integers(tile_integers sums) {
+    return _mm512_cvtepi32_ps(sums);
+}
+
 ALWAYS_INLINE tile_integers put_codes(tile_integers word, tile_integers codes, int position) {
     return _mm512_or_si512(word, _mm512_slli_epi16(codes, 2 * position));
 }

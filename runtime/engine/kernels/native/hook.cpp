@@ -69,7 +69,7 @@ class our_extra : public extra_buffers {
     explicit our_extra(extra_buffers * replaced) : replaced_(replaced) {}
 
     bool supports_op(ggml_backend_dev_t device, const ggml_tensor * node) override {
-        return replaced_->supports_op(device, node);
+        return !(takes_nodes() && keeps_as_stored(node)) && replaced_->supports_op(device, node);
     }
 
     node_traits * get_tensor_traits(const ggml_tensor * node) override {

@@ -5,13 +5,14 @@
 #pragma once
 #include "products.h"
 
-enum { F16 = 1, Q8_0 = 8, TQ1_0 = 34, TQ2_0 = 35, Q2_0 = 42 };
+enum { F16 = 1, Q8_0 = 8, Q2_K = 10, Q6_K = 14, TQ1_0 = 34, TQ2_0 = 35, Q2_0 = 42 };
 
 // A block has one F16 scale (F16 has none); a group of activations shares an F32 scale. 256 values are one group in TQ types, since stock
 // llama.cpp scales those by 256 and Q2_0 by 32.
 struct weight_format {
     int type;
     int block_values, block_bytes, scale_offset, group_values;
+    int group_sums;  // of 32 bits, of a group's activations in a panel of columns
 };
 
 namespace {  // each instruction set's file compiles its own copy of the functions
@@ -29,8 +30,8 @@ inline size_t round_up(size_t number, size_t multiple) {
     return (number + multiple - 1) / multiple * multiple;
 }
 
-inline size_t column_values_bytes(int64_t n_inputs) {  // up to 320 bytes for 256 values
-    return round_up(round_up(n_inputs, 512) * 5 / 4, 64);
+inline size_t column_values_bytes(int64_t n_inputs) {  // up to 512 bytes for 256 values
+    return round_up(n_inputs, 512) * 2;
 }
 
 inline size_t column_groups(const weight_format & format, int64_t n_inputs) {
@@ -47,9 +48,9 @@ inline column_parts parts_of_column(char * column, const weight_format & format,
 }
 
 // A panel of columns holds for each group: values [group_values / w][panel_columns][w], w being 4 or, on Arm's i8mm, 8; then
-// for each column what sums start with, 32 bits; then each column's F32 scale.
+// [group_sums][panel_columns] of what sums start with, or for Q2_K of sums, 32 bits; then each column's F32 scale.
 inline size_t column_panel_bytes(const weight_format & format, int64_t n_inputs, int panel_columns) {
-    return n_inputs / format.group_values * panel_columns * (format.group_values + 8);
+    return n_inputs / format.group_values * panel_columns * (format.group_values + 4 * format.group_sums + 4);
 }
 
 // A panel of rows holds unpacked codes [n_values / w][panel_rows][w], then F32 scales [n_blocks][panel_rows].
@@ -67,7 +68,7 @@ struct instruction_set {
     int panel_rows, panel_columns;
     // Up to so many columns are computed from packed codes; for more it pays to unpack rows. Zero without multiply_few.
     int most_few_columns;
-    bool has_q8_0;  // by multiply_few, for any number of columns
+    bool has_q8_0;  // by multiply_few, for any number of columns, as Q6_K and Q2_K from two columns on
     // One column's activations in 8 bits, for multiply_rows
     void (*quantize_column)(const weight_format & format, const float * activations, int64_t n_inputs, char * column);
     // One column's results of some rows
@@ -85,9 +86,9 @@ struct instruction_set {
     // As quantize_panel, for multiply_few, 2 <= n_columns <= FEW_COLUMNS; null where an instruction set doesn't have it
     void (*quantize_few)(const weight_format & format, const char * activations, size_t activation_bytes, int n_columns,
                          int64_t n_inputs, char * panel);
-    // The results of some rows straight from packed codes, for n_columns of such a panel
+    // The results of some rows straight from packed codes, for n_columns in such panels, one behind the other, of `width` each
     void (*multiply_few)(const weight_format & format, const char * weights, size_t row_bytes, int n_rows, int64_t n_inputs,
-                         const char * panel, int n_columns, float * results, size_t result_bytes);
+                         const char * panels, int width, int n_columns, float * results, size_t result_bytes);
     // The results of some rows of F16 and some columns of F32; null where an instruction set doesn't have it
     void (*multiply_halves)(const char * weights, size_t row_bytes, int n_rows, int64_t n_inputs, const char * activations,
                             size_t activation_bytes, int n_columns, float * results, size_t result_bytes);

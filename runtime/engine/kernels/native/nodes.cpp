@@ -25,13 +25,17 @@ bool lies_as_stored(const ggml_tensor * tensor) {
     return type->iface.is_host && type->iface.is_host(type);
 }
 
+bool is_known(const ggml_tensor * tensor) {
+    for (const weight_type & known : WEIGHT_TYPES)
+        if (known.type == tensor->type)
+            return tensor->nb[0] == known.block_bytes && product_supports(tensor->type, tensor->ne[0]);
+    return false;
+}
+
 // Weights are leaves of the graph. Keys and values of attention, which may have these types too, aren't: they stay stock.
 bool are_weights(const ggml_tensor * tensor) {
     if (tensor->op != GGML_OP_NONE || tensor->view_src || tensor->ne[1] <= 0 || tensor->ne[3] != 1) return false;
-    for (const weight_type & known : WEIGHT_TYPES)
-        if (known.type == tensor->type)
-            return tensor->nb[0] == known.block_bytes && lies_as_stored(tensor) && product_supports(tensor->type, tensor->ne[0]);
-    return false;
+    return is_known(tensor) && lies_as_stored(tensor);
 }
 
 int64_t n_columns(const ggml_tensor * tensor) { return tensor->ne[1] * tensor->ne[2] * tensor->ne[3]; }
@@ -53,6 +57,10 @@ bool is_our_product(const ggml_tensor * node) {
         return are_weights(node->src[0]) && are_floats(node->src[1]) && are_floats(node) && is_experts_product(node);
     return node->op == GGML_OP_MUL_MAT && are_weights(node->src[0]) && node->src[0]->ne[2] == 1 &&
            is_one_matrix(node->src[1]) && is_one_matrix(node);
+}
+
+bool keeps_as_stored(const ggml_tensor * node) {
+    return (node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID) && is_known(node->src[0]);
 }
 
 size_t work_bytes_of(const ggml_tensor * node, int n_threads) {

@@ -4,6 +4,8 @@
 #include "products.h"
 
 bool is_our_product(const ggml_tensor * node);
+// Whether such products are ours if the weights aren't repacked: llama.cpp, which asks before it loads them, mustn't
+bool keeps_as_stored(const ggml_tensor * node);
 // The bytes of work buffer that compute_product() needs, with at most so many threads
 size_t work_bytes_of(const ggml_tensor * node, int n_threads);
 // All threads of a team call this for the same node; after it the caller has a barrier of its own.

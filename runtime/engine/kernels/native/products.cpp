@@ -8,13 +8,18 @@
 namespace {
 
 const weight_format formats[] = {
-    {TQ1_0, 256, 54, 52, 256}, {TQ2_0, 256, 66, 64, 256}, {Q2_0, 64, 18, 0, 32}, {F16, 16, 32, 0, 16}, {Q8_0, 32, 34, 0, 32}};
+    {TQ1_0, 256, 54, 52, 256, 1}, {TQ2_0, 256, 66, 64, 256, 1}, {Q2_0, 64, 18, 0, 32, 1}, {F16, 16, 32, 0, 16, 1},
+    {Q8_0, 32, 34, 0, 32, 1},     {Q6_K, 256, 210, 208, 256, 16}, {Q2_K, 256, 84, 80, 256, 8}};
+
+bool is_k(int type) {
+    return type == Q6_K || type == Q2_K;
+}
 
 // Up to so many columns are computed one by one, where an instruction set can't compute some of them together.
 constexpr int64_t SINGLE_COLUMNS = 3, ROWS_TOGETHER = 8;
 
 // Rows of a work item of few columns
-constexpr int64_t LEAST_ROWS_OF_FEW = 64;
+constexpr int64_t LEAST_ROWS_OF_FEW = 64, MANY_COLUMNS = 32;
 
 // Columns of F32 that stay in an L2 cache while rows of F16 go by
 constexpr int64_t COLUMNS_OF_HALVES = 24;
@@ -77,6 +82,8 @@ path path_of(const weight_format & format, const instruction_set & set, int64_t 
         return HALVES;
     if (format.type == Q8_0)
         return FEW;
+    if (is_k(format.type))
+        return n_columns == 1 ? SINGLE : FEW;
     if (set.most_few_columns && n_columns > 1)
         return n_columns <= set.most_few_columns ? FEW : MANY;
     return n_columns <= SINGLE_COLUMNS ? SINGLE : MANY;
@@ -126,7 +133,8 @@ void product::single_columns(void) const {
                               result(row, column));
 }
 
-// Threads share the groups of all columns, then the rows: in large parts, since what is read next is prefetched.
+// Threads share the groups of all columns, then the rows: in large parts, since what is read next is prefetched, unless rows are
+// read again and again.
 void product::few_columns(void) const {
     const int64_t block = std::max(format.group_values, format.block_values), n_blocks = job.n_inputs / block;
     const int64_t first = n_blocks * team.thread / team.n_threads * block;
@@ -137,12 +145,11 @@ void product::few_columns(void) const {
         set.quantize_few(format, job.activations + column * job.activation_bytes + first * sizeof(float), job.activation_bytes,
                          (int) std::min(width, job.n_columns - column), last - first,
                          work + column / width * panel_bytes + column_panel_bytes(format, first, FEW_COLUMNS));
-    share_rows(round_up(std::max(divide_up(job.n_rows, ITEMS_PER_THREAD * team.n_threads), LEAST_ROWS_OF_FEW), 32),
+    const int64_t wanted_rows = job.n_columns > MANY_COLUMNS ? 0 : divide_up(job.n_rows, ITEMS_PER_THREAD * team.n_threads);
+    share_rows(round_up(std::max(wanted_rows, LEAST_ROWS_OF_FEW), 32),
                [&](int64_t row, int n_rows) {
-                   for (int64_t column = 0; column < job.n_columns; column += width)
-                       set.multiply_few(format, job.weights + row * job.row_bytes, job.row_bytes, n_rows, job.n_inputs,
-                                        work + column / width * panel_bytes, (int) std::min(width, job.n_columns - column),
-                                        result(row, column), job.result_bytes);
+                   set.multiply_few(format, job.weights + row * job.row_bytes, job.row_bytes, n_rows, job.n_inputs, work,
+                                    (int) width, (int) job.n_columns, result(row, 0), job.result_bytes);
                });
 }
 
@@ -244,7 +251,7 @@ bool product_supports(int type, int64_t n_inputs) {
     const weight_format * format = format_of(type);
     const instruction_set * set = chosen;
     return set && format && (type != F16 || set->multiply_halves) && (type != Q8_0 || set->has_q8_0) &&
-           n_inputs > 0 && n_inputs % format->block_values == 0;
+           (!is_k(type) || set->multiply_few) && n_inputs > 0 && n_inputs % format->block_values == 0;
 }
 
 size_t product_work_bytes(int type, int64_t n_inputs, int64_t n_columns, int n_threads) {

@@ -54,8 +54,8 @@ inline int32_t sum_of(const int8_t * values) {
     return sum;
 }
 
-// What a sum of codes 0..3 times values starts with, so that they count as -1..2
-template <int N_VALUES>
+// What a sum of codes times values starts with, so that codes count as if OFFSET were subtracted
+template <int N_VALUES, int OFFSET = 1>
 inline int32_t start_of(const int8_t * values) {
 #ifdef SUMS_OF_PAIRS
     int32_t even = 0, odd = 0;
@@ -63,10 +63,15 @@ inline int32_t start_of(const int8_t * values) {
         even += values[i] + values[i + 1];
         odd += values[i + 2] + values[i + 3];
     }
-    return (int32_t) ((uint32_t) (uint16_t) -even | (uint32_t) -odd << 16);
+    return (int32_t) ((uint32_t) (uint16_t) (-OFFSET * even) | (uint32_t) (-OFFSET * odd) << 16);
 #else
-    return -sum_of<N_VALUES>(values);
+    return -OFFSET * sum_of<N_VALUES>(values);
 #endif
+}
+
+// Two sums of 16 values, in 16 bits each
+inline int32_t sums_of_two(const int8_t * values) {
+    return (int32_t) ((uint32_t) (uint16_t) sum_of<16>(values) | (uint32_t) sum_of<16>(values + 16) << 16);
 }
 
 // A byte of Q2_0 holds four neighbours, and four bytes' codes of one bit position meet one 32-bit lane: transpose 4 x 4.
@@ -101,6 +106,15 @@ void quantize_column_q2_0(const float * activations, int64_t n_inputs, const col
         }
 }
 
+// Where multiply_rows reads a group of Q6_K or Q2_K: the values, then the sums of each 16
+inline void place_parts(const int8_t * values, int8_t * places) {
+    memcpy(places, values, 256);
+    for (int part = 0; part < 16; part++) {
+        const int16_t sum = (int16_t) sum_of<16>(values + 16 * part);
+        memcpy(places + 256 + 2 * part, &sum, 2);
+    }
+}
+
 void quantize_column(const weight_format & format, const float * activations, int64_t n_inputs, char * place) {
     const column_parts column = parts_of_column(place, format, n_inputs);
     const int64_t n_groups = n_inputs / format.group_values;
@@ -116,7 +130,10 @@ void quantize_column(const weight_format & format, const float * activations, in
         int8_t values[256];
         column.scales[group] = quantize_group<256>(activations + 256 * group, values);
         column.sums[group] = sum_of<256>(values);
-        place_values(format.type, values, group, column.values);
+        if (format.type == Q6_K || format.type == Q2_K)
+            place_parts(values, column.values + 512 * group);
+        else
+            place_values(format.type, values, group, column.values);
     }
     memset(column.sums + n_groups, 0, 4 * (padded_groups - n_groups));
     memset(column.scales + n_groups, 0, 4 * (padded_groups - n_groups));
@@ -142,6 +159,27 @@ void quantize_panel_of_groups(const char * activations, size_t activation_bytes,
                 memcpy(place + j * COLUMNS + WORD * column, values + (order ? order[j / WORD] : j), WORD);
             memcpy(place + GROUP_VALUES * COLUMNS + 4 * column, &start, 4);
             memcpy(place + (GROUP_VALUES + 4) * COLUMNS + 4 * column, &scale, 4);
+        }
+    }
+}
+
+// Q6_K and Q2_K: sums of each 16 values
+template <int COLUMNS, int TYPE>
+void quantize_panel_of_parts(const char * activations, size_t activation_bytes, int n_columns, int64_t n_inputs, char * panel) {
+    constexpr int n_sums = TYPE == Q6_K ? 16 : 8;
+    for (int column = 0; column < n_columns; column++) {
+        const float * floats = (const float *) (activations + column * activation_bytes);
+        char * place = panel + 4 * column;
+        for (int64_t i = 0; i < n_inputs; i += 256, place += COLUMNS * (256 + 4 * n_sums + 4)) {
+            int8_t values[256];
+            const float scale = quantize_group<256>(floats + i, values);
+            for (int j = 0; j < 256; j += 4)
+                memcpy(place + j * COLUMNS, values + j, 4);
+            for (int j = 0; j < n_sums; j++) {
+                const int32_t sum = TYPE == Q6_K ? start_of<16, 32>(values + 16 * j) : sums_of_two(values + 32 * j);
+                memcpy(place + (256 + 4 * j) * COLUMNS, &sum, 4);
+            }
+            memcpy(place + (256 + 4 * n_sums) * COLUMNS, &scale, 4);
         }
     }
 }

@@ -93,10 +93,18 @@ void multiply_q2_0_rows(const weight_format & format, const char * weights, size
         multiply_four_q2_0_rows(weights + row * row_bytes, row_bytes, n_rows - row, n_inputs / 64, column, results + row);
 }
 
+}  // namespace
+
+#include "x86_k_rows.h"
+
+namespace {
+
 void multiply_rows(const weight_format & format, const char * weights, size_t row_bytes, int n_rows, int64_t n_inputs,
                    char * column, float * results) {
     (format.type == TQ2_0   ? multiply_tq_rows<TQ2_0>
      : format.type == TQ1_0 ? multiply_tq_rows<TQ1_0>
+     : format.type == Q6_K  ? multiply_k_rows<Q6_K>
+     : format.type == Q2_K  ? multiply_k_rows<Q2_K>
                             : multiply_q2_0_rows)(format, weights, row_bytes, n_rows, n_inputs, column, results);
 }
 

@@ -46,6 +46,41 @@ ALWAYS_INLINE tile_floats floats_of(tile_integers sums) {
 // What x86_words.h wants: the vectors of rows that share a column's values
 #define FEW_VECTORS(columns) ((columns) > 4 ? 1 : 2)
 
+// What x86_k_words.h wants: how many columns are computed together, whether codes meet their factors as they are unpacked
+#define CODES_COLUMNS 4
+#define PARTS_COLUMNS 4
+#ifdef SUMS_OF_PAIRS
+#define FACTORS_IN_BYTES false
+#else
+#define FACTORS_IN_BYTES true
+#endif
+
+ALWAYS_INLINE tile_integers six_bits(tile_integers low, tile_integers high, int position) {
+    low = position < 2 ? low : _mm256_srli_epi16(low, 4);
+    high = position < 2 ? _mm256_slli_epi16(high, 4 - 2 * position) : _mm256_srli_epi16(high, 2 * position - 4);
+    return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi8(15)), _mm256_and_si256(high, _mm256_set1_epi8(48)));
+}
+
+ALWAYS_INLINE tile_integers as_bytes(tile_integers codes, tile_integers factors) {
+    return FACTORS_IN_BYTES ? _mm256_mullo_epi16(codes, factors) : codes;
+}
+
+ALWAYS_INLINE tile_integers add_word_products(tile_integers sums, tile_integers a, tile_integers b) {
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
+}
+
+ALWAYS_INLINE tile_integers add_scaled(tile_integers sums, tile_integers exact, tile_integers factors) {
+#ifdef SUMS_OF_PAIRS
+    return add_word_products(sums, exact, factors);
+#else
+    return _mm256_add_epi32(sums, _mm256_mullo_epi32(exact, factors));
+#endif
+}
+
+ALWAYS_INLINE tile_floats floats_of_integers(tile_integers sums) {
+    return _mm256_cvtepi32_ps(sums);
+}
+
 ALWAYS_INLINE tile_integers put_codes(tile_integers word, tile_integers codes, int position) {
     return _mm256_or_si256(word, _mm256_slli_epi16(codes, 2 * position));
 }

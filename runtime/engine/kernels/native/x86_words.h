@@ -218,6 +218,18 @@ ALWAYS_INLINE void add_q8_0_unit(const unit<VECTORS> & unpacked, int n_blocks, c
     }
 }
 
+// The results of up to n_rows rows
+template <int VECTORS, int COLUMNS>
+ALWAYS_INLINE void store_few(const tile_floats totals[VECTORS][COLUMNS], int n_rows, float * results, size_t result_bytes) {
+    constexpr int ROWS = VECTORS * LANES;
+    UNROLL for (int column = 0; column < COLUMNS; column++) {
+        float lanes[ROWS];
+        UNROLL for (int vector = 0; vector < VECTORS; vector++)
+            store_floats(lanes + vector * LANES, totals[vector][column]);
+        memcpy((char *) results + column * result_bytes, lanes, (n_rows < ROWS ? n_rows : ROWS) * sizeof(float));
+    }
+}
+
 // Rows side by side; those behind the last one are computed like it and left out. What the next rows need is prefetched in the
 // order of memory.
 template <int TYPE, int COLUMNS>
@@ -257,12 +269,7 @@ void multiply_few_rows(const char * weights, size_t row_bytes, int n_rows, int64
             add_tq_unit<VECTORS, COLUMNS>(units[current], columns, totals);
         columns += FEW_COLUMNS * (unit_values + unit_values / group_values * 8);
     }
-    UNROLL for (int column = 0; column < COLUMNS; column++) {
-        float lanes[ROWS];
-        UNROLL for (int vector = 0; vector < VECTORS; vector++)
-            store_floats(lanes + vector * LANES, totals[vector][column]);
-        memcpy((char *) results + column * result_bytes, lanes, (n_rows < ROWS ? n_rows : ROWS) * sizeof(float));
-    }
+    store_few<VECTORS, COLUMNS>(totals, n_rows, results, result_bytes);
 }
 
 template <int TYPE, int COLUMNS>
@@ -276,6 +283,12 @@ void multiply_few_columns(const char * weights, size_t row_bytes, int n_rows, in
         multiply_few_rows<TYPE, COLUMNS>(weights + row * row_bytes, row_bytes, n_rows - row, n_inputs, columns, results + row,
                                          result_bytes);
 }
+
+}  // namespace
+
+#include "x86_k_words.h"
+
+namespace {
 
 // Where four neighbours of a TQ type's 256 values come from, for each word and bit position
 struct word_order {
@@ -301,6 +314,10 @@ void quantize_few(const weight_format & format, const char * activations, size_t
                   int64_t n_inputs, char * panel) {
     if (format.type == Q8_0)
         return quantize_panel_of_groups<32, FEW_COLUMNS, 4, Q8_0>(activations, activation_bytes, n_columns, n_inputs, panel);
+    if (format.type == Q6_K)
+        return quantize_panel_of_parts<FEW_COLUMNS, Q6_K>(activations, activation_bytes, n_columns, n_inputs, panel);
+    if (format.type == Q2_K)
+        return quantize_panel_of_parts<FEW_COLUMNS, Q2_K>(activations, activation_bytes, n_columns, n_inputs, panel);
     if (format.type == Q2_0)
         return quantize_panel_of_groups<32, FEW_COLUMNS, 4>(activations, activation_bytes, n_columns, n_inputs, panel);
     quantize_panel_of_groups<256, FEW_COLUMNS, 4>(activations, activation_bytes, n_columns, n_inputs, panel,
@@ -308,14 +325,19 @@ void quantize_few(const weight_format & format, const char * activations, size_t
 }
 
 void multiply_few(const weight_format & format, const char * weights, size_t row_bytes, int n_rows, int64_t n_inputs,
-                  const char * columns, int n_columns, float * results, size_t result_bytes) {
+                  const char * panels, int width, int n_columns, float * results, size_t result_bytes) {
+    if (format.type == Q6_K || format.type == Q2_K)
+        return (format.type == Q6_K ? multiply_k_columns<Q6_K> : multiply_k_columns<Q2_K>)(
+            weights, row_bytes, n_rows, n_inputs, panels, width, n_columns, results, result_bytes);
     auto multiply = format.type == TQ2_0   ? multiply_few_columns<TQ2_0, FEW_COLUMNS>
                     : format.type == TQ1_0 ? multiply_few_columns<TQ1_0, FEW_COLUMNS>
                                            : multiply_few_columns<Q2_0, FEW_COLUMNS>;
     if constexpr (HAS_Q8_0)
         if (format.type == Q8_0)
             multiply = multiply_few_columns<Q8_0, FEW_COLUMNS>;
-    multiply(weights, row_bytes, n_rows, n_inputs, columns, n_columns, results, result_bytes);
+    for (int column = 0; column < n_columns; column += width, panels += column_panel_bytes(format, n_inputs, FEW_COLUMNS))
+        multiply(weights, row_bytes, n_rows, n_inputs, panels, n_columns - column < width ? n_columns - column : width,
+                 (float *) ((char *) results + column * result_bytes), result_bytes);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-F16, Q8_0, TQ1_0, TQ2_0, Q2_0 = 1, 8, 34, 35, 42
+F16, Q8_0, Q2_K, Q6_K, TQ1_0, TQ2_0, Q2_0 = 1, 8, 10, 14, 34, 35, 42
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 

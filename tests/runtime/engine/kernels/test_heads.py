@@ -1,4 +1,4 @@
-"""Products of output layers, F16 and Q8_0: no further from float64 than stock llama.cpp, and the same bits always."""
+"""Products of output layers and of Q2_K: no further from float64 than stock llama.cpp, and the same bits always."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from tests.oracles.ggml_products import ggml_product
 from tests.oracles.libggml import dequantize
-from tests.runtime.engine.kernels.product_library import F16, Q8_0, Bytes, Floats, ProductLibrary
+from tests.runtime.engine.kernels.product_library import F16, Q2_K, Q6_K, Q8_0, Bytes, Floats, ProductLibrary
 from tests.runtime.engine.kernels.test_products import INSTRUCTION_SETS, random_activations
 
-BLOCK_VALUES = {F16: 16, Q8_0: 32}
-COLUMNS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 24, 25, 50)
+# values, bytes, where its scales are
+BLOCKS = {F16: (16, 32, (0,)), Q8_0: (32, 34, (0,)), Q6_K: (256, 210, (208,)), Q2_K: (256, 84, (80, 82))}
+COLUMNS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 24, 25, 33, 50)
 
-every_type = pytest.mark.parametrize("type_number", [F16, Q8_0], ids=["F16", "Q8_0"])
+every_type = pytest.mark.parametrize("type_number", BLOCKS, ids=["F16", "Q8_0", "Q6_K", "Q2_K"])
 
 
 @pytest.fixture(scope="module", params=[name for name in INSTRUCTION_SETS if not name.startswith("neon")])
@@ -27,7 +28,7 @@ def products(request: pytest.FixtureRequest, product_library: ProductLibrary) ->
 
 
 def skip_unless_supported(products: ProductLibrary, type_number: int) -> None:
-    if not products.supports(type_number, BLOCK_VALUES[type_number]):
+    if not products.supports(type_number, BLOCKS[type_number][0]):
         pytest.skip(f"no code of {products.instructions} for this type")
 
 
@@ -37,10 +38,13 @@ def random_case(type_number: int, n_inputs: int, n_rows: int, n_columns: int, se
     activations = random_activations(n_columns, n_inputs, rng).clip(-60000, 60000)  # stock makes them F16
     if type_number == F16:
         return (0.05 * rng.standard_normal((n_rows, n_inputs))).astype("<f2").view(np.uint8), activations
-    blocks = rng.integers(0, 256, (n_rows, n_inputs // 32, 34), np.uint8)
-    blocks[..., 2:][blocks[..., 2:] == 128] = 127  # ggml makes no -128
-    scales = rng.uniform(0.001, 0.01, blocks.shape[:2]).astype("<f2")
-    blocks[..., :2] = scales[..., None].view(np.uint8)
+    values, n_bytes, places = BLOCKS[type_number]
+    blocks = rng.integers(0, 256, (n_rows, n_inputs // values, n_bytes), np.uint8)
+    if type_number == Q8_0:
+        blocks[..., 2:][blocks[..., 2:] == 128] = 127  # ggml makes no -128
+    for place in places:
+        scales = rng.uniform(0.001, 0.01, blocks.shape[:2]).astype("<f2")
+        blocks[..., place : place + 2] = scales[..., None].view(np.uint8)
     return blocks.reshape(n_rows, -1), activations
 
 
@@ -81,7 +85,7 @@ def test_no_further_from_float64_than_stock_and_the_same_bits_alone(
     type_number: int, products: ProductLibrary, data: st.DataObject
 ) -> None:
     skip_unless_supported(products, type_number)
-    values = BLOCK_VALUES[type_number]
+    values = BLOCKS[type_number][0]
     n_inputs, n_rows = (
         values * data.draw(st.integers(1, 2600 // values), "blocks"),
         data.draw(st.integers(1, 140), "rows"),
@@ -102,12 +106,13 @@ def test_no_further_from_float64_than_stock_and_the_same_bits_alone(
 @every_type
 @pytest.mark.parametrize("n_columns", [1, 8, 30])
 def test_instruction_sets_give_the_same_bits(type_number: int, n_columns: int, product_library: ProductLibrary) -> None:
-    weights, activations = random_case(type_number, 2080, 50, n_columns, 3)
+    n_inputs = 65 * BLOCKS[type_number][0]
+    weights, activations = random_case(type_number, n_inputs, 50, n_columns, 3)
     sets = [product_library.using(name) for name in INSTRUCTION_SETS if product_library.has(name)]
     found = [
         products.multiply(type_number, weights, activations).tobytes()
         for products in sets
-        if products.supports(type_number, 2080)
+        if products.supports(type_number, n_inputs)
     ]
     assert len(set(found)) <= 1
 
@@ -121,7 +126,8 @@ def test_not_finite_where_stock_is_not(
     skip_unless_supported(products, type_number)
     weights, activations = random_case(type_number, 256, 33, n_columns, 7)
     activations[n_columns // 2, 100] = value
-    weights[3, :2] = np.array([value], "<f2").view(np.uint8)
+    for row, place in enumerate(BLOCKS[type_number][2], 3):
+        weights[row, place : place + 2] = np.array([value], "<f2").view(np.uint8)
     found, stock = (multiply(type_number, weights, activations) for multiply in (products.multiply, ggml_product))
     assert (np.isfinite(found) == np.isfinite(stock)).all()
 
@@ -136,6 +142,23 @@ def test_the_largest_sums(type_number: int, value: int, sign: int, products: Pro
     activations = np.full((3, 512), sign, np.float32)
     expected = activations @ floats_of(type_number, weights).T
     np.testing.assert_allclose(products.multiply(type_number, weights, activations), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("codes", [0, 255])
+@pytest.mark.parametrize("factor", [0x80, 0x7F, 0xFF])
+@pytest.mark.parametrize("type_number", [Q6_K, Q2_K], ids=["Q6_K", "Q2_K"])
+def test_the_largest_sums_of_parts(type_number: int, codes: int, factor: int, products: ProductLibrary) -> None:
+    """All codes and factors at one end: no sum of 16 bits overflows."""
+    weights, _ = random_case(type_number, 512, 33, 1, 6)
+    blocks = weights.reshape(33, 2, -1)
+    blocks[..., slice(0, 192) if type_number == Q6_K else slice(16, 80)] = codes
+    blocks[..., slice(192, 208) if type_number == Q6_K else slice(0, 16)] = factor
+    for sign in (1, -1):
+        for n_columns in (1, 3):
+            activations = np.full((n_columns, 512), sign, np.float32)
+            expected = activations @ floats_of(type_number, weights).T
+            found = products.multiply(type_number, weights, activations)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @every_type
@@ -153,7 +176,7 @@ def test_columns_of_a_larger_array_and_rows_apart(type_number: int, products: Pr
 @every_type
 def test_what_it_computes(type_number: int, products: ProductLibrary) -> None:
     skip_unless_supported(products, type_number)
-    values = BLOCK_VALUES[type_number]
+    values = BLOCKS[type_number][0]
     assert products.supports(type_number, values)
     assert products.supports(type_number, 65 * values)
     assert not products.supports(type_number, values + 8)

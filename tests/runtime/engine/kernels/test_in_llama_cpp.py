@@ -29,7 +29,7 @@ from tritgguf.runtime.engine.kernels.self_test import OnDevice, Products, Shape,
 from tritgguf.runtime.engine.relu2 import Tensor
 
 DEMO = ROOT / "vendor" / "demo-model"
-TYPES = {"tq1_0": compiled.TQ1_0, "tq2_0": compiled.TQ2_0, "q2_0": compiled.Q2_0}
+TYPES = {"tq1_0": compiled.TQ1_0, "tq2_0": compiled.TQ2_0, "q2_0": compiled.Q2_0, "q2_k": compiled.Q2_K}
 N_LAYERS, LAYER_PRODUCTS, N_INPUTS = 8, 7, 256
 # Each kernel rounds activations to 8 bits in its own way; logits nearer than this may change places.
 RELATIVE_ERROR, ROUNDING = 0.03, 0.1
