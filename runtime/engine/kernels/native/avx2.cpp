@@ -29,6 +29,10 @@ ALWAYS_INLINE __m256i accumulate(__m256i sums, __m256i codes, __m256i values) {
 #endif
 }
 
+ALWAYS_INLINE __m256i accumulate_words(__m256i sums, __m256i a, __m256i b) {
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
+}
+
 ALWAYS_INLINE __m256i add_sums(__m256i a, __m256i b) {
     return _mm256_add_epi16(a, b);
 }

@@ -8,9 +8,11 @@
 #include <string.h>
 #if defined(EVEX_ENCODING)
 #define DOT_PRODUCT _mm256_dpbusd_epi32
+#define DOT_PRODUCT_OF_WORDS _mm256_dpwssd_epi32
 #define PRESENT processor_has_avx512_vnni
 #else
 #define DOT_PRODUCT _mm256_dpbusd_avx_epi32
+#define DOT_PRODUCT_OF_WORDS _mm256_dpwssd_avx_epi32
 #define PRESENT processor_has_avx_vnni
 #endif
 #if defined(__clang__)
@@ -29,6 +31,10 @@ namespace {
 
 ALWAYS_INLINE __m256i accumulate(__m256i sums, __m256i codes, __m256i values) {
     return DOT_PRODUCT(sums, codes, values);
+}
+
+ALWAYS_INLINE __m256i accumulate_words(__m256i sums, __m256i a, __m256i b) {
+    return DOT_PRODUCT_OF_WORDS(sums, a, b);
 }
 
 ALWAYS_INLINE __m256i add_sums(__m256i a, __m256i b) {

@@ -1,11 +1,14 @@
 // Blocks of one row times one column with vectors of 256 bits. The including file has chosen its target and defined
-// accumulate(sums, codes 0..255, activations), add_sums(), quarter_sums(), and lanes_of(sums): eight sums of 32 bits.
+// accumulate(sums, codes 0..255, activations), add_sums(), quarter_sums(), lanes_of(sums): eight sums of 32 bits, and
+// accumulate_words(sums of 32 bits, words of 16, words of 16).
 #pragma once
 #define VECTOR_BLOCKS 2
 #include "instruction_set.h"
 #include "x86_vectors.h"
 
 namespace {
+
+constexpr int TQ1_0_PLACES = 512;
 
 inline int64_t group_of_q2_0(int64_t block, int second) {
     return 2 * block + second;
@@ -15,8 +18,26 @@ inline int lane_of_sixteen(int sixteen) {
     return sixteen;
 }
 
-inline void place_values(int, const int8_t * values, int64_t group, int8_t * places) {
-    memcpy(places + 256 * group, values, 256);
+// Of one digit's values and the next one's
+inline int16_t difference(int8_t values, int8_t next) {
+    return (int16_t) (values - 3 * next);
+}
+
+inline void place_values(int type, const int8_t * values, int64_t group, int8_t * place) {
+    if (type == TQ2_0) {
+        memcpy(place + 256 * group, values, 256);
+        return;
+    }
+    int16_t * places = (int16_t *) (place + TQ1_0_PLACES * group);  // [digit]: 16 even and 16 odd ones of 32 bytes; 16 bytes
+    for (int digit = 0; digit < 5; digit++, places += 48) {
+        const int8_t * of_32 = values + 32 * digit, * of_16 = values + 160 + 16 * digit;
+        for (int i = 0; i < 32; i++)
+            places[i / 2 + 16 * (i % 2)] = difference(of_32[i], digit < 4 ? of_32[i + 32] : 0);
+        for (int i = 0; i < 16; i++)
+            places[32 + i] = difference(of_16[i], digit < 4 ? of_16[i + 16] : 0);
+    }
+    for (int i = 0; i < 16; i++)  // four digits of the last four bytes
+        places[i] = difference(values[240 + i], i < 12 ? values[244 + i] : 0);
 }
 
 // 32 bytes of 2-bit codes times the activations of the bit positions 0, 2, 4 and 6. The codes at bits 2 and 6 are counted
@@ -42,44 +63,37 @@ ALWAYS_INLINE __m256i q2_0_lanes(__m256i codes, const int8_t * values) {
     return lanes_of(add_sums(single, quarter_sums(fourfold)));
 }
 
-ALWAYS_INLINE __m128i times_3(__m128i bytes) {
-    return _mm_add_epi8(bytes, _mm_add_epi8(bytes, bytes));
+// As in accumulate() of AVX2, assembler code keeps GCC from computing many products before it adds them.
+ALWAYS_INLINE void accumulate_words_of(__m256i & sums, __m256i bytes, __m256i powers, const int16_t * values) {
+    __m256i words = _mm256_mulhi_epu16(bytes, powers);
+#if defined(__GNUC__) && defined(SUMS_OF_PAIRS)
+    __asm__("vpmulhuw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
+            : "+x"(sums), "=&x"(words)
+            : "x"(bytes), "x"(powers), "m"(*(const __m256i_u *) values));
+#else
+    sums = accumulate_words(sums, words, load(values));
+#endif
 }
 
-// The 256 codes of a TQ1_0 block in the values' order
-ALWAYS_INLINE void tq1_0_codes(const char * block, __m256i codes[8]) {
-    const __m256i offset = _mm256_set1_epi8(-128);
-    __m256i bytes = _mm256_xor_si256(load(block), offset);
-    codes[0] = first_digit(bytes);
-    UNROLL for (int i = 1; i < 5; i++) {
-        bytes = times_3(bytes);
-        codes[i] = first_digit(bytes);
-    }
-    // 16 bytes of five digits, two digits at a time, and the fifth beside four bytes of four digits
-    const __m128i sixteen = _mm_xor_si128(_mm_loadu_si128((const __m128i *) (block + 32)), _mm256_castsi256_si128(offset));
-    bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(sixteen), times_3(sixteen), 1);
-    codes[5] = first_digit(bytes);
-    bytes = times_3(times_3(bytes));
-    codes[6] = first_digit(bytes);
-    bytes = times_3(times_3(bytes));
+// A byte b of TQ1_0 holds digits d0 to d4, and b * 3^i >> 8 is n_i, the number that the first i of them make. A digit is
+// n_(i+1) - 3 n_i, so the digits times x0 to x4 are n_1 (x0 - 3 x1) + n_2 (x1 - 3 x2) + ... + n_5 x4: no digit needs to be
+// told apart. place_values() has made these differences. Bytes lie in the upper halves of words of 16 bits.
+ALWAYS_INLINE __m256i tq1_0_lanes(const char * block, const int16_t * values) {
+    const __m256i bytes = load(block), even = _mm256_slli_epi16(bytes, 8), odd = _mm256_and_si256(bytes, _mm256_set1_epi16(-256));
+    const __m256i sixteen = _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *) (block + 32))), 8);
     int32_t four;
     memcpy(&four, block + 48, 4);
-    const __m256i powers = _mm256_setr_epi16(1, 1, 1, 1, 3, 3, 3, 3, 9, 9, 9, 9, 27, 27, 27, 27);
-    const __m256i words = _mm256_and_si256(_mm256_mullo_epi16(_mm256_cvtepu8_epi16(_mm_set1_epi32(four)), powers),
-                                           _mm256_set1_epi16(255));
-    const __m128i last = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    bytes = _mm256_inserti128_si256(bytes, _mm_xor_si128(last, _mm256_castsi256_si128(offset)), 1);
-    codes[7] = first_digit(bytes);
-}
-
-ALWAYS_INLINE __m256i tq1_0_lanes(const char * block, const int8_t * values) {
-    __m256i codes[8], even = _mm256_setzero_si256(), odd = even;
-    tq1_0_codes(block, codes);
-    UNROLL for (int i = 0; i < 8; i += 2) {
-        even = accumulate(even, codes[i], load(values + 32 * i));
-        odd = accumulate(odd, codes[i + 1], load(values + 32 * i + 32));
+    const __m256i last = _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_set1_epi32(four)), 8);
+    __m256i sums = _mm256_setzero_si256(), other_sums = sums;
+    int power = 3;
+    UNROLL for (int i = 0; i < 5; i++, power *= 3, values += 48) {
+        const __m256i powers = _mm256_set1_epi16((short) power);
+        accumulate_words_of(sums, even, powers, values);
+        accumulate_words_of(other_sums, odd, powers, values + 16);
+        accumulate_words_of(i % 2 ? sums : other_sums, sixteen, powers, values + 32);
     }
-    return lanes_of(add_sums(even, odd));
+    accumulate_words_of(sums, last, _mm256_setr_epi16(3, 3, 3, 3, 9, 9, 9, 9, 27, 27, 27, 27, 81, 81, 81, 81), values);
+    return _mm256_add_epi32(sums, other_sums);
 }
 
 template <int TYPE>
@@ -91,7 +105,10 @@ struct block_lanes {
 template <int TYPE>
 ALWAYS_INLINE void four_rows(__m256i sums[4], const char * const blocks[4], const column_parts & column, int64_t block) {
     UNROLL for (int row = 0; row < 4; row++)
-        sums[row] = (TYPE == TQ2_0 ? tq2_0_lanes : tq1_0_lanes)(blocks[row], column.values + 256 * block);
+        if constexpr (TYPE == TQ2_0)
+            sums[row] = tq2_0_lanes(blocks[row], column.values + 256 * block);
+        else
+            sums[row] = tq1_0_lanes(blocks[row], (const int16_t *) (column.values + TQ1_0_PLACES * block));
 }
 
 // Totals with one or two blocks of Q2_0 of each of four rows, one row in each lane

@@ -31,8 +31,10 @@ void multiply_four_tq_rows(const char * weights, size_t row_bytes, int n_rows, i
         typename block_lanes<TYPE>::vector lanes[8];
         __m128i halves[2] = {_mm_setzero_si128(), _mm_setzero_si128()};
         UNROLL for (int i = 0; i < 2; i++) {
-            memset(lanes + 4 * i, 0, 4 * sizeof lanes[0]);
-            if (block + i < n_blocks) {
+            if (block + i >= n_blocks) {
+                UNROLL for (int row = 0; row < 4; row++)
+                    lanes[4 * i + row] = typename block_lanes<TYPE>::vector{};
+            } else {
                 four_rows<TYPE>(lanes + 4 * i, rows, column, block + i);
                 halves[i] = _mm_insert_epi16(halves[i], half_at(rows[0] + scale_at), 0);
                 halves[i] = _mm_insert_epi16(halves[i], half_at(rows[1] + scale_at), 1);
