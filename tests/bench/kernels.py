@@ -4,6 +4,9 @@ Both take turns in one process, so that other work on the machine hardly changes
 processor, divided by the number of threads, and medians. Up to eight columns, as of eight conversations, read new
 weights all the time, more than a cache holds; many columns are of one matrix. Beside them, what a core can do at most:
 multiply-adds of bytes with all operands in registers, and reading memory, mapped in small pages as a model's file is.
+
+llama.cpp's threads, GNU's OpenMP, would ask for more work on the cores that ours need by then: all of it runs in a
+child process whose GOMP_SPINCOUNT is 0, so that they sleep as soon as they have nothing to do, unless you set another.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ import argparse
 import ctypes
 import json
 import mmap
+import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +57,7 @@ FEW_COLUMNS = 8
 STOCK_COLUMNS = {"Q2_0": 4}  # of many, where stock takes seconds for all of them; its time is proportional
 ROUNDS = 5
 PEAK_ROUNDS = 300_000
+SPINS = "GOMP_SPINCOUNT"
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -252,6 +258,9 @@ def main() -> None:
     parser.add_argument("--columns", nargs="+", type=int, default=[1, 8, 512])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     arguments = parser.parse_args()
+    if SPINS not in os.environ:  # it is read once, when OpenMP's library is loaded
+        command = [sys.executable, "-m", "tests.bench.kernels", *sys.argv[1:]]
+        sys.exit(subprocess.run(command, env={**os.environ, SPINS: "0"}, check=False).returncode)
     kernels = library.load()
     sets = [name for name in INSTRUCTION_SETS if kernels.product_use(name.encode())]
     rows: list[Row] = []
