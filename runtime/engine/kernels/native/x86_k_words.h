@@ -74,14 +74,23 @@ ALWAYS_INLINE void q2_k_factors(const char * const rows[8], int64_t offset, int 
     }
 }
 
+// What the next rows need is prefetched in the order of memory, a few lines at a time: a hundred at once wait for each other.
+template <int BYTES>
+ALWAYS_INLINE void prefetch_part(const char *& ahead) {
+    UNROLL for (int i = 0; i < BYTES; i += 64)
+        _mm_prefetch(ahead + i, _MM_HINT_T0);
+    ahead += BYTES;
+}
+
 // Four bits of each code in the first 128 bytes of a block, the other two in the next 64, 16 parts' factors, a scale
 template <int VECTORS>
-void unpack_q6_k(const char * const rows[k_unit<VECTORS>::rows], int64_t offset, k_unit<VECTORS> & unpacked) {
+void unpack_q6_k(const char * const rows[k_unit<VECTORS>::rows], int64_t offset, const char * ahead, k_unit<VECTORS> & unpacked) {
     constexpr int word_bytes = k_unit<VECTORS>::word_bytes;
     alignas(64) uint8_t packed[48 * word_bytes];
     for (int row = 0; row < k_unit<VECTORS>::rows; row += 8) {
         for (int i = 0; i < 6; i++) {
             __m256 words[8];
+            prefetch_part<8 * 210 / 6>(ahead);
             words_of_rows(rows + row, offset + 32 * i, words);
             UNROLL for (int word = 0; word < 8; word++)
                 _mm256_store_si256((__m256i *) (packed + (8 * i + word) * word_bytes + 4 * row), as_integers(words[word]));
@@ -107,12 +116,13 @@ void unpack_q6_k(const char * const rows[k_unit<VECTORS>::rows], int64_t offset,
 
 // 16 parts' factors and minima of four bits each, 64 bytes of codes, their scales
 template <int VECTORS>
-void unpack_q2_k(const char * const rows[k_unit<VECTORS>::rows], int64_t offset, k_unit<VECTORS> & unpacked) {
+void unpack_q2_k(const char * const rows[k_unit<VECTORS>::rows], int64_t offset, const char * ahead, k_unit<VECTORS> & unpacked) {
     constexpr int word_bytes = k_unit<VECTORS>::word_bytes;
     alignas(64) uint8_t packed[16 * word_bytes];
     for (int row = 0; row < k_unit<VECTORS>::rows; row += 8) {
         for (int half = 0; half < 2; half++) {
             __m256 words[8];
+            prefetch_part<8 * 84 / 2>(ahead);
             words_of_rows(rows + row, offset + 16 + 32 * half, words);
             UNROLL for (int word = 0; word < 8; word++)
                 _mm256_store_si256((__m256i *) (packed + (8 * half + word) * word_bytes + 4 * row), as_integers(words[word]));
@@ -244,9 +254,7 @@ void multiply_k_tile(const char * weights, size_t row_bytes, int n_rows, int64_t
     memset(totals, 0, n_columns * sizeof totals[0]);
     k_unit<VECTORS> unpacked;
     for (int64_t block = 0; block < n_blocks; block++, ahead += ROWS * block_bytes) {
-        for (int i = 0; i < ROWS * block_bytes; i += 64)
-            _mm_prefetch(ahead + i, _MM_HINT_T0);
-        (TYPE == Q6_K ? unpack_q6_k<VECTORS> : unpack_q2_k<VECTORS>)(rows, block * block_bytes, unpacked);
+        (TYPE == Q6_K ? unpack_q6_k<VECTORS> : unpack_q2_k<VECTORS>)(rows, block * block_bytes, ahead, unpacked);
         for (int column = 0; column < n_columns;) {
             const char * panel = panels + (column / width * n_blocks + block) * group_bytes;
             const int left = (column / width + 1) * width < n_columns ? width - column % width : n_columns - column;
