@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import tritgguf
 from tritgguf.converter.calibration.basis import in_its_basis
-from tritgguf.converter.calibration.kept import CalibratedTensor, Kept, kept_beside
+from tritgguf.converter.calibration.kept import Kept, calibrated_tensor, kept_beside
 from tritgguf.converter.calibration.layers import BLOCKS, BlockError, Layer, layers_to_fit
 from tritgguf.converter.calibration.text import Chunks, calibration_chunks
 from tritgguf.converter.core.parallel import n_threads
@@ -88,30 +89,19 @@ def _fitted(
     )
     tensors = dict(model.tensors)
     for layer in layers:
-        name, shape = layer.spec.source, layer.spec.shape
-        tensors[name] = CalibratedTensor(
-            name=name,
-            dtype=layer.codec.name,
-            shape=shape,
-            group=layer.codec.block,
-            stored=stored[name],
-            codec=layer.codec,
-            highest=layer.highest,
-            original=model.tensors[name],
-            how=f"{_codes(layer)} chosen by {GPTQ}: {errors[layer.block]}",
-        )
+        name = layer.spec.source
+        how = f"{layer.codes} chosen by {GPTQ}: {errors[layer.block]}"
+        tensors[name] = calibrated_tensor(layer, stored[name], model.tensors[name], how)
     return replace(model, tensors=tensors, notes=[*model.notes, _note(layers, errors)])
 
 
 def _note(layers: Sequence[Layer], errors: Sequence[BlockError]) -> str:
+    counts = Counter(layer.codes for layer in layers)
+    have = " and ".join(f"{number} linear layers have {codes}" for codes, number in counts.items())
     return (
-        f"{len(layers)} linear layers have {_codes(layers[0])} chosen by {GPTQ}, which loses quality; at the last "
-        f"block, {errors[-1]}; tritgguf eval --against an F16 file of the model tells what is left"
+        f"{have} chosen by {GPTQ}, which loses quality; at the last block, {errors[-1]}; tritgguf eval --against an "
+        "F16 file of the model tells what is left"
     )
-
-
-def _codes(layer: Layer) -> str:
-    return "three codes" if layer.highest == 1 else "four codes (2 bits, not ternary)"
 
 
 def _identity(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tritgguf.converter.calibration import gptq
+from tritgguf.converter.calibration import affine, gptq
 from tritgguf.converter.calibration.blocks import Block, Decoder, fast_products, quiet
 from tritgguf.converter.calibration.kept import Kept
 from tritgguf.converter.calibration.layers import BLOCKS, WEIGHT, BlockError, Layer, unsupported
@@ -19,6 +19,7 @@ from tritgguf.converter.core.tensors import ByteArray, CodedRows
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.planning.calibration import Calibration
+from tritgguf.converter.quant.codecs.q2_k import Q2K
 
 DAMPING, DAMPING_AT_DOWN = 0.1, 0.3  # of H's mean diagonal
 CORRECTION_DAMPING = 0.1
@@ -48,7 +49,7 @@ class Fit:
         if stored is None:
             stored = kept.write(number, self._fitted(number, layers, float_block, block, step))
         for name, layer in layers.items():  # as they are stored, after a resumption too
-            _set_weights(block, name, _unpacked(layer, stored[name]))
+            _set_weights(block, name, layer, stored[name].data)
         return stored, self._advance(float_block, block, step)
 
     def _fitted(
@@ -64,7 +65,7 @@ class Fit:
             self.behind = behind if group is found[-1] else {}
             for name in wanted:
                 packed[name] = self._packed(layers[name], float_block.linear(name).weight.data, moments)
-                _set_weights(block, name, layers[name].codec.unpack(packed[name]))
+                _set_weights(block, name, layers[name], packed[name])
         return packed
 
     def _groups(self, number: int, block: Block) -> list[Group]:
@@ -94,28 +95,25 @@ class Fit:
 
     def _packed(self, layer: Layer, weights: Tensor, moments: Moments) -> ByteArray:
         try:
-            codes, scales = self._quantized(layer, weights, moments)
+            return self._quantized(layer, weights, moments)
         except torch.linalg.LinAlgError as error:
             raise TensorError(
                 f"{layer.spec.source}: no codes can be fitted to what this layer gets, which isn't finite or too much "
                 "alike; give other text (--calibration)"
             ) from error
-        return layer.codec.pack(CodedRows(codes.numpy(), scales.numpy(), layer.codec.block))
 
-    def _quantized(self, layer: Layer, weights: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
+    def _quantized(self, layer: Layer, weights: Tensor, moments: Moments) -> ByteArray:
         does = self.calibration.does
         if (pull := moments.pull(weights)) is not None:
             weights = gptq.corrected(weights, gptq.damped(moments.hessian, CORRECTION_DAMPING), pull)
         at_down = layer.spec.name.endswith(ADDING[1])
-        return gptq.quantized(
-            weights,
-            gptq.damped(moments.hessian, DAMPING_AT_DOWN if at_down else DAMPING),
-            layer.codec.block,
-            layer.highest,
-            feedback=does("feedback"),
-            refitted=does("refit"),
-            descent=does("descent"),
-        )
+        hessian = gptq.damped(moments.hessian, DAMPING_AT_DOWN if at_down else DAMPING)
+        steps = {"feedback": does("feedback"), "refitted": does("refit"), "descent": does("descent")}
+        codec = layer.codec
+        if isinstance(codec, Q2K):
+            return codec.pack_affine(affine.quantized(weights, hessian, **steps))
+        codes, scales = gptq.quantized(weights, hessian, codec.block, layer.highest, **steps)
+        return codec.pack(CodedRows(codes.numpy(), scales.numpy(), codec.block))
 
     def _advance(self, float_block: Block, block: Block, step: Step) -> BlockError:
         errors = []
@@ -161,9 +159,6 @@ def fitted(
     return found, errors
 
 
-def _unpacked(layer: Layer, stored: StoredTensor) -> CodedRows:
-    return layer.codec.unpack(stored.data.reshape(layer.spec.shape[0], -1))
-
-
-def _set_weights(block: Block, name: str, rows: CodedRows) -> None:
-    block.linear(name).weight.data = torch.from_numpy(rows.dequantize())
+def _set_weights(block: Block, name: str, layer: Layer, packed: ByteArray) -> None:
+    rows = layer.codec.decode(packed.reshape(layer.spec.shape[0], -1))
+    block.linear(name).weight.data = torch.from_numpy(rows)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tritgguf.converter.calibration.layers import Layer
 from tritgguf.converter.checkpoint.safetensors_layout import Entry, Shard
 from tritgguf.converter.checkpoint.safetensors_reader import read_file
 from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
@@ -23,6 +24,7 @@ from tritgguf.converter.core.tensors import ByteArray, CodedRows, CodedTensor, F
 from tritgguf.converter.core.whole_files import whole_files, write_at, write_whole
 from tritgguf.converter.errors import OutputError, SourceError
 from tritgguf.converter.quant.codec import TernaryCodec
+from tritgguf.converter.quant.codecs.q2_k import Q2K
 
 STATE = "state.json"
 
@@ -56,6 +58,47 @@ class CalibratedTensor(CodedTensor):
 
     def require_unchanged(self) -> None:
         self.original.require_unchanged()
+
+
+@dataclass(frozen=True)
+class CalibratedBlocks(SourceTensor):
+    """A linear layer as gptq chose it in a type that has more than codes with scales, packed as `codec` has it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    stored: StoredTensor
+    codec: TernaryCodec
+    original: SourceTensor
+    how: str
+
+    @property
+    def n_bytes(self) -> int:
+        return self.stored.n_bytes
+
+    @property
+    def chosen(self) -> str:
+        return self.how
+
+    def read_bytes(self, rows: slice | RowIndices) -> ByteArray:
+        return self.stored.data.reshape(self.shape[0], -1)[rows]
+
+    def read(self, rows: slice | RowIndices) -> Float32Array:
+        return self.codec.decode(np.ascontiguousarray(self.read_bytes(rows)))
+
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        return self.stored.on_disk(rows)
+
+    def require_unchanged(self) -> None:
+        self.original.require_unchanged()
+
+
+def calibrated_tensor(layer: Layer, stored: StoredTensor, original: SourceTensor, how: str) -> SourceTensor:
+    """Return a fitted layer as a tensor in the place of the checkpoint's."""
+    name, shape, codec = original.name, layer.spec.shape, layer.codec
+    if isinstance(codec, Q2K):
+        return CalibratedBlocks(name, codec.name, shape, stored, codec, original, how)
+    return CalibratedTensor(name, codec.name, shape, codec.block, stored, codec, layer.highest, original, how)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.planning.calibration import GPTQ, TYPES, Calibration
 from tritgguf.converter.planning.file_plan import TensorPlan
 from tritgguf.converter.quant.codec import TernaryCodec
+from tritgguf.converter.quant.codecs.q2_k import Q2K
 
 BLOCKS = "model.layers."
 WEIGHT = ".weight"
@@ -22,6 +23,13 @@ class Layer:
     spec: TensorSpec
     codec: TernaryCodec
     highest: int
+
+    @property
+    def codes(self) -> str:
+        """Its kind of codes in words."""
+        if isinstance(self.codec, Q2K):
+            return "four codes, scales and minima (2 bits, not ternary)"
+        return "three codes" if self.highest == 1 else "four codes (2 bits, not ternary)"
 
     @property
     def block(self) -> int:

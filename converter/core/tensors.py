@@ -87,8 +87,13 @@ class SourceTensor(ABC):
         return None
 
     def read_bytes(self, rows: slice | RowIndices) -> ByteArray:
-        """Return the rows of a tensor with a `ggml_type` as they are stored, uint8 (n_rows, row bytes)."""
+        """Return the rows as they are stored, uint8 (n_rows, row bytes); of a tensor of a GGUF type alone."""
         raise NotImplementedError(f"{self.name} ({self.dtype}) isn't a tensor of a GGUF file")
+
+    @property
+    def chosen(self) -> str | None:
+        """How codes were chosen for weights that had none, and with what loss; None for what the file itself holds."""
+        return None
 
     @property
     def coded(self) -> CodedTensor | None:
@@ -212,11 +217,6 @@ class CodedTensor(SourceTensor):
     def levels(self) -> int:
         """The number of its grid's levels: 3, or 4 for codes from -1 to 2, or a larger odd one; see grids.py."""
         return 3
-
-    @property
-    def chosen(self) -> str | None:
-        """How codes were chosen for weights that had none, and with what loss; None for the checkpoint's own codes."""
-        return None
 
     @abstractmethod
     def scales(self, rows: slice) -> Float32Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tritgguf.converter.errors import UnsupportedError
 GPTQ = "gptq"
 # What each step is for: docs/quality.md.
 STEPS = ("rotation", "correction", "feedback", "refit", "descent", "token-weights", "fourth-code")
-TYPES = ("tq1_0", "tq2_0", "q2_0")
+TYPES = ("tq1_0", "tq2_0", "q2_0", "q2_k")
 N_CHUNKS = 128
 
 
@@ -36,7 +36,7 @@ class Calibration:
 
 def calibration_for(
     method: str,
-    type: str,
+    types: Collection[str],
     texts: Iterable[str | os.PathLike[str]] = (),
     n_chunks: int | None = None,
     seed: int | None = None,
@@ -46,7 +46,8 @@ def calibration_for(
 ) -> Calibration | None:
     """Return what was asked of gptq, None with another method; raise UnsupportedError where it makes no sense.
 
-    Each text of `without` names a step, or several with commas between them.
+    `types` are those asked for, of all linear layers and of single tensors. Each text of `without` names a step, or
+    several with commas between them.
     """
     paths, steps = tuple(Path(text) for text in texts), frozenset(_split(without))
     if method != GPTQ:
@@ -56,9 +57,10 @@ def calibration_for(
                 f"{GPTQ}; found --method {method}"
             )
         return None
-    if type not in TYPES:
+    if not set(types) & set(TYPES):
         raise UnsupportedError(
-            f"--method {GPTQ} fits codes for one type: expected --type {', '.join(TYPES)}, found {type}"
+            f"--method {GPTQ} fits codes for {', '.join(TYPES)}; found {', '.join(types)}: ask for one of them, for "
+            "all linear layers (--type) or for some (--tensor-type)"
         )
     if unknown := sorted(steps - set(STEPS)):
         raise UnsupportedError(f"--gptq-without {unknown[0]}: unknown step; expected one of {', '.join(STEPS)}")

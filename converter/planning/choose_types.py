@@ -12,7 +12,7 @@ from tritgguf.converter.core.progress import Step
 from tritgguf.converter.core.tensors import Floats, SourceTensor
 from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.model.architecture import TensorSpec
-from tritgguf.converter.planning.encoders import AsFloats, Constant, OnGrid, Rounded
+from tritgguf.converter.planning.encoders import AsFloats, ChosenBlocks, Constant, OnGrid, Rounded
 from tritgguf.converter.planning.file_plan import TensorPlan
 from tritgguf.converter.planning.grid_types import by_known_grid, sample, stored_error
 from tritgguf.converter.planning.request import Asked, Request
@@ -152,17 +152,18 @@ def _as_ternary(
     by_method = _by_method(spec, codec, request)
     if source is None or source.described:
         return TensorPlan(by_method, reason)
+    if source.chosen is not None and source.coded is None:
+        return TensorPlan(ChosenBlocks(spec, codec), source.chosen, exact=False)
     grid = find_grid(source)
     weighted = ", importance-weighted" if by_method.weighted else ""
     rounded = f"quantized by {by_method.method.name}{weighted}, which loses quality"
-    if grid is None and asked.alone and codec.more_levels:
+    if grid is None and asked.alone and codec.more_levels and not request.calibrates(spec):
         return _on_more_levels(spec, source, codec, reason, asked)
     if grid is None:
         return TensorPlan(by_method, f"not on a ternary grid: {rounded}", exact=False)
     if grid.fits(codec):
-        chosen = source.coded.chosen if source.coded else None
-        if chosen is not None:
-            return TensorPlan(OnGrid(spec, codec, grid, chosen=True), chosen, exact=False)
+        if source.chosen is not None:
+            return TensorPlan(OnGrid(spec, codec, grid, chosen=True), source.chosen, exact=False)
         return on_grid(spec, codec, grid)
     known = by_known_grid(TensorPlan(by_method, ""), source, grid)
     if known.encoder is not by_method and (request.allow_lossy or not _ternary_types_fitting(grid)):

@@ -124,6 +124,18 @@ class Passthrough(Encoder):
 
 
 @dataclass(frozen=True)
+class ChosenBlocks(Encoder):
+    """The type's blocks, unchanged, as they were chosen for weights that had none."""
+
+    @property
+    def rounds(self) -> bool:
+        return True
+
+    def encode(self, source: SourceTensor | None, rows: slice) -> ByteArray:
+        return np.ascontiguousarray(_present(source).read_bytes(self.source_rows(rows)))
+
+
+@dataclass(frozen=True)
 class AsFloats(Encoder):
     """Values in a float type, rounded if it can't store them exactly."""
 

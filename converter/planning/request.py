@@ -104,6 +104,8 @@ class Request:
         if max_bits is not None and type != AUTO:
             raise UnsupportedError(f"--max-bits needs --type {AUTO}: --type {type} fixes the bits per weight")
         ternary_types(target)
+        tensor_types = tuple(map(parse_tensor_type, tensor_type))
+        types = [type, *(AUTO if kind.codec is None else kind.codec.name for kind in tensor_types)]
         return cls(
             None if type == AUTO else codec_named(type),
             target,
@@ -114,17 +116,21 @@ class Request:
             allow_lossy,
             max_bits,
             None if max_shard_size is None else parse_size(max_shard_size),
-            tuple(map(parse_tensor_type, tensor_type)),
+            tensor_types,
             key_overrides(override_kv, name),
             frozenset(fast_here),
             None if imatrix is None else read_imatrix(Path(imatrix)),
             seconds_per_weight or {},
-            calibration_for(method, type, calibration, calibration_chunks, seed, gptq_without, untie=untie),
+            calibration_for(method, types, calibration, calibration_chunks, seed, gptq_without, untie=untie),
         )
 
+    def calibrates(self, spec: TensorSpec) -> bool:
+        """Whether gptq chooses the tensor's codes, if it is to be rounded: it is for linear layers."""
+        return self.calibration is not None and spec.role == "linear"
+
     def method_for(self, spec: TensorSpec) -> Method:
-        """Return the method for a tensor; gptq is for linear layers."""
-        return self.method if self.calibration is None or spec.role == "linear" else method_named("mse")
+        """Return the method for a tensor."""
+        return self.method if self.calibration is None or self.calibrates(spec) else method_named("mse")
 
     def asked(self, spec: TensorSpec) -> Asked:
         """Return what was asked for a tensor: by --tensor-type, by the option of its role, or by default."""

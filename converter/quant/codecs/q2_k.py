@@ -1,4 +1,4 @@
-"""Q2_K, restricted to ternary and four-level data (2.625 bits per weight).
+"""Q2_K of ternary and four-level data, and of rows whose every part is given (2.625 bits per weight).
 
 A block has 16 bytes of sub-scales, 64 bytes of 2-bit codes and two fp16 scales. A value is
 d * sub-scale * stored code - dmin * sub-minimum. If all sub-scales and sub-minima are 1 (bytes 0x11), d = dmin and the
@@ -8,9 +8,12 @@ halves of 128 values; in each, byte m (0..31) holds values m, m+32, m+64 and m+9
 ggml's `block_q2_K`.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
+from tritgguf.converter.core.floats import BEYOND_F16
 from tritgguf.converter.core.tensors import ByteArray, CodedRows, Codes, Float32Array
 from tritgguf.converter.errors import TensorError
 from tritgguf.converter.quant.codec import (
@@ -29,6 +32,23 @@ ONE_TWO = 0x21  # sub-minimum 2
 SIGN = 0x80  # in an fp16 scale's second byte
 SUBS, CODES, SCALE, MINIMUM = slice(0, 16), slice(16, 80), slice(80, 82), slice(82, 84)
 SHIFTS = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
+GROUP = 16  # columns that share a sub-scale and a sub-minimum
+MOST = 15  # the largest of either
+
+
+@dataclass(frozen=True)
+class AffineRows:
+    """Rows as Q2_K stores them, all parts given.
+
+    Stored codes are uint8 (n_rows, n_columns), from 0 to 3, sub-scales and sub-minima uint8 (n_rows, n_columns / 16),
+    up to 15, d and dmin float32 (n_rows, n_columns / 256), which fp16 holds.
+    """
+
+    codes: ByteArray
+    scales: ByteArray
+    minima: ByteArray
+    d: Float32Array
+    dmin: Float32Array
 
 
 class Q2K(TernaryCodec):
@@ -61,6 +81,23 @@ class Q2K(TernaryCodec):
         stored[:, CODES] = np.bitwise_or.reduce(digits << SHIFTS, axis=2).reshape(len(codes), -1)
         stored[:, SCALE] = stored[:, MINIMUM] = d.astype("<f2")[:, None].view(np.uint8)
         return stored
+
+    def pack_affine(self, rows: AffineRows) -> ByteArray:
+        """Return the bytes, uint8 (n_rows, row bytes); raise TensorError if d or dmin overflows fp16."""
+        largest = max(float(np.abs(scales).max(initial=0)) for scales in (rows.d, rows.dmin))
+        if not largest < BEYOND_F16:
+            raise TensorError(
+                f"a block's scale is {largest:g}, but fp16 ends at 65504: store this tensor as bf16 or f32"
+            )
+        stored: ByteArray = np.empty((rows.d.size, self.block_bytes), np.uint8)
+        stored[:, SUBS] = (rows.scales | rows.minima << 4).reshape(len(stored), -1)
+        stored[:, CODES] = pairs((rows.codes - np.uint8(1)).view(np.int8))
+        for place, scales in ((SCALE, rows.d), (MINIMUM, rows.dmin)):
+            stored[:, place] = scales.astype("<f2").reshape(-1, 1).view(np.uint8)
+        return stored.reshape(len(rows.d), -1)
+
+    def decode(self, stored: ByteArray) -> Float32Array:
+        return self.dequantize(stored)
 
     def new_blocks(self, n_rows: int, n_columns: int) -> ByteArray:
         blocks = super().new_blocks(n_rows, n_columns)
