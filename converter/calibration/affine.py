@@ -8,6 +8,7 @@ belong to 256. As long as the grids stay as they are, only codes are to be chose
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +16,12 @@ from torch import Tensor
 from tritgguf.converter.calibration import gptq
 from tritgguf.converter.quant.codecs.q2_k import GROUP, MOST, AffineRows
 
-GROUPS = 16  # that share d and dmin
+IN_BLOCK = 16  # groups that share d and dmin
+MOST_CODE = 3
 FOUR = 2  # the highest of gptq.py's four codes, which the stored 3 is
 ENDS = torch.linspace(0.5, 1, 4)  # times a group's least and largest weight: what is tried for codes 0 and 3
 UNITS = torch.linspace(0.75, 1.05, 25)  # times what the largest of a block's scales, or minima, needs: tried for d
+TINY, ROUNDING = 1e-30, 1e-5
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,11 @@ class Grids:
     @property
     def steps(self) -> Tensor:
         """The distance between a group's levels, (n_rows, n_groups)."""
-        return self.scales * gptq.spread(self.d, GROUPS)
+        return self.scales * gptq.spread(self.d, IN_BLOCK)
 
     def moved(self, weights: Tensor) -> Tensor:
         """Return the weights less each group's level of gptq.py's code 0."""
-        return weights - gptq.spread(self.steps - self.minima * gptq.spread(self.dmin, GROUPS), GROUP)
+        return weights - gptq.spread(self.steps - self.minima * gptq.spread(self.dmin, IN_BLOCK), GROUP)
 
 
 def quantized(weights: Tensor, hessian: Tensor, *, feedback: bool, refitted: bool, descent: bool) -> AffineRows:
@@ -64,70 +67,74 @@ def stored(codes: Tensor, grids: Grids) -> AffineRows:
 def fit_grids(weights: Tensor, importance: Tensor) -> Grids:
     """Return grids of small error Σ h (w - its nearest level)², h the columns' `importance`, (n_columns,)."""
     groups = weights.reshape(len(weights), -1, GROUP)
-    lines = _best_lines(groups, importance.reshape(1, -1, GROUP).expand_as(groups))
-    d, scales = _in_units(lines.slopes, lines.spreads)
-    dmin, minima = _in_units(lines.best_minima(scales * gptq.spread(d, GROUPS)), lines.shares)
+    shares = importance.reshape(1, -1, GROUP).expand_as(groups)
+    lines, sums = best_lines(groups, shares), shares.sum(-1).clamp_min(TINY)
+    d, scales = in_units(lines.slopes, lines.stiffness)
+    dmin, minima = in_units(_minima(scales * gptq.spread(d, IN_BLOCK), lines.ones, groups, shares), sums)
     return Grids(d, dmin, scales, minima)
 
 
-@dataclass(frozen=True)
-class _Lines:
+class Lines(NamedTuple):
     """Each group's weights as slope · code - minimum, neither below 0, by weighted least squares; (n_rows, n_groups).
 
-    `gains` tells by how much that lowers the error from that of zeros. `shares`, `ones` and `totals` are the sums of
-    h, h · code and h · weight, `spreads` is Σ h (code - its mean)².
+    `gains` tells by how much the error is below that of zeros, `stiffness` · x² by how much it grows where a slope is x
+    off and its minimum is the best for it. `ones` is Σ h code.
     """
 
     slopes: Tensor
     minima: Tensor
     gains: Tensor
-    shares: Tensor
+    stiffness: Tensor
     ones: Tensor
-    totals: Tensor
-    spreads: Tensor
-
-    def best_minima(self, slopes: Tensor) -> Tensor:
-        """Return the best minima for other slopes."""
-        return ((self.ones * slopes - self.totals) / self.shares).clamp_min(0)
-
-    def better(self, other: _Lines) -> _Lines:
-        """Return in each group the line of larger gain."""
-        wins = other.gains > self.gains
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return _Lines(*(torch.where(wins, theirs, ours) for ours, theirs in pairs))
 
 
-def _lines(groups: Tensor, shares: Tensor, slopes: Tensor, minima: Tensor) -> _Lines:
-    """Return the lines through the codes that are nearest on grids of these slopes and minima."""
-    codes = ((groups + minima[..., None]) * _inverse(slopes)[..., None]).round_().clamp_(0, 3)
-    weighted, sums = shares * codes, shares.sum(-1)
-    ones, squares = weighted.sum(-1), (weighted * codes).sum(-1)
-    dots, totals = (weighted * groups).sum(-1), (shares * groups).sum(-1)
-    spreads = (squares - ones * ones / sums).clamp_min(0)
-    slopes = (dots - ones * totals / sums) * _inverse(spreads)
-    slopes = torch.where(ones * slopes < totals, dots * _inverse(squares), slopes).clamp_min(0)  # without a minimum
-    minima = ((ones * slopes - totals) / sums).clamp_min(0)
-    gains = 2 * (slopes * dots - minima * totals + slopes * minima * ones) - slopes**2 * squares - minima**2 * sums
-    return _Lines(slopes, minima, gains, sums, ones, totals, spreads)
-
-
-def _best_lines(groups: Tensor, shares: Tensor) -> _Lines:
+def best_lines(groups: Tensor, shares: Tensor) -> Lines:
+    """Return the best of some lines; weights, and h, are (n_rows, n_groups, GROUP)."""
     least, largest = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
     best = _lines(groups, shares, torch.zeros_like(least), -least)
     for low in -ENDS:
         for high in ENDS:
-            best = best.better(_lines(groups, shares, (high * largest + low * least) / 3, low * least))
-    return best.better(_lines(groups, shares, best.slopes, best.minima))
+            tried = _lines(groups, shares, (high * largest + low * least) / MOST_CODE, low * least)
+            best = _better(best, tried)
+    return _better(best, _lines(groups, shares, best.slopes, best.minima))
 
 
-def _in_units(values: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+def _better(one: Lines, other: Lines) -> Lines:
+    wins = other.gains > one.gains
+    return Lines(*(torch.where(wins, theirs, ours) for ours, theirs in zip(one, other, strict=True)))
+
+
+def _lines(groups: Tensor, shares: Tensor, slopes: Tensor, minima: Tensor) -> Lines:
+    """Return the lines through the codes that are nearest on grids of these slopes and minima."""
+    codes = ((groups + minima[..., None]) * _inverse(slopes)[..., None]).round_().clamp_(0, MOST_CODE)
+    weighted, sums = shares * codes, shares.sum(-1).clamp_min(TINY)
+    ones, squares = weighted.sum(-1), (weighted * codes).sum(-1)
+    dots, totals = (weighted * groups).sum(-1), (shares * groups).sum(-1)
+    spreads = squares - ones * ones / sums
+    spreads = torch.where(spreads > ROUNDING * squares, spreads, 0)
+    slopes = (dots - ones * totals / sums) * _inverse(spreads)
+    through_zero = ones * slopes < totals
+    stiffness = torch.where(through_zero, squares, spreads)
+    slopes = torch.where(through_zero, dots * _inverse(squares), slopes).clamp_min(0)
+    minima = _minima(slopes, ones, groups, shares)
+    gains = 2 * (slopes * dots - minima * totals + slopes * minima * ones) - slopes**2 * squares - minima**2 * sums
+    return Lines(slopes, minima, gains, stiffness, ones)
+
+
+def _minima(slopes: Tensor, ones: Tensor, groups: Tensor, shares: Tensor) -> Tensor:
+    """Return the best minima for given slopes and codes."""
+    return ((ones * slopes - (shares * groups).sum(-1)) / shares.sum(-1).clamp_min(TINY)).clamp_min(0)
+
+
+def in_units(values: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
     """Return each block's unit, which fp16 holds, and whole numbers up to MOST, whose products are near the values.
 
-    Of the tried units it is the one of least Σ importance · difference².
+    Values of zero or more, and their importance, are (n_rows, n_groups), units (n_rows, n_blocks). Of some units it is
+    the one of least Σ importance · difference².
     """
-    values, importance = (tensor.reshape(len(tensor), -1, GROUPS) for tensor in (values, importance))
+    values, importance = (tensor.reshape(len(tensor), -1, IN_BLOCK) for tensor in (values, importance))
     needed = values.amax(-1, keepdim=True) / MOST
-    least, units, numbers = torch.full_like(needed, torch.inf), torch.zeros_like(needed), torch.zeros_like(values)
+    least, units, numbers = torch.full_like(needed, torch.inf), gptq.fp16(needed), torch.zeros_like(values)
     for factor in UNITS:
         unit = gptq.fp16(factor * needed)
         tried = (values * _inverse(unit)).round_().clamp_(0, MOST)
@@ -152,7 +159,7 @@ def refit(weights: Tensor, codes: Tensor, grids: Grids, hessian: Tensor) -> Grid
     numbers = codes + 1
     slopes = (grids.moved(weights) - codes * gptq.spread(grids.steps, GROUP)) @ hessian
     for group in range(len(scales)):
-        columns, block = slice(group * GROUP, (group + 1) * GROUP), group // GROUPS
+        columns, block = slice(group * GROUP, (group + 1) * GROUP), group // IN_BLOCK
         rise, fall = numbers[:, columns] * grids.d[:, block, None], -grids.dmin[:, block, None].expand(-1, GROUP)
         more, less = _best_steps(
             rise, fall, slopes[:, columns], hessian[columns, columns], scales[group], minima[group]

@@ -101,6 +101,8 @@ class Fit:
                 f"{layer.spec.source}: no codes can be fitted to what this layer gets, which isn't finite or too much "
                 "alike; give other text (--calibration)"
             ) from error
+        except TensorError as error:
+            raise TensorError(f"{layer.spec.source}: {error}") from error
 
     def _quantized(self, layer: Layer, weights: Tensor, moments: Moments) -> ByteArray:
         does = self.calibration.does

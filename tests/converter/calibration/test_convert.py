@@ -11,17 +11,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from tests import checkpoints, evaluation_oracle, gguf_weights
 from tests.checkpoint_recipes import RECIPES
 from tests.command_line import run_captured
+from tests.oracles import libggml
 from tests.paths import ROOT
 from tests.runtime.hub.hub_server import server
 from tritgguf.converter import convert, plan
 from tritgguf.converter.calibration.kept import folder_for
-from tritgguf.converter.errors import UnsupportedError
+from tritgguf.converter.calibration.text import calibration_chunks
+from tritgguf.converter.errors import TensorError, UnsupportedError
+from tritgguf.converter.model.open import open_model
+from tritgguf.converter.planning.calibration import Calibration
+from tritgguf.converter.verification.verification import verify
 
 torch = pytest.importorskip("torch", reason="needs the ptq extra")
 
@@ -50,10 +57,17 @@ def digest(path: Path) -> str:
 
 def divergence(model: Path, files: list[Path]) -> list[float]:
     """Each file's mean KL divergence from the checkpoint, by transformers, on text that nothing was fitted to."""
-    config = json.loads((model / "config.json").read_text())
     ids = np.array([checkpoints.token_ids(NAME)[:128]])
+    return divergence_of(model, [gguf_weights.read(file) for file in files], ids)
+
+
+def divergence_of(
+    model: Path, weights: list[dict[str, gguf_weights.Floats]], ids: npt.NDArray[np.int64]
+) -> list[float]:
+    """The same of weights by their names, on token ids, (1, n_tokens)."""
+    config = json.loads((model / "config.json").read_text())
     base = evaluation_oracle.transformers_logits(config, checkpoints.weights(NAME), ids)
-    logits = [evaluation_oracle.transformers_logits(config, gguf_weights.read(file), ids) for file in files]
+    logits = [evaluation_oracle.transformers_logits(config, found, ids) for found in weights]
     return [evaluation_oracle.figures(ids, found, base, whole=True)["kld_mean"] for found in logits]
 
 
@@ -95,6 +109,66 @@ def test_untie_where_it_would_do_nothing(name: str, why: str, tmp_path: Path) ->
     message = f"{folder.name}: --untie has no effect, since the model {why}: leave it out"
     with pytest.raises(UnsupportedError, match=message):
         plan(folder, "q2_0", untie=True, **OPTIONS)
+
+
+def test_q2_k_is_much_better_than_ggml_s_own_and_better_than_q2_0(model: Path, out: Path, tmp_path: Path) -> None:
+    """q2_k for all linear layers, and for some beside q2_0; the mixed file is stopped once on its way."""
+    whole = convert(model, tmp_path / "q2_k.gguf", "q2_k", check=False, **OPTIONS).out
+    mixed, choice = tmp_path / "mixed.gguf", {**OPTIONS, "tensor_type": ["ffn_down=q2_k"]}
+    with pytest.raises(KeyboardInterrupt):
+        convert(model, mixed, "q2_0", check=False, told=interrupt, **choice)
+    found = convert(model, mixed, "q2_0", check=False, **choice).plan
+    assert digest(convert(model, tmp_path / "again.gguf", "q2_0", check=False, **choice).out) == digest(mixed)
+    stock = {name: as_ggml_rounds(name, values) for name, values in checkpoints.weights(NAME).items()}
+    weights = [stock, *map(gguf_weights.read, (out, mixed, whole))]
+    tokenizer = open_model(model).tokenizer
+    assert tokenizer is not None
+    all_chunks = calibration_chunks(tokenizer, Calibration((TEXT,), 7))
+    ggml, q2_0, some, all_layers = divergence_of(model, weights, all_chunks[OPTIONS["calibration_chunks"] :])
+    assert all_layers < some < q2_0
+    assert all_layers < 0.2 * ggml
+    linear = [tensor for tensor in found.tensors if tensor.spec.role == "linear"]
+    assert {(tensor.codec.name, "ffn_down" in tensor.spec.name) for tensor in linear} == {
+        ("q2_0", False),
+        ("q2_k", True),
+    }
+    assert {tensor.exact for tensor in linear} == {False}
+    (note,) = (note for note in found.notes if "chosen by gptq" in note)
+    assert note.startswith(
+        "12 linear layers have four codes (2 bits, not ternary) and 2 linear layers have four codes, scales and minima "
+        "(2 bits, not ternary) chosen by gptq, which loses quality; at the last block"
+    )
+    assert verify(model, mixed).problems == verify(model, whole).problems == []
+
+
+def as_ggml_rounds(name: str, values: gguf_weights.Floats) -> gguf_weights.Floats:
+    """A linear layer's weights after ggml's own quantizer for Q2_K, others unchanged."""
+    q2_k = gguf.GGMLQuantizationType.Q2_K
+    return libggml.dequantize(libggml.quantize(values, q2_k), q2_k) if checkpoints.is_linear(name) else values
+
+
+def test_q2_k_steps_can_be_left_out_and_help(model: Path, tmp_path: Path) -> None:
+    errors = []
+    for number, without in enumerate(([], ["refit,descent"], ["refit,descent,feedback"])):
+        found = convert(
+            model, tmp_path / f"{number}.gguf", "f16", check=False, tensor_type=["ffn_down=q2_k"],
+            gptq_without=without, **OPTIONS,
+        )  # fmt: skip
+        (note,) = (note for note in found.plan.notes if "chosen by gptq" in note)
+        errors.append(float(note.split("block error ")[1].split()[0]))
+    assert errors[0] < errors[1] < errors[2]
+
+
+def test_rows_that_q2_k_does_not_fit_are_told_before_anything_is_computed(tmp_path: Path) -> None:
+    model = checkpoints.build("llama-gqa", tmp_path / "model", replace(RECIPES[NAME], ffn=320))
+    down = "model.layers.0.mlp.down_proj.weight: rows of 320 values aren't a multiple of 256, which q2_k needs"
+    with pytest.raises(TensorError, match=f"^{down}; add --fallback f16 to store such tensors as F16$"):
+        convert(model, tmp_path / "out.gguf", "q2_k", check=False, **OPTIONS)
+    with pytest.raises(TensorError, match=f"^{down}; choose another type, such as --tensor-type ffn_down=f16$"):
+        convert(model, tmp_path / "out.gguf", "q2_0", check=False, tensor_type=["ffn_down=q2_k"], **OPTIONS)
+    assert list(tmp_path.iterdir()) == [model]
+    with_fallback = plan(model, "q2_k", fallback="f16", **OPTIONS)
+    assert {tensor.codec.name for tensor in with_fallback.tensors if "ffn_down" in tensor.spec.name} == {"f16"}
 
 
 def test_the_plan_says_that_it_is_not_exact(model: Path, out: Path, tmp_path: Path, monkeypatch, capsys) -> None:

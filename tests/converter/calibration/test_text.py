@@ -154,8 +154,8 @@ def test_a_missing_file_is_told(tokenizer: SourceTokenizer, tmp_path: Path) -> N
     ("options", "message"),
     [
         (("--type", "tq2_0", "--seed", 1), "--calibration, --calibration-chunks, --seed, --gptq-without and --untie"),
-        (("--method", "gptq"), "--method gptq fits codes for one type: expected --type tq1_0, tq2_0, q2_0, found auto"),
-        (("--type", "q2_k", "--method", "gptq"), "--method gptq fits codes for one type: expected --type"),
+        (("--method", "gptq"), "--method gptq fits codes for tq1_0, tq2_0, q2_0, q2_k; found auto: ask for one of"),
+        (("--type", "f16", "--tensor-type", "attn=q8_0", "--method", "gptq"), "--method gptq fits codes for tq1_0, "),
         ((*GPTQ, "--gptq-without", "refit,luck"), "--gptq-without luck: unknown step; expected one of rotation,"),
         ((*GPTQ, "--untie", "--gptq-without", "rotation"), "--untie is for the rotation, which --gptq-without leaves"),
         ((*GPTQ, "--seed", -1), "--seed -1: expected 0 or more"),

@@ -11,6 +11,8 @@ from tests.oracles import libggml
 from tritgguf.converter import TensorError
 from tritgguf.converter.core.tensors import CodedRows
 from tritgguf.converter.quant.codec import TernaryCodec, codec_named, codecs
+from tritgguf.converter.quant.codecs.q2_k import CODEC as Q2_K
+from tritgguf.converter.quant.codecs.q2_k import AffineRows
 
 TERNARY = [codec for codec in codecs().values() if isinstance(codec, TernaryCodec)]
 each_codec = pytest.mark.parametrize("codec", TERNARY, ids=lambda codec: codec.name)
@@ -66,6 +68,21 @@ def assert_same_bits(ours: np.ndarray, theirs: np.ndarray, message: str = "") ->
 
 def test_every_ternary_type_of_the_issues_is_here() -> None:
     assert {codec.name for codec in TERNARY} == {"tq1_0", "tq2_0", "q2_0", "q2_k", "q4_0"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_q2_k_of_any_parts_is_what_ggml_reads(seed: int, monkeypatch) -> None:
+    random = np.random.default_rng(seed)
+    codes = random.integers(0, 4, (5, 768), np.uint8)
+    scales, minima = random.integers(0, 16, (2, 5, 48), np.uint8)
+    d, dmin = (random.normal(0, 0.01, (2, 5, 3)) * (seed + 1)).astype(np.float16).astype(np.float32)
+    stored = Q2_K.pack_affine(AffineRows(codes, scales, minima, d, dmin))
+    steps, below = (np.repeat(np.repeat(unit, 16, 1) * part, 16, 1) for unit, part in ((d, scales), (dmin, minima)))
+    found = libggml.dequantize(stored, Q2_K.ggml_type)
+    assert_same_bits(found, steps * codes - below)
+    assert_same_bits(Q2_K.decode(stored), found)
+    monkeypatch.setenv("TRITGGUF_KERNELS", "numpy")
+    assert_same_bits(Q2_K.decode(stored), found)
 
 
 @pytest.mark.parametrize("name", sorted(SAME_BYTES_AS_GGML))
