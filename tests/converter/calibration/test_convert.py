@@ -121,10 +121,7 @@ def test_q2_k_is_much_better_than_ggml_s_own_and_better_than_q2_0(model: Path, o
     assert digest(convert(model, tmp_path / "again.gguf", "q2_0", check=False, **choice).out) == digest(mixed)
     stock = {name: as_ggml_rounds(name, values) for name, values in checkpoints.weights(NAME).items()}
     weights = [stock, *map(gguf_weights.read, (out, mixed, whole))]
-    tokenizer = open_model(model).tokenizer
-    assert tokenizer is not None
-    all_chunks = calibration_chunks(tokenizer, Calibration((TEXT,), 7))
-    ggml, q2_0, some, all_layers = divergence_of(model, weights, all_chunks[OPTIONS["calibration_chunks"] :])
+    ggml, q2_0, some, all_layers = divergence_of(model, weights, unseen_chunk(model))
     assert all_layers < some < q2_0
     assert all_layers < 0.2 * ggml
     linear = [tensor for tensor in found.tensors if tensor.spec.role == "linear"]
@@ -139,6 +136,26 @@ def test_q2_k_is_much_better_than_ggml_s_own_and_better_than_q2_0(model: Path, o
         "(2 bits, not ternary) chosen by gptq, which loses quality; at the last block"
     )
     assert verify(model, mixed).problems == verify(model, whole).problems == []
+
+
+def unseen_chunk(model: Path) -> npt.NDArray[np.int64]:
+    """Token ids (1, 512) of the calibration text, of which nothing was fitted to these."""
+    tokenizer, n_chunks = open_model(model).tokenizer, OPTIONS["calibration_chunks"] + 1
+    assert tokenizer is not None
+    return calibration_chunks(tokenizer, Calibration((TEXT,), n_chunks))[-1:]
+
+
+def test_strict_ternary_types_lose_much_less_than_rounding(model: Path, tmp_path: Path) -> None:
+    """TQ1_0, whose rows of 256 and 512 columns are one and two groups; TQ2_0 has the same codes and scales."""
+    rounded = convert(model, tmp_path / "rounded.gguf", "tq1_0", check=False).out
+    found = {name: convert(model, tmp_path / name, name, check=False, **OPTIONS).out for name in ("tq1_0", "tq2_0")}
+    one, two, nearest = map(gguf_weights.read, (*found.values(), rounded))
+    assert all(np.array_equal(one[name], values) for name, values in two.items())
+    linear = [values.reshape(-1, 256) for name, values in one.items() if checkpoints.is_linear(name)]
+    assert max(len(np.unique(group)) for values in linear for group in values) == 3
+    fitted, unfitted = divergence_of(model, [one, nearest], unseen_chunk(model))
+    assert fitted < 0.5 * unfitted
+    assert verify(model, found["tq1_0"]).problems == []
 
 
 def as_ggml_rounds(name: str, values: gguf_weights.Floats) -> gguf_weights.Floats:
