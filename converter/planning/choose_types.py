@@ -157,7 +157,7 @@ def _as_ternary(
     grid = find_grid(source)
     weighted = ", importance-weighted" if by_method.weighted else ""
     rounded = f"quantized by {by_method.method.name}{weighted}, which loses quality"
-    if grid is None and asked.alone and codec.more_levels and not request.calibrates(spec):
+    if grid is None and asked.alone and codec.more_levels and not request.calibrates(spec, codec):
         return _on_more_levels(spec, source, codec, reason, asked)
     if grid is None:
         return TensorPlan(by_method, f"not on a ternary grid: {rounded}", exact=False)

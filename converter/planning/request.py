@@ -11,7 +11,7 @@ from tritgguf.converter.core.sizes import parse_size
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.imatrix import Imatrix, read_imatrix
 from tritgguf.converter.model.architecture import TensorSpec
-from tritgguf.converter.planning.calibration import GPTQ, Calibration, calibration_for
+from tritgguf.converter.planning.calibration import GPTQ, TYPES, Calibration, calibration_for
 from tritgguf.converter.planning.key_overrides import Override, named, parse_override, require_once
 from tritgguf.converter.planning.targets import refuses, ternary_types
 from tritgguf.converter.planning.tensor_types import AUTO, TensorType, parse_tensor_type
@@ -124,13 +124,13 @@ class Request:
             calibration_for(method, types, calibration, calibration_chunks, seed, gptq_without, untie=untie),
         )
 
-    def calibrates(self, spec: TensorSpec) -> bool:
-        """Whether gptq chooses the tensor's codes, if it is to be rounded: it is for linear layers."""
-        return self.calibration is not None and spec.role == "linear"
-
     def method_for(self, spec: TensorSpec) -> Method:
-        """Return the method for a tensor."""
-        return self.method if self.calibration is None or self.calibrates(spec) else method_named("mse")
+        """Return the method for a tensor; gptq is for linear layers."""
+        return self.method if self.calibration is None or spec.role == "linear" else method_named("mse")
+
+    def calibrates(self, spec: TensorSpec, codec: AnyCodec) -> bool:
+        """Whether gptq would choose the tensor's codes in that type."""
+        return self.calibration is not None and spec.role == "linear" and codec.name in TYPES
 
     def asked(self, spec: TensorSpec) -> Asked:
         """Return what was asked for a tensor: by --tensor-type, by the option of its role, or by default."""

@@ -176,7 +176,7 @@ def test_q2_k_steps_can_be_left_out_and_help(model: Path, tmp_path: Path) -> Non
     assert errors[0] < 0.9 * errors[1]
 
 
-def test_rows_that_q2_k_does_not_fit_are_told_before_anything_is_computed(tmp_path: Path) -> None:
+def test_types_of_single_layers_are_told_before_anything_is_computed(tmp_path: Path) -> None:
     model = checkpoints.build("llama-gqa", tmp_path / "model", replace(RECIPES[NAME], ffn=320))
     down = "model.layers.0.mlp.down_proj.weight: rows of 320 values aren't a multiple of 256, which q2_k needs"
     with pytest.raises(TensorError, match=f"^{down}; add --fallback f16 to store such tensors as F16$"):
@@ -184,6 +184,9 @@ def test_rows_that_q2_k_does_not_fit_are_told_before_anything_is_computed(tmp_pa
     with pytest.raises(TensorError, match=f"^{down}; choose another type, such as --tensor-type ffn_down=f16$"):
         convert(model, tmp_path / "out.gguf", "q2_0", check=False, tensor_type=["ffn_down=q2_k"], **OPTIONS)
     assert list(tmp_path.iterdir()) == [model]
+    others = plan(model, "q2_0", tensor_type=["ffn_down=f16", "attn_v=q4_0"], **OPTIONS)  # Q4_0 takes any floats
+    assert {tensor.codec.name for tensor in others.tensors if "attn_v" in tensor.spec.name} == {"q4_0"}
+    assert {tensor.encoder.rounds for tensor in others.tensors if "attn_v" in tensor.spec.name} == {False}
     with_fallback = plan(model, "q2_k", fallback="f16", **OPTIONS)
     assert {tensor.codec.name for tensor in with_fallback.tensors if "ffn_down" in tensor.spec.name} == {"f16"}
 
