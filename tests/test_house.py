@@ -33,7 +33,8 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-WITH_TORCH = {ROOT / "converter" / "calibration" / f"{name}.py" for name in ("blocks", "fit", "gptq", "moments")}
+USE_TORCH = ("affine", "blocks", "distill", "fit", "gptq", "moments", "student", "tune")
+WITH_TORCH = {ROOT / "converter" / "calibration" / f"{name}.py" for name in USE_TORCH}
 
 
 def test_the_converter_needs_no_runtime_and_nobody_but_calibration_needs_torch() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +15,15 @@ import numpy.typing as npt
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.func import functional_call
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from tritgguf.converter.calibration.layers import BLOCKS, WEIGHT, unsupported
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.model.architecture import TensorSpec
+
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class Seen(NamedTuple):
@@ -105,9 +109,10 @@ class Decoder:
                     config, dtype=torch.float32, trust_remote_code=False
                 )
             self.class_name = type(network).__name__
-            self._inner = network.eval().model
+            self._network = network.eval()
+            self._inner = network.model
             self._inner.rotary_emb = type(self._inner.rotary_emb)(config)
-            self._inner.norm = nn.Identity()
+            self._norm, self._inner.norm = self._inner.norm, nn.Identity()
         self._blocks = self._inner.layers
         self._empty = [copy.deepcopy(block) for block in self._blocks]
         self._keywords: list[dict[str, Any]] = [{} for _ in self._blocks]
@@ -118,7 +123,7 @@ class Decoder:
 
     def embedded(self, ids: npt.NDArray[np.int64]) -> Tensor:
         """Return what the first block gets, (n_chunks, n_tokens, hidden_size), of chunks of token ids."""
-        rows = self._tensors["model.embed_tokens.weight"].read(ids.reshape(-1))
+        rows = self._tensors[EMBEDDINGS].read(ids.reshape(-1))
         embeddings = torch.from_numpy(rows).reshape(*ids.shape, -1)
         streams: list[Tensor] = []
         for number, block in enumerate(self._blocks):
@@ -131,9 +136,40 @@ class Decoder:
     def block(self, number: int) -> Block:
         """Return a block with the checkpoint's weights, in float32; after `embedded`."""
         module = copy.deepcopy(self._empty[number])
-        state = {name: self._read(f"{BLOCKS}{number}.{name}") for name, _ in module.named_parameters()}
+        state = {name: self.tensor(f"{BLOCKS}{number}.{name}") for name, _ in module.named_parameters()}
         module.load_state_dict(state, assign=True)
         return Block(module, self._keywords[number])
+
+    def logits(self, stream: Tensor, norm: Tensor, head: Tensor) -> Tensor:
+        """Return the logits, (n_tokens, n_vocab), that the class makes of the stream behind the last block.
+
+        `stream` is (n_tokens, hidden_size); `norm` and `head` are the weights of the last norm and the output layer.
+        """
+        hidden = functional_call(self._norm, {"weight": norm}, (stream[None],))
+        self._inner.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden)
+        try:
+            result = functional_call(self._network, {"lm_head.weight": head}, (), {"inputs_embeds": hidden})
+        finally:
+            del self._inner.forward
+        logits: Tensor = result.logits[0]
+        return logits
+
+    @property
+    def head(self) -> str:
+        """The name of the output layer's weights, which may be the embeddings."""
+        return HEAD if HEAD in self._shapes else EMBEDDINGS
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor of the checkpoint, in float32."""
+        tensor = self._tensors[name]
+        values: npt.NDArray[np.float32] = np.empty((int(np.prod(tensor.shape[:-1])), tensor.shape[-1]), np.float32)
+        for rows, some in tensor.chunks():
+            values[rows] = some
+        return torch.from_numpy(values).reshape(self._shapes[name])
+
+    def empty_block(self, number: int) -> Block:
+        """Return a block without weights, to be called with others; after `embedded`."""
+        return Block(self._empty[number], self._keywords[number])
 
     def _recorder(self, number: int, streams: list[Tensor]) -> Any:  # noqa: ANN401
         def forward(stream: Tensor, **keywords: Any) -> Tensor:  # noqa: ANN401
@@ -143,13 +179,6 @@ class Decoder:
             return stream
 
         return forward
-
-    def _read(self, name: str) -> Tensor:
-        tensor = self._tensors[name]
-        values: npt.NDArray[np.float32] = np.empty((int(np.prod(tensor.shape[:-1])), tensor.shape[-1]), np.float32)
-        for rows, some in tensor.chunks():
-            values[rows] = some
-        return torch.from_numpy(values).reshape(self._shapes[name])
 
     def _require_known(self, specs: Sequence[TensorSpec]) -> None:
         """Raise UnsupportedError for a class whose blocks aren't made of the checkpoint's own matrices."""
@@ -170,18 +199,21 @@ class Decoder:
 def fast_products() -> Iterator[None]:
     """Let matrix products round what they multiply to bfloat16 where the processor has instructions for it.
 
-    Sums stay float32. It is twice as fast, and the rounding is far below what two bits do to a weight.
+    A GPU rounds to TF32, if it has that. Sums stay float32. It is twice as fast, and the rounding is far below what two
+    bits do to a weight.
     """
     abilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)
-    if matmul is None or not (abilities.get("avx512_bf16") or abilities.get("amx_bf16")):
+    wanted: list[tuple[Any, str]] = []
+    if abilities.get("avx512_bf16") or abilities.get("amx_bf16"):
+        wanted.append((getattr(torch.backends.mkldnn, "matmul", None), "bf16"))
+    if torch.cuda.is_available():
+        wanted.append((torch.backends.cuda.matmul, "tf32"))
+    with ExitStack() as stack:
+        for matmul, precision in wanted:
+            if hasattr(matmul, "fp32_precision"):  # torch 2.9 and newer
+                stack.callback(setattr, matmul, "fp32_precision", matmul.fp32_precision)
+                matmul.fp32_precision = precision
         yield
-        return
-    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 @contextmanager

@@ -13,12 +13,12 @@ from typing import Any
 
 import tritgguf
 from tritgguf.converter.calibration.basis import in_its_basis
-from tritgguf.converter.calibration.kept import Kept, calibrated_tensor, kept_beside
+from tritgguf.converter.calibration.kept import Kept, calibrated_tensor, digest, kept_beside
 from tritgguf.converter.calibration.layers import BLOCKS, BlockError, Layer, layers_to_fit
 from tritgguf.converter.calibration.text import Chunks, calibration_chunks
 from tritgguf.converter.core.parallel import n_threads
 from tritgguf.converter.core.progress import Progress
-from tritgguf.converter.core.tensors import SourceTensor, row_chunks
+from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.planning.calibration import GPTQ, Calibration
@@ -112,16 +112,10 @@ def _identity(
     chunks: Chunks,
 ) -> dict[str, Any]:
     """Return what codes depend on: version, weights, types, steps and calibration text."""
-    weights = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        weights.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        for rows in row_chunks(tensor.shape):
-            weights.update(tensor.floats(rows).words.data)  # with an adapter merged
-            tensor.evict(rows)
     return {
         "version": tritgguf.__version__,
         "config": hashlib.sha256((model.path / "config.json").read_bytes()).hexdigest(),
-        "weights": weights.hexdigest(),
+        "weights": digest(tensors),
         "types": {layer.spec.source: [layer.codec.name, layer.highest] for layer in layers},
         "without": sorted(calibration.without),
         "untie": calibration.untie,

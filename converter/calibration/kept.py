@@ -1,4 +1,6 @@
-"""What gptq has made so far, in a folder beside the file that it is for: one file of packed codes for each block.
+"""What gptq or tuning has made so far, in a folder beside the file that it is for.
+
+It holds a file of packed codes for each block, and for tuning one of the steps that are done.
 
 The folder is bound to what the codes depend on; made for anything else, it starts anew.
 """
@@ -6,6 +8,7 @@ The folder is bound to what the codes depend on; made for anything else, it star
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,13 +23,22 @@ from tritgguf.converter.checkpoint.safetensors_layout import Entry, Shard
 from tritgguf.converter.checkpoint.safetensors_reader import read_file
 from tritgguf.converter.checkpoint.stored_tensor import StoredTensor
 from tritgguf.converter.core.new_file import locked
-from tritgguf.converter.core.tensors import ByteArray, CodedRows, CodedTensor, Float32Array, RowIndices, SourceTensor
+from tritgguf.converter.core.tensors import (
+    ByteArray,
+    CodedRows,
+    CodedTensor,
+    Float32Array,
+    RowIndices,
+    SourceTensor,
+    row_chunks,
+)
 from tritgguf.converter.core.whole_files import whole_files, write_at, write_whole
 from tritgguf.converter.errors import OutputError, SourceError
 from tritgguf.converter.quant.codec import TernaryCodec
 from tritgguf.converter.quant.codecs.q2_k import Q2K
 
 STATE = "state.json"
+STEPS = "steps.pt"  # how far tuning is
 
 
 @dataclass(frozen=True)
@@ -128,23 +140,36 @@ class Kept:
         return self.folder / f"block-{number:04d}.safetensors"
 
 
-def folder_for(out: Path) -> Path:
+def folder_for(out: Path, kind: str = "gptq") -> Path:
     """Return the folder's path."""
-    return out.with_name(f"{out.name}.part-gptq")
+    return out.with_name(f"{out.name}.part-{kind}")
+
+
+def digest(tensors: Mapping[str, SourceTensor]) -> str:
+    """Return the sha256 of tensors' names, types and values, with adapters merged."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        for rows in row_chunks(tensor.shape):
+            total.update(tensor.floats(rows).words.data)
+            tensor.evict(rows)
+    return total.hexdigest()
 
 
 @contextlib.contextmanager
-def kept_beside(out: Path, identity: Mapping[str, Any]) -> Iterator[Kept]:
+def kept_beside(out: Path, identity: Mapping[str, Any], kind: str = "gptq", what: str = "blocks") -> Iterator[Kept]:
     """Yield what an earlier run kept with an equal identity, else an empty folder; remove it after success.
+
+    `what` names in messages what it holds.
 
     Raises OutputError where it can't be written, or another run holds it.
     """
-    folder = folder_for(out)
+    folder = folder_for(out, kind)
     with contextlib.ExitStack() as lock:
         try:
             folder.mkdir(exist_ok=True)
             _lock(folder, lock)
-            kept = Kept(folder, _prepared(folder, json.dumps(identity, sort_keys=True).encode()))
+            kept = Kept(folder, _prepared(folder, json.dumps(identity, sort_keys=True).encode(), what))
         except OSError as error:
             raise OutputError(f"{folder} can't be written: {error.strerror or error}") from error
         yield kept
@@ -160,22 +185,26 @@ def _lock(folder: Path, lock: contextlib.ExitStack) -> None:
         pass
 
 
-def _prepared(folder: Path, identity: bytes) -> str:
+def _prepared(folder: Path, identity: bytes, what: str) -> str:
     """Empty the folder unless it is bound to this identity; return what to tell the user."""
     state = folder / STATE
     found = state.read_bytes() if state.is_file() else None
     if found == identity:
-        return f"goes on with the blocks in {folder}"
+        return f"goes on with the {what} in {folder}"
     _empty(folder)
     write_whole(state, identity, force=True)
     if found is None:
         return ""
-    return f"starts anew: other weights, options, text or version than the blocks in {folder}"
+    return f"starts anew: other weights, options, text or version than the {what} in {folder}"
 
 
 def _empty(folder: Path) -> None:
     """Remove what an earlier run kept; raise OutputError where the folder holds anything else."""
-    ours = [path for path in folder.iterdir() if path.name == STATE or path.match("block-*") or path.suffix == ".part"]
+    ours = [
+        path
+        for path in folder.iterdir()
+        if path.name in (STATE, STEPS) or path.match("block-*") or path.suffix == ".part"
+    ]
     others = sorted({*folder.iterdir()} - set(ours))
     if others:
         raise OutputError(f"{folder} holds {others[0].name}, which tritgguf didn't write: move it elsewhere")

@@ -21,6 +21,8 @@ from tritgguf.converter.tokenizer.template_keys import special_text
 from tritgguf.converter.tokenizer.template_sandbox import template_environment
 
 N_TOKENS = 512
+MEASURED_CHUNKS = 8  # decide whether what was tuned is kept
+STEP_CHUNKS = 16  # in each step of tuning: with fewer tokens it does harm
 DEFAULT_TEXT = Path(__file__).with_name("default_text.jsonl")
 TODAY = datetime(2025, 7, 1, 12)  # for templates that write the date: the same text on any day
 SOME = 8  # conversations that a template may refuse before it takes one
@@ -33,20 +35,35 @@ def calibration_chunks(
     """Return the chunks, token ids (n_chunks, 512), as many of each file as there are, in an order that the seed gives.
 
     `tell` gets a line for each file of which conversations are left out, since the model's template refuses them.
-    Raises SourceError where a file can't be read or all together have too few tokens.
+    Raises SourceError where a file can't be read or all together have too few tokens, for tuning too if it is asked.
     """
+    return _in_turn(tokenizer, calibration, tell)[: calibration.n_chunks]
+
+
+def tuning_chunks(tokenizer: SourceTokenizer, calibration: Calibration) -> tuple[Chunks, Chunks]:
+    """Return chunks to tune on and chunks to measure on, of what `calibration_chunks` doesn't take of the same text."""
+    rest = _in_turn(tokenizer, calibration, lambda _line: None)[calibration.n_chunks :]
+    return rest[MEASURED_CHUNKS:][: (calibration.tune or 0) * STEP_CHUNKS], rest[:MEASURED_CHUNKS]
+
+
+def _in_turn(tokenizer: SourceTokenizer, calibration: Calibration, tell: Callable[[str], None]) -> Chunks:
     random = np.random.default_rng(calibration.seed)
     paths = calibration.texts or (DEFAULT_TEXT,)
     files = [_shuffled(_chunks(path, tokenizer, tell), random) for path in paths]
-    found = sum(len(file) for file in files)
-    if found < calibration.n_chunks:
+    found, needed = sum(len(file) for file in files), calibration.n_chunks
+    whose = ""
+    if calibration.tune:
+        whose = f", and --tune {MEASURED_CHUNKS} to measure on and at least {STEP_CHUNKS} others"
+        needed += MEASURED_CHUNKS + STEP_CHUNKS
+    if found < needed:
+        fewer = found - needed + calibration.n_chunks
+        ask = f", or ask for fewer chunks (--calibration-chunks {fewer})" if fewer > 1 else ""
         raise SourceError(
             f"{', '.join(str(path) for path in paths)}: has {found} chunks of {N_TOKENS} of this model's tokens; "
-            f"expected {calibration.n_chunks}: give more text (--calibration), or ask for fewer chunks "
-            f"(--calibration-chunks {found})"
+            f"expected {calibration.n_chunks}{whose}: give more text (--calibration){ask}"
         )
     in_turn = [file[number] for number in range(max(map(len, files))) for file in files if number < len(file)]
-    return np.stack(in_turn[: calibration.n_chunks])
+    return np.stack(in_turn)
 
 
 def _shuffled(chunks: Chunks, random: np.random.Generator) -> Chunks:

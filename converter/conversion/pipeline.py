@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 
 from tritgguf.converter.calibration.basis import in_its_basis
 from tritgguf.converter.calibration.calibrate import calibrated
+from tritgguf.converter.calibration.tuning import tuned
 from tritgguf.converter.conversion.writer import write_tensors
 from tritgguf.converter.core.parallel import background, n_threads
 from tritgguf.converter.core.progress import Progress, counted
@@ -57,6 +58,7 @@ class Choices(TypedDict, total=False):
     seed: int | None
     gptq_without: Iterable[str]
     untie: bool
+    tune: int | None
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,10 @@ def convert(
 
     With `method` "gptq", codes are chosen for what the model computes on text (docs/quality.md), which takes torch and
     time: `calibration` are files of text, by default the text that comes with the package, of which
-    `calibration_chunks` (128) are taken by `seed` (0). `gptq_without` names steps to leave out, `untie` gives a
-    tied model an output layer of its own, so that it can be rotated. What is done lies in a
-    folder beside `out`, so that another run goes on where one was stopped. `told` gets a line for each block.
+    `calibration_chunks` (128) are taken by `seed` (0). `gptq_without` names steps to leave out, `untie` gives a tied
+    model an output layer of its own, so that it can be rotated. After that, `tune` steps of distillation tune scales,
+    norms and biases on other chunks, which is kept where it helps on held-out ones. What is done lies in folders beside
+    `out`, so that another run goes on where one was stopped. `told` gets a line for each block.
 
     `check` compares the file's token ids with those of the source's tokenizer; True takes the installed provider of
     token ids, or give one. `progress` is called with a stage ("reading", then "writing"), the bytes done and the total
@@ -161,6 +164,17 @@ def convert(
                 told=told,
             )
             opened = stack.enter_context(fitting)
+            if request.calibration.tune:
+                tuning = tuned(
+                    opened,
+                    make_plan(opened, request, threads, progress),
+                    request.calibration,
+                    target,
+                    threads=threads,
+                    progress=progress,
+                    told=told,
+                )
+                opened = stack.enter_context(tuning)
         written = write_model(
             opened,
             target,

@@ -82,6 +82,11 @@ class SourceTensor(ABC):
         return False
 
     @property
+    def changed(self) -> str:
+        """How its values were changed since they left the checkpoint; "" if they weren't."""
+        return ""
+
+    @property
     def kernel_packing(self) -> str | None:
         """The packing, one of PACKINGS, that `read_packed` returns; None if no kernel reads the tensor's bytes."""
         return None

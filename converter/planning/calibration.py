@@ -1,4 +1,4 @@
-"""What was asked of `--method gptq`: the text to calibrate on, and which steps to leave out."""
+"""What was asked of `--method gptq`: the text to calibrate on, which steps to leave out, and how long to tune."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ GPTQ = "gptq"
 STEPS = ("rotation", "correction", "feedback", "refit", "descent", "token-weights", "fourth-code")
 TYPES = ("tq1_0", "tq2_0", "q2_0", "q2_k")
 N_CHUNKS = 128
+TUNED_STEPS = "quantize.tune.steps"  # key of a file: how many steps its scales and norms were tuned; 0: left as fitted
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Calibration:
     """The files of text, none for the default text; how many chunks of them, chosen by `seed`; steps left out.
 
     `untie` gives a model whose output layer is its embeddings one of its own, so that it can be rotated.
+    `tune` is the number of steps of tuning afterwards, None for no tuning.
     """
 
     texts: tuple[Path, ...] = ()
@@ -28,6 +30,7 @@ class Calibration:
     seed: int = 0
     without: frozenset[str] = frozenset()
     untie: bool = False
+    tune: int | None = None
 
     def does(self, step: str) -> bool:
         """Whether a step of STEPS isn't left out."""
@@ -43,6 +46,7 @@ def calibration_for(
     without: Iterable[str] = (),
     *,
     untie: bool = False,
+    tune: int | None = None,
 ) -> Calibration | None:
     """Return what was asked of gptq, None with another method; raise UnsupportedError where it makes no sense.
 
@@ -51,9 +55,9 @@ def calibration_for(
     """
     paths, steps = tuple(Path(text) for text in texts), frozenset(_split(without))
     if method != GPTQ:
-        if paths or steps or untie or n_chunks is not None or seed is not None:
+        if paths or steps or untie or any(number is not None for number in (n_chunks, seed, tune)):
             raise UnsupportedError(
-                "--calibration, --calibration-chunks, --seed, --gptq-without and --untie belong to --method "
+                "--calibration, --calibration-chunks, --seed, --gptq-without, --untie and --tune belong to --method "
                 f"{GPTQ}; found --method {method}"
             )
         return None
@@ -70,7 +74,9 @@ def calibration_for(
         raise UnsupportedError(f"--calibration-chunks {n_chunks}: expected at least 2, of which one is held out")
     if seed is not None and seed < 0:
         raise UnsupportedError(f"--seed {seed}: expected 0 or more")
-    return Calibration(paths, n_chunks or N_CHUNKS, seed or 0, steps, untie)
+    if tune is not None and tune < 1:
+        raise UnsupportedError(f"--tune {tune}: expected at least 1 step")
+    return Calibration(paths, n_chunks or N_CHUNKS, seed or 0, steps, untie, tune)
 
 
 def _split(texts: Iterable[str]) -> list[str]:

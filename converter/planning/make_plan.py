@@ -9,6 +9,7 @@ from tritgguf.converter.core.progress import Progress, counted
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.gguf_io.metadata import Metadata, joined, uint32
 from tritgguf.converter.model.model import Model
+from tritgguf.converter.planning.calibration import TUNED_STEPS
 from tritgguf.converter.planning.choose_types import choose_types
 from tritgguf.converter.planning.file_plan import FilePlan, TensorPlan
 from tritgguf.converter.planning.importance import require_effect
@@ -50,6 +51,8 @@ def make_plan(model: Model, request: Request, threads: int | None, progress: Pro
     if request.imatrix is not None:
         require_effect(request.imatrix, tensors, request.method)
         metadata |= request.imatrix.provenance()
+    if request.calibration is not None and request.calibration.tune:
+        metadata.setdefault(TUNED_STEPS, uint32(request.calibration.tune))
     notes = (*model.notes, *type_notes(tensors, request), *override_notes(metadata, request.overrides))
     metadata = overridden(metadata, request.overrides)
     return FilePlan(lay_out(metadata, tensors, request.max_bytes), notes)

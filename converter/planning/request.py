@@ -91,6 +91,7 @@ class Request:
         seed: int | None = None,
         gptq_without: Iterable[str] = (),
         untie: bool = False,
+        tune: int | None = None,
     ) -> Request:
         """Look up the names, see `convert`; raise UnsupportedError, with the known names, for an unknown one.
 
@@ -121,7 +122,7 @@ class Request:
             frozenset(fast_here),
             None if imatrix is None else read_imatrix(Path(imatrix)),
             seconds_per_weight or {},
-            calibration_for(method, types, calibration, calibration_chunks, seed, gptq_without, untie=untie),
+            calibration_for(method, types, calibration, calibration_chunks, seed, gptq_without, untie=untie, tune=tune),
         )
 
     def method_for(self, spec: TensorSpec) -> Method:

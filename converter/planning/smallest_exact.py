@@ -100,6 +100,8 @@ def passthrough(spec: TensorSpec, source: SourceTensor | None, target: str) -> E
 def as_floats(spec: TensorSpec, source: SourceTensor, codec: FloatCodec, reason: str) -> TensorPlan:
     """Return the plan of a tensor in a float type, and whether it keeps every value, if that can be known."""
     encoder = AsFloats(spec, codec)
+    if source.changed:
+        return TensorPlan(encoder, f"{reason}; {source.changed}", exact=False)
     if codec.holds(source.dtype):
         return TensorPlan(encoder, reason, exact=True)
     if source.described:

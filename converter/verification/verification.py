@@ -23,6 +23,7 @@ from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.model.open import open_model
 from tritgguf.converter.model.rotated import can_be_rotated, is_rotated, rotated
+from tritgguf.converter.planning.calibration import TUNED_STEPS
 from tritgguf.converter.planning.key_overrides import changes_tokenizer, overridden
 from tritgguf.converter.planning.request import key_overrides
 from tritgguf.converter.quant.codec import codecs
@@ -30,7 +31,7 @@ from tritgguf.converter.quant.method import methods
 from tritgguf.converter.tokenizer import TokenIdsProvider, check_token_ids, installed_provider
 from tritgguf.converter.verification.diagnosis import diagnosis
 from tritgguf.converter.verification.metadata_check import compare_metadata
-from tritgguf.converter.verification.tensor_check import Pair, TensorCheck, check_tensor
+from tritgguf.converter.verification.tensor_check import UNRELATED, Pair, TensorCheck, check_tensor
 
 SCALE, WEIGHT = ".scale", ".weight"
 OUTPUT, EMBEDDING = "output.weight", "token_embd.weight"
@@ -109,6 +110,9 @@ def verify(
     checks = _check_all(
         pairs, n_threads(threads), counted(progress, "comparing", sum(pair.stored.data.nbytes for pair in pairs))
     )
+    steps = file.metadata.get(TUNED_STEPS)
+    if steps is not None and steps.data:
+        checks = [_allowing_tuned(check, pair) for check, pair in zip(checks, pairs, strict=True)]
     wrong_keys, other_keys = compare_metadata(opened.metadata, file.metadata)
     strings_checked, wrong_ids = (
         (0, None) if changes_tokenizer(overrides) else _check_token_ids(opened, file, token_ids)
@@ -167,6 +171,14 @@ def _check_all(pairs: Sequence[Pair], threads: int, report: Callable[[int], None
             check = replace(check, reason=cause) if cause else check
         checks.append(check)
     return checks
+
+
+def _allowing_tuned(check: TensorCheck, pair: Pair) -> TensorCheck:
+    """Return the check in a file whose norms and biases were tuned, so that they only resemble the source's."""
+    error = check.relative_error
+    if check.verdict != "wrong" or pair.spec.role not in ("norm", "bias") or error is None or error > UNRELATED:
+        return check
+    return replace(check, verdict="rounded", reason="tuned with the scales, as the file says")
 
 
 def _one_encoder(checks: Sequence[TensorCheck]) -> list[TensorCheck]:

@@ -112,6 +112,15 @@ Untie = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
+Tune = Annotated[
+    int | None,
+    typer.Option(
+        metavar="STEPS",
+        rich_help_panel=PANEL,
+        help=f"After {GPTQ}, tune scales, norms and biases in so many steps on other chunks; made for a GPU, kept only "
+        "where it helps on held-out text.",
+    ),
+]
 MaxShardSize = Annotated[
     str | None, typer.Option(help="Split the file into parts of at most this many bytes, e.g. 500M or 4G.")
 ]

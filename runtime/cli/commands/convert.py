@@ -61,6 +61,7 @@ def convert(
     seed: convert_options.Seed = None,
     gptq_without: convert_options.Without = None,
     untie: convert_options.Untie = False,
+    tune: convert_options.Tune = None,
     threads: options.Threads = None,
 ) -> None:
     """Convert a Hugging Face model or a GGUF file to a GGUF file with ternary tensors.
@@ -93,6 +94,7 @@ def convert(
         "seed": seed,
         "gptq_without": (gptq_without,) if gptq_without else (),
         "untie": untie,
+        "tune": tune,
     }
     fast = ", ".join(sorted(choices["fast_here"])) or "none"
     verbosity.detail(f"reading {model}; types that tritgguf's CPU kernels multiply here: {fast}")

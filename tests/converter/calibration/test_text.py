@@ -153,12 +153,14 @@ def test_a_missing_file_is_told(tokenizer: SourceTokenizer, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--type", "tq2_0", "--seed", 1), "--calibration, --calibration-chunks, --seed, --gptq-without and --untie"),
+        (("--type", "tq2_0", "--seed", 1), "--calibration, --calibration-chunks, --seed, --gptq-without, --untie and"),
         (("--method", "gptq"), "--method gptq fits codes for tq1_0, tq2_0, q2_0, q2_k; found auto: ask for one of"),
         (("--type", "f16", "--tensor-type", "attn=q8_0", "--method", "gptq"), "--method gptq fits codes for tq1_0, "),
         ((*GPTQ, "--gptq-without", "refit,luck"), "--gptq-without luck: unknown step; expected one of rotation,"),
         ((*GPTQ, "--untie", "--gptq-without", "rotation"), "--untie is for the rotation, which --gptq-without leaves"),
         ((*GPTQ, "--seed", -1), "--seed -1: expected 0 or more"),
+        ((*GPTQ, "--tune", 0), "--tune 0: expected at least 1 step"),
+        (("--tune", 10), "--calibration, --calibration-chunks, --seed, --gptq-without, --untie and --tune belong to"),
         ((*GPTQ, "--calibration-chunks", 1), "--calibration-chunks 1: expected at least 2, of which one is held out"),
     ],
 )
