@@ -71,7 +71,7 @@ def _shuffled(chunks: Chunks, random: np.random.Generator) -> Chunks:
 
 
 def _chunks(path: Path, tokenizer: SourceTokenizer, tell: Callable[[str], None]) -> Chunks:
-    ids = [token for text in _texts(path, tokenizer.metadata, tell) for token in tokenizer.encode(text)]
+    ids = [token for text in texts(path, tokenizer.metadata, tell) for token in tokenizer.encode(text)]
     n_chunks = len(ids) // N_TOKENS
     chunks = np.array(ids[: n_chunks * N_TOKENS], np.int64).reshape(n_chunks, N_TOKENS)
     bos = tokenizer.metadata.get(Keys.Tokenizer.BOS_ID)
@@ -80,7 +80,7 @@ def _chunks(path: Path, tokenizer: SourceTokenizer, tell: Callable[[str], None])
     return chunks
 
 
-def _texts(path: Path, metadata: Metadata, tell: Callable[[str], None]) -> Iterator[str]:
+def texts(path: Path, metadata: Metadata, tell: Callable[[str], None]) -> Iterator[str]:
     """Yield a file's texts, and its conversations as the model's template writes them.
 
     Conversations that the template refuses, as some refuse one that the model begins, are left out, and `tell` gets how

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from tritgguf.converter.core.tensors import Float32Array, SourceTensor
 from tritgguf.converter.gguf_io.header import TensorEntry, aligned
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.planning.encoders import Encoder
@@ -18,7 +19,6 @@ from tritgguf.converter.quant.grids import Grid
 class TensorPlan:
     """One tensor of the file: its encoder, the reason for it, and whether it stores every value exactly.
 
-    `exact` is None if there are no weights, or only a header, to tell it. `fallback` means that the tensor's rows don't
     `exact` is None if there are no weights, or only a header, to tell it. `fallback` means that the tensor's rows don't
     fit the requested type. `error` is the relative error on a sample of rows, None if it wasn't measured. `smallest` is
     the smallest exact type if another one was chosen for its speed.
@@ -49,6 +49,10 @@ class TensorPlan:
     def n_bytes(self) -> int:
         *rows, n_columns = self.spec.shape
         return math.prod(rows) * self.codec.row_bytes(n_columns)
+
+    def stored_values(self, source: SourceTensor | None, rows: slice) -> Float32Array:
+        """Return what a reader of the file makes of rows of the tensor, float32 (n_rows, n_columns)."""
+        return self.codec.dequantize(self.encoder.encode(source, rows))
 
     @property
     def entry(self) -> TensorEntry:

@@ -31,6 +31,7 @@ class AfterConversion:
     force: bool
     threads: int | None
     json_output: bool
+    budget: bool = False
 
     @property
     def _files(self) -> list[tuple[str, Path]]:
@@ -50,7 +51,8 @@ class AfterConversion:
 
     def judge(self, result: Conversion, source: Path) -> Verdict | None:
         """Say what a conversion with loss has left of the model; None if nothing was lost, or they can't run here."""
-        if not self.verdict or not any(tensor.rounded for tensor in result.plan.tensors):
+        lossy = any(tensor.rounded or (self.budget and tensor.exact is False) for tensor in result.plan.tensors)
+        if not self.verdict or not lossy:
             return None
         from tritgguf.runtime.cli.native_library import prepare_native_library  # not at the top: they take time to load
         from tritgguf.runtime.measure.verdict import judge

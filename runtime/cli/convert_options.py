@@ -15,7 +15,7 @@ from tritgguf.runtime.cli import options
 _TYPES = names("tritgguf.converter.quant.codecs")
 _METHODS = [*names("tritgguf.converter.quant.methods"), GPTQ]
 TYPES, METHODS = ", ".join(_TYPES), ", ".join(_METHODS)
-PANEL = f"Options of --method {GPTQ}"
+PANEL = f"Options of --method {GPTQ}, and text for --budget"
 
 OutPath = Annotated[Path | None, typer.Argument(help="GGUF file to write (not needed with --dry-run).")]
 TypeName = Annotated[
@@ -57,6 +57,15 @@ TensorType = Annotated[
         "repeated, the first match wins.",
     ),
 ]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Choose a type for every matrix so that the file loses least within this size: bits per weight of the "
+        "whole file, e.g. 2.3bpw, or bytes, e.g. 1.2GB. It measures what each one costs, which takes a while; needs "
+        "the weights, also with --dry-run.",
+    ),
+]
 MaxBits = Annotated[
     float | None,
     typer.Option(
@@ -86,14 +95,17 @@ CalibrationText = Annotated[
         "--calibration",
         metavar="FILE|DATASET",
         rich_help_panel=PANEL,
-        help=f"With --method {GPTQ}: text, .jsonl, .json or .parquet with a text or messages in each entry, or a "
-        "dataset on Hugging Face, datasets/org/name; may be repeated (default: a mixed text that comes with the "
-        "package).",
+        help=f"With --method {GPTQ} or --budget: text, .jsonl, .json or .parquet with a text or messages in each "
+        "entry, or a dataset on Hugging Face, datasets/org/name; may be repeated (default: a mixed text that comes "
+        "with the package).",
     ),
 ]
 CalibrationChunks = Annotated[
     int | None,
-    typer.Option(help=f"Chunks of 512 tokens to calibrate on (default: {N_CHUNKS}).", rich_help_panel=PANEL),
+    typer.Option(
+        help=f"Chunks of 512 tokens to calibrate on (default: {N_CHUNKS}); with --budget of 128 tokens (default: 4).",
+        rich_help_panel=PANEL,
+    ),
 ]
 Seed = Annotated[
     int | None,

@@ -147,7 +147,8 @@ class Model:
     """A loaded GGUF file; free it with close() or a with statement.
 
     `placement` is by default all layers on GPUs, where there are such and the model can run there. `header` is the
-    file's header, where the caller has read it already.
+    file's header, where the caller has read it already. `writable` copies the weights into memory in ggml's order,
+    instead of mapping the file.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class Model:
         vocab_only: bool = False,
         placement: Placement = ANYWHERE,
         header: Header | None = None,
+        writable: bool = False,
     ) -> None:
         self.path = Path(path)
         self.handle: Any = None
@@ -168,8 +170,8 @@ class Model:
         self.needs_relu2 = header.values["general.architecture"] == relu2.ARCHITECTURE
         params = native.llama_model_default_params()
         params.vocab_only = vocab_only
-        params.load_mode = native.LLAMA_LOAD_MODE_MMAP
-        params.use_extra_bufts = EXTRA_BUFFERS
+        params.load_mode = native.LLAMA_LOAD_MODE_NONE if writable else native.LLAMA_LOAD_MODE_MMAP
+        params.use_extra_bufts = EXTRA_BUFFERS and not writable
         if self.needs_relu2:
             relu2.check_request(self.path, header.values, placement)
             params.kv_overrides, params.devices = _STOCK_ARCHITECTURE, ctypes.addressof(_NO_DEVICES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from llama_cpp import llama_cpp as native
@@ -15,6 +15,7 @@ from tritgguf.runtime.engine import relu2
 from tritgguf.runtime.engine.activations import Activations
 from tritgguf.runtime.engine.backend import Model, fresh_log
 from tritgguf.runtime.engine.interrupt import interruptible
+from tritgguf.runtime.engine.weights import Weights
 
 # Rows of logits that one batch may ask for, unless its context is made for more: each costs n_vocab floats in the
 # compute buffer, 600 KB for Qwen2.5.
@@ -26,6 +27,19 @@ _NO_ABORT_CALLBACK = native.ggml_abort_callback()
 def new_activations() -> Activations:
     """Return what sees the inputs of every linear layer of a Context that is given it."""
     return Activations(libggml)
+
+
+def new_weights() -> Weights:
+    """Return what finds the weights in the memory of a Context that is given it."""
+    return Weights(libggml)
+
+
+class Observer(Protocol):
+    """What llama.cpp calls for every node of a graph, as its evaluation callback."""
+
+    def callback(self, address: int, is_question: int, _data: int) -> int:
+        """Answer whether the node at this address is wanted, or, once it is computed, whether to go on."""
+        ...
 
 
 class Row(NamedTuple):
@@ -43,7 +57,7 @@ class Context:
     Each sequence has `n_ctx` tokens. They share one cache, so that one batch evaluates tokens of any of them, and may
     ask for the logits of `n_outputs` of them. `f32_attention` is for comparisons with a reference: flash attention in
     half precision, the default, costs up to 3e-3 of the logits' norm. With `embeddings`, rows that want logits have
-    embeddings() too. `activations` sees the inputs of every linear layer.
+    embeddings() too. `observer` sees every node of the graph.
     """
 
     def __init__(
@@ -57,7 +71,7 @@ class Context:
         f32_attention: bool = False,
         n_sequences: int = 1,
         embeddings: bool = False,
-        activations: Activations | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.handle: Any = None
         self.n_batch = min(n_batch, n_ctx)
@@ -84,9 +98,9 @@ class Context:
         if model.needs_relu2:
             self.relu2 = relu2.Relu2(libggml, native.ggml_backend_sched_eval_callback)
             params.cb_eval, params.cb_eval_user_data = self.relu2.callback, self.relu2.user_data
-        if activations is not None:
+        if observer is not None:
             self._require_no_callback(model)
-            self._callback = params.cb_eval = native.ggml_backend_sched_eval_callback(activations.callback)
+            self._callback = params.cb_eval = native.ggml_backend_sched_eval_callback(observer.callback)
         model.check_memory(n_ctx * n_sequences, value_bytes=4 if f32_attention else 2)
         log = fresh_log()
         self.handle = native.llama_init_from_model(model.handle, params)
@@ -103,8 +117,8 @@ class Context:
     def _require_no_callback(self, model: Model) -> None:
         if self.relu2 is not None:
             raise EngineError(
-                f"{model.path}: {relu2.ARCHITECTURE} runs through llama.cpp's only callback, so the inputs of its "
-                "layers can't be read; it is ternary already and needs no importance matrix"
+                f"{model.path}: {relu2.ARCHITECTURE} runs through llama.cpp's only callback, so its layers "
+                "can't be watched; it is ternary already and needs no importance matrix and no --budget"
             )
 
     def decode(self, tokens: Sequence[int], position: int, *, n_logits: int = 1) -> None:

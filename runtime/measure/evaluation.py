@@ -176,7 +176,7 @@ def _against(
         base_scores: list[Scores] = []
 
         def rows(chunk: int) -> Codes:
-            scores, encoded = _encoded(base, chunks, chunk, request)
+            scores, encoded = encoded_chunk(base, chunks, chunk, request.n_threads)
             base_scores.append(scores)
             if writer:
                 writer.write(encoded)
@@ -212,14 +212,13 @@ def _scores(
     for chunk in range(len(chunks)):
         rows = base(chunk) if base else None
         for network, found in zip(networks, parts, strict=True):
-            found += _chunk_scores(network, chunks, chunk, rows, request)
+            found += chunk_scores(network, chunks, chunk, rows, request.n_threads)
             step(chunks.n_ctx)
     return [joined(found) for found in parts]
 
 
-def _chunk_scores(
-    network: Network, chunks: Chunks, chunk: int, base: Codes | None, request: Request
-) -> Iterator[Scores]:
+def chunk_scores(network: Network, chunks: Chunks, chunk: int, base: Codes | None, n_threads: int) -> Iterator[Scores]:
+    """Yield the scores of a chunk's positions, some at a time; `base` are the base's rows."""
     targets = chunks.targets(chunk)
     for start, logits in network.predictions(chunks.ids[chunk]):
 
@@ -227,10 +226,10 @@ def _chunk_scores(
             of_chunk = slice(start + block.start, start + block.stop)
             return score(logits[block], targets[of_chunk], None if base is None else base[of_chunk])
 
-        yield from parallel(scored, _blocks(logits), request.n_threads)
+        yield from parallel(scored, _blocks(logits), n_threads)
 
 
-def _encoded(network: Network, chunks: Chunks, chunk: int, request: Request) -> tuple[Scores, Codes]:
+def encoded_chunk(network: Network, chunks: Chunks, chunk: int, n_threads: int) -> tuple[Scores, Codes]:
     """Return a chunk's scores without a base, and its rows as a base for others."""
     targets = chunks.targets(chunk)
     parts: list[Scores] = []
@@ -242,7 +241,7 @@ def _encoded(network: Network, chunks: Chunks, chunk: int, request: Request) -> 
             rows[of_chunk] = encode(logits[block])
             return score(logits[block], targets[of_chunk], None)
 
-        parts += parallel(scored, _blocks(logits), request.n_threads)
+        parts += parallel(scored, _blocks(logits), n_threads)
     return joined(parts), rows
 
 

@@ -46,7 +46,7 @@ def compute_imatrix(
         )
     activations = new_activations()
     n_threads = threads or default_threads()
-    with Network(model, n_ctx, n_threads=n_threads, placement=placement, activations=activations) as network:
+    with Network(model, n_ctx, n_threads=n_threads, placement=placement, observer=activations) as network:
         chunks = cut(words, network.model.vocab, n_ctx, (str(text), str(model))).first(n_chunks)
         step = counted(progress, "evaluating", chunks.ids.size)
         for chunk in chunks.ids:

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritgguf.converter.errors import EngineError
-from tritgguf.runtime.engine.activations import Activations
 from tritgguf.runtime.engine.backend import Model
-from tritgguf.runtime.engine.context import Context
+from tritgguf.runtime.engine.context import Context, Observer
 from tritgguf.runtime.engine.placement import Placement
 from tritgguf.runtime.measure.base_logits import Floats
 from tritgguf.runtime.measure.chunks import first_scored
@@ -25,7 +24,7 @@ MAX_ROWS = 256
 class Network:
     """An open model with an empty context of `n_ctx` tokens; a context manager.
 
-    `activations` sees the inputs of every linear layer.
+    `observer` sees every node of the graph. `writable` loads weights into memory that may be written to.
     """
 
     def __init__(
@@ -35,10 +34,11 @@ class Network:
         *,
         n_threads: int,
         placement: Placement,
-        activations: Activations | None = None,
+        observer: Observer | None = None,
+        writable: bool = False,
     ) -> None:
-        self.path = path
-        self.model = Model(path, placement=placement)
+        self.path, self.n_ctx = path, n_ctx
+        self.model = Model(path, placement=placement, writable=writable)
         try:
             if n_ctx > self.model.n_ctx_train:
                 raise EngineError(
@@ -51,7 +51,7 @@ class Network:
                 n_threads=n_threads,
                 n_batch=BATCH_TOKENS,
                 n_outputs=MAX_ROWS,
-                activations=activations,
+                observer=observer,
             )
         except BaseException:
             self.model.close()

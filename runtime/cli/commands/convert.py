@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from tritgguf import converter
 from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.planning.calibration import GPTQ
 from tritgguf.runtime.cli import convert_options, options, verbosity
+from tritgguf.runtime.cli.budget import Budget
 from tritgguf.runtime.cli.command import Command
 from tritgguf.runtime.cli.interruption import reports_interruption
 from tritgguf.runtime.cli.model_argument import fetched, headers_of_model, local_model, named_model
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from tritgguf.converter.conversion.pipeline import Choices, Conversion
     from tritgguf.converter.planning.file_plan import FilePlan
     from tritgguf.runtime.hub.headers import Readable
+    from tritgguf.runtime.measure.budget import Chosen
     from tritgguf.runtime.measure.verdict import Verdict
 
 
@@ -41,6 +44,7 @@ def convert(
     embedding_type: convert_options.EmbeddingType = None,
     output_type: convert_options.OutputType = None,
     allow_lossy: options.AllowLossy = False,
+    budget: convert_options.Budget = None,
     max_bits: convert_options.MaxBits = None,
     smallest: options.Smallest = False,
     dry_run: options.DryRun = False,
@@ -72,7 +76,12 @@ def convert(
     from tritgguf.runtime.engine.decode_speed import seconds_if_known
     from tritgguf.runtime.engine.kernels.install import fast_types
 
-    after = AfterConversion(verdict, html, card, lora, force, threads, json_output)
+    after = AfterConversion(verdict, html, card, lora, force, threads, json_output, budget is not None)
+    within = None
+    if budget is not None:
+        within = Budget(budget, calibration or (), calibration_chunks, seed, lora, threads, json_output)
+        within.require_sense(type, method, fallback=fallback, max_bits=max_bits, smallest=smallest)
+        type, calibration, calibration_chunks, seed = "f16", None, None, None
     types = [type, embedding_type, output_type, *(text.rpartition("=")[2] for text in tensor_type or ())]
     by_speed = target == "cpu" and "auto" in types and not smallest
     choices: Choices = {
@@ -100,6 +109,11 @@ def convert(
     verbosity.detail(f"reading {model}; types that tritgguf's CPU kernels multiply here: {fast}")
     if dry_run:
         after.refuse_dry_run()
+        if within is not None:
+            local = local_model(model, revision, json_output=json_output)
+            planned, _ = within.choose(local, None, method, choices)
+            _print_plan(planned.plan, json_output, planned)
+            return
         with _planned_from(model, revision, lora, json_output) as read, show_progress(json_output) as progress:
             plan = converter.plan(
                 read.path, type, method, lora=lora, values=read.values, threads=threads, progress=progress, **choices
@@ -111,11 +125,15 @@ def convert(
     from tritgguf.runtime.engine.token_ids_process import token_ids_process  # not at the top: the help needn't wait
 
     with reports_interruption(out):
-        if (name_on_hub := named_model(model, revision)) is not None or calibration:
+        if (name_on_hub := named_model(model, revision)) is not None or calibration or within is not None:
             _require_sense(out, force, type, method, choices)
         after.require_places(out)
         choices["calibration"] = [local_text(text, json_output=json_output) for text in calibration or ()]
         path = Path(model) if name_on_hub is None else fetched(name_on_hub, json_output=json_output)
+    chosen = None
+    if within is not None:
+        with reports_interruption(out):
+            chosen, choices = within.choose(path, out, method, choices)
     fits = method == GPTQ
     kept = "; the same command goes on with the blocks that are done" if fits else ""
     tidying = contextlib.nullcontext() if fits else _without_gc()
@@ -134,12 +152,14 @@ def convert(
             told=None if json_output else verbosity.note,
             **choices,
         )
+    if chosen is not None:
+        result = replace(result, plan=replace(result.plan, notes=(*chosen.lines, *result.plan.notes)))
     if not json_output:
         _print_result(result)
     judged = after.judge(result, path)
     after.write(result, path, judged)
     if json_output:
-        _print_json(result, judged)
+        _print_json(result, judged, chosen)
 
 
 @contextlib.contextmanager
@@ -155,7 +175,7 @@ def _planned_from(model: str, revision: str | None, lora: Path | None, json_outp
 
 
 def _require_sense(out: Path, force: bool, type: str, method: str, choices: Choices) -> None:
-    """Raise TritggufError for what can be known to fail before anything is fetched."""
+    """Raise TritggufError for what can be known to fail before anything is fetched or measured."""
     from tritgguf.converter.core.whole_files import require_writable
     from tritgguf.converter.planning.request import Request
 
@@ -174,10 +194,11 @@ def _without_gc() -> Iterator[None]:
         gc.enable()
 
 
-def _print_json(result: Conversion, judged: Verdict | None) -> None:
+def _print_json(result: Conversion, judged: Verdict | None, chosen: Chosen | None) -> None:
     figures = {"out": str(result.out), "seconds": result.seconds, "strings_checked": result.strings_checked}
     verdict = None if judged is None else judged.as_json()
-    print(json.dumps({**figures, **result.plan.as_json(), "verdict": verdict}))
+    budget = {} if chosen is None else {"budget": chosen.as_json()}
+    print(json.dumps({**figures, **result.plan.as_json(), **budget, "verdict": verdict}))
 
 
 def _print_result(result: Conversion) -> None:
@@ -186,9 +207,10 @@ def _print_result(result: Conversion) -> None:
         print(f"Token ids equal the source tokenizer's on {result.strings_checked} test strings.")
 
 
-def _print_plan(plan: FilePlan, json_output: bool) -> None:
+def _print_plan(plan: FilePlan, json_output: bool, chosen: Chosen | None = None) -> None:
     if json_output:
-        print(json.dumps(plan.as_json()))
+        budget = {} if chosen is None else {"budget": chosen.as_json()}
+        print(json.dumps({**plan.as_json(), **budget}))
         return
     from rich.table import Table  # imported here to keep --help fast
 
