@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from tritgguf.runtime.cli.text_argument import local_text
 if TYPE_CHECKING:
     from tritgguf.converter.conversion.pipeline import Choices, Conversion
     from tritgguf.converter.planning.file_plan import FilePlan
+    from tritgguf.runtime.cli.after_conversion import AfterConversion
     from tritgguf.runtime.hub.headers import Readable
     from tritgguf.runtime.measure.budget import Chosen
     from tritgguf.runtime.measure.verdict import Verdict
@@ -107,59 +108,97 @@ def convert(
     }
     fast = ", ".join(sorted(choices["fast_here"])) or "none"
     verbosity.detail(f"reading {model}; types that tritgguf's CPU kernels multiply here: {fast}")
+    wanted = _Wanted(model, revision, type, method, lora, choices, within, after, threads, json_output)
     if dry_run:
         after.refuse_dry_run()
-        if within is not None:
-            local = local_model(model, revision, json_output=json_output)
-            planned, _ = within.choose(local, None, method, choices)
-            _print_plan(planned.plan, json_output, planned)
-            return
-        with _planned_from(model, revision, lora, json_output) as read, show_progress(json_output) as progress:
-            plan = converter.plan(
-                read.path, type, method, lora=lora, values=read.values, threads=threads, progress=progress, **choices
-            )
-        _print_plan(plan, json_output)
-        return
-    if out is None:
+        wanted.plan()
+    elif out is None:
         raise typer.BadParameter("name the GGUF file to write, or add --dry-run", param_hint="OUT")
-    from tritgguf.runtime.engine.token_ids_process import token_ids_process  # not at the top: the help needn't wait
+    else:
+        wanted.write(out, force=force, check=check)
 
-    with reports_interruption(out):
-        if (name_on_hub := named_model(model, revision)) is not None or calibration or within is not None:
-            _require_sense(out, force, type, method, choices)
-        after.require_places(out)
-        choices["calibration"] = [local_text(text, json_output=json_output) for text in calibration or ()]
-        path = Path(model) if name_on_hub is None else fetched(name_on_hub, json_output=json_output)
-    chosen = None
-    if within is not None:
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What was asked for; `choices` are the converter's options, `within` is the budget, if there is one."""
+
+    model: str
+    revision: str | None
+    type: str
+    method: str
+    lora: Path | None
+    choices: Choices
+    within: Budget | None
+    after: AfterConversion
+    threads: int | None
+    json_output: bool
+
+    def plan(self) -> None:
+        """Print what would be written."""
+        if self.within is not None:
+            path = local_model(self.model, self.revision, json_output=self.json_output)
+            chosen, _ = self.within.choose(path, None, self.method, self.choices)
+            _print_plan(chosen.plan, self.json_output, chosen)
+            return
+        headers = _planned_from(self.model, self.revision, self.lora, self.json_output)
+        with headers as read, show_progress(self.json_output) as progress:
+            plan = converter.plan(
+                read.path,
+                self.type,
+                self.method,
+                lora=self.lora,
+                values=read.values,
+                threads=self.threads,
+                progress=progress,
+                **self.choices,
+            )
+        _print_plan(plan, self.json_output)
+
+    def write(self, out: Path, *, force: bool, check: bool) -> None:
+        """Write the file and print what was written, and what follows a conversion."""
+        from tritgguf.runtime.engine.token_ids_process import token_ids_process  # not at the top: the help needn't wait
+
         with reports_interruption(out):
-            chosen, choices = within.choose(path, out, method, choices)
-    fits = method == GPTQ
-    kept = "; the same command goes on with the blocks that are done" if fits else ""
-    tidying = contextlib.nullcontext() if fits else _without_gc()
-    with reports_interruption(out, kept), show_progress(json_output) as progress, tidying:
-        result = converter.convert(
-            path,
-            out,
-            type,
-            method,
-            lora=lora,
-            force=force,
-            check=token_ids_process if check else False,
-            threads=threads,
-            progress=progress,
-            planned=None if json_output else _print_planned,
-            told=None if json_output else verbosity.note,
-            **choices,
-        )
-    if chosen is not None:
-        result = replace(result, plan=replace(result.plan, notes=(*chosen.lines, *result.plan.notes)))
-    if not json_output:
-        _print_result(result)
-    judged = after.judge(result, path)
-    after.write(result, path, judged)
-    if json_output:
-        _print_json(result, judged, chosen)
+            path, choices = self._fetched(out, force)
+            chosen = None
+            if self.within is not None:
+                chosen, choices = self.within.choose(path, out, self.method, choices)
+        fits = self.method == GPTQ
+        kept = "; the same command goes on with the blocks that are done" if fits else ""
+        tidying = contextlib.nullcontext() if fits else _without_gc()
+        with reports_interruption(out, kept), show_progress(self.json_output) as progress, tidying:
+            result = converter.convert(
+                path,
+                out,
+                self.type,
+                self.method,
+                lora=self.lora,
+                force=force,
+                check=token_ids_process if check else False,
+                threads=self.threads,
+                progress=progress,
+                planned=None if self.json_output else _print_planned,
+                told=None if self.json_output else verbosity.note,
+                **choices,
+            )
+        if chosen is not None:
+            result = replace(result, plan=replace(result.plan, notes=(*chosen.lines, *result.plan.notes)))
+        if not self.json_output:
+            _print_result(result)
+        judged = self.after.judge(result, path)
+        self.after.write(result, path, judged)
+        if self.json_output:
+            _print_json(result, judged, chosen)
+
+    def _fetched(self, out: Path, force: bool) -> tuple[Path, Choices]:
+        """Return the model and the calibration text on this disk; what is senseless fails before they are fetched."""
+        name, texts = named_model(self.model, self.revision), self.choices["calibration"]
+        if name is not None or texts or self.within is not None:
+            _require_sense(out, force, self.type, self.method, self.choices)
+        self.after.require_places(out)
+        local = [local_text(str(text), json_output=self.json_output) for text in texts]
+        path = Path(self.model) if name is None else fetched(name, json_output=self.json_output)
+        return path, {**self.choices, "calibration": local}
 
 
 @contextlib.contextmanager
