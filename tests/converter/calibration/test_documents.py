@@ -105,7 +105,11 @@ def test_only_the_start_of_parquet_is_read(tmp_path: Path) -> None:
         ("a.jsonl", b'["text"]', "a.jsonl, line 1: expected an object with"),
         ("a.json", b'["text"]', "a.json, entry 1: expected an object with"),
         ("a.json", b'[{"text": "a"}]\n[]', "a.json: goes on behind its array of 1 entries; expected an object"),
-        ("a.txt.gz", gzip.compress(b"a" * 99, mtime=0)[:-9], "a.txt.gz: can't be read (damaged or cut off); give another file"),
+        (
+            "a.txt.gz",
+            gzip.compress(b"a" * 99, mtime=0)[:-9],
+            "a.txt.gz: can't be read (damaged or cut off); give another",
+        ),
         ("a.txt.gz", b"no gzip", "a.txt.gz: can't be read (damaged or cut off)"),
         ("a.txt", b"\xff", "a.txt: can't be read (isn't UTF-8 text)"),
     ],
