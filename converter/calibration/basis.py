@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tritgguf.converter.core.sizes import format_size
@@ -13,13 +13,15 @@ from tritgguf.converter.planning.calibration import Calibration
 from tritgguf.converter.planning.file_plan import TensorPlan
 
 
-def in_its_basis(model: Model, plans: Iterable[TensorPlan], calibration: Calibration) -> Model:
+def in_its_basis(model: Model, plans: Sequence[TensorPlan], calibration: Calibration) -> Model:
     """Return the model rotated, if its plan lets that be; raise UnsupportedError where --untie would do nothing.
 
-    A layer whose codes are stored exactly would lose them. A tied output layer can't have the last norm's factors, so
-    it takes an output layer of its own, which makes the file larger.
+    It isn't where nothing is fitted. A layer whose codes are stored exactly would lose them. A tied output layer can't
+    have the last norm's factors, so it takes an output layer of its own, which makes the file larger.
     """
-    possible = can_be_rotated(model) and not any(plan.spec.role == "linear" and plan.grid for plan in plans)
+    linear = [plan for plan in plans if plan.spec.role == "linear"]
+    fits = any(plan.encoder.rounds for plan in linear) and not any(plan.grid for plan in linear)
+    possible = fits and can_be_rotated(model)
     if calibration.untie and (not possible or has_own_output(model)):
         why = "has an output layer of its own" if has_own_output(model) else "can't be rotated"
         raise UnsupportedError(f"{model.path.name}: --untie has no effect, since the model {why}: leave it out")
@@ -30,7 +32,7 @@ def in_its_basis(model: Model, plans: Iterable[TensorPlan], calibration: Calibra
     return replace(model, notes=[*model.notes, _tied(plans)])
 
 
-def _tied(plans: Iterable[TensorPlan]) -> str:
+def _tied(plans: Sequence[TensorPlan]) -> str:
     n_bytes = next(plan.n_bytes for plan in plans if plan.spec.name == EMBEDDING)
     return (
         "the output layer is the embeddings, so gptq doesn't rotate the model; --untie gives it one of its own, for a "

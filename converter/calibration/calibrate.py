@@ -46,6 +46,7 @@ def calibrated(
     knows, SourceError where there is too little text.
     """
     layers = layers_to_fit(plan.tensors, calibration)
+    turned = in_its_basis(model, plan.tensors, calibration)
     if not layers or model.tensors is None:
         yield model
         return
@@ -54,8 +55,7 @@ def calibrated(
     with kept_beside(out, _identity(model, model.tensors, layers, calibration, chunks)) as kept:
         if kept.note:
             tell(kept.note)
-        model = in_its_basis(model, plan.tensors, calibration)
-        yield _fitted(model, layers, calibration, chunks, kept, _Meter(model, layers, chunks, progress, tell), threads)
+        yield _fitted(turned, layers, calibration, chunks, kept, _Meter(model, layers, chunks, progress, tell), threads)
 
 
 def _chunks(model: Model, calibration: Calibration, tell: Callable[[str], None]) -> Chunks:

@@ -34,7 +34,6 @@ class Fit:
         self.decoder, self.specs, self.calibration = decoder, specs, calibration
         self.float_streams = decoder.embedded(chunks)
         self.streams = self.float_streams.clone()
-        self.behind: dict[int, Tensor] = {}  # the float streams of chunks behind the block, as far as they are known
         self.n_held_out = max(1, min(HELD_OUT, len(chunks) // 8))
 
     def block(
@@ -45,28 +44,31 @@ class Fit:
         `step` is called with 1 for each chunk that went through, n_groups + 1 times all in all.
         """
         float_block, block = self.decoder.block(number), self.decoder.block(number)
-        stored = kept.read(number)
+        stored, behind = kept.read(number), dict[int, Tensor]()
         if stored is None:
-            stored = kept.write(number, self._fitted(number, layers, float_block, block, step))
+            packed, behind = self._fitted(number, layers, float_block, block, step)
+            stored = kept.write(number, packed)
         for name, layer in layers.items():  # as they are stored, after a resumption too
             _set_weights(block, name, layer, stored[name].data)
-        return stored, self._advance(float_block, block, step)
+        return stored, self._advance(float_block, block, behind, step)
 
     def _fitted(
         self, number: int, layers: Mapping[str, Layer], float_block: Block, block: Block, step: Step
-    ) -> dict[str, ByteArray]:
+    ) -> tuple[dict[str, ByteArray], dict[int, Tensor]]:
+        """Return the layers' packed rows, and the float streams behind the block by chunk, as far as they are known."""
         packed: dict[str, ByteArray] = {}
-        found = self._groups(number, float_block)
+        behind: dict[int, Tensor] = {}
+        *_, last = found = self._groups(number, float_block)
         for group in found:
             wanted = [name for name in group.names if name in layers]
             if not wanted:
                 continue
-            moments, behind = self._moments(group, float_block, block, step)
-            self.behind = behind if group is found[-1] else {}
+            moments, streams = self._moments(group, float_block, block, step)
+            behind = streams if group is last else {}
             for name in wanted:
                 packed[name] = self._packed(layers[name], float_block.linear(name).weight.data, moments)
                 _set_weights(block, name, layers[name], packed[name])
-        return packed
+        return packed, behind
 
     def _groups(self, number: int, block: Block) -> list[Group]:
         prefix = f"{BLOCKS}{number}."
@@ -117,10 +119,10 @@ class Fit:
         codes, scales = gptq.quantized(weights, hessian, codec.block, layer.highest, **steps)
         return codec.pack(CodedRows(codes.numpy(), scales.numpy(), codec.block))
 
-    def _advance(self, float_block: Block, block: Block, step: Step) -> BlockError:
+    def _advance(self, float_block: Block, block: Block, behind: dict[int, Tensor], step: Step) -> BlockError:
         errors = []
         for chunk in range(len(self.streams)):
-            one, theirs = slice(chunk, chunk + 1), self.behind.pop(chunk, None)
+            one, theirs = slice(chunk, chunk + 1), behind.pop(chunk, None)
             with fast_products():
                 ours = block(self.streams[one])[0]
                 theirs = float_block(self.float_streams[one])[0] if theirs is None else theirs

@@ -153,19 +153,9 @@ def convert(
             Path(model), load_tokenizer=not check, token_ids=provider, lora=None if lora is None else Path(lora)
         )
         if request.calibration is not None:
-            # What can't be stored fails in this plan, not hours later.
-            fitting = calibrated(
-                opened,
-                make_plan(opened, request, threads, progress),
-                request.calibration,
-                target,
-                threads=threads,
-                progress=progress,
-                told=told,
-            )
-            opened = stack.enter_context(fitting)
-            if request.calibration.tune:
-                tuning = tuned(
+            for fitted in (calibrated, tuned) if request.calibration.tune else (calibrated,):
+                # What can't be stored fails in this plan, not hours later.
+                fit = fitted(
                     opened,
                     make_plan(opened, request, threads, progress),
                     request.calibration,
@@ -174,7 +164,7 @@ def convert(
                     progress=progress,
                     told=told,
                 )
-                opened = stack.enter_context(tuning)
+                opened = stack.enter_context(fit)
         written = write_model(
             opened,
             target,

@@ -157,6 +157,36 @@ class SourceTensor(ABC):
         return [RowsOf(self.name, self.dtype, shape, self, number * shape[0]) for number in range(n_matrices)]
 
 
+@dataclass(frozen=True, eq=False)
+class Following(SourceTensor):
+    """A tensor whose values follow from those of `stored`; its name, shape and place on disk are that one's."""
+
+    stored: SourceTensor
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.stored.name
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        return self.stored.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.stored.shape
+
+    @property
+    def n_bytes(self) -> int:
+        return self.stored.n_bytes
+
+    @property
+    def described(self) -> bool:
+        return self.stored.described
+
+    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
+        return self.stored.on_disk(rows)
+
+
 @dataclass(frozen=True)
 class RowsOf(SourceTensor):
     """Neighbouring rows of the tensor `whole`, from row `first` on, as a tensor of their own."""

@@ -19,6 +19,7 @@ from tritgguf.converter.core.tensors import (
     CodedTensor,
     Float32Array,
     Floats,
+    Following,
     RowIndices,
     SourceTensor,
     row_numbers,
@@ -61,28 +62,11 @@ def reshaped(name: str, stored_shape: tuple[int, ...], shape: tuple[int, ...]) -
 
 
 @dataclass(frozen=True)
-class ReorderedColumns(SourceTensor):
+class ReorderedColumns(Following):
     """A tensor with its columns in another order, in which runs of `run` neighbours stay together."""
 
-    stored: SourceTensor
     columns: RowIndices
     run: int
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.stored.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self.stored.shape
-
-    @property
-    def dtype(self) -> str:  # type: ignore[override]
-        return self.stored.dtype
-
-    @property
-    def n_bytes(self) -> int:
-        return self.stored.n_bytes
 
     def read(self, rows: slice | RowIndices) -> Float32Array:
         return np.ascontiguousarray(self.stored.read(rows)[:, self.columns])
@@ -98,9 +82,6 @@ class ReorderedColumns(SourceTensor):
 
     def read_codes(self, rows: slice | RowIndices) -> CodedRows | None:
         return None if self.coded is None else self.coded.read_codes(rows)
-
-    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
-        return self.stored.on_disk(rows)
 
 
 @dataclass(frozen=True)

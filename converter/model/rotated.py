@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf import Keys
 
-from tritgguf.converter.core.tensors import ByteArray, Float32Array, RowIndices, SourceTensor
+from tritgguf.converter.core.tensors import ByteArray, Float32Array, Following, RowIndices, SourceTensor
 from tritgguf.converter.gguf_io.metadata import Metadata, string
 from tritgguf.converter.model.architecture import TensorSpec
 from tritgguf.converter.model.derived import ComputedTensor
@@ -32,7 +32,7 @@ OTHERS = ("attn_q_norm", "attn_k_norm")
 BIASED = (*READERS["attn_norm"], *READERS["ffn_norm"], *ADDING)
 IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 EMBEDDING, OUTPUT_NORM, OUTPUT = "token_embd.weight", "output_norm.weight", "output.weight"
-MATRICES_KEPT = 4
+MATRICES_KEPT = 4  # rotated as a whole, while their rows are read in chunks, by some threads
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -75,34 +75,14 @@ def _hadamard(values: Float64Array) -> Float64Array:
 
 
 @dataclass(frozen=True, eq=False)
-class _Rotated(SourceTensor):
-    """A tensor whose values follow from those of `stored`, which are all finite."""
+class _Rotated(Following):
+    """A tensor in another basis."""
 
-    stored: SourceTensor
     basis: Basis
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.stored.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self.stored.shape
 
     @property
     def dtype(self) -> str:  # type: ignore[override]
         return f"{self.stored.dtype} in another basis"  # so that no type is taken to hold its values exactly
-
-    @property
-    def n_bytes(self) -> int:
-        return self.stored.n_bytes
-
-    @property
-    def described(self) -> bool:
-        return self.stored.described
-
-    def on_disk(self, rows: slice | RowIndices) -> list[ByteArray]:
-        return self.stored.on_disk(rows)
 
 
 @dataclass(frozen=True, eq=False)

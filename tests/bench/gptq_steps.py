@@ -19,17 +19,13 @@ from tritgguf.converter import convert
 from tritgguf.runtime.measure.evaluation import evaluate
 
 TYPE = "q2_0"
-STEPS = ("rotation", "token-weights", "correction", "refit", "descent")
+ADDED = ("token-weights", "correction", "refit", "descent", "rotation")  # to feedback, one after the other
 ROWS: dict[str, dict[str, Any]] = {
     "absmean": {"method": "absmean"},
     "mse": {"method": "mse"},
-    "feedback": {"gptq_without": STEPS},
-    "token-weights": {"gptq_without": ("rotation", *STEPS[2:])},
-    "correction": {"gptq_without": ("rotation", *STEPS[3:])},
-    "refit": {"gptq_without": ("rotation", *STEPS[4:])},
-    "descent": {"gptq_without": ("rotation",)},
+    "feedback": {"gptq_without": ADDED},
+    **{step: {"gptq_without": ADDED[number:]} for number, step in enumerate(ADDED, 1)},
     "three-codes": {"gptq_without": ("rotation", "fourth-code")},
-    "rotation": {},
 }
 
 

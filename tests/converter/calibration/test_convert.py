@@ -109,6 +109,20 @@ def test_untie_where_it_would_do_nothing(name: str, why: str, tmp_path: Path) ->
     message = f"{folder.name}: --untie has no effect, since the model {why}: leave it out"
     with pytest.raises(UnsupportedError, match=message):
         plan(folder, "q2_0", untie=True, **OPTIONS)
+    with pytest.raises(UnsupportedError, match=message):
+        convert(folder, tmp_path / "out.gguf", "q2_0", check=False, untie=True, **OPTIONS)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_model_of_which_nothing_is_fitted_is_not_rotated(tmp_path: Path) -> None:
+    """No row of it is a multiple of 256 columns."""
+    recipe = replace(RECIPES[NAME], hidden=192, heads=3, kv_heads=1, ffn=640)
+    narrow = checkpoints.build("narrow", tmp_path / "narrow", recipe)
+    options: dict[str, Any] = {"fallback": "f16", **OPTIONS}
+    convert(narrow, tmp_path / "out.gguf", "tq2_0", check=False, **options)
+    plain = convert(narrow, tmp_path / "plain.gguf", "tq2_0", check=False, fallback="f16")
+    assert digest(tmp_path / "out.gguf") == digest(plain.out)
+    assert plan(narrow, "tq2_0", **options).file_bytes == plain.plan.file_bytes
 
 
 def test_q2_k_is_much_better_than_ggml_s_own_and_better_than_q2_0(model: Path, out: Path, tmp_path: Path) -> None:
