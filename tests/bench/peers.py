@@ -10,12 +10,18 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from tests.fetch import cache_folder
+from tritgguf.converter.gguf_io.imatrix import read_imatrix
 
 PIN = json.loads((Path(__file__).parents[2] / "vendor" / "llama-cpp-python.json").read_text())
 WANTED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/")
-FILE_TYPES = {"tq1_0": 36, "tq2_0": 37}  # LLAMA_FTYPE_MOSTLY_TQ1_0, …
+# LLAMA_FTYPE_MOSTLY_Q2_K, …
+FILE_TYPES = {"q2_k": 10, "iq2_xxs": 19, "iq2_xs": 20, "iq1_s": 24, "iq1_m": 31, "tq1_0": 36, "tq2_0": 37}
+F16 = 1  # GGML_TYPE_F16
 
 
 def converter_script() -> Path:
@@ -47,18 +53,40 @@ def convert_command(python: Path, folder: Path, out: Path, kind: str) -> list[ob
     return [python, converter_script(), folder, "--outfile", out, "--outtype", kind]
 
 
-def quantize_command(f16_file: Path, out: Path, kind: str, threads: int) -> list[object]:
-    return [sys.executable, "-m", "tests.bench.peers", f16_file, out, kind, threads]
+def quantize_command(f16_file: Path, out: Path, kind: str, threads: int, imatrix: Path | None = None) -> list[object]:
+    command = [sys.executable, "-m", "tests.bench.peers", f16_file, out, kind, threads]
+    return command if imatrix is None else [*command, imatrix]
 
 
-def quantize(f16_file: str, out: str, kind: str, threads: str) -> int:
-    """Call llama_model_quantize of the installed library, with its defaults."""
+def quantize(f16_file: str, out: str, kind: str, threads: str, imatrix: str | None = None) -> int:
+    """Call llama_model_quantize of the installed library, with its defaults.
+
+    With an importance matrix all linear layers get that one type, and embeddings and output layer stay F16, as
+    `llama-quantize --pure --imatrix FILE --token-embedding-type f16 --output-tensor-type f16` makes them.
+    """
     import llama_cpp
 
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype, parameters.nthread = FILE_TYPES[kind], int(threads)
+    if imatrix is not None:
+        parameters.pure, parameters.token_embedding_type, parameters.output_tensor_type = True, F16, F16
+        rows = importance_rows(Path(imatrix))
+        parameters.imatrix = rows
     return int(llama_cpp.llama_model_quantize(f16_file.encode(), out.encode(), ctypes.byref(parameters)))
 
 
+def importance_rows(imatrix: Path) -> Any:  # noqa: ANN401
+    """Return an importance matrix as an array of llama_model_imatrix_data, the last without a name."""
+    import llama_cpp
+
+    entries = read_imatrix(imatrix).entries
+    rows = (llama_cpp.llama_model_imatrix_data * (len(entries) + 1))()
+    for row, (name, entry) in zip(rows, entries.items(), strict=False):
+        means = np.ascontiguousarray((entry.sums / entry.counts[:, None]).reshape(-1))
+        row.name, row.size = name.encode(), means.size
+        row.data = (ctypes.c_float * means.size).from_buffer(means)
+    return rows
+
+
 if __name__ == "__main__":
-    sys.exit(quantize(*sys.argv[1:5]))
+    sys.exit(quantize(*sys.argv[1:]))

@@ -43,6 +43,25 @@ static double avx512_vnni(int64_t rounds) {
     return 4.0 * 12 * 64 * rounds;
 }
 
+#if defined(__linux__)
+struct alignas(64) tile_shapes {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// The process must have asked Linux for tiles: our library does.
+static double avx512_amx(int64_t rounds) {
+    static const tile_shapes shapes;
+    __asm__ volatile("ldtilecfg %0" : : "m"(shapes));
+    for (int64_t i = 0; i < rounds; i++)
+        __asm__ volatile("tdpbssd %tmm6, %tmm4, %tmm0\n\ttdpbssd %tmm7, %tmm4, %tmm1\n\t"
+                         "tdpbssd %tmm6, %tmm5, %tmm2\n\ttdpbssd %tmm7, %tmm5, %tmm3");
+    __asm__ volatile("tilerelease");
+    return 4.0 * 16 * 16 * 64 * rounds;
+}
+#endif
+
 __attribute__((target("avx2"))) static uint64_t read_all(const char * bytes, size_t n_bytes) {
     __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
     for (size_t i = 0; i + 128 <= n_bytes; i += 128) {
@@ -63,6 +82,9 @@ extern "C" double multiply_adds(const char * instructions, int64_t rounds) {
     return !strcmp(instructions, "avx2")          ? avx2(rounds)
            : !strcmp(instructions, "avx-vnni")    ? avx_vnni(rounds)
            : !strcmp(instructions, "avx512-vnni") ? avx512_vnni(rounds)
+#if defined(__linux__)
+           : !strcmp(instructions, "avx512-amx")  ? avx512_amx(rounds)
+#endif
                                                   : 0;
 }
 #else

@@ -53,8 +53,8 @@ ALWAYS_INLINE __m256i lanes_of(__m256i sums) {
 #include "x86_words.h"
 
 namespace {
-const instruction_set here = {"avx2", PANEL_ROWS, PANEL_COLUMNS, 16, HAS_Q8_0, quantize_column, multiply_rows, quantize_panel,
-                              unpack_panel, multiply_panels, quantize_few, multiply_few, nullptr};
+const instruction_set here = {"avx2", PANEL_ROWS, PANEL_COLUMNS, SMALL_ITEM, 16, HAS_Q8_0, quantize_column, multiply_rows,
+                              quantize_panel<>, unpack_panel, multiply_panels, quantize_few, multiply_few, nullptr};
 }
 
 #if defined(__clang__)

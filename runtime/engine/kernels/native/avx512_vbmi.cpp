@@ -21,8 +21,8 @@
 #include "avx512_halves.h"
 
 namespace {
-const instruction_set here = {"avx512-vbmi", PANEL_ROWS, PANEL_COLUMNS, 32, HAS_Q8_0, quantize_column, multiply_rows,
-                              quantize_panel, unpack_panel, multiply_panels, quantize_few, multiply_few, multiply_halves};
+const instruction_set here = {"avx512-vbmi", PANEL_ROWS, PANEL_COLUMNS, SMALL_ITEM, 32, HAS_Q8_0, quantize_column, multiply_rows,
+                              quantize_panel<>, unpack_panel, multiply_panels, quantize_few, multiply_few, multiply_halves};
 }
 
 #if defined(__clang__)

@@ -60,12 +60,16 @@ inline size_t row_panel_bytes(const weight_format & format, int64_t n_values, in
 
 }  // namespace
 
+// Rows of a work item whose 2048 values are half of a small L2 cache, 256 KB
+constexpr int SMALL_ITEM = 64;
+
 // Panels of columns for multiply_few() have this width.
 constexpr int FEW_COLUMNS = 8;
 
 struct instruction_set {
     const char * name;
     int panel_rows, panel_columns;
+    int rows_of_item;  // a multiple of panel_rows; what of them is unpacked at a time should stay in an L2 cache
     // Up to so many columns are computed from packed codes; for more it pays to unpack rows. Zero without multiply_few.
     int most_few_columns;
     bool has_q8_0;  // by multiply_few, for any number of columns, as Q6_K and Q2_K from two columns on
@@ -99,5 +103,6 @@ const instruction_set * avx2(void);
 const instruction_set * avx_vnni(void);
 const instruction_set * avx512_vnni(void);
 const instruction_set * avx512_vbmi(void);
+const instruction_set * avx512_amx(void);
 const instruction_set * neon_dotprod(void);
 const instruction_set * neon_i8mm(void);

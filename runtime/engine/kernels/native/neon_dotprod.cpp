@@ -49,8 +49,8 @@ ALWAYS_INLINE void multiply_group(const uint8_t * codes, const char * group, int
 #include "neon_panels.h"
 
 namespace {
-const instruction_set here = {"neon-dotprod", PANEL_ROWS, PANEL_COLUMNS, 0, false, quantize_column, multiply_rows,
-                              quantize_panel, unpack_panel, multiply_panels, nullptr, nullptr, nullptr};
+const instruction_set here = {"neon-dotprod", PANEL_ROWS, PANEL_COLUMNS, SMALL_ITEM, 0, false, quantize_column, multiply_rows,
+                              quantize_panel<>, unpack_panel, multiply_panels, nullptr, nullptr, nullptr};
 }
 
 #if defined(__clang__)

@@ -8,6 +8,10 @@
 #else
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -70,6 +74,19 @@ bool processor_has_avx512_vbmi(void) {
     return processor_has_avx512_vnni() && (cpuid(7, 0).ecx >> 1 & 1);
 }
 
+// Linux lets a process use tiles when it has asked once: https://docs.kernel.org/arch/x86/xstate.html
+bool processor_has_amx_int8(void) {
+#if defined(__linux__)
+    const uint32_t tile_int8 = 1u << 24 | 1u << 25;
+    const uint64_t tiles = 1 << 17 | 1 << 18;
+    const long request_permission = 0x1023, tile_data = 18;
+    return processor_has_avx512_vbmi() && has_all(cpuid(7, 0).edx, tile_int8) && (saved_registers() & tiles) == tiles &&
+           syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+
 bool processor_has_dotprod(void) { return false; }
 bool processor_has_i8mm(void) { return false; }
 
@@ -79,6 +96,7 @@ bool processor_has_avx2(void) { return false; }
 bool processor_has_avx_vnni(void) { return false; }
 bool processor_has_avx512_vnni(void) { return false; }
 bool processor_has_avx512_vbmi(void) { return false; }
+bool processor_has_amx_int8(void) { return false; }
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>

@@ -24,11 +24,11 @@ constexpr int64_t LEAST_ROWS_OF_FEW = 64, MANY_COLUMNS = 32;
 // Columns of F32 that stay in an L2 cache while rows of F16 go by
 constexpr int64_t COLUMNS_OF_HALVES = 24;
 
-// Rows of a work item, of which CHUNK_VALUES values are unpacked at a time: half of a small L2 cache.
-constexpr int64_t ROWS_OF_ITEM = 64, CHUNK_VALUES = 2048;
+// So many values of a work item's rows are unpacked at a time.
+constexpr int64_t CHUNK_VALUES = 2048;
 constexpr int64_t LEAST_COLUMNS_OF_ITEM = 64, ITEMS_PER_THREAD = 4;
 
-const instruction_set * (* const candidates[])(void) = {avx512_vbmi, avx512_vnni, avx_vnni, avx2, neon_i8mm, neon_dotprod};
+const instruction_set * (* const candidates[])(void) = {avx512_amx, avx512_vbmi, avx512_vnni, avx_vnni, avx2, neon_i8mm, neon_dotprod};
 
 const instruction_set * fastest(void) {
     for (auto candidate : candidates)
@@ -94,7 +94,7 @@ size_t single_columns_bytes(const weight_format & format, int64_t n_inputs, int6
 }
 
 size_t row_panels_bytes(const weight_format & format, const instruction_set & set, int64_t n_inputs) {
-    const int64_t n_panels = divide_up(ROWS_OF_ITEM, set.panel_rows);
+    const int64_t n_panels = divide_up(set.rows_of_item, set.panel_rows);
     return round_up(n_panels * row_panel_bytes(format, std::min(n_inputs, CHUNK_VALUES), set.panel_rows), 64);
 }
 
@@ -155,7 +155,7 @@ void product::few_columns(void) const {
 
 // F16: there is nothing to prepare.
 void product::halves(void) const {
-    share_rows(ROWS_OF_ITEM, [&](int64_t row, int n_rows) {
+    share_rows(SMALL_ITEM, [&](int64_t row, int n_rows) {
         for (int64_t column = 0; column < job.n_columns; column += COLUMNS_OF_HALVES)
             set.multiply_halves(job.weights + row * job.row_bytes, job.row_bytes, n_rows, job.n_inputs,
                                 job.activations + column * job.activation_bytes, job.activation_bytes,
@@ -177,7 +177,7 @@ void product::many_columns(void) const {
         team.chunk_set(team.context, team.n_threads);
     team.barrier(team.context);
 
-    const int64_t n_row_parts = divide_up(job.n_rows, ROWS_OF_ITEM);
+    const int64_t n_row_parts = divide_up(job.n_rows, set.rows_of_item);
     const int64_t wanted_parts = divide_up(ITEMS_PER_THREAD * team.n_threads, n_row_parts);
     const int64_t least_panels = divide_up(LEAST_COLUMNS_OF_ITEM, set.panel_columns);
     const int64_t panels_of_item = std::max(divide_up(n_panels, wanted_parts), std::min(least_panels, n_panels));
@@ -188,14 +188,14 @@ void product::many_columns(void) const {
     for (int64_t number = team.thread; number < n_row_parts * n_column_parts;
          number = team.n_threads == 1 ? number + 1 : team.chunk_add(team.context, 1)) {
         const int64_t first_panel = number / n_row_parts * panels_of_item;
-        item(number % n_row_parts * ROWS_OF_ITEM, first_panel, std::min(panels_of_item, n_panels - first_panel), row_panels,
+        item(number % n_row_parts * set.rows_of_item, first_panel, std::min(panels_of_item, n_panels - first_panel), row_panels,
              tile);
     }
 }
 
 // Some rows times some panels of columns. Later values are added to the results of earlier ones.
 void product::item(int64_t first_row, int64_t first_panel, int64_t n_panels, char * row_panels, float * tile) const {
-    const int64_t end_row = std::min(first_row + ROWS_OF_ITEM, job.n_rows);
+    const int64_t end_row = std::min(first_row + set.rows_of_item, job.n_rows);
     for (int64_t value = 0; value < job.n_inputs; value += CHUNK_VALUES) {
         const int64_t n_values = std::min(CHUNK_VALUES, job.n_inputs - value);
         const size_t row_bytes = row_panel_bytes(format, n_values, set.panel_rows);

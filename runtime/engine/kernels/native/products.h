@@ -24,7 +24,7 @@ struct product_job {
 // The library is built with -fvisibility=hidden; what tests call through ctypes must be visible.
 #pragma GCC visibility push(default)
 extern "C" {
-// The instruction set that products use here: "avx2", "avx-vnni", "avx512-vnni", "avx512-vbmi", "neon-dotprod", "neon-i8mm", or "" where there is none
+// The instruction set that products use here: "avx2", "avx-vnni", "avx512-vnni", "avx512-vbmi", "avx512-amx", "neon-dotprod", "neon-i8mm", or "" where there is none
 const char * product_instructions(void);
 // For tests and benchmarks: use another instruction set; false where this processor or build doesn't have it
 bool product_use(const char * instructions);

@@ -184,11 +184,12 @@ void quantize_panel_of_parts(const char * activations, size_t activation_bytes, 
     }
 }
 
+template <int COLUMNS = PANEL_COLUMNS, int WORD_OF_32 = WORD_BYTES, int WORD_OF_256 = WORD_BYTES>
 void quantize_panel(const weight_format & format, const char * activations, size_t activation_bytes, int n_columns,
                     int64_t n_inputs, char * panel) {
-    (format.type == Q2_0 ? quantize_panel_of_groups<32, PANEL_COLUMNS, WORD_BYTES>
-                         : quantize_panel_of_groups<256, PANEL_COLUMNS, WORD_BYTES>)(activations, activation_bytes, n_columns,
-                                                                                     n_inputs, panel, nullptr);
+    (format.type == Q2_0 ? quantize_panel_of_groups<32, COLUMNS, WORD_OF_32>
+                         : quantize_panel_of_groups<256, COLUMNS, WORD_OF_256>)(activations, activation_bytes, n_columns, n_inputs,
+                                                                                panel, nullptr);
 }
 
 }  // namespace

@@ -1,9 +1,11 @@
 // Unpacking rows into panels on x86: eight rows' packed codes are transposed as 32-bit words, then unpacked, so that each
-// lane holds four neighbours of its row. The including file has defined PANEL_ROWS.
+// lane holds four neighbours of its row. The including file has defined PANEL_ROWS, and SIGNED_CODES where codes shall be from -1 on.
 #pragma once
 #include "x86_rows.h"
 
 namespace {
+
+constexpr int LANES = PANEL_ROWS / 2;  // rows of a vector
 
 ALWAYS_INLINE __m256i as_integers(__m256 vector) {
     return _mm256_castps_si256(vector);
@@ -17,6 +19,9 @@ ALWAYS_INLINE void words_of_rows(const char * const rows[8], int64_t offset, __m
 }
 
 ALWAYS_INLINE void store_codes(uint8_t * codes, int word, __m256i vector) {
+#ifdef SIGNED_CODES
+    vector = _mm256_sub_epi8(vector, _mm256_set1_epi8(1));
+#endif
     _mm256_storeu_si256((__m256i *) (codes + word * PANEL_ROWS * 4), vector);
 }
 

@@ -8,8 +8,6 @@
 
 namespace {
 
-constexpr int LANES = PANEL_ROWS / 2;
-
 // Four values of each row and column
 template <int COLUMNS>
 ALWAYS_INLINE void step(const uint8_t * codes, const char * values, tile_integers sums[2][COLUMNS]) {
