@@ -1,6 +1,6 @@
 """What an importance matrix brings: methods with and without one, and llama.cpp's quantizers, by `tritgguf eval`.
 
-`python -m tests.bench.imatrix_quality MODEL WORK --calibration TEXT --text TEXT [--llama-quantize PROGRAM]` makes the
+`python -m tests.bench.imatrix_quality MODEL WORK --calibration TEXT --text TEXT` makes the
 files in the folder WORK, those that aren't there yet, and prints a table; `--json FILE` keeps the figures. Embeddings
 and the output layer are F16 in all of them.
 """
@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.bench.peers import FILE_TYPES, quantize_command
+
 # A file's name, the type, the method, and whether with the importance matrix.
 OURS = (
     ("q2_0 absmean", "q2_0", "absmean", False),
@@ -24,7 +26,6 @@ OURS = (
     ("tq2_0 mse", "tq2_0", "mse", False),
     ("tq2_0 mse, weighted", "tq2_0", "mse", True),
 )
-EMBEDDINGS = ("--token-embedding-type", "f16", "--output-tensor-type", "f16")
 FIGURES = ("linear_bits_per_weight", "ppl", "kld_mean", "kld_error", "same_top1")
 
 
@@ -48,12 +49,12 @@ def made(arguments: argparse.Namespace) -> dict[str, Path]:
             options = ["--type", kind, "--method", method, "--fallback", "f16", "--no-check", "--no-verdict"]
             options += ["--imatrix", imatrix] if weighted else []
             tritgguf("convert", arguments.model, files[name], *options)
-    for kind in arguments.peers if arguments.llama_quantize else ():
+    for kind in arguments.peers:
         name = f"llama-quantize {kind}"
         files[name] = work / f"llama-{kind}.gguf"
         if not files[name].exists():
-            options = ["--pure", "--imatrix", imatrix, *EMBEDDINGS, base, files[name], kind, arguments.threads]
-            subprocess.run([arguments.llama_quantize, *map(str, options)], check=True, stdout=subprocess.DEVNULL)
+            command = quantize_command(base, files[name], kind, arguments.threads, imatrix)
+            subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)
     return files
 
 
@@ -65,8 +66,7 @@ def main() -> None:
     parser.add_argument("--calibration-chunks", type=int, default=32)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--chunks", type=int, default=8)
-    parser.add_argument("--llama-quantize", type=Path)
-    parser.add_argument("--peers", nargs="*", default=["Q2_0"], help="types that llama-quantize makes")
+    parser.add_argument("--peers", nargs="*", default=["q2_0"], choices=FILE_TYPES, help="llama.cpp's types")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

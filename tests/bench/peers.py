@@ -20,7 +20,7 @@ from tritgguf.converter.gguf_io.imatrix import read_imatrix
 PIN = json.loads((Path(__file__).parents[2] / "vendor" / "llama-cpp-python.json").read_text())
 WANTED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/gguf/")
 # LLAMA_FTYPE_MOSTLY_Q2_K, …
-FILE_TYPES = {"q2_k": 10, "iq2_xxs": 19, "iq2_xs": 20, "iq1_s": 24, "iq1_m": 31, "tq1_0": 36, "tq2_0": 37}
+FILE_TYPES = {"q2_k": 10, "iq2_xxs": 19, "iq2_xs": 20, "iq1_s": 24, "iq1_m": 31, "tq1_0": 36, "tq2_0": 37, "q2_0": 41}
 F16 = 1  # GGML_TYPE_F16
 
 
@@ -75,7 +75,7 @@ def quantize(f16_file: str, out: str, kind: str, threads: str, imatrix: str | No
     return int(llama_cpp.llama_model_quantize(f16_file.encode(), out.encode(), ctypes.byref(parameters)))
 
 
-def importance_rows(imatrix: Path) -> Any:  # noqa: ANN401
+def importance_rows(imatrix: Path) -> Any:
     """Return an importance matrix as an array of llama_model_imatrix_data, the last without a name."""
     import llama_cpp
 

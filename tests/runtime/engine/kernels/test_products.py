@@ -18,9 +18,11 @@ from tritgguf.converter.quant import ggml_types  # adds Q2_0 to gguf's types
 TYPES = {"TQ1_0": TQ1_0, "TQ2_0": TQ2_0, "Q2_0": ggml_types.Q2_0.value}
 BLOCKS = {TQ1_0: (256, 54, 52), TQ2_0: (256, 66, 64), Q2_0: (64, 18, 0)}  # values, bytes, where the scale is
 ON_ARM = platform.machine().lower() in ("aarch64", "arm64")
-INSTRUCTION_SETS = ("neon-dotprod", "neon-i8mm") if ON_ARM else ("avx2", "avx-vnni", "avx512-vnni", "avx512-vbmi", "avx512-amx")
+INSTRUCTION_SETS = (
+    ("neon-dotprod", "neon-i8mm") if ON_ARM else ("avx2", "avx-vnni", "avx512-vnni", "avx512-vbmi", "avx512-amx")
+)
 # Few columns, as many as tiles have and one more, a batch
-COLUMNS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 33, 67, 130)
+COLUMNS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 21, 33, 49, 67, 130)
 
 every_type = pytest.mark.parametrize("type_number", TYPES.values(), ids=TYPES.keys())
 
