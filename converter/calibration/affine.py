@@ -60,8 +60,8 @@ def quantized(weights: Tensor, hessian: Tensor, *, feedback: bool, refitted: boo
 
 def stored(codes: Tensor, grids: Grids) -> AffineRows:
     """Return rows of gptq.py's codes on these grids for the codec."""
-    numbers, scales, minima = (tensor.byte().numpy() for tensor in (codes + 1, grids.scales, grids.minima))
-    return AffineRows(numbers, scales, minima, grids.d.numpy(), grids.dmin.numpy())
+    numbers, scales, minima = (tensor.byte().cpu().numpy() for tensor in (codes + 1, grids.scales, grids.minima))
+    return AffineRows(numbers, scales, minima, grids.d.cpu().numpy(), grids.dmin.cpu().numpy())
 
 
 def fit_grids(weights: Tensor, importance: Tensor) -> Grids:
@@ -180,7 +180,7 @@ def _best_steps(
     pulled, pushed = rise @ hessian, fall @ hessian
     own, both, other = (pulled * rise).sum(1), (pulled * fall).sum(1), (pushed * fall).sum(1)
     pull, push = (slopes * rise).sum(1), (slopes * fall).sum(1)
-    more = torch.arange(MOST + 1.0)[:, None] - scales
+    more = torch.arange(MOST + 1.0, device=scales.device)[:, None] - scales
     less = (minima + (push - both * more) * _inverse(other)).round_().clamp_(0, MOST) - minima
     gains = 2 * (pull * more + push * less - both * more * less) - own * more**2 - other * less**2
     best = gains.argmax(0, keepdim=True)

@@ -93,12 +93,19 @@ class Block:
 class Decoder:
     """A model's class without weights: blocks get theirs when they are asked for.
 
-    `tensors` are the checkpoint's by name. Raises UnsupportedError where the class isn't one of blocks of linear
-    layers, or transformers can't make it.
+    `tensors` are the checkpoint's by name. Blocks are on the device, by default a GPU if torch has one. Raises
+    UnsupportedError where the class isn't one of blocks of linear layers, or transformers can't make it.
     """
 
-    def __init__(self, folder: Path, specs: Sequence[TensorSpec], tensors: Mapping[str, SourceTensor]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        specs: Sequence[TensorSpec],
+        tensors: Mapping[str, SourceTensor],
+        device: torch.device | None = None,
+    ) -> None:
         self.folder, self._tensors = folder, tensors
+        self.device = best_device() if device is None else device
         self._shapes = {spec.source: spec.shape for spec in specs if spec.data is None}
         with quiet(folder):
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -122,7 +129,7 @@ class Decoder:
         return len(self._blocks)
 
     def embedded(self, ids: npt.NDArray[np.int64]) -> Tensor:
-        """Return what the first block gets, (n_chunks, n_tokens, hidden_size), of chunks of token ids."""
+        """Return what the first block gets, (n_chunks, n_tokens, hidden_size), of chunks of token ids; on the CPU."""
         rows = self._tensors[EMBEDDINGS].read(ids.reshape(-1))
         embeddings = torch.from_numpy(rows).reshape(*ids.shape, -1)
         streams: list[Tensor] = []
@@ -138,7 +145,7 @@ class Decoder:
         module = copy.deepcopy(self._empty[number])
         state = {name: self.tensor(f"{BLOCKS}{number}.{name}") for name, _ in module.named_parameters()}
         module.load_state_dict(state, assign=True)
-        return Block(module, self._keywords[number])
+        return Block(module.to(self.device), self._keywords[number])
 
     def logits(self, stream: Tensor, norm: Tensor, head: Tensor) -> Tensor:
         """Return the logits, (n_tokens, n_vocab), that the class makes of the stream behind the last block.
@@ -160,7 +167,7 @@ class Decoder:
         return HEAD if HEAD in self._shapes else EMBEDDINGS
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor of the checkpoint, in float32."""
+        """Return a tensor of the checkpoint, in float32, on the CPU."""
         tensor = self._tensors[name]
         values: npt.NDArray[np.float32] = np.empty((int(np.prod(tensor.shape[:-1])), tensor.shape[-1]), np.float32)
         for rows, some in tensor.chunks():
@@ -173,7 +180,7 @@ class Decoder:
 
     def _recorder(self, number: int, streams: list[Tensor]) -> Any:  # noqa: ANN401
         def forward(stream: Tensor, **keywords: Any) -> Tensor:  # noqa: ANN401
-            self._keywords[number] = keywords
+            self._keywords[number] = _moved(keywords, self.device)
             if number == 0:
                 streams.append(stream)
             return stream
@@ -193,6 +200,22 @@ class Decoder:
                 raise unsupported(self.class_name)
         if type(self._inner.embed_tokens) is not nn.Embedding:
             raise unsupported(self.class_name)
+
+
+def best_device() -> torch.device:
+    """Return the GPU that torch has, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _moved(value: Any, device: torch.device) -> Any:  # noqa: ANN401
+    """Return a block's keywords with their tensors on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(one, device) for key, one in value.items()}
+    return tuple(_moved(one, device) for one in value) if isinstance(value, tuple) else value
 
 
 @contextmanager

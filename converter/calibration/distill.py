@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +25,11 @@ BACKWARD = 1.5  # times the work of both models' forward passes, since the stude
 
 
 class Distillation:
-    """Both models on one device. With `resident` the float model stays there, else blocks are read when they run."""
+    """Both models on the decoder's device. With `resident` the float model stays there, else blocks are read to run."""
 
-    def __init__(self, decoder: Decoder, device: torch.device, *, resident: bool | None = None) -> None:
-        self.decoder, self.device = decoder, device
-        self.resident = device.type != "cpu" if resident is None else resident
+    def __init__(self, decoder: Decoder, *, resident: bool | None = None) -> None:
+        self.decoder, self.device = decoder, decoder.device
+        self.resident = self.device.type != "cpu" if resident is None else resident
         self._on_device: dict[int, Block] = {}
 
     def divergence(self, student: Student, chunks: Chunks) -> float:
@@ -91,7 +90,7 @@ class Distillation:
 
     def _back(self, student: Student, number: int, stream: Tensor, gradient: Tensor) -> Tensor:
         """Return the gradient at what a block got, given that behind it."""
-        block = self._moved(self.decoder.empty_block(number))
+        block = self.decoder.empty_block(number)
         values = {name: part.values() for name, part in student.blocks[number].items()}
         leaves = {name: value.detach().requires_grad_(value.requires_grad) for name, value in values.items()}
         results = []
@@ -123,29 +122,15 @@ class Distillation:
         if number in self._on_device:
             return self._on_device[number]
         block = self.decoder.block(number)
-        block.module.to(self.device)
-        block = self._moved(block)
         if self.resident:
             self._on_device[number] = block
         return block
-
-    def _moved(self, block: Block) -> Block:
-        return Block(block.module, _moved(block.keywords, self.device))
 
 
 def _with(block: Block, weights: Mapping[str, Tensor], stream: Tensor) -> Tensor:
     """Return the residual stream behind the block with these weights in place of its own."""
     result = functional_call(block.module, dict(weights), (stream,), dict(block.keywords))
     return result[0] if isinstance(result, tuple) else result
-
-
-def _moved(value: Any, device: torch.device) -> Any:  # noqa: ANN401
-    """Return a block's keywords with their tensors on the device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _moved(one, device) for key, one in value.items()}
-    return tuple(_moved(one, device) for one in value) if isinstance(value, tuple) else value
 
 
 def batches(n_chunks: int, size: int, steps: int, seed: int) -> npt.NDArray[np.int64]:

@@ -28,10 +28,12 @@ ADDING = (".attn_output.weight", ".ffn_down.weight")  # GGUF names of the layers
 
 
 class Fit:
-    """Both models' residual streams, and how the quantized one's codes are chosen."""
+    """Both models' residual streams, on the CPU, and how the quantized one's codes are chosen."""
 
     def __init__(self, decoder: Decoder, specs: Sequence[TensorSpec], chunks: Chunks, calibration: Calibration) -> None:
         self.decoder, self.specs, self.calibration = decoder, specs, calibration
+        self.device = decoder.device
+        self.solving = self.device if self.device.type == "cuda" else torch.device("cpu")  # MPS lacks some of it
         self.float_streams = decoder.embedded(chunks)
         self.streams = self.float_streams.clone()
         self.n_held_out = max(1, min(HELD_OUT, len(chunks) // 8))
@@ -76,7 +78,7 @@ class Fit:
         names = {spec.name: spec.source.removeprefix(prefix).removesuffix(WEIGHT) for spec in linear}
         adding = [name for gguf_name, name in names.items() if gguf_name.endswith(ADDING)]
         with quiet(self.decoder.folder):
-            found = groups(block, self.float_streams[:1], list(names.values()), adding)
+            found = groups(block, self.float_streams[:1].to(self.device), list(names.values()), adding)
         if found is None:
             raise unsupported(self.decoder.class_name)
         return found
@@ -87,13 +89,12 @@ class Fit:
         sums = Sums(group, correction=does("correction"), token_weights=does("token-weights"))
         behind = {}
         for chunk in range(len(self.streams) - self.n_held_out):
-            one = slice(chunk, chunk + 1)
             with fast_products():
-                stream = sums.add(float_block, block, self.float_streams[one], self.streams[one])
+                stream = sums.add(float_block, block, *self._at(chunk))
             if stream is not None:
-                behind[chunk] = stream
+                behind[chunk] = stream.cpu()
             step(1)
-        return sums.moments(), behind
+        return sums.moments().to(self.solving), behind
 
     def _packed(self, layer: Layer, weights: Tensor, moments: Moments) -> ByteArray:
         try:
@@ -107,7 +108,7 @@ class Fit:
             raise TensorError(f"{layer.spec.source}: {error}") from error
 
     def _quantized(self, layer: Layer, weights: Tensor, moments: Moments) -> ByteArray:
-        does = self.calibration.does
+        does, weights = self.calibration.does, weights.to(self.solving)
         if (pull := moments.pull(weights)) is not None:
             weights = gptq.corrected(weights, gptq.damped(moments.hessian, CORRECTION_DAMPING), pull)
         at_down = layer.spec.name.endswith(ADDING[1])
@@ -117,15 +118,21 @@ class Fit:
         if isinstance(codec, Q2K):
             return codec.pack_affine(affine.quantized(weights, hessian, **steps))
         codes, scales = gptq.quantized(weights, hessian, codec.block, layer.highest, **steps)
-        return codec.pack(CodedRows(codes.numpy(), scales.numpy(), codec.block))
+        return codec.pack(CodedRows(codes.cpu().numpy(), scales.cpu().numpy(), codec.block))
+
+    def _at(self, chunk: int) -> tuple[Tensor, Tensor]:
+        """Return a chunk's residual streams, the float model's first, (1, n_tokens, hidden_size); on the device."""
+        float_stream, stream = self.float_streams[chunk], self.streams[chunk]
+        return float_stream[None].to(self.device), stream[None].to(self.device)
 
     def _advance(self, float_block: Block, block: Block, behind: dict[int, Tensor], step: Step) -> BlockError:
         errors = []
         for chunk in range(len(self.streams)):
-            one, theirs = slice(chunk, chunk + 1), behind.pop(chunk, None)
+            their_stream, stream = self._at(chunk)
+            theirs = behind.pop(chunk).to(self.device) if chunk in behind else None
             with fast_products():
-                ours = block(self.streams[one])[0]
-                theirs = float_block(self.float_streams[one])[0] if theirs is None else theirs
+                ours = block(stream)[0]
+                theirs = float_block(their_stream)[0] if theirs is None else theirs
             norms = theirs.square().mean(-1).clamp_min(1e-6)
             errors.append(float(((ours - theirs).square().mean(-1) / norms).mean()))
             self.float_streams[chunk], self.streams[chunk] = theirs, ours
@@ -165,4 +172,5 @@ def fitted(
 
 def _set_weights(block: Block, name: str, layer: Layer, packed: ByteArray) -> None:
     rows = layer.codec.decode(packed.reshape(layer.spec.shape[0], -1))
-    block.linear(name).weight.data = torch.from_numpy(rows)
+    weight = block.linear(name).weight
+    weight.data = torch.from_numpy(rows).to(weight.device)

@@ -22,7 +22,7 @@ TERNARY = 1  # the highest of three codes
 def damped(hessian: Tensor, share: float) -> Tensor:
     """Return H with a share of its mean diagonal added to its diagonal."""
     result = hessian.clone()
-    result.diagonal().add_(share * float(hessian.diagonal().mean()) + torch.finfo(torch.float32).tiny)
+    result.diagonal().add_(share * hessian.diagonal().mean() + torch.finfo(torch.float32).tiny)
     return result
 
 
@@ -110,7 +110,7 @@ def feed_back(weights: Tensor, hessian: Tensor, scales: Tensor, group: int, high
 def inverse_factor(hessian: Tensor) -> Tensor:
     """Return the upper triangular U with H⁻¹ = UᵀU."""
     reversed_factor = torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)  # upper R with H = R Rᵀ
-    identity = torch.eye(len(hessian), dtype=hessian.dtype)
+    identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
     return torch.linalg.solve_triangular(reversed_factor, identity, upper=True)
 
 
@@ -118,7 +118,7 @@ def refit(weights: Tensor, codes: Tensor, hessian: Tensor, group: int) -> Tensor
     """Return the scales of least error for these codes, those of a row all together; 0 where all codes are 0."""
     n_rows, n_columns = weights.shape
     targets = ((weights @ hessian) * codes).reshape(n_rows, -1, group).sum(-1)
-    products = torch.empty(n_rows, n_columns // group, n_columns // group)
+    products = weights.new_empty(n_rows, n_columns // group, n_columns // group)
     for number in range(n_columns // group):
         columns = slice(number * group, (number + 1) * group)
         product = (codes[:, columns] @ hessian[columns]) * codes

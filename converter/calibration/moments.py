@@ -25,6 +25,11 @@ class Moments:
     drift: Tensor | None
     behind: Tensor | None
 
+    def to(self, device: torch.device) -> Moments:
+        """Return them on a device."""
+        drift, behind = (None if mean is None else mean.to(device) for mean in (self.drift, self.behind))
+        return Moments(self.hessian.to(device), drift, behind)
+
     def pull(self, weights: Tensor) -> Tensor | None:
         """Return what gptq.corrected wants for a layer's weights; None where there is to be no correction."""
         return self.behind if self.drift is None else weights @ self.drift
@@ -78,7 +83,7 @@ class Sums:
         self.hessian: Tensor | None = None
         self.drift: Tensor | None = None
         self.behind: Tensor | None = None
-        self.total = 0.0
+        self.total: Tensor | float = 0.0
 
     def add(self, float_block: Block, block: Block, float_stream: Tensor, stream: Tensor) -> Tensor | None:
         """Add a chunk, given what the float and the quantized block get; the group's layers still have their weights.
@@ -86,13 +91,13 @@ class Sums:
         Return the float model's residual stream behind the layer if it adds to it and that was needed.
         """
         ours, theirs = _at(block, stream, self.group), None
-        weights = torch.ones(len(ours.inputs), 1)
+        weights = ours.inputs.new_ones(len(ours.inputs), 1)
         if self.correction or self.token_weights:
             theirs = _at(float_block, float_stream, self.group)
             if self.token_weights:  # as the next norm divides by it
                 weights = 1 / theirs.behind.square().mean(-1, keepdim=True).clamp_min(1e-6)
         weighted = ours.inputs * weights
-        self.total += float(weights.sum())
+        self.total = self.total + weights.sum()
         self.hessian = _added_square(self.hessian, ours.inputs, weighted)
         if self.correction and theirs is not None:
             if self.group.adds:
@@ -133,7 +138,7 @@ def _added(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
 def _added_square(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     """Add leftᵀ right, which is symmetric; what is below its diagonal stays incomplete."""
     n_columns = left.shape[-1]
-    total = torch.zeros(n_columns, n_columns) if total is None else total
+    total = left.new_zeros(n_columns, n_columns) if total is None else total
     for start in range(0, n_columns, STRIP):
         total[start : start + STRIP, start:].addmm_(left[:, start : start + STRIP].T, right[:, start:])
     return total

@@ -51,19 +51,19 @@ def better(
     assert model.tensors is not None
     torch.set_num_threads(threads)
     chunks, held_out = texts
-    decoder, place = Decoder(model.path, model.specs, originals(model.tensors)), device()
-    distillation = Distillation(decoder, place)
+    decoder = Decoder(model.path, model.specs, originals(model.tensors))
+    distillation = Distillation(decoder)
 
     def student(some: Model) -> Student:
         assert some.tensors is not None
-        return Student(plan.tensors, some.tensors, len(decoder), place)
+        return Student(plan.tensors, some.tensors, len(decoder), decoder.device)
 
     tuning = Tuning(distillation, student(model), steps, seed, kept.folder / STEPS)
     n_bytes = sum(tensor.n_bytes for tensor in plan.tensors if tensor.spec.role == "linear")
     report = counted(progress, STAGE, steps * n_bytes)
     report(tuning.done * n_bytes)
     times = steps * STEP_CHUNKS / len(chunks)
-    tell(f"tuning on {len(chunks)} chunks that {GPTQ} didn't take, each {times:.1f} times, on {place.type}")
+    tell(f"tuning on {len(chunks)} chunks that {GPTQ} didn't take, each {times:.1f} times, on {decoder.device.type}")
     tuning.run(chunks, tell, lambda share: report(int(share * n_bytes)))
     before = distillation.divergence(student(model), held_out)
     what = f"KL divergence on {len(held_out)} held-out chunks, {before:.4g} before,"
@@ -134,10 +134,3 @@ def schedule(done: int, steps: int) -> float:
     if done < rising:
         return (done + 1) / rising
     return 0.5 + 0.5 * math.cos(math.pi * (done - rising) / (steps - rising))
-
-
-def device() -> torch.device:
-    """Return the GPU that torch has, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

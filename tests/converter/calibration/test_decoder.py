@@ -29,7 +29,7 @@ def opened(name: str, folder: Path) -> Model:
 
 def decoder_of(model: Model) -> Decoder:
     assert model.tensors is not None
-    return Decoder(model.path, model.specs, model.tensors)
+    return Decoder(model.path, model.specs, model.tensors, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -41,14 +41,14 @@ class Setting:
         kept = Kept(folder, "")
         for number, spec in enumerate(spec for spec in model.specs if spec.role == "linear"):
             self.tensors[spec.source] = rounded(model.tensors[spec.source], kept, number)
-        self.decoder = Decoder(model.path, model.specs, originals(self.tensors))
+        self.decoder = Decoder(model.path, model.specs, originals(self.tensors), torch.device("cpu"))
         plan = make_plan(model, Request.named("q2_0", "four_levels", allow_lossy=True), 1, None)
         self.student = Student(plan.tensors, self.tensors, len(self.decoder), torch.device("cpu"))
         random = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for _, change in self.student.changes():
                 change.copy_(0.05 * torch.randn(change.shape, generator=random))
-        self.distillation = distill.Distillation(self.decoder, torch.device("cpu"))
+        self.distillation = distill.Distillation(self.decoder)
 
     def loss(self) -> torch.Tensor:
         """The mean KL divergence from the checkpoint's predictions, by transformers, of the changed model's."""
@@ -114,7 +114,7 @@ def test_divergence_and_gradients_are_those_of_the_whole_model(name: str, tmp_pa
 
 def test_blocks_that_stay_compute_the_same(tmp_path: Path) -> None:
     setting = Setting("qwen3", tmp_path)
-    staying = distill.Distillation(setting.decoder, torch.device("cpu"), resident=True)
+    staying = distill.Distillation(setting.decoder, resident=True)
     found = [one.gradients(setting.student, IDS[:, :20]) for one in (setting.distillation, staying, staying)]
     assert found[0] == found[1] == found[2]
 
