@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 BLOCK = 128  # columns whose feedback on later ones is added in one product
+ROWS = 128  # that are refitted together, so that what becomes of them stays in a cache
+SMALL = 256  # a triangular matrix that is inverted in one go
 FACTORS = torch.linspace(0.22, 0.7, 13)  # of a group's largest magnitude: scales to try for four codes
 TERNARY = 1  # the highest of three codes
 
@@ -109,9 +111,20 @@ def feed_back(weights: Tensor, hessian: Tensor, scales: Tensor, group: int, high
 
 def inverse_factor(hessian: Tensor) -> Tensor:
     """Return the upper triangular U with H⁻¹ = UᵀU."""
-    reversed_factor = torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)  # upper R with H = R Rᵀ
-    identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    return torch.linalg.solve_triangular(reversed_factor, identity, upper=True)
+    return inverse_of_upper(torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1))  # of the upper R with H = R Rᵀ
+
+
+def inverse_of_upper(matrix: Tensor) -> Tensor:
+    """Return the inverse of an upper triangular matrix, by halves: a third of the work of solving for the identity."""
+    if len(matrix) <= SMALL:
+        identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        return torch.linalg.solve_triangular(matrix, identity, upper=True)
+    half = len(matrix) // 2
+    result = torch.zeros_like(matrix)
+    result[:half, :half] = inverse_of_upper(matrix[:half, :half])
+    result[half:, half:] = inverse_of_upper(matrix[half:, half:])
+    result[:half, half:] = -result[:half, :half] @ (matrix[:half, half:] @ result[half:, half:])
+    return result
 
 
 def refit(weights: Tensor, codes: Tensor, hessian: Tensor, group: int) -> Tensor:
@@ -119,10 +132,13 @@ def refit(weights: Tensor, codes: Tensor, hessian: Tensor, group: int) -> Tensor
     n_rows, n_columns = weights.shape
     targets = ((weights @ hessian) * codes).reshape(n_rows, -1, group).sum(-1)
     products = weights.new_empty(n_rows, n_columns // group, n_columns // group)
-    for number in range(n_columns // group):
-        columns = slice(number * group, (number + 1) * group)
-        product = (codes[:, columns] @ hessian[columns]) * codes
-        products[:, number] = product.reshape(n_rows, -1, group).sum(-1)
+    for start in range(0, n_rows, ROWS):
+        some = codes[start : start + ROWS]
+        for number in range(n_columns // group):
+            first = number * group
+            product = (some[:, first : first + group] @ hessian[first : first + group, first:]).mul_(some[:, first:])
+            sums = product.reshape(len(some), -1, group).sum(-1)
+            products[start : start + ROWS, number, number:] = products[start : start + ROWS, number:, number] = sums
     unused = products.diagonal(dim1=1, dim2=2) <= 0
     products.diagonal(dim1=1, dim2=2)[unused] = 1
     return torch.linalg.solve(products, targets)
