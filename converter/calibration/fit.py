@@ -134,7 +134,7 @@ class Fit:
                 ours = block(stream)[0]
                 theirs = float_block(their_stream)[0] if theirs is None else theirs
             norms = theirs.square().mean(-1).clamp_min(1e-6)
-            errors.append(float(((ours - theirs).square().mean(-1) / norms).mean()))
+            errors.append(float(((ours - theirs).square().mean(-1) / norms).clamp_max(1).mean()))
             self.float_streams[chunk], self.streams[chunk] = theirs, ours
             step(1)
         fitted, held_out = errors[: -self.n_held_out], errors[-self.n_held_out :]

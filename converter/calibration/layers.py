@@ -44,7 +44,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class BlockError:
-    """How far a block's outputs are from the float model's: mean over tokens of |difference|² / |output|².
+    """How far a block's outputs are from the float model's: mean over tokens of |difference|² / |output|², at most 1.
 
     The inputs are those of the quantized model, so earlier blocks' errors count too. `held_out` is the same on chunks
     that nothing was fitted to.
