@@ -3,7 +3,8 @@
 python -m tests.bench.two_bits BASE.gguf FILE.gguf ... --text NAME=FILE ... [--chunks 8] [--json FILE] [--plot FILE.png]
 
 Each file is a row, named by its file's name; those of llama-quantize begin with "llama-". What the JSON file holds
-already isn't measured again, so a stopped run goes on, and rows of several runs come together.
+already isn't measured again, so a stopped run goes on, and rows of several runs come together. The base's logits lie
+beside it.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ def measured(base: Path, files: list[Path], texts: dict[str, Path], chunks: int,
     """Return the figures by row and text, and keep them in a JSON file after each text."""
     rows: Rows = json.loads(kept.read_text()) if kept.exists() else {}
     for name, text in texts.items():
+        logits = kept.with_name(f"{base.stem}-{name}-{chunks}.kld")  # the base's, computed once
         for file in files:
             row = rows.setdefault(file.stem, {"texts": {}})
             if row["texts"].get(name, {}).get("chunks") == chunks:
                 continue
-            figures = evaluate([file], against=base, text=text, n_chunks=chunks, threads=threads).files[0].as_json()
+            against = None if logits.exists() else base
+            options: dict[str, Any] = {"against": against, "base_logits": logits, "text": text}
+            figures = evaluate([file], **options, n_chunks=chunks, threads=threads).files[0].as_json()
             row |= {key: figures.pop(key) for key in ("file_bytes", "bits_per_weight", "linear_bits_per_weight")}
             row["texts"][name] = {key: value for key, value in figures.items() if key != "path"}
             kept.write_text(json.dumps(rows, indent=1) + "\n")
