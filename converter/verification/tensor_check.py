@@ -30,7 +30,9 @@ from tritgguf.converter.quant.method import Method, method_named, methods
 
 Verdict = Literal["exact", "rounded", "wrong", "missing", "extra", "unreadable"]
 
-UNRELATED = 0.95  # independent tensors of one size differ by sqrt(2) of their norm
+UNRELATED = 0.95  # independent tensors differ by more than the larger one's norm
+COARSE = 1 / 2  # relative error from which on a type's values may be larger than the source's, but at most
+GROWTH = 1.5  # times as large: what gptq corrects for the errors of earlier layers makes them 1.25 times as large
 ROUNDING = {"F16": (2.0**-11, 2.0**-25), "BF16": (2.0**-8, 0.0)}  # relative, absolute; some tools truncate to bf16
 
 
@@ -110,10 +112,14 @@ class Pair:
 
 @dataclass
 class Differences:
-    """Squared errors and norms per row, the largest difference, and whether rounding to a float type explains them."""
+    """Squared errors and norms per row, the largest difference, and whether rounding to a float type explains them.
+
+    `stored_norm` is the squared norm of all stored values.
+    """
 
     row_errors: npt.NDArray[np.float64]
     row_norms: npt.NDArray[np.float64]
+    stored_norm: float
     largest: float
     rounded: dict[str, bool]
 
@@ -121,6 +127,18 @@ class Differences:
     def relative(self) -> float:
         norm = self.row_norms.sum()
         return float(math.sqrt(self.row_errors.sum() / norm)) if norm else float(self.row_errors.any())
+
+    @property
+    def apart(self) -> float:
+        """The error relative to the larger of both norms, at least 1 if both have nothing to do with each other."""
+        norm = max(self.row_norms.sum(), self.stored_norm)
+        return float(math.sqrt(self.row_errors.sum() / norm)) if norm else 0.0
+
+    @property
+    def growth(self) -> float:
+        """How many times as large as the source's values the stored ones are."""
+        norm = self.row_norms.sum()
+        return float(math.sqrt(self.stored_norm / norm)) if norm else math.inf if self.stored_norm else 1.0
 
     @property
     def bad_rows(self) -> npt.NDArray[np.int64]:
@@ -146,17 +164,18 @@ def check_tensor(pair: Pair) -> TensorCheck:
 
 def differences(pair: Pair) -> Differences:
     """Compare every value."""
-    row_errors, row_norms, largest = [], [], 0.0
+    row_errors, row_norms, stored_norm, largest = [], [], 0.0, 0.0
     rounded = dict.fromkeys(ROUNDING, True)
     for rows in pair.chunks:
         want, have = pair.want(rows), pair.have(rows)
         delta = np.abs(have.astype(np.float64) - want)
         row_errors.append((delta**2).sum(axis=1))
         row_norms.append((want.astype(np.float64) ** 2).sum(axis=1))
+        stored_norm += float((have.astype(np.float64) ** 2).sum())
         largest = max(largest, float(delta.max(initial=0)))
         for kind, (relative, absolute) in ROUNDING.items():
             rounded[kind] = rounded[kind] and bool((delta <= relative * np.abs(want) + absolute).all())
-    return Differences(np.concatenate(row_errors), np.concatenate(row_norms), largest, rounded)
+    return Differences(np.concatenate(row_errors), np.concatenate(row_norms), stored_norm, largest, rounded)
 
 
 def _explained(pair: Pair, found: Differences) -> tuple[Verdict, str, str]:
@@ -176,7 +195,9 @@ def _explained(pair: Pair, found: Differences) -> tuple[Verdict, str, str]:
     if n_equal > n_rows // 2:
         return "wrong", f"{n_rows - n_equal} of {n_rows} rows differ from the source quantized by {name}", name
     bound = type_bound(pair.stored.ggml_type)
-    if found.relative > bound or (bound < 1 / 3 and _lost_rows(found, bound)):
+    coarse = bound > COARSE
+    too_large = found.apart > bound or found.growth > GROWTH if coarse else found.relative > bound
+    if too_large or (bound < 1 / 3 and _lost_rows(found, bound)):
         return "wrong", f"{share}; the error is too large for {kind}", ""
     return "rounded", f"the error is in the range of {kind}", ""
 

@@ -109,3 +109,17 @@ def test_bounds_grow_with_fewer_bits_and_never_reach_an_unrelated_tensor() -> No
             kind = GGMLQuantizationType[name]
             error = libggml.dequantize(libggml.quantize(values, kind), kind) - values
             assert np.linalg.norm(error) / np.linalg.norm(values) < type_bound(kind) <= 0.95, name
+
+
+@pytest.mark.parametrize("type_name", ["TQ1_0", "TQ2_0"])
+@pytest.mark.parametrize(("kept", "added", "good"), [(0.83, 0.94, True), (2.0, 0.0, False), (0.0, 1.0, False)])
+def test_three_codes_that_make_up_for_earlier_layers(
+    kept: float, added: float, good: bool, type_name: str, model: Folder, ordinary: Path, tmp_path: Path
+) -> None:
+    """gptq's targets aren't the source's weights: they may be 1.25 times as large, with a cosine of 0.66."""
+    weights = checkpoints.weights("llama-gqa")["model.layers.0.mlp.down_proj.weight"].astype(np.float32)
+    noise = np.random.default_rng(0).standard_normal(weights.shape, np.float32) * weights.std()
+    kind = GGMLQuantizationType[type_name]
+    stored = {"blk.0.ffn_down.weight": (libggml.quantize(kept * weights + added * noise, kind), kind)}
+    found = bad(verify(model("llama-gqa"), rewrite(ordinary, tmp_path / "out.gguf", tensors=stored)))
+    assert [*found] == ([] if good else [*stored])
