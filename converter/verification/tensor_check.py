@@ -137,8 +137,10 @@ class Differences:
     @property
     def growth(self) -> float:
         """How many times as large as the source's values the stored ones are."""
+        if not self.stored_norm:
+            return 0.0
         norm = self.row_norms.sum()
-        return float(math.sqrt(self.stored_norm / norm)) if norm else math.inf if self.stored_norm else 1.0
+        return float(math.sqrt(self.stored_norm / norm)) if norm else math.inf
 
     @property
     def bad_rows(self) -> npt.NDArray[np.int64]:
