@@ -6,6 +6,10 @@ import hashlib
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from tritgguf.converter.calibration import text
 from tritgguf.converter.calibration.kept import STEPS, folder_for
 from tritgguf.converter.calibration.text import calibration_chunks, tuning_chunks
 from tritgguf.converter.conversion.pipeline import Conversion
+from tritgguf.converter.core import whole_files
 from tritgguf.converter.model.open import open_model
 from tritgguf.converter.planning.calibration import Calibration
 
@@ -39,14 +44,18 @@ NOTE = r"--tune: KL divergence on 2 held-out chunks, (.+) before, is (.+) after 
 
 @pytest.fixture(scope="module", autouse=True)
 def small_steps() -> Iterator[None]:
-    """Little text, and rates that suit a model of random weights."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (text, tune):
-            patch.setattr(module, "STEP_CHUNKS", 2)
-        patch.setattr(text, "MEASURED_CHUNKS", 2)
-        patch.setattr(text, "N_TOKENS", 128)
-        patch.setattr(tune, "RATES", {kind: rate / 10 for kind, rate in tune.RATES.items()})
+        make_small(patch)
         yield
+
+
+def make_small(patch: pytest.MonkeyPatch) -> None:
+    """Little text, and rates that suit a model of random weights."""
+    for module in (text, tune):
+        patch.setattr(module, "STEP_CHUNKS", 2)
+    patch.setattr(text, "MEASURED_CHUNKS", 2)
+    patch.setattr(text, "N_TOKENS", 128)
+    patch.setattr(tune, "RATES", {kind: rate / 10 for kind, rate in tune.RATES.items()})
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +189,49 @@ def test_a_stopped_run_goes_on_and_makes_the_same_bytes(
     assert f"goes on with the steps of tuning in {folder_for(target, 'tune')}" in said
     steps = [int(line.split()[2]) for line in said if line.startswith("tuning, step")]
     assert steps == [*range(stop_behind + 1, N_STEPS + 1)]
+    assert digest(target) == digest(tuned.out)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def tune_until_killed(model: Path, target: Path, moment: str) -> None:
+    """Tune and kill this process: behind a step, or where the second step lies beside its place in a temporary file."""
+    told: list[str] = []
+
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def tell(line: str) -> None:
+        told.append(line)
+        if moment == "behind a step" and line.startswith("tuning, step 2"):
+            kill()
+
+    def write(path: Path, data: bytes, *, force: bool) -> None:
+        text = types.SimpleNamespace(header=data, file_bytes=len(data))
+        with whole_files.whole_files([path], [text], force=force):
+            if any(line.startswith("tuning, step 1") for line in told):
+                kill()
+
+    with pytest.MonkeyPatch.context() as patch:
+        make_small(patch)
+        patch.setattr(tune, "SAVED_EVERY", 0)
+        if moment == "while a step is written":
+            patch.setattr(tune, "write_whole", write)
+        convert(model, target, "q2_0", told=tell, tune=N_STEPS, **OPTIONS)
+
+
+@pytest.mark.parametrize(("moment", "made"), [("behind a step", 2), ("while a step is written", 1)])
+def test_a_killed_run_goes_on(moment: str, made: int, model: Path, tuned: Conversion, tmp_path: Path) -> None:
+    target = tmp_path / "out.gguf"
+    code = (
+        "import sys; from pathlib import Path; from tests.converter.calibration.test_tune import tune_until_killed\n"
+        "tune_until_killed(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])"
+    )
+    child = subprocess.run([sys.executable, "-c", code, model, target, moment], cwd=ROOT, check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert not target.exists()
+    said: list[str] = []
+    convert(model, target, "q2_0", told=said.append, tune=N_STEPS, **OPTIONS)
+    assert [int(line.split()[2]) for line in said if line.startswith("tuning, step")] == [*range(made + 1, N_STEPS + 1)]
     assert digest(target) == digest(tuned.out)
     assert list(tmp_path.iterdir()) == [target]
 
