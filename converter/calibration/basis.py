@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tritgguf.converter.core.progress import Progress
 from tritgguf.converter.core.sizes import format_size
 from tritgguf.converter.errors import UnsupportedError
 from tritgguf.converter.model.model import Model
 from tritgguf.converter.model.rotated import EMBEDDING, can_be_rotated, has_own_output, rotated
 from tritgguf.converter.planning.calibration import Calibration
-from tritgguf.converter.planning.file_plan import TensorPlan
+from tritgguf.converter.planning.file_plan import FilePlan, TensorPlan
+from tritgguf.converter.planning.make_plan import make_plan
+from tritgguf.converter.planning.request import Request
+
+
+def planned_in_its_basis(model: Model, request: Request, threads: int | None, progress: Progress | None) -> FilePlan:
+    """Return the plan of a model's file; of the rotated model where gptq would rotate it."""
+    found = make_plan(model, request, threads, progress)
+    if request.calibration is None:
+        return found
+    turned = in_its_basis(model, found.tensors, request.calibration)
+    return found if turned is model else make_plan(turned, request, threads, progress)
 
 
 def in_its_basis(model: Model, plans: Sequence[TensorPlan], calibration: Calibration) -> Model:

@@ -58,7 +58,8 @@ def calibrated(
         yield _fitted(turned, layers, calibration, chunks, kept, _Meter(model, layers, chunks, progress, tell), threads)
 
 
-def _chunks(model: Model, calibration: Calibration, tell: Callable[[str], None]) -> Chunks:
+def require_fittable(model: Model) -> None:
+    """Raise UnsupportedError where gptq lacks a folder with a tokenizer to compute from, or torch."""
     if not model.path.is_dir() or model.tokenizer is None:
         raise UnsupportedError(
             f"{model.path.name}: --method {GPTQ} computes with the model, so it needs a Hugging Face folder with a "
@@ -67,6 +68,11 @@ def _chunks(model: Model, calibration: Calibration, tell: Callable[[str], None])
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
             raise UnsupportedError(f'--method {GPTQ} needs {name}, which isn\'t installed: pip install "tritgguf[ptq]"')
+
+
+def _chunks(model: Model, calibration: Calibration, tell: Callable[[str], None]) -> Chunks:
+    require_fittable(model)
+    assert model.tokenizer is not None
     return calibration_chunks(model.tokenizer, calibration, tell)
 
 

@@ -13,7 +13,7 @@ from typing import TypedDict
 
 from typing_extensions import Unpack
 
-from tritgguf.converter.calibration.basis import in_its_basis
+from tritgguf.converter.calibration.basis import planned_in_its_basis
 from tritgguf.converter.calibration.calibrate import calibrated
 from tritgguf.converter.calibration.tuning import tuned
 from tritgguf.converter.conversion.writer import write_tensors
@@ -90,11 +90,7 @@ def plan(
     """
     opened = open_model(Path(model), lora=None if lora is None else Path(lora), values=values)
     request = Request.named(type, method, **choices)
-    found = make_plan(opened, request, threads, progress)
-    if request.calibration is None:
-        return found
-    turned = in_its_basis(opened, found.tensors, request.calibration)
-    return found if turned is opened else make_plan(turned, request, threads, progress)
+    return planned_in_its_basis(opened, request, threads, progress)
 
 
 def convert(

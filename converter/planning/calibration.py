@@ -39,7 +39,7 @@ class Calibration:
 
 def calibration_for(
     method: str,
-    types: Collection[str],
+    types: Collection[str] | None,
     texts: Iterable[str | os.PathLike[str]] = (),
     n_chunks: int | None = None,
     seed: int | None = None,
@@ -50,8 +50,8 @@ def calibration_for(
 ) -> Calibration | None:
     """Return what was asked of gptq, None with another method; raise UnsupportedError where it makes no sense.
 
-    `types` are those asked for, of all linear layers and of single tensors. Each text of `without` names a step, or
-    several with commas between them.
+    `types` are those asked for, of all linear layers and of single tensors, None where they are chosen later. Each text
+    of `without` names a step, or several with commas between them.
     """
     paths, steps = tuple(Path(text) for text in texts), frozenset(_split(without))
     if method != GPTQ:
@@ -61,7 +61,7 @@ def calibration_for(
                 f"{GPTQ}; found --method {method}"
             )
         return None
-    if not set(types) & set(TYPES):
+    if types is not None and not set(types) & set(TYPES):
         raise UnsupportedError(
             f"--method {GPTQ} fits codes for {', '.join(TYPES)}; found {', '.join(types)}: ask for one of them, for "
             "all linear layers (--type) or for some (--tensor-type)"

@@ -15,7 +15,7 @@ from tritgguf.converter.planning.calibration import GPTQ, TYPES, Calibration, ca
 from tritgguf.converter.planning.key_overrides import Override, named, parse_override, require_once
 from tritgguf.converter.planning.targets import refuses, ternary_types
 from tritgguf.converter.planning.tensor_types import AUTO, TensorType, parse_tensor_type
-from tritgguf.converter.quant.codec import AnyCodec, codec_named, codecs, float_codec
+from tritgguf.converter.quant.codec import AnyCodec, Codec, codec_named, codecs, float_codec
 from tritgguf.converter.quant.method import Method, method_named
 
 
@@ -73,6 +73,7 @@ class Request:
         type: str,
         method: str,
         *,
+        chosen_later: bool = False,
         target: str = "cpu",
         fallback: str | None = None,
         embedding_type: str | None = None,
@@ -95,7 +96,8 @@ class Request:
     ) -> Request:
         """Look up the names, see `convert`; raise UnsupportedError, with the known names, for an unknown one.
 
-        Raises SourceError where `imatrix` isn't an importance matrix.
+        With `chosen_later` the types of linear layers follow, so gptq needs none of its types yet. Raises SourceError
+        where `imatrix` isn't an importance matrix.
         """
         choices = [AUTO, *(name for name, codec in codecs().items() if codec.for_linear)]
         if type not in choices:
@@ -107,6 +109,7 @@ class Request:
         ternary_types(target)
         tensor_types = tuple(map(parse_tensor_type, tensor_type))
         types = [type, *(AUTO if kind.codec is None else kind.codec.name for kind in tensor_types)]
+        fitted = None if chosen_later else types
         return cls(
             None if type == AUTO else codec_named(type),
             target,
@@ -122,14 +125,16 @@ class Request:
             frozenset(fast_here),
             None if imatrix is None else read_imatrix(Path(imatrix)),
             seconds_per_weight or {},
-            calibration_for(method, types, calibration, calibration_chunks, seed, gptq_without, untie=untie, tune=tune),
+            calibration_for(
+                method, fitted, calibration, calibration_chunks, seed, gptq_without, untie=untie, tune=tune
+            ),
         )
 
     def method_for(self, spec: TensorSpec) -> Method:
         """Return the method for a tensor; gptq is for linear layers."""
         return self.method if self.calibration is None or spec.role == "linear" else method_named("mse")
 
-    def calibrates(self, spec: TensorSpec, codec: AnyCodec) -> bool:
+    def calibrates(self, spec: TensorSpec, codec: Codec) -> bool:
         """Whether gptq would choose the tensor's codes in that type."""
         return self.calibration is not None and spec.role == "linear" and codec.name in TYPES
 

@@ -18,10 +18,22 @@ if TYPE_CHECKING:
     from tritgguf.converter.conversion.pipeline import Choices
     from tritgguf.runtime.measure.budget import Chosen
 
+UNCALIBRATED: Choices = {
+    "calibration": (),
+    "calibration_chunks": None,
+    "seed": None,
+    "gptq_without": (),
+    "untie": False,
+    "tune": None,
+}
+
 
 @dataclass(frozen=True)
 class Budget:
-    """What was asked for: the size as the user wrote it, and the text to measure on; the rest are convert's options."""
+    """What was asked for: the size as the user wrote it, and the text to measure on; the rest are convert's options.
+
+    `n_chunks` are those of the trials, which gptq's chunks aren't.
+    """
 
     text: str
     calibration: Sequence[str]
@@ -32,18 +44,18 @@ class Budget:
     json_output: bool
 
     def require_sense(
-        self, type: str, method: str, *, fallback: str | None, max_bits: float | None, smallest: bool
+        self, type: str, *, fallback: str | None, max_bits: float | None, smallest: bool, untie: bool
     ) -> None:
         """Raise UnsupportedError where other options contradict --budget."""
-        if method == GPTQ:
-            raise UnsupportedError(
-                f"--budget {self.text} measures tensors one at a time, and --method {GPTQ} fits all of them together: "
-                f"leave one of both out; --tensor-type gives single tensors another type than {GPTQ}'s"
-            )
         if type != "auto":
             raise UnsupportedError(
                 f"--budget {self.text} chooses the types of all matrices itself, so leave --type {type} out, or fix "
                 "the types of some by --tensor-type, --embedding-type and --output-type"
+            )
+        if untie:
+            raise UnsupportedError(
+                f"--budget {self.text} spends bytes where they count, and --untie spends them on a copy of the "
+                "embeddings: leave one of both out"
             )
         others = {"--fallback": fallback, "--max-bits": max_bits, "--smallest": smallest or None}
         if given := [name for name, value in others.items() if value is not None]:
@@ -56,21 +68,26 @@ class Budget:
         if self.seed is not None and self.seed < 0:
             raise UnsupportedError(f"--seed {self.seed}: expected 0 or more")
 
-    def choose(self, path: Path, out: Path | None, method: str, choices: Choices) -> tuple[Chosen, Choices]:
-        """Measure, tell what was chosen, and return it with the options that make `convert` write it as f16.
+    def choose(self, path: Path, out: Path | None, method: str, choices: Choices) -> tuple[Chosen, str, Choices]:
+        """Measure, tell what was chosen, and return it with the method and options that make `convert` write it as f16.
+
+        Where gptq has nothing to fit, they don't ask for it.
 
         The copy of the model that is measured lies beside `out`, or in the folder for temporary files, until it is
         loaded.
         """
-        from tritgguf.converter.planning.request import Request  # not at the top: the help needn't wait
+        from tritgguf.converter.calibration.calibrate import require_fittable  # not at the top: the help needn't wait
+        from tritgguf.converter.planning.request import Request
         from tritgguf.runtime.cli.native_library import prepare_native_library
 
-        request = Request.named("f16", method, **choices)
+        request = Request.named("f16", method, chosen_later=True, **choices)
         prepare_native_library()
         from tritgguf.runtime.measure.budget import measure, opened_trials, prepare, solve
 
         texts = [local_text(text, json_output=self.json_output) for text in self.calibration]
         choosing = prepare(path, request, self.text, lora=self.lora, threads=self.threads)
+        if request.calibration is not None and out is not None:
+            require_fittable(choosing.model)
         with contextlib.ExitStack() as stack:
             with show_progress(self.json_output) as copying:
                 trials = stack.enter_context(opened_trials(choosing, None if out is None else out.parent, copying))
@@ -79,7 +96,11 @@ class Budget:
         chosen = solve(choosing, measured)
         self._tell(chosen)
         types = (*choices["tensor_type"], *chosen.tensor_types)
-        return chosen, {**choices, "tensor_type": types, "imatrix": choices["imatrix"] if chosen.weighs else None}
+        choices = {**choices, "tensor_type": types, "imatrix": choices["imatrix"] if chosen.weighs else None}
+        if method == GPTQ and not chosen.fits:
+            self._note(f"no layer has a type that {GPTQ} fits within this budget, so there is nothing to calibrate")
+            return chosen, "mse", {**choices, **UNCALIBRATED}
+        return chosen, method, choices
 
     def _tell(self, chosen: Chosen) -> None:
         for line in chosen.lines:

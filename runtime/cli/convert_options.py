@@ -103,7 +103,8 @@ CalibrationText = Annotated[
 CalibrationChunks = Annotated[
     int | None,
     typer.Option(
-        help=f"Chunks of 512 tokens to calibrate on (default: {N_CHUNKS}); with --budget of 128 tokens (default: 4).",
+        help=f"Chunks of 512 tokens that {GPTQ} calibrates on (default: {N_CHUNKS}); with --budget and another method "
+        "chunks of 128 tokens to measure on (default: 4).",
         rich_help_panel=PANEL,
     ),
 ]

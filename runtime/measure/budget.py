@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from gguf import Keys
 
 from tritgguf import converter
+from tritgguf.converter.calibration.basis import planned_in_its_basis
 from tritgguf.converter.calibration.documents import JSON, PARQUET
 from tritgguf.converter.calibration.text import DEFAULT_TEXT, texts
 from tritgguf.converter.core.parallel import n_threads, parallel
@@ -34,7 +36,6 @@ from tritgguf.converter.planning.encoders import values
 from tritgguf.converter.planning.file_plan import FilePlan, TensorPlan
 from tritgguf.converter.planning.grid_types import TERNARY
 from tritgguf.converter.planning.importance import require_effect
-from tritgguf.converter.planning.make_plan import make_plan
 from tritgguf.converter.planning.request import Request
 from tritgguf.converter.planning.tensor_types import parse_tensor_type
 from tritgguf.converter.planning.type_choices import TypeChoice, as_tensor_types, kinds, type_choices
@@ -48,6 +49,9 @@ MORE_CHUNKS = 4
 # A second type is tried if its squared error is so many times smaller than the first one's, unless that is so small
 # that what it costs is as small as the noise of the predictions.
 APART, SMALL = 6.0, 1e-3
+# What gptq leaves in effect of the squared error of the nearest of three codes, by which what its layers cost follows
+# from trials: measured, docs/quality.md.
+LEFT_BY_GPTQ = {"tq1_0": 0.3, "tq2_0": 0.3, "q2_0": 0.18, "q2_k": 0.1}
 _SAMPLES, _SAMPLE_VALUES = 8, 1 << 15  # of each tensor, for squared errors
 
 
@@ -92,7 +96,8 @@ class Measured:
 class Chosen:
     """The choice: as texts for --tensor-type, its plan, and the sum of what the tensors cost alone, in nats.
 
-    `weighs` tells whether the importance matrix weighs anything in it; `levels` are those of the method.
+    `weighs` tells whether the importance matrix weighs anything in it, `fits` whether gptq has a layer to fit, and
+    `three_levels` whether some tensors have three levels in Q2_0, which has a fourth code.
     """
 
     text: str
@@ -103,7 +108,8 @@ class Chosen:
     predicted: float
     measured: Measured
     weighs: bool
-    levels: int
+    fits: bool
+    three_levels: bool
 
     @property
     def lines(self) -> list[str]:
@@ -115,13 +121,13 @@ class Chosen:
             f"{kind} {', '.join(f'{count} {name}' for name, count in some.items())}"
             for kind, some in kinds(self.choices).items()
         )
-        three = any(choice.plan.encoder.rounds and choice.plan.codec.name == "q2_0" for choice in self.choices)
+        gains = ", less what gptq usually gains" if self.fits else ""
         more = ["q2_0 has three levels here; --method four_levels uses all four of its codes in the same bytes"]
         return [
             f"--budget {self.text}: {sizes}, {bits:.2f} bits per weight of the whole file; predicted KL divergence "
-            f"{self.predicted:.2g}, the sum of what {len(self.choices)} tensors cost alone ({trials})",
+            f"{self.predicted:.2g}, the sum of what {len(self.choices)} tensors cost alone{gains} ({trials})",
             f"types within the budget: {'; '.join(types)}",
-            *(more if three and self.levels == TERNARY else []),
+            *(more if self.three_levels else []),
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -137,7 +143,10 @@ class Chosen:
 
 
 def prepare(source: Path, request: Request, text: str, *, lora: Path | None, threads: int | None) -> Choosing:
-    """Return what to choose from; UnsupportedError where nothing can be, or the budget is less than the least size."""
+    """Return what to choose from; UnsupportedError where nothing can be, or the budget is less than the least size.
+
+    With gptq, its layers are chosen by what it is expected to leave of what nearest codes cost.
+    """
     model = open_model(source, lora=lora)
     if model.tensors is None or any(tensor.described for tensor in model.tensors.values()):
         raise UnsupportedError(f"{source}: holds no weights, which --budget measures; give the whole model")
@@ -201,15 +210,29 @@ def measure(
     n_evaluated = len(chunks) + sum(len(numbers) * size for numbers, size in zip(tried, sizes, strict=True))
     trials.begin(chunks, counted(progress, "measuring", chunks.n_ctx * n_evaluated))
     options = []
+    left = partial(_left, choosing.request)
     for some, of_each, numbers, size in zip(choosing.choices, errors, tried, sizes, strict=True):
         measured = {
             of_each[number]: trials.divergence(some[number].plan, tensors[some[number].plan.spec.source], size)
             for number in numbers
         }
         options.append(
-            [Option(choice.n_bytes, loss(error, measured)) for choice, error in zip(some, of_each, strict=True)]
+            [
+                Option(choice.n_bytes, loss(left(choice) * error, measured))
+                for choice, error in zip(some, of_each, strict=True)
+            ]
         )
     return Measured(options, sum(map(len, tried)), n_chunks * chunks.n_ctx)
+
+
+def _fits(request: Request, choice: TypeChoice) -> bool:
+    """Whether gptq chooses the tensor's codes."""
+    return choice.plan.encoder.rounds and request.calibrates(choice.plan.spec, choice.plan.codec)
+
+
+def _left(request: Request, choice: TypeChoice) -> float:
+    """Return the share of the squared error of a choice's trial that is left in the file."""
+    return LEFT_BY_GPTQ[choice.plan.codec.name] if _fits(request, choice) else 1.0
 
 
 def squared_error(plan: TensorPlan, source: SourceTensor) -> float:
@@ -272,8 +295,11 @@ def solve(choosing: Choosing, measured: Measured) -> Chosen:
         left -= plan.file_bytes - choosing.n_bytes  # the header or parts of the file took more than in the least one
     predicted = sum(some[number].loss for some, number in zip(options, numbers, strict=True))
     weighs = any(choice.plan.encoder.weighted for choice in chosen)
-    types, levels = tuple(as_tensor_types(chosen)), choosing.request.method.levels
-    return Chosen(choosing.text, choosing.n_bytes, types, chosen, plan, predicted, measured, weighs, levels)
+    request, types = choosing.request, tuple(as_tensor_types(chosen))
+    fits = any(_fits(request, choice) for choice in chosen)
+    plain = request.calibration is None and request.method.levels == TERNARY
+    three = plain and any(choice.plan.encoder.rounds and choice.plan.codec.name == "q2_0" for choice in chosen)
+    return Chosen(choosing.text, choosing.n_bytes, types, chosen, plan, predicted, measured, weighs, fits, three)
 
 
 def _planned(model: Model, request: Request, chosen: Sequence[TypeChoice], threads: int | None) -> FilePlan:
@@ -281,7 +307,7 @@ def _planned(model: Model, request: Request, chosen: Sequence[TypeChoice], threa
     weighs = any(choice.plan.encoder.weighted for choice in chosen)
     types = (*request.tensor_types, *map(parse_tensor_type, as_tensor_types(chosen)))
     asked = replace(request, tensor_types=types, imatrix=request.imatrix if weighs else None)
-    return make_plan(model, asked, threads, None)
+    return planned_in_its_basis(model, asked, threads, None)
 
 
 def _n_weights(plan: FilePlan) -> int:

@@ -3,50 +3,64 @@
 python -m tests.bench.gptq_steps MODEL TEXT FOLDER [row ...] [--calibration FILE ...] [--chunks 128] [--eval-chunks 8]
 
 MODEL is a Hugging Face folder, TEXT what is measured on, which no calibration text may contain. Files and a line of
-JSON for each row are written into FOLDER; files that are there are kept, so a stopped run goes on.
+JSON for each row are written into FOLDER; files that are there are kept, so a stopped run goes on. The row `absmax` is
+llama.cpp's quantizer, and the row `imatrix` needs --imatrix, a file of `tritgguf imatrix`. `--tune STEPS` tunes the
+rows of gptq.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from tests.bench.peers import quantize_command
 from tritgguf.converter import convert
 from tritgguf.runtime.measure.evaluation import evaluate
 
 TYPE = "q2_0"
 ADDED = ("token-weights", "correction", "refit", "descent", "rotation")  # to feedback, one after the other
 ROWS: dict[str, dict[str, Any]] = {
+    "absmax": {"method": "absmax"},
     "absmean": {"method": "absmean"},
     "mse": {"method": "mse"},
+    "imatrix": {"method": "four_levels"},
     "feedback": {"gptq_without": ADDED},
     **{step: {"gptq_without": ADDED[number:]} for number, step in enumerate(ADDED, 1)},
     "three-codes": {"gptq_without": ("rotation", "fourth-code")},
+    "rotation-without-descent": {"gptq_without": ("descent",)},
 }
 
 
 def measured(row: str, arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
     """Convert one row's file, unless it is there, and return its figures."""
-    options, out = {"method": "gptq", **ROWS[row]}, arguments.folder / f"{row}-{arguments.chunks}.gguf"
+    tuned = f"-tuned-{arguments.tune}" if arguments.tune else ""
+    options, out = {"method": "gptq", **ROWS[row]}, arguments.folder / f"{row}-{arguments.chunks}{tuned}.gguf"
     config = json.loads((arguments.model / "config.json").read_text())
     if options["method"] == "gptq":
         options |= {
             "calibration": arguments.calibration,
             "calibration_chunks": arguments.chunks,
             "seed": arguments.seed,
-            "untie": row == "rotation" and bool(config.get("tie_word_embeddings")),
+            "untie": row.startswith("rotation") and bool(config.get("tie_word_embeddings")),
+            "tune": arguments.tune,
         }
     started = time.process_time()
-    if not out.exists():
+    if row == "absmax" and not out.exists():
+        command = quantize_command(base, out, TYPE, arguments.threads, arguments.imatrix)
+        subprocess.run([*map(str, command)], check=True)
+    elif not out.exists():
+        options |= {"imatrix": arguments.imatrix} if row == "imatrix" else {}
         convert(arguments.model, out, TYPE, threads=arguments.threads, check=False, told=print, **options)
     seconds = time.process_time() - started
     found = evaluate(
         [out], against=base, text=arguments.text, n_chunks=arguments.eval_chunks, threads=arguments.threads
     )
+    row += tuned
     return {"row": row, "chunks": arguments.chunks, "cpu_seconds": round(seconds), **found.files[0].as_json()}
 
 
@@ -56,6 +70,8 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("rows", nargs="*", default=list(ROWS), choices=[*ROWS, []])
     parser.add_argument("--calibration", type=Path, action="append", default=[])
+    parser.add_argument("--imatrix", type=Path)
+    parser.add_argument("--tune", type=int)
     for name, default in (("--chunks", 128), ("--eval-chunks", 8), ("--seed", 0), ("--threads", 1)):
         parser.add_argument(name, type=int, default=default)
     arguments = parser.parse_args()

@@ -80,9 +80,13 @@ def convert(
     after = AfterConversion(verdict, html, card, lora, force, threads, json_output, budget is not None)
     within = None
     if budget is not None:
-        within = Budget(budget, calibration or (), calibration_chunks, seed, lora, threads, json_output)
-        within.require_sense(type, method, fallback=fallback, max_bits=max_bits, smallest=smallest)
-        type, calibration, calibration_chunks, seed = "f16", None, None, None
+        within = Budget(
+            budget, calibration or (), None if method == GPTQ else calibration_chunks, seed, lora, threads, json_output
+        )
+        within.require_sense(type, fallback=fallback, max_bits=max_bits, smallest=smallest, untie=untie)
+        type = "f16"
+        if method != GPTQ:  # which calibrates after that on the same text
+            calibration, calibration_chunks, seed = None, None, None
     types = [type, embedding_type, output_type, *(text.rpartition("=")[2] for text in tensor_type or ())]
     by_speed = target == "cpu" and "auto" in types and not smallest
     choices: Choices = {
@@ -137,7 +141,7 @@ class _Wanted:
         """Print what would be written."""
         if self.within is not None:
             path = local_model(self.model, self.revision, json_output=self.json_output)
-            chosen, _ = self.within.choose(path, None, self.method, self.choices)
+            chosen, *_ = self.within.choose(path, None, self.method, self.choices)
             _print_plan(chosen.plan, self.json_output, chosen)
             return
         headers = _planned_from(self.model, self.revision, self.lora, self.json_output)
@@ -160,10 +164,10 @@ class _Wanted:
 
         with reports_interruption(out):
             path, choices = self._fetched(out, force)
-            chosen = None
+            chosen, method = None, self.method
             if self.within is not None:
-                chosen, choices = self.within.choose(path, out, self.method, choices)
-        fits = self.method == GPTQ
+                chosen, method, choices = self.within.choose(path, out, method, choices)
+        fits = method == GPTQ
         kept = "; the same command goes on with the blocks that are done" if fits else ""
         tidying = contextlib.nullcontext() if fits else _without_gc()
         with reports_interruption(out, kept), show_progress(self.json_output) as progress, tidying:
@@ -171,7 +175,7 @@ class _Wanted:
                 path,
                 out,
                 self.type,
-                self.method,
+                method,
                 lora=self.lora,
                 force=force,
                 check=token_ids_process if check else False,
@@ -192,9 +196,13 @@ class _Wanted:
 
     def _fetched(self, out: Path, force: bool) -> tuple[Path, Choices]:
         """Return the model and the calibration text on this disk; what is senseless fails before they are fetched."""
+        from tritgguf.converter.core.whole_files import require_writable  # not at the top: the help needn't wait
+        from tritgguf.converter.planning.request import Request
+
         name, texts = named_model(self.model, self.revision), self.choices["calibration"]
         if name is not None or texts or self.within is not None:
-            _require_sense(out, force, self.type, self.method, self.choices)
+            require_writable(out, [out], force)
+            Request.named(self.type, self.method, chosen_later=self.within is not None, **self.choices)
         self.after.require_places(out)
         local = [local_text(str(text), json_output=self.json_output) for text in texts]
         path = Path(self.model) if name is None else fetched(name, json_output=self.json_output)
@@ -211,15 +219,6 @@ def _planned_from(model: str, revision: str | None, lora: Path | None, json_outp
         return
     with headers_of_model(model, revision, gguf=True, json_output=json_output) as read:
         yield read
-
-
-def _require_sense(out: Path, force: bool, type: str, method: str, choices: Choices) -> None:
-    """Raise TritggufError for what can be known to fail before anything is fetched or measured."""
-    from tritgguf.converter.core.whole_files import require_writable
-    from tritgguf.converter.planning.request import Request
-
-    require_writable(out, [out], force)
-    Request.named(type, method, **choices)
 
 
 @contextlib.contextmanager
