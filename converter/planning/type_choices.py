@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tritgguf.converter.core.parallel import parallel
+from tritgguf.converter.core.progress import Progress, counted
 from tritgguf.converter.core.tensors import SourceTensor
 from tritgguf.converter.errors import TensorError, UnsupportedError
 from tritgguf.converter.gguf_io.header import aligned, entry_bytes
@@ -39,22 +40,29 @@ class TypeChoice:
     n_bytes: int
 
 
-def type_choices(model: Model, request: Request, threads: int) -> list[tuple[TypeChoice, ...]]:
+def type_choices(
+    model: Model, request: Request, threads: int, progress: Progress | None = None
+) -> list[tuple[TypeChoice, ...]]:
     """Return the choices for each linear layer, the token embeddings and the output layer, smallest first.
 
     Choices are all types that run on the target, that the rows fit and that `convert` makes of the tensor without
-    further options; one alone where the user asked for a type for this tensor. Raises TensorError or UnsupportedError
-    where there is none.
+    further options; one alone where the user asked for a type for this tensor. `progress` is called with "reading", the
+    bytes of tensors done and their total. Raises TensorError or UnsupportedError where there is none.
     """
     tied = all(spec.role != "output" for spec in model.specs)
     assert model.tensors is not None
-    tensors = model.tensors
+    tensors, specs = model.tensors, [spec for spec in model.specs if spec.role in REPLACEABLE]
+    step = counted(progress, "reading", sum(tensors[spec.source].n_bytes for spec in specs))
 
     def choices(spec: TensorSpec) -> tuple[TypeChoice, ...]:
         found = _choices(spec, tensors[spec.source], request, tied=tied, scale_tensors=model.scale_tensors)
         return _worthwhile(sorted(found, key=lambda choice: choice.n_bytes))
 
-    return [*parallel(choices, (spec for spec in model.specs if spec.role in REPLACEABLE), threads)]
+    result = []
+    for spec, some in zip(specs, parallel(choices, specs, threads), strict=True):
+        result.append(some)
+        step(tensors[spec.source].n_bytes)
+    return result
 
 
 def as_tensor_types(chosen: Iterable[TypeChoice]) -> list[str]:

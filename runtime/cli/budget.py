@@ -76,8 +76,7 @@ class Budget:
         The copy of the model that is measured lies beside `out`, or in the folder for temporary files, until it is
         loaded.
         """
-        from tritgguf.converter.calibration.calibrate import require_fittable  # not at the top: the help needn't wait
-        from tritgguf.converter.planning.request import Request
+        from tritgguf.converter.planning.request import Request  # not at the top: the help needn't wait
         from tritgguf.runtime.cli.native_library import prepare_native_library
 
         request = Request.named("f16", method, chosen_later=True, **choices)
@@ -85,9 +84,8 @@ class Budget:
         from tritgguf.runtime.measure.budget import measure, opened_trials, prepare, solve
 
         texts = [local_text(text, json_output=self.json_output) for text in self.calibration]
-        choosing = prepare(path, request, self.text, lora=self.lora, threads=self.threads)
-        if request.calibration is not None and out is not None:
-            require_fittable(choosing.model)
+        with show_progress(self.json_output) as reading:
+            choosing = prepare(path, request, self.text, lora=self.lora, threads=self.threads, progress=reading)
         with contextlib.ExitStack() as stack:
             with show_progress(self.json_output) as copying:
                 trials = stack.enter_context(opened_trials(choosing, None if out is None else out.parent, copying))

@@ -21,6 +21,7 @@ from gguf import Keys
 
 from tritgguf import converter
 from tritgguf.converter.calibration.basis import planned_in_its_basis
+from tritgguf.converter.calibration.calibrate import require_fittable
 from tritgguf.converter.calibration.documents import JSON, PARQUET
 from tritgguf.converter.calibration.text import DEFAULT_TEXT, texts
 from tritgguf.converter.core.parallel import n_threads, parallel
@@ -142,17 +143,28 @@ class Chosen:
         }
 
 
-def prepare(source: Path, request: Request, text: str, *, lora: Path | None, threads: int | None) -> Choosing:
+def prepare(
+    source: Path,
+    request: Request,
+    text: str,
+    *,
+    lora: Path | None,
+    threads: int | None,
+    progress: Progress | None = None,
+) -> Choosing:
     """Return what to choose from; UnsupportedError where nothing can be, or the budget is less than the least size.
 
-    With gptq, its layers are chosen by what it is expected to leave of what nearest codes cost.
+    With gptq, its layers are chosen by what it is expected to leave of what nearest codes cost. `progress` is called
+    with "reading", the bytes of matrices done and their total.
     """
     model = open_model(source, lora=lora)
     if model.tensors is None or any(tensor.described for tensor in model.tensors.values()):
         raise UnsupportedError(f"{source}: holds no weights, which --budget measures; give the whole model")
     if model.only_floats is not None:
         raise UnsupportedError(f"{source.name}: {model.only_floats}; leave --budget out and ask for --type f16")
-    choices = type_choices(model, request, n_threads(threads))
+    if request.calibration is not None:
+        require_fittable(model)
+    choices = type_choices(model, request, n_threads(threads), progress)
     if request.imatrix is not None:
         require_effect(request.imatrix, [choice.plan for some in choices for choice in some], request.method)
     n_bytes = budget_bytes(text, sum(math.prod(spec.shape) for spec in model.specs))

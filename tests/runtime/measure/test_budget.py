@@ -20,6 +20,7 @@ from tests.gguf_edit import rewrite
 from tests.oracles import libggml
 from tests.paths import ROOT
 from tritgguf.converter import convert
+from tritgguf.converter.core.progress import Progress
 from tritgguf.converter.errors import SourceError, UnsupportedError
 from tritgguf.converter.planning.request import Request
 from tritgguf.runtime.measure import budget
@@ -39,9 +40,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.build("budget", tmp_path_factory.mktemp("budget") / "model", FLOATS)
 
 
-def prepared(model: Path, text: str, **choices: object) -> budget.Choosing:
-    request = Request.named("f16", "four_levels", fast_here=("q2_0",), **choices)
-    return budget.prepare(model, request, text, lora=None, threads=1)
+def prepared(model: Path, text: str, progress: Progress | None = None) -> budget.Choosing:
+    request = Request.named("f16", "four_levels", fast_here=("q2_0",))
+    return budget.prepare(model, request, text, lora=None, threads=1, progress=progress)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,10 @@ def test_what_the_user_fixed_stays_and_counts(model: Path, tmp_path: Path, monke
 
 
 def test_more_bytes_never_predict_a_worse_model(model: Path, tmp_path: Path) -> None:
-    choosing = prepared(model, "16.5bpw")
+    reports: list[tuple[str, int, int]] = []
+    choosing = prepared(model, "16.5bpw", lambda *report: reports.append(report))
+    assert len(reports) == len(choosing.choices)
+    assert reports[-1][1] == reports[-1][2]
     with budget.opened_trials(choosing, tmp_path, None) as trials:
         measured = budget.measure(choosing, trials, [TEXT], n_chunks=1)
     sizes = [choosing.least.file_bytes * times for times in (1, 2, 4)]
