@@ -173,10 +173,11 @@ def test_senseless_options_are_refused(
     assert errors.count("\n") == 1
 
 
-def test_without_torch_the_remedy_is_told(tmp_path: Path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("options", [GPTQ, ("--budget", "8bpw", "--method", "gptq")])
+def test_without_torch_the_remedy_is_told(options: tuple[str, ...], tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     model, out = checkpoints.build("llama-gqa", tmp_path / "model"), tmp_path / "out.gguf"
-    code, _, errors = run_captured(monkeypatch, capsys, "convert", model, out, *GPTQ, "--calibration", TEXT)
+    code, _, errors = run_captured(monkeypatch, capsys, "convert", model, out, *options, "--calibration", TEXT)
     assert code == 1
     assert errors == 'error: --method gptq needs torch, which isn\'t installed: pip install "tritgguf[ptq]"\n'
     assert list(tmp_path.iterdir()) == [model]
