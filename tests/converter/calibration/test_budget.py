@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
@@ -12,6 +14,7 @@ from tests import checkpoints
 from tests.checkpoint_recipes import RECIPES, Recipe
 from tests.command_line import run_captured
 from tests.paths import ROOT
+from tritgguf.converter.calibration.kept import folder_for
 from tritgguf.converter.verification.verification import verify
 
 pytest.importorskip("torch", reason="needs the ptq extra")
@@ -44,6 +47,21 @@ def test_the_file_has_fitted_layers_within_its_bytes(model: Path, tmp_path: Path
     assert ", less what gptq usually gains" in found["notes"][0]
     assert verify(model, out).problems == []
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+
+
+def test_a_killed_run_measures_the_same_and_goes_on(tmp_path: Path, monkeypatch, capsys) -> None:
+    model, out = checkpoints.build("tied", tmp_path / "model", MODELS["tied"]), tmp_path / "out" / "out.gguf"
+    out.parent.mkdir()
+    command = [str(part) for part in ("convert", model, out, "--budget", "4bpw", *GPTQ)]
+    with subprocess.Popen([sys.executable, "-m", "tritgguf", *command], stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        lines = iter(child.stderr.readline, "")
+        assert any(line.startswith("note: block 1 of 2: block error") for line in lines)
+        child.kill()
+    code, _, errors = run_captured(monkeypatch, capsys, *command, "--no-verdict")
+    assert code == 0, errors
+    assert f"note: goes on with the blocks in {folder_for(out)}\n" in errors
+    assert list(out.parent.iterdir()) == [out]
 
 
 def test_where_no_layer_is_to_be_fitted_nothing_is(model: Path, tmp_path: Path, monkeypatch, capsys) -> None:
