@@ -68,6 +68,7 @@ def plot(rows: Rows, text: str, path: Path) -> None:
         for name, size, divergence in zip(found, sizes, divergences, strict=True):
             axes.annotate(name.removeprefix(PEER), (size, divergence), (4, 4), textcoords="offset points", fontsize=8)
     axes.set(xlabel="size of the file, MB", ylabel=f"KL divergence from F16, {text}", yscale="log")
+    axes.margins(x=0.15)  # room for the names
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(path)
