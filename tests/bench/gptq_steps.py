@@ -61,7 +61,7 @@ def measured(row: str, arguments: argparse.Namespace, base: Path) -> dict[str, A
         [out], against=base, text=arguments.text, n_chunks=arguments.eval_chunks, threads=arguments.threads
     )
     row += tuned
-    return {"row": row, "chunks": arguments.chunks, "cpu_seconds": round(seconds), **found.files[0].as_json()}
+    return {"row": row, "calibration_chunks": arguments.chunks, "cpu_seconds": round(seconds), **found.files[0].as_json()}
 
 
 def main() -> None:
