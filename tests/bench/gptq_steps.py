@@ -60,8 +60,8 @@ def measured(row: str, arguments: argparse.Namespace, base: Path) -> dict[str, A
     found = evaluate(
         [out], against=base, text=arguments.text, n_chunks=arguments.eval_chunks, threads=arguments.threads
     )
-    row += tuned
-    return {"row": row, "calibration_chunks": arguments.chunks, "cpu_seconds": round(seconds), **found.files[0].as_json()}
+    made = {"row": row + tuned, "calibration_chunks": arguments.chunks, "cpu_seconds": round(seconds)}
+    return {**made, **found.files[0].as_json()}
 
 
 def main() -> None:
