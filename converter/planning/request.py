@@ -109,7 +109,6 @@ class Request:
         ternary_types(target)
         tensor_types = tuple(map(parse_tensor_type, tensor_type))
         types = [type, *(AUTO if kind.codec is None else kind.codec.name for kind in tensor_types)]
-        fitted = None if chosen_later else types
         return cls(
             None if type == AUTO else codec_named(type),
             target,
@@ -126,7 +125,14 @@ class Request:
             None if imatrix is None else read_imatrix(Path(imatrix)),
             seconds_per_weight or {},
             calibration_for(
-                method, fitted, calibration, calibration_chunks, seed, gptq_without, untie=untie, tune=tune
+                method,
+                None if chosen_later else types,
+                calibration,
+                calibration_chunks,
+                seed,
+                gptq_without,
+                untie=untie,
+                tune=tune,
             ),
         )
 

@@ -32,7 +32,7 @@ UNCALIBRATED: Choices = {
 class Budget:
     """What was asked for: the size as the user wrote it, and the text to measure on; the rest are convert's options.
 
-    `n_chunks` are those of the trials, which gptq's chunks aren't.
+    `n_chunks` is how many the trials take; gptq has a number of its own.
     """
 
     text: str
@@ -71,10 +71,8 @@ class Budget:
     def choose(self, path: Path, out: Path | None, method: str, choices: Choices) -> tuple[Chosen, str, Choices]:
         """Measure, tell what was chosen, and return it with the method and options that make `convert` write it as f16.
 
-        Where gptq has nothing to fit, they don't ask for it.
-
-        The copy of the model that is measured lies beside `out`, or in the folder for temporary files, until it is
-        loaded.
+        Where gptq has nothing to fit, they don't ask for it. The copy of the model that is measured lies beside `out`,
+        or in the folder for temporary files, until it is loaded.
         """
         from tritgguf.converter.planning.request import Request  # not at the top: the help needn't wait
         from tritgguf.runtime.cli.native_library import prepare_native_library

@@ -50,8 +50,8 @@ MORE_CHUNKS = 4
 # A second type is tried if its squared error is so many times smaller than the first one's, unless that is so small
 # that what it costs is as small as the noise of the predictions.
 APART, SMALL = 6.0, 1e-3
-# What gptq leaves in effect of the squared error of the nearest of three codes, by which what its layers cost follows
-# from trials: measured, docs/quality.md.
+# A layer that gptq fits costs as much as this share of the squared error of the nearest of three codes, which is what
+# its trial has. Where the numbers come from: docs/quality.md, How it measures.
 LEFT_BY_GPTQ = {"tq1_0": 0.3, "tq2_0": 0.3, "q2_0": 0.18, "q2_k": 0.1}
 _SAMPLES, _SAMPLE_VALUES = 8, 1 << 15  # of each tensor, for squared errors
 
@@ -243,7 +243,7 @@ def _fits(request: Request, choice: TypeChoice) -> bool:
 
 
 def _left(request: Request, choice: TypeChoice) -> float:
-    """Return the share of the squared error of a choice's trial that is left in the file."""
+    """Return the share of the squared error in a choice's trial that counts for the file."""
     return LEFT_BY_GPTQ[choice.plan.codec.name] if _fits(request, choice) else 1.0
 
 

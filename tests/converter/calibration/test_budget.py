@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import gguf
@@ -15,13 +14,15 @@ from tests.checkpoint_recipes import RECIPES, Recipe
 from tests.command_line import run_captured
 from tests.paths import ROOT
 from tritgguf.converter.calibration.kept import folder_for
+from tritgguf.converter.planning.calibration import TYPES
 from tritgguf.converter.verification.verification import verify
+from tritgguf.runtime.cli import verbosity
 
 pytest.importorskip("torch", reason="needs the ptq extra")
 
 TEXT = ROOT / "vendor" / "demo_training" / "own_conversations.txt"
 GPTQ = ("--method", "gptq", "--calibration", TEXT, "--calibration-chunks", "6", "--threads", "1", "--no-check")
-FITTED = ("TQ1_0", "TQ2_0", "Q2_0", "Q2_K")
+FITTED = {name.upper() for name in TYPES}
 # One that is rotated, which puts a key into its file, and one that isn't, since its output layer is its embeddings.
 MODELS = {"rotated": RECIPES["llama-gqa"], "tied": Recipe("LlamaForCausalLM", "float", layers=2, tied=True)}
 
@@ -49,18 +50,22 @@ def test_the_file_has_fitted_layers_within_its_bytes(model: Path, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
 
 
-def test_a_killed_run_measures_the_same_and_goes_on(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_stopped_run_measures_the_same_and_goes_on(tmp_path: Path, monkeypatch, capsys) -> None:
     model, out = checkpoints.build("tied", tmp_path / "model", MODELS["tied"]), tmp_path / "out" / "out.gguf"
     out.parent.mkdir()
-    command = [str(part) for part in ("convert", model, out, "--budget", "4bpw", *GPTQ)]
-    with subprocess.Popen([sys.executable, "-m", "tritgguf", *command], stderr=subprocess.PIPE, text=True) as child:
-        assert child.stderr is not None
-        lines = iter(child.stderr.readline, "")
-        assert any(line.startswith("note: block 1 of 2: block error") for line in lines)
-        child.kill()
-    code, _, errors = run_captured(monkeypatch, capsys, *command, "--no-verdict")
-    assert code == 0, errors
-    assert f"note: goes on with the blocks in {folder_for(out)}\n" in errors
+
+    def stop(line: str) -> None:
+        if line.startswith("block 1 of 2: block error"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verbosity, "note", stop)
+        code, _, err = run_captured(patch, capsys, "convert", model, out, "--budget", "4bpw", *GPTQ)
+    assert code == 128 + signal.SIGINT, err
+    assert list(out.parent.iterdir()) == [folder_for(out)]
+    code, _, err = run_captured(monkeypatch, capsys, "convert", model, out, "--budget", "4bpw", *GPTQ)
+    assert code == 0, err
+    assert f"note: goes on with the blocks in {folder_for(out)}\n" in err
     assert list(out.parent.iterdir()) == [out]
 
 

@@ -194,7 +194,7 @@ def test_a_stopped_run_goes_on_and_makes_the_same_bytes(
 
 
 def tune_until_killed(model: Path, target: Path, moment: str) -> None:
-    """Tune and kill this process: behind a step, or where the second step lies beside its place in a temporary file."""
+    """Tune and kill this process: behind the second step, or when its file is written but not yet in its place."""
     told: list[str] = []
 
     def kill() -> None:
@@ -206,8 +206,8 @@ def tune_until_killed(model: Path, target: Path, moment: str) -> None:
             kill()
 
     def write(path: Path, data: bytes, *, force: bool) -> None:
-        text = types.SimpleNamespace(header=data, file_bytes=len(data))
-        with whole_files.whole_files([path], [text], force=force):
+        content = types.SimpleNamespace(header=data, file_bytes=len(data))
+        with whole_files.whole_files([path], [content], force=force):
             if any(line.startswith("tuning, step 1") for line in told):
                 kill()
 

@@ -22,6 +22,7 @@ from tests.paths import ROOT
 from tritgguf.converter import convert
 from tritgguf.converter.core.progress import Progress
 from tritgguf.converter.errors import SourceError, UnsupportedError
+from tritgguf.converter.planning.calibration import TYPES
 from tritgguf.converter.planning.request import Request
 from tritgguf.runtime.measure import budget
 from tritgguf.runtime.measure.chunks import cut, read_text
@@ -107,11 +108,17 @@ def test_what_the_user_fixed_stays_and_counts(model: Path, tmp_path: Path, monke
     assert out.stat().st_size <= sum(tensor.n_elements for tensor in gguf.GGUFReader(out).tensors)
 
 
-def test_more_bytes_never_predict_a_worse_model(model: Path, tmp_path: Path) -> None:
+def test_each_matrix_is_reported_once_it_is_read(model: Path) -> None:
     reports: list[tuple[str, int, int]] = []
     choosing = prepared(model, "16.5bpw", lambda *report: reports.append(report))
-    assert len(reports) == len(choosing.choices)
-    assert reports[-1][1] == reports[-1][2]
+    done = [report[1] for report in reports]
+    assert len(done) == len(choosing.choices)
+    assert done == sorted(set(done))
+    assert {(stage, total) for stage, _, total in reports} == {("reading", done[-1])}
+
+
+def test_more_bytes_never_predict_a_worse_model(model: Path, tmp_path: Path) -> None:
+    choosing = prepared(model, "16.5bpw")
     with budget.opened_trials(choosing, tmp_path, None) as trials:
         measured = budget.measure(choosing, trials, [TEXT], n_chunks=1)
     sizes = [choosing.least.file_bytes * times for times in (1, 2, 4)]
@@ -205,6 +212,12 @@ def test_the_text_of_the_verdict_is_refused(model: Path, tmp_path: Path) -> None
     choosing = prepared(model, "5bpw")
     with budget.opened_trials(choosing, tmp_path, None) as trials, pytest.raises(SourceError, match="too good"):
         budget.measure(choosing, trials, [text])
+
+
+def test_gptq_leaves_less_the_more_codes_it_has() -> None:
+    shares = budget.LEFT_BY_GPTQ
+    assert set(shares) == set(TYPES)
+    assert 1 > shares["tq1_0"] == shares["tq2_0"] > shares["q2_0"] > shares["q2_k"] > 0
 
 
 def test_costs_follow_squared_errors() -> None:
