@@ -32,7 +32,7 @@ from tritgguf.runtime.engine.interrupt import interruptible
 from tritgguf.runtime.engine.kernels.install import CpuKernels, install
 from tritgguf.runtime.engine.memory import available_memory, cache_bytes, check_memory
 from tritgguf.runtime.engine.native_log import NativeLog
-from tritgguf.runtime.engine.placement import ALL_LAYERS, ANYWHERE, Placed, Placement, place
+from tritgguf.runtime.engine.placement import ALL_LAYERS, ANYWHERE, ON_CPU, Placed, Placement, place
 
 # A failing assertion in ggml would otherwise start gdb on this process to print a C backtrace.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
@@ -61,8 +61,7 @@ native.llama_backend_init()
 load_backends(native._lib, libggml)
 # Buffers in which llama.cpp keeps weights in another order: AMX's is one, the others only repack Q4_0 and the like.
 EXTRA_BUFFERS = not amx_is_broken(native._lib)
-# Two lists, each ended by an empty element. No devices: n_gpu_layers = 0 alone would let large batches use the GPU.
-_NO_DEVICES = (ctypes.c_void_p * 1)()
+# A list that an empty element ends.
 _STOCK_ARCHITECTURE = (native.llama_model_kv_override * 2)()
 _override: Any = _STOCK_ARCHITECTURE[0]
 _override.tag, _override.key = native.LLAMA_KV_OVERRIDE_TYPE_STR, b"general.architecture"
@@ -174,11 +173,10 @@ class Model:
         params.use_extra_bufts = EXTRA_BUFFERS and not writable
         if self.needs_relu2:
             relu2.check_request(self.path, header.values, placement)
-            params.kv_overrides, params.devices = _STOCK_ARCHITECTURE, ctypes.addressof(_NO_DEVICES)
-            self._placed = Placed(0, local=False)
-        else:
-            self._placed = place(ggml(), Placement(0) if vocab_only else placement, has_gpus=supports_gpu())
-            params.devices, params.tensor_split = self._placed.device_list, self._placed.shares
+            params.kv_overrides = _STOCK_ARCHITECTURE
+        only_cpu = vocab_only or self.needs_relu2
+        self._placed = ON_CPU if only_cpu else place(ggml(), placement, has_gpus=supports_gpu())
+        params.devices, params.tensor_split = self._placed.device_list, self._placed.shares
         params.n_gpu_layers = self._placed.n_gpu_layers
         try:
             if not vocab_only:

@@ -78,17 +78,26 @@ class Placed:
         disconnect(self.servers)
 
 
+def _listing(devices: Sequence[Device]) -> Any:  # noqa: ANN401
+    """Return the list of devices that llama.cpp takes, which an empty element ends."""
+    return (ctypes.c_void_p * (len(devices) + 1))(*(device.address for device in devices))
+
+
+# An empty list: without layers to compute, a GPU would still multiply long prompts with the CPU's weights.
+ON_CPU = Placed(0, local=False, devices=_listing(()))
+
+
 def place(ggml: GgmlFunctions, wanted: Placement, *, has_gpus: bool) -> Placed:
     """Return what to tell llama.cpp; connects to the servers.
 
     EngineError where a server can't be used, or a GPU or a share is given that isn't there. Where there is no device,
     the model stays on the CPU, whatever is asked for.
     """
-    if not (wanted.rpc or has_gpus):
-        return Placed(0, local=False)
+    if wanted.n_gpu_layers == 0 or not (wanted.rpc or has_gpus):
+        return ON_CPU
     n_layers = ALL_LAYERS if wanted.n_gpu_layers is None else wanted.n_gpu_layers
     if not (wanted.rpc or wanted.main_gpu is not None or wanted.tensor_split):
-        return Placed(n_layers, local=n_layers != 0)
+        return Placed(n_layers, local=True)
     local = _local(ggml, wanted.main_gpu) if has_gpus else []
     found = [*(connect(ggml, wanted.rpc) if wanted.rpc else []), *local]
     try:
@@ -96,10 +105,7 @@ def place(ggml: GgmlFunctions, wanted: Placement, *, has_gpus: bool) -> Placed:
     except EngineError:
         disconnect(wanted.rpc)
         raise
-    end_of_list = None
-    addresses = [*(device.address for device in found), end_of_list]
-    listed = (ctypes.c_void_p * len(addresses))(*addresses)
-    return Placed(n_layers, bool(local) and n_layers != 0, listed, shares, wanted.rpc)
+    return Placed(n_layers, bool(local), _listing(found), shares, wanted.rpc)
 
 
 def unused(wanted: Placement, *, has_gpus: bool) -> str | None:

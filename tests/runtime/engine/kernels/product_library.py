@@ -11,6 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.paths import ROOT
+
+NATIVE = ROOT / "runtime" / "engine" / "kernels" / "native"
+IN_LLAMA_CPP = ("accel", "experts", "hook", "nodes")  # what puts the products into it, compiled with its headers
+# Of all processors: what isn't for the one that they are compiled for is empty.
+SOURCES = sorted(path for path in NATIVE.glob("*.cpp") if path.stem not in IN_LLAMA_CPP)
 F16, Q8_0, Q2_K, Q6_K, TQ1_0, TQ2_0, Q2_0 = 1, 8, 10, 14, 34, 35, 42
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]

@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 
 from tests.once import once
-from tests.paths import ROOT
-from tests.runtime.engine.kernels.product_library import ProductLibrary
+from tests.runtime.engine.kernels.product_library import NATIVE, SOURCES, ProductLibrary
 from tests.runtime.engine.kernels.test_products import BLOCKS, every_type, random_activations, random_weights
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-SOURCES = ROOT / "runtime" / "engine" / "kernels" / "native"
 FLAGS = ("-std=c++17", "-O2", "-static", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
 
 
@@ -28,12 +26,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for tool in (COMPILER, EMULATOR):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} isn't installed")
-    sources = [*SOURCES.glob("neon_*.cpp"), *(SOURCES / f"{name}.cpp" for name in ("products", "processor"))]
-    others = [
-        SOURCES / f"{name}.cpp" for name in ("avx2", "avx_vnni", "avx512_vnni", "avx512_vbmi")
-    ]  # nothing of them is left on Arm
     main = Path(__file__).with_name("product_program.cpp")
-    command = [COMPILER, *FLAGS, f"-I{SOURCES}", *sources, *others, main, "-o"]
+    command = [COMPILER, *FLAGS, f"-I{NATIVE}", *SOURCES, main, "-o"]
     return once(tmp_path_factory, "arm_product", lambda path: subprocess.run([*command, path], check=True))
 
 

@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 
 from tests.once import once
-from tests.paths import ROOT
-from tests.runtime.engine.kernels.product_library import ProductLibrary
+from tests.runtime.engine.kernels.product_library import SOURCES, ProductLibrary
 from tests.runtime.engine.kernels.test_products import every_type, random_activations, random_weights
 
-SOURCES = ROOT / "runtime" / "engine" / "kernels" / "native"
-NAMES = ("products", "processor", "avx2", "avx_vnni", "avx512_vnni", "avx512_vbmi", "neon_dotprod", "neon_i8mm")
 FLAGS = ("-std=c++17", "-O0", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-DEVEX_ENCODING", "-w")
 
 
@@ -27,11 +24,10 @@ def in_evex(tmp_path_factory: pytest.TempPathFactory, product_library: ProductLi
         pytest.skip("this processor has AVX-VNNI: test_products.py tests it")
     if (compiler := shutil.which("g++")) is None:
         pytest.skip("g++ isn't installed")
-    sources = [SOURCES / f"{name}.cpp" for name in NAMES]
     path = once(
         tmp_path_factory,
         "avx_vnni.so",
-        lambda path: subprocess.run([compiler, *FLAGS, *sources, "-o", path], check=True),
+        lambda path: subprocess.run([compiler, *FLAGS, *SOURCES, "-o", path], check=True),
     )
     return ProductLibrary(path, "avx-vnni")
 
