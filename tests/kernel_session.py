@@ -54,7 +54,7 @@ def after_ctrl_c(session: Session, ids: list[int], number: int) -> np.ndarray:
 
 def main() -> None:
     model, out, number, ids = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
-    with tritgguf.runtime.open(model, n_threads=2) as session:
+    with tritgguf.runtime.open(model, n_threads=2, n_gpu_layers=0) as session:
         found = {
             "at_once": session.logits(ids),
             "one_by_one": one_by_one(session, ids),

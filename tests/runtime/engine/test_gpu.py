@@ -15,13 +15,15 @@ import pytest
 import tritgguf.converter
 import tritgguf.runtime
 from tests.paths import ROOT
+from tests.runtime.engine.test_rpc import server
 from tritgguf.runtime.engine import backend
+from tritgguf.runtime.engine.devices import gpus
 
 pytestmark = pytest.mark.skipif(not backend.supports_gpu(), reason="this llama.cpp finds no GPU: make BACKEND=vulkan")
 
 DEMO = ROOT / "vendor" / "demo-model"
 LONG = " ".join(["Who are you, and what do you like to do all day long?"] * 6)  # more tokens than a GPU takes for itself
-COMPUTES = re.compile(r"sched_reserve: +(\w+) compute buffer size")
+COMPUTES = re.compile(r"sched_reserve: +(\S+) compute buffer size")
 OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 
 
@@ -67,3 +69,12 @@ def test_all_layers_some_or_none(type_name: str, folder: Path, monkeypatch) -> N
         assert set(COMPUTES.findall(log)) != {"CPU"}
         assert divergence(expected, logits) < 0.002
         assert not np.array_equal(logits, expected)  # a GPU adds in another order
+
+
+def test_a_server_offers_its_gpu(folder: Path, monkeypatch) -> None:
+    path, (gpu, *_) = demo(folder, "tq2_0"), gpus(backend.ggml())
+    expected, _ = evaluated(path, monkeypatch)
+    with server(serves=gpu.name) as (address, _):
+        logits, log = evaluated(path, monkeypatch, rpc=(address,), main_gpu=0, tensor_split=(1, 0))
+    assert any(name.startswith("RPC") for name in COMPUTES.findall(log))
+    assert divergence(expected, logits) < 0.002

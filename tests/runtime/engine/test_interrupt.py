@@ -12,6 +12,7 @@ from tests.ctrl_c import ctrl_c_in_callback, evaluate_under_ctrl_c
 from tritgguf.runtime.engine.backend import Model
 from tritgguf.runtime.engine.context import Context
 from tritgguf.runtime.engine.interrupt import interruptible
+from tritgguf.runtime.engine.placement import Placement
 
 N_TOKENS = 1024  # two batches of a session
 
@@ -23,7 +24,7 @@ def long_model(make_model, tmp_path_factory):
 
 def test_a_native_call_is_stopped_in_the_middle(long_model):
     tokens = [number % 256 for number in range(N_TOKENS)]
-    with Model(long_model) as model:
+    with Model(long_model, placement=Placement(0)) as model:
         context = Context(model, n_ctx=N_TOKENS, n_threads=1, n_batch=N_TOKENS)
         with ctrl_c_in_callback(None) as whole:
             context.decode(tokens, 0)

@@ -28,7 +28,9 @@ from tritgguf.runtime.engine import backend, rpc
 DEMO = ROOT / "vendor" / "demo-model"
 PATIENCE_SECONDS = 120  # ends what hangs
 BUILT = rpc.is_built(backend.ggml())
-with_rpc = pytest.mark.skipif(not BUILT, reason="this llama.cpp was built without RPC: make test BACKEND=rpc")
+with_rpc = pytest.mark.skipif(
+    not BUILT or backend.supports_gpu(), reason="needs llama.cpp with RPC and without GPUs: make test BACKEND=rpc"
+)
 PROMPT = "Who are you? What do you like?"
 
 # A program that computes with a server once it is told to.
@@ -72,15 +74,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(*options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A `tritgguf rpc-server` that listens, by its address."""
+def server(*options: str, serves: str = "CPU") -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A `tritgguf rpc-server` that listens and serves this device, by its address."""
     port = free_port()
     command = [sys.executable, "-m", "tritgguf", "rpc-server", "--port", str(port), "--threads", "1", *options]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
             line = process.stdout.readline()
-            assert line.startswith("serves CPU ("), (line, process.stderr and process.stderr.read())
+            assert line.startswith(f"serves {serves} ("), line
             address = f"127.0.0.1:{port}"
             assert f"--rpc {address};" in line
             wait_for(address)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from tritgguf.runtime.engine.relu2 import Tensor
 DEMO = ROOT / "vendor" / "demo-model"
 TYPES = {"tq1_0": compiled.TQ1_0, "tq2_0": compiled.TQ2_0, "q2_0": compiled.Q2_0, "q2_k": compiled.Q2_K}
 N_LAYERS, LAYER_PRODUCTS, N_INPUTS = 8, 7, 256
+on_cpu_alone = partial(tritgguf.runtime.open, n_gpu_layers=0)
 # Each kernel rounds activations to 8 bits in its own way; logits nearer than this may change places.
 RELATIVE_ERROR, ROUNDING = 0.03, 0.1
 IDS = held_out_tokens()
@@ -77,7 +79,7 @@ def llama_cpps_own(kernels) -> Iterator[None]:
 
 
 def logits(path: Path) -> np.ndarray:
-    with tritgguf.runtime.open(path, n_threads=2) as session:
+    with on_cpu_alone(path, n_threads=2) as session:
         return session.logits(IDS)
 
 
@@ -114,7 +116,7 @@ def test_logits_are_those_of_llama_cpps_own_kernels(type_name, kernels, demo):
     assert kernels.kernels_products_computed() - before == n_products(kernels)
     assert relative_error(found, expected) <= RELATIVE_ERROR
     assert_same_choice(found, expected)
-    with tritgguf.runtime.open(demo(type_name), n_threads=1) as session:
+    with on_cpu_alone(demo(type_name), n_threads=1) as session:
         alone = one_by_one(session, IDS)
     assert relative_error(alone, expected) <= RELATIVE_ERROR
     assert_same_choice(alone, expected)
@@ -148,7 +150,7 @@ def test_a_token_has_the_same_bits_alone_and_among_others(type_name, kernels, sh
 
 
 def test_ctrl_c_stops_an_evaluation_and_harms_nothing(type_name, kernels, demo):
-    with tritgguf.runtime.open(demo(type_name), n_threads=2) as session:
+    with on_cpu_alone(demo(type_name), n_threads=2) as session:
         session.evaluate(IDS)
         calm = session.context.logits()[-1].copy()
         for number in (1, 30):
@@ -178,7 +180,7 @@ def test_as_an_accelerator_the_bits_are_those_of_the_hook(name, kernels, demo, t
     command = [sys.executable, "-m", "tests.kernel_session", str(model), str(out), "3", json.dumps(ids)]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     before = kernels.kernels_products_computed()
-    with np.load(out) as file, tritgguf.runtime.open(model, n_threads=2) as session:
+    with np.load(out) as file, on_cpu_alone(model, n_threads=2) as session:
         assert ", by accel (" in str(file["kernels"])
         assert np.array_equal(file["at_once"], session.logits(ids))
         assert np.array_equal(file["one_by_one"], one_by_one(session, ids))
