@@ -22,7 +22,8 @@ from tritgguf.runtime.engine.devices import gpus
 pytestmark = pytest.mark.skipif(not backend.supports_gpu(), reason="this llama.cpp finds no GPU: make BACKEND=vulkan")
 
 DEMO = ROOT / "vendor" / "demo-model"
-LONG = " ".join(["Who are you, and what do you like to do all day long?"] * 6)  # more tokens than a GPU takes for itself
+# More tokens than llama.cpp leaves to the CPU, where there is a GPU.
+LONG = " ".join(["Who are you, and what do you like to do all day long?"] * 6)
 COMPUTES = re.compile(r"sched_reserve: +(\S+) compute buffer size")
 OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 
