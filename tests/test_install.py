@@ -89,17 +89,17 @@ def toy_wheel(folder):
 
 
 @pytest.mark.parametrize(
-    ("line", "percent"),
+    ("line", "steps"),
     [
-        ("  [1/187] /usr/bin/c++ -DGGML_BUILD -c ggml.c", 0),
-        ("[187/187] Linking CXX shared library", 100),
-        ("[ 12%] Building CXX object src/llama.cpp.o", 12),
-        ("*** Building project with Ninja...", None),
-        ("warning: [3/4] isn't at the start", None),
+        ("  [1/187] /usr/bin/c++ -DGGML_BUILD -c ggml.c", (1, 187)),
+        ("[187/187] Linking CXX shared library", (187, 187)),
+        ("[ 12%] Building CXX object src/llama.cpp.o", (12, 100)),
+        ("*** Building project with Ninja...", (0, 0)),
+        ("warning: [3/4] isn't at the start", (0, 0)),
     ],
 )
-def test_how_far_a_build_is(install_runtime, line, percent):
-    assert install_runtime.percent_done(line) == percent
+def test_how_far_a_build_is(install_runtime, line, steps):
+    assert install_runtime.steps_done(line) == steps
 
 
 def test_a_build_tells_how_far_it_is_and_what_failed(install_runtime, capfd):
@@ -110,6 +110,14 @@ def test_a_build_tells_how_far_it_is_and_what_failed(install_runtime, capfd):
     with pytest.raises(SystemExit) as stopped:
         install_runtime.run_with_progress([sys.executable, "-c", code.replace("{code}", "3")], dict(os.environ))
     assert "[40/40] c++ 40.cpp\nerror: building llama-cpp-python failed (exit code 3)" in str(stopped.value)
+
+
+def test_a_build_within_the_build_does_not_count(install_runtime, capfd):
+    """As that of Vulkan's shader compiler, which ends first."""
+    lines = ["[1/40] making a folder", "[1/2] c++ shaders.cpp", "[2/2] linking", "[20/40] c++ vulkan.cpp"]
+    code = "\n".join(f"print({line!r}, flush=True)" for line in lines)
+    install_runtime.run_with_progress([sys.executable, "-c", code], dict(os.environ))
+    assert [line.split()[0] for line in capfd.readouterr().out.splitlines()] == ["50"]
 
 
 @pytest.mark.parametrize(

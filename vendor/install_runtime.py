@@ -108,25 +108,30 @@ def build_variables(pin: dict, flags: list[str], *, any_machine: bool) -> dict[s
 
 def run_with_progress(command: list[str], environment: dict[str, str]) -> None:
     """Run a build; print the share of files compiled, and after a failure the last lines of its output."""
-    shown, last = -1, collections.deque(maxlen=LAST_LINES)
+    shown, most, last = -1, 0, collections.deque(maxlen=LAST_LINES)
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     with subprocess.Popen(command, env=environment, **pipe) as build:
         for line in build.stdout:
             last.append(line)
-            percent = percent_done(line)
-            if percent is not None and percent >= shown + STEP_PERCENT:
+            done, total = steps_done(line)
+            most = max(most, total)
+            percent = 100 * done // total if total == most > 0 else shown  # a build within it, as Vulkan's, has fewer
+            if percent >= shown + STEP_PERCENT:
                 shown = percent
                 print(f"  {percent:3} % compiled", flush=True)
     if build.returncode != 0:
         sys.exit(f"{''.join(last)}error: building llama-cpp-python failed (exit code {build.returncode}); see above")
 
 
-def percent_done(line: str) -> int | None:
-    """Return what a line of ninja's ("[12/187] Building") or make's ("[ 12%] Building") tells; None for other lines."""
+def steps_done(line: str) -> tuple[int, int]:
+    """Return the steps done and all, of a line of ninja's ("[12/187] Building") or make's ("[ 12%] Building").
+
+    Of other lines, both are 0.
+    """
     if not (found := STEP.match(line)):
-        return None
+        return 0, 0
     done, total, percent = found.groups()
-    return int(percent) if percent else 100 * int(done) // int(total)
+    return (int(percent), 100) if percent else (int(done), int(total))
 
 
 def fetch_sdist(pin: dict, folder: Path) -> None:

@@ -20,6 +20,7 @@ from tritgguf.runtime.chat.text_stream import TextStream
 from tritgguf.runtime.engine.backend import Model, cpu_kernels
 from tritgguf.runtime.engine.context import MAX_OUTPUT_ROWS, Context
 from tritgguf.runtime.engine.evaluator import Evaluator
+from tritgguf.runtime.engine.gpu_memory import CACHE_TOKENS
 from tritgguf.runtime.engine.hardware import default_threads
 from tritgguf.runtime.engine.kernels.install import CpuKernels
 from tritgguf.runtime.engine.placement import Placement
@@ -29,7 +30,7 @@ from tritgguf.runtime.engine.sampling import Sampling, Settings
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-DEFAULT_N_CTX = 4096
+DEFAULT_N_CTX = CACHE_TOKENS
 BATCH_TOKENS = 512
 
 
@@ -230,8 +231,8 @@ def open(
 
     `n_ctx` is the context size in tokens: by default 4096, or the trained context if that is smaller. It can't exceed
     the trained context, because the model's output beyond that is wrong. `n_threads` is by default the number of
-    physical performance cores that this process may use. `n_gpu_layers` is by default all layers if llama.cpp finds a
-    GPU or `rpc` names servers ("host:port") on other machines, else 0. `main_gpu` is the only GPU to use,
+    physical performance cores that this process may use. `n_gpu_layers` is by default as many as fit if llama.cpp finds
+    a GPU, all if `rpc` names servers ("host:port") on other machines, else 0. `main_gpu` is the only GPU to use,
     `tensor_split` the shares of the servers' devices and then of the GPUs. BitNet 2B-4T runs on the CPU only. `seed`
     applies to generations that are given none. EngineError if the file can't be loaded, a number is out of range, or
     a server can't be used.
@@ -239,7 +240,8 @@ def open(
     Sampling(seed=seed)
     if n_threads is not None and not 1 <= n_threads <= 512:
         raise EngineError(f"threads is {n_threads}, expected 1 to 512")
-    model = Model(path, placement=Placement(n_gpu_layers, main_gpu, tuple(tensor_split), tuple(rpc)))
+    placement = Placement(n_gpu_layers, main_gpu, tuple(tensor_split), tuple(rpc))
+    model = Model(path, placement=placement, cache_tokens=n_ctx)
     try:
         n_ctx = context_tokens(model, n_ctx)
         context = Context(model, n_ctx=n_ctx, n_threads=n_threads or default_threads(), n_batch=BATCH_TOKENS)

@@ -87,7 +87,7 @@ class Chat:
     def hold(self, file: Path, *, ctx: int | None, threads: int | None, placement: Placement) -> None:
         """Answer the texts, or hold a conversation on the terminal, with the model in a GGUF file."""
         prepare_native_library()
-        placing.note_limits(placement, [file])
+        placing.note_limits(placement, [file], ctx)
         from tritgguf.runtime.chat.recommended_sampling import complete_sampling  # not at the top, like the library
 
         started = time.monotonic()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 GpuLayers = Annotated[
     int | None,
-    typer.Option(min=0, help="Number of layers on GPUs and --rpc servers (default: all if there are such)."),
+    typer.Option(min=0, help="Number of layers on GPUs and --rpc servers (default: as many as fit)."),
 ]
 MainGpu = Annotated[int | None, typer.Option(min=0, help="The only GPU to use, counted from 0 (default: all).")]
 TensorSplit = Annotated[
@@ -38,15 +38,19 @@ def wanted(gpu_layers: int | None, main_gpu: int | None, tensor_split: str | Non
     return Placement(gpu_layers, main_gpu, _shares(tensor_split), servers)
 
 
-def note_limits(wanted: Placement, files: Sequence[Path]) -> None:
-    """Note which options do nothing here, and which types of the files a GPU has no kernel for."""
+def note_limits(wanted: Placement, files: Sequence[Path], cache_tokens: int | None = None) -> None:
+    """Note which options do nothing here, and which weights of the files aren't computed on a GPU.
+
+    `cache_tokens` are those of a file's contexts, None as many as usual.
+    """
     from tritgguf.runtime.engine import backend, placement  # not at the top: this loads the native library
 
     has_gpus = backend.supports_gpu()
     if (line := placement.unused(wanted, has_gpus=has_gpus)) is not None:
         verbosity.note(line)
     for path in files if has_gpus else ():
-        for line in placement.without_kernel(backend.ggml(), path, placement.used_gpus(backend.ggml(), wanted)):
+        lines = placement.without_kernel(backend.ggml(), path, placement.used_gpus(backend.ggml(), wanted))
+        for line in [*lines, *placement.what_fits(backend.ggml(), wanted, path, cache_tokens)]:
             verbosity.note(line)
 
 

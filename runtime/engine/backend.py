@@ -28,11 +28,12 @@ from tritgguf.runtime.engine.gguf_header import (
     read_header,
     why_not_loaded,
 )
+from tritgguf.runtime.engine.gpu_memory import ALL_LAYERS, CACHE_TOKENS, layer_bytes
 from tritgguf.runtime.engine.interrupt import interruptible
 from tritgguf.runtime.engine.kernels.install import CpuKernels, install
 from tritgguf.runtime.engine.memory import available_memory, cache_bytes, check_memory
 from tritgguf.runtime.engine.native_log import NativeLog
-from tritgguf.runtime.engine.placement import ALL_LAYERS, ANYWHERE, ON_CPU, Placed, Placement, place
+from tritgguf.runtime.engine.placement import ANYWHERE, ON_CPU, Placed, Placement, place
 
 # A failing assertion in ggml would otherwise start gdb on this process to print a C backtrace.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
@@ -61,6 +62,7 @@ native.llama_backend_init()
 load_backends(native._lib, libggml)
 # Buffers in which llama.cpp keeps weights in another order: AMX's is one, the others only repack Q4_0 and the like.
 EXTRA_BUFFERS = not amx_is_broken(native._lib)
+_NO_MEMORY = "unable to allocate"  # what llama.cpp says of a device that can't hold its layers
 # A list that an empty element ends.
 _STOCK_ARCHITECTURE = (native.llama_model_kv_override * 2)()
 _override: Any = _STOCK_ARCHITECTURE[0]
@@ -145,9 +147,9 @@ def _kinds(placed: Placed) -> set[product_verdicts.DeviceKind]:
 class Model:
     """A loaded GGUF file; free it with close() or a with statement.
 
-    `placement` is by default all layers on GPUs, where there are such and the model can run there. `header` is the
-    file's header, where the caller has read it already. `writable` copies the weights into memory in ggml's order,
-    instead of mapping the file.
+    `placement` is by default all layers on GPUs, where there are such and the model can run there, or as many as fit
+    beside a KV cache for `cache_tokens` tokens. `header` is the file's header, where the caller has read it already.
+    `writable` copies the weights into memory in ggml's order, instead of mapping the file.
     """
 
     def __init__(
@@ -156,6 +158,7 @@ class Model:
         *,
         vocab_only: bool = False,
         placement: Placement = ANYWHERE,
+        cache_tokens: int | None = None,
         header: Header | None = None,
         writable: bool = False,
     ) -> None:
@@ -175,7 +178,7 @@ class Model:
             relu2.check_request(self.path, header.values, placement)
             params.kv_overrides = _STOCK_ARCHITECTURE
         only_cpu = vocab_only or self.needs_relu2
-        self._placed = ON_CPU if only_cpu else place(ggml(), placement, has_gpus=supports_gpu())
+        self._placed = ON_CPU if only_cpu else self._place(placement, cache_tokens or CACHE_TOKENS)
         params.devices, params.tensor_split = self._placed.device_list, self._placed.shares
         params.n_gpu_layers = self._placed.n_gpu_layers
         try:
@@ -191,6 +194,12 @@ class Model:
         template = native.llama_model_chat_template(self.handle, None)
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
 
+    def _place(self, placement: Placement, cache_tokens: int) -> Placed:
+        def layers() -> list[int]:
+            return layer_bytes(self.path, self.header, cache_tokens)
+
+        return place(ggml(), placement, has_gpus=supports_gpu(), layers=layers)
+
     def _load(self, params: Any) -> None:  # noqa: ANN401
         _log.clear()
         with interruptible() as interrupt:
@@ -199,9 +208,15 @@ class Model:
             self.handle = native.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self.handle:
             reason = why_not_loaded(self.path)
-            raise EngineError(
-                reason or f"{self.path}: llama.cpp can't load it ({_log.reason()}); convert the model again"
-            )
+            remedy = "convert the model again"
+            if self.uses_devices and _NO_MEMORY in _log.reason():
+                remedy = "send fewer layers there (--gpu-layers), or none with --gpu-layers 0"
+            raise EngineError(reason or f"{self.path}: llama.cpp can't load it ({_log.reason()}); {remedy}")
+
+    @property
+    def uses_devices(self) -> bool:
+        """Whether GPUs or servers compute some of its layers."""
+        return self._placed.n_gpu_layers != 0
 
     @property
     def description(self) -> str:

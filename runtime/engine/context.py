@@ -106,9 +106,10 @@ class Context:
         self.handle = native.llama_init_from_model(model.handle, params)
         if not self.handle:
             size = f"{n_sequences} times {n_ctx}" if n_sequences > 1 else str(n_ctx)
-            raise EngineError(
-                f"{model.path}: no context of {size} tokens can be set up ({log.reason()}); ask for a smaller context"
-            )
+            remedy = "ask for a smaller context"
+            if model.uses_devices:
+                remedy += ", or send fewer layers to GPUs (--gpu-layers)"
+            raise EngineError(f"{model.path}: no context of {size} tokens can be set up ({log.reason()}); {remedy}")
         self._batch = native.llama_batch_init(self.n_batch, 0, 1)
         self._memory = native.llama_get_memory(self.handle)
         # A state can't lose a part of what it has seen, whatever llama.cpp says of it.

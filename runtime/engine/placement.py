@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,19 @@ from typing import Any
 from tritgguf.converter.errors import EngineError
 from tritgguf.runtime.engine.devices import Device, gpus, unsupported
 from tritgguf.runtime.engine.ggml_functions import GgmlFunctions
-from tritgguf.runtime.engine.gguf_header import multiplied_tensors
+from tritgguf.runtime.engine.gguf_header import multiplied_tensors, read_header
+from tritgguf.runtime.engine.gpu_memory import ALL_LAYERS, CACHE_TOKENS, fit_note, layer_bytes, layers_that_fit
 from tritgguf.runtime.engine.rpc import connect, disconnect, endpoint
-
-ALL_LAYERS = -1
 
 
 @dataclass(frozen=True)
 class Placement:
     """What is asked for.
 
-    `n_gpu_layers` layers, the last ones, go to GPUs and other machines; None means all where there are such. `main_gpu`
-    is the only one of this machine's GPUs to use, counted from 0. `tensor_split` are the shares of the devices: those
-    of `rpc`, which are servers as "host:port", then this machine's GPUs; without, each gets what its free memory holds.
-    Raises EngineError where these contradict each other.
+    `n_gpu_layers` layers, the last ones, go to GPUs and other machines; None means as many as the GPUs' free memory
+    holds, or all with `tensor_split` or `rpc`. `main_gpu` is the only one of this machine's GPUs to use, counted from
+    0. `tensor_split` are the shares of the devices: those of `rpc`, which are servers as "host:port", then this
+    machine's GPUs; without, each gets what its free memory holds. Raises EngineError where these contradict each other.
     """
 
     n_gpu_layers: int | None = None
@@ -51,8 +50,13 @@ class Placement:
         """Whether something other than this machine's CPU is asked for."""
         return bool(self.n_gpu_layers or self.main_gpu is not None or self.tensor_split or self.rpc)
 
+    @property
+    def fits_layers(self) -> bool:
+        """Whether the GPUs' free memory decides how many layers they get."""
+        return self.n_gpu_layers is None and not (self.tensor_split or self.rpc)
 
-ANYWHERE = Placement()  # all layers on GPUs, where there are such
+
+ANYWHERE = Placement()  # all layers on GPUs, where there are such, or as many as fit
 
 
 @dataclass(frozen=True)
@@ -87,18 +91,23 @@ def _listing(devices: Sequence[Device]) -> Any:  # noqa: ANN401
 ON_CPU = Placed(0, local=False, devices=_listing(()))
 
 
-def place(ggml: GgmlFunctions, wanted: Placement, *, has_gpus: bool) -> Placed:
+def place(
+    ggml: GgmlFunctions, wanted: Placement, *, has_gpus: bool, layers: Callable[[], Sequence[int]] = list
+) -> Placed:
     """Return what to tell llama.cpp; connects to the servers.
 
-    EngineError where a server can't be used, or a GPU or a share is given that isn't there. Where there is no device,
-    the model stays on the CPU, whatever is asked for.
+    `layers` returns the bytes of each layer; it is called where nobody says how many go to GPUs. EngineError where a
+    server can't be used, or a GPU or a share is given that isn't there. Where there is no device, the model stays on
+    the CPU, whatever is asked for.
     """
     if wanted.n_gpu_layers == 0 or not (wanted.rpc or has_gpus):
         return ON_CPU
+    local = _local(ggml, wanted.main_gpu) if has_gpus else []
     n_layers = ALL_LAYERS if wanted.n_gpu_layers is None else wanted.n_gpu_layers
+    if wanted.fits_layers and (n_layers := layers_that_fit(layers(), local)) == 0:
+        return ON_CPU
     if not (wanted.rpc or wanted.main_gpu is not None or wanted.tensor_split):
         return Placed(n_layers, local=True)
-    local = _local(ggml, wanted.main_gpu) if has_gpus else []
     found = [*(connect(ggml, wanted.rpc) if wanted.rpc else []), *local]
     try:
         shares = _shares(ggml, wanted.tensor_split, found)
@@ -125,19 +134,38 @@ def unused(wanted: Placement, *, has_gpus: bool) -> str | None:
 
 
 def without_kernel(ggml: GgmlFunctions, path: Path, devices: Sequence[Device]) -> list[str]:
-    """Return a line for each device that has no matrix product for a type of the file at `path`."""
+    """Return a line for each device that has no matrix product for a type of the file at `path`, or for a shape."""
     tensors = multiplied_tensors(path)
-    numbers = {tensor.dtype: (int(tensor.ggml_type), tensor.shape) for tensor in tensors}
+    kinds = {(tensor.dtype, int(tensor.ggml_type), tensor.shape): tensor.name for tensor in tensors}
     lines = []
     for device in devices:
-        lacking = unsupported(ggml, device, numbers.values())
-        names = sorted(name for name, (number, _) in numbers.items() if number in lacking)
-        if names:
+        lacking = [kind for kind in kinds if unsupported(ggml, device, [kind[1:]])]
+        multiplied = {dtype for dtype, *_ in kinds.keys() - lacking}
+        if names := sorted({dtype for dtype, *_ in lacking} - multiplied):
             lines.append(
                 f"{path}: {device.name} has no kernel for {', '.join(names)}, so the CPU multiplies these weights; "
                 f"`tritgguf convert {path} OUT.gguf --for {device.target}` stores the same weights in types with one"
             )
+        lines += (
+            f"{path}: {device.name} can't multiply {kinds[kind]}, {kind[0]} of {' × '.join(map(str, kind[2]))}, so the "
+            "CPU does"
+            for kind in lacking
+            if kind[0] in multiplied
+        )
     return lines
+
+
+def what_fits(ggml: GgmlFunctions, wanted: Placement, path: Path, cache_tokens: int | None) -> list[str]:
+    """Return a line where not all layers of the file at `path` go to this machine's GPUs, since they don't fit.
+
+    `cache_tokens` are those of all contexts, None as many as usual.
+    """
+    devices = used_gpus(ggml, wanted)
+    if not (wanted.fits_layers and devices):
+        return []
+    layers = layer_bytes(path, read_header(path), cache_tokens or CACHE_TOKENS)
+    n_fitting = layers_that_fit(layers, devices)
+    return [] if n_fitting == ALL_LAYERS else [fit_note(path, layers, n_fitting, devices)]
 
 
 def used_gpus(ggml: GgmlFunctions, wanted: Placement) -> list[Device]:

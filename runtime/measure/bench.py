@@ -209,7 +209,7 @@ def _fewest(sweep: dict[int, float]) -> int:
 
 
 def _opened(path: Path, n_ctx: int, placement: Placement) -> Model:
-    model = Model(path, placement=placement)
+    model = Model(path, placement=placement, cache_tokens=n_ctx)
     if n_ctx > model.n_ctx_train:
         model.close()
         raise EngineError(

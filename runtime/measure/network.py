@@ -38,7 +38,7 @@ class Network:
         writable: bool = False,
     ) -> None:
         self.path, self.n_ctx = path, n_ctx
-        self.model = Model(path, placement=placement, writable=writable)
+        self.model = Model(path, placement=placement, cache_tokens=n_ctx, writable=writable)
         try:
             if n_ctx > self.model.n_ctx_train:
                 raise EngineError(

@@ -19,7 +19,7 @@ from tritgguf.converter.errors import EngineError
 from tritgguf.converter.gguf_io import parts
 from tritgguf.runtime.chat.prompts import Prompts
 from tritgguf.runtime.chat.recommended_sampling import complete_sampling
-from tritgguf.runtime.chat.session import BATCH_TOKENS, context_tokens
+from tritgguf.runtime.chat.session import BATCH_TOKENS, DEFAULT_N_CTX, context_tokens
 from tritgguf.runtime.engine.backend import Model
 from tritgguf.runtime.engine.context import MAX_OUTPUT_ROWS, Context
 from tritgguf.runtime.engine.hardware import default_threads
@@ -39,6 +39,11 @@ class Capacity:
     n_ctx: int | None = None
     n_threads: int | None = None
     placement: Placement = ANYWHERE
+
+    @property
+    def cache_tokens(self) -> int:
+        """Of all conversations of a model, where it can have that many."""
+        return self.n_slots * (self.n_ctx or DEFAULT_N_CTX)
 
 
 class ServedModel:
@@ -134,7 +139,8 @@ def open_models(files: Sequence[tuple[str, Path]], capacity: Capacity) -> Iterat
 
 
 def _open(stack: ExitStack, name: str, path: Path, capacity: Capacity) -> ServedModel:
-    model = stack.enter_context(Model(os.fspath(path), placement=capacity.placement))
+    model = Model(os.fspath(path), placement=capacity.placement, cache_tokens=capacity.cache_tokens)
+    stack.enter_context(model)
     n_ctx = context_tokens(model, capacity.n_ctx)
     context = Context(
         model,

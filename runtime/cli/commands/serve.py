@@ -80,7 +80,7 @@ def serve(
     how = Options(host, api_key, queue, timeout, context_shift, limits)
     with bind(host, port) as listener:  # first: to get a model may take minutes
         found = [runnable(model) for model in models]
-        placing.note_limits(placement, [model.path for model in found])
+        placing.note_limits(placement, [model.path for model in found], capacity.cache_tokens)
         serve(listener, [(model.name, model.path) for model in found], capacity, how, listening=listening)
 
 

@@ -7,8 +7,10 @@ make test BACKEND=vulkan PYTEST_ARGS=tests/runtime/engine`.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -16,8 +18,11 @@ import tritgguf.converter
 import tritgguf.runtime
 from tests.paths import ROOT
 from tests.runtime.engine.test_rpc import server
-from tritgguf.runtime.engine import backend
+from tritgguf.runtime.engine import backend, placement
 from tritgguf.runtime.engine.devices import gpus
+from tritgguf.runtime.engine.gguf_header import read_header
+from tritgguf.runtime.engine.gpu_memory import LEFT_FREE_BYTES, layer_bytes
+from tritgguf.runtime.engine.placement import ANYWHERE
 
 pytestmark = pytest.mark.skipif(not backend.supports_gpu(), reason="this llama.cpp finds no GPU: make BACKEND=vulkan")
 
@@ -25,6 +30,7 @@ DEMO = ROOT / "vendor" / "demo-model"
 # More tokens than llama.cpp leaves to the CPU, where there is a GPU.
 LONG = " ".join(["Who are you, and what do you like to do all day long?"] * 6)
 COMPUTES = re.compile(r"sched_reserve: +(\S+) compute buffer size")
+HELD = re.compile(r"(\w+) (?:model|KV) buffer size = +([\d.]+) MiB")
 OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 
 
@@ -79,3 +85,52 @@ def test_a_server_offers_its_gpu(folder: Path, monkeypatch) -> None:
         logits, log = evaluated(path, monkeypatch, rpc=(address,), main_gpu=0, tensor_split=(1, 0))
     assert any(name.startswith("RPC") for name in COMPUTES.findall(log))
     assert divergence(expected, logits) < 0.002
+
+
+def on_gpus(log: str) -> float:
+    """Return the MiB of weights and caches on GPUs."""
+    return sum(float(size) for name, size in HELD.findall(log) if not name.startswith(("CPU", "Vulkan_Host")))
+
+
+@pytest.mark.parametrize("type_name", ["tq2_0", "f16"])
+def test_what_layers_need_is_what_llama_cpp_takes(type_name: str, folder: Path, monkeypatch) -> None:
+    path = demo(folder, type_name)
+    layers = layer_bytes(path, read_header(path), 256)
+    for count in (1, 3, len(layers)):
+        _, log = evaluated(path, monkeypatch, n_gpu_layers=count)
+        assert on_gpus(log) == pytest.approx(sum(layers[-count:]) / 2**20, abs=0.02)
+
+
+def test_as_many_layers_as_fit(folder: Path, monkeypatch) -> None:
+    path = demo(folder, "tq2_0")
+    layers, found = layer_bytes(path, read_header(path), 256), gpus(backend.ggml())
+    expected, _ = evaluated(path, monkeypatch, n_gpu_layers=0)
+    for count in (0, 1, 4):
+        room = LEFT_FREE_BYTES + sum(layers[len(layers) - count :]) + layers[-count - 1] - 1
+        few = [replace(found[0], free_bytes=room), *(replace(gpu, free_bytes=0) for gpu in found[1:])]
+        monkeypatch.setattr(placement, "gpus", lambda _ggml, few=few: few)
+        logits, log = evaluated(path, monkeypatch)
+        assert OFFLOADED.findall(log) == [(str(count), str(len(layers)))]
+        assert divergence(expected, logits) < 0.002
+        (line,) = placement.what_fits(backend.ggml(), ANYWHERE, path, 256)
+        where = f"so the last {count} of 9 layers go there" if count else "so no layer goes there"
+        assert line.startswith(f"{path}: {found[0].name} has 1.0")
+        assert where in line
+    monkeypatch.undo()
+    assert placement.what_fits(backend.ggml(), ANYWHERE, path, 256) == []
+
+
+def test_a_matrix_that_is_too_large_is_named(tmp_path: Path) -> None:
+    gpu = gpus(backend.ggml())[0]
+    if "llvmpipe" not in gpu.description:
+        pytest.skip("only llvmpipe's limit, 128 MiB, is known")
+    path = tmp_path / "large.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, n_rows in (("output.weight", 300_000), ("blk.0.ffn_up.weight", 16)):
+        writer.add_tensor(name, np.zeros((n_rows, 256), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    line = f"{path}: {gpu.name} can't multiply output.weight, F16 of 300000 × 256, so the CPU does"
+    assert placement.without_kernel(backend.ggml(), path, [gpu]) == [line]

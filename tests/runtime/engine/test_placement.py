@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -16,12 +17,16 @@ from tests.paths import ROOT
 from tritgguf.converter.errors import EngineError
 from tritgguf.converter.quant.codec import codecs
 from tritgguf.runtime.engine import backend
-from tritgguf.runtime.engine.devices import CPU, all_devices, unsupported
-from tritgguf.runtime.engine.gguf_header import multiplied_tensors
+from tritgguf.runtime.engine.devices import CPU, GPU, Device, all_devices, unsupported
+from tritgguf.runtime.engine.gguf_header import multiplied_tensors, read_header
+from tritgguf.runtime.engine.gpu_memory import ALL_LAYERS, LEFT_FREE_BYTES, layer_bytes, layers_that_fit
 from tritgguf.runtime.engine.kernels import library as kernels
 from tritgguf.runtime.engine.placement import Placement, place
 
 DEMO = ROOT / "vendor" / "demo-model"
+CACHE_KEYS = [
+    f"llama.{name}" for name in ("block_count", "attention.head_count_kv", "embedding_length", "attention.head_count")
+]
 CUT_OFF = "(cut off: --max-tokens reached)\n"
 without_gpu = pytest.mark.skipif(backend.supports_gpu(), reason="there is a GPU here")
 # A device that multiplies some types only: tritgguf's kernels as llama.cpp loads them. For a process of its own, since
@@ -86,6 +91,27 @@ def test_options_that_do_nothing_here_say_so(demo: Path, monkeypatch, capsys) ->
 def test_a_gpu_that_is_not_there() -> None:
     with pytest.raises(EngineError, match="there is no GPU 0 here"):
         place(backend.ggml(), Placement(main_gpu=0), has_gpus=True)
+
+
+def test_how_many_layers_fit() -> None:
+    layers = [10, 20, 30, 40]  # the last one is the output layer
+    for free, count in (((0,), 0), ((39,), 0), ((40,), 1), ((89,), 2), ((90,), 3), ((45, 45), 3), ((100,), ALL_LAYERS)):
+        found = [Device(0, "GPU", "", GPU, "CUDA", LEFT_FREE_BYTES + each, 10**10) for each in free]
+        assert layers_that_fit(layers, found) == count, free
+    too_little, unknown = (Device(0, "GPU", "", GPU, "CUDA", 1000, total) for total in (10**10, 0))
+    assert layers_that_fit(layers, [too_little, too_little]) == 0
+    assert layers_that_fit(layers, [unknown]) == ALL_LAYERS
+
+
+def test_what_the_layers_of_a_file_need(demo: Path) -> None:
+    tensors, header = {one.name: one.n_bytes for one in gguf.GGUFReader(demo).tensors}, read_header(demo)
+    numbers = [field.contents() for field in map(gguf.GGUFReader(demo).fields.get, CACHE_KEYS)]
+    n_blocks, n_heads, head_size = numbers[0], numbers[1], numbers[2] // numbers[3]
+    *blocks, output = layer_bytes(demo, header, 100)
+    cache = 100 * 2 * n_heads * head_size * 2  # keys and values of F16
+    assert len(blocks) == n_blocks
+    assert sum(blocks) + output == sum(tensors.values()) + n_blocks * cache  # the embeddings are the output layer too
+    assert output == sum(size for name, size in tensors.items() if not name.startswith("blk."))
 
 
 def test_a_split_is_a_list_of_numbers(demo: Path, monkeypatch, capsys) -> None:
