@@ -50,9 +50,9 @@ def layer_bytes(path: Path, header: Header, cache_tokens: int) -> list[int]:
 def layers_that_fit(layers: Sequence[int], devices: Sequence[Device]) -> int:
     """Return how many layers, the last ones, the devices' free memory holds; ALL_LAYERS for all.
 
-    `layers` are their bytes. A device that doesn't tell how much it has gets what it gets.
+    `layers` are their bytes. It is all, too, where the devices or their memory aren't known.
     """
-    if not all(device.total_bytes for device in devices):
+    if not (devices and all(device.total_bytes for device in devices)):
         return ALL_LAYERS
     room = sum(max(0, device.free_bytes - LEFT_FREE_BYTES) for device in devices)
     for count, size in enumerate(reversed(layers)):
@@ -65,8 +65,8 @@ def layers_that_fit(layers: Sequence[int], devices: Sequence[Device]) -> int:
 def fit_note(path: Path, layers: Sequence[int], n_fitting: int, devices: Sequence[Device]) -> str:
     """Say in one line that not all layers fit."""
     free = ", ".join(f"{device.name} has {format_size(device.free_bytes)} of memory free" for device in devices)
-    where = f"the last {n_fitting} of {len(layers)} layers go there" if n_fitting else "no layer goes there"
+    result = f"the last {n_fitting} of {len(layers)} layers go there and the CPU computes the rest"
     return (
-        f"{path}: {free} and the model needs {format_size(sum(layers))}, so {where} and the CPU computes the rest; "
-        "--gpu-layers decides otherwise"
+        f"{path}: {free} and the model needs {format_size(sum(layers))}, so "
+        f"{result if n_fitting else 'the CPU computes all of it'}; --gpu-layers decides otherwise"
     )

@@ -113,7 +113,7 @@ def test_as_many_layers_as_fit(folder: Path, monkeypatch) -> None:
         assert OFFLOADED.findall(log) == [(str(count), str(len(layers)))]
         assert divergence(expected, logits) < 0.002
         (line,) = placement.what_fits(backend.ggml(), ANYWHERE, path, 256)
-        where = f"so the last {count} of 9 layers go there" if count else "so no layer goes there"
+        where = f"so the last {count} of 9 layers go there" if count else "so the CPU computes all of it"
         assert line.startswith(f"{path}: {found[0].name} has 1.0")
         assert where in line
     monkeypatch.undo()

@@ -101,6 +101,7 @@ def test_how_many_layers_fit() -> None:
     too_little, unknown = (Device(0, "GPU", "", GPU, "CUDA", 1000, total) for total in (10**10, 0))
     assert layers_that_fit(layers, [too_little, too_little]) == 0
     assert layers_that_fit(layers, [unknown]) == ALL_LAYERS
+    assert layers_that_fit(layers, []) == ALL_LAYERS
 
 
 def test_what_the_layers_of_a_file_need(demo: Path) -> None:
