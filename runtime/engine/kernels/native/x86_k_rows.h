@@ -1,5 +1,6 @@
-// One column on x86 of Q6_K and Q2_K, four rows side by side as in x86_rows.h, in vectors of 256 bits. A column has for each 256
-// values: these, then the sums of each 16 of them in 16 bits.
+// One column on x86, in vectors of 256 bits: four rows of Q2_K side by side, as in x86_rows.h, or four blocks of a row of Q6_K.
+// Q6_K has so many bytes that a processor reads them faster in their order, ahead by itself, than it can be told to prefetch.
+// A column has for each 256 values: these, then the sums of each 16 of them in 16 bits.
 #pragma once
 #include "x86_vectors.h"
 
@@ -70,12 +71,12 @@ ALWAYS_INLINE __m256i add_eight(const __m256i v[8]) {
     return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
 }
 
-ALWAYS_INLINE __m128 scales_of_rows(const char * const rows[4], int64_t offset) {
+ALWAYS_INLINE __m128 scales_of_four(const char * const blocks[4], int64_t offset) {
     __m128i halves = _mm_setzero_si128();
-    halves = _mm_insert_epi16(halves, half_at(rows[0] + offset), 0);
-    halves = _mm_insert_epi16(halves, half_at(rows[1] + offset), 1);
-    halves = _mm_insert_epi16(halves, half_at(rows[2] + offset), 2);
-    halves = _mm_insert_epi16(halves, half_at(rows[3] + offset), 3);
+    halves = _mm_insert_epi16(halves, half_at(blocks[0] + offset), 0);
+    halves = _mm_insert_epi16(halves, half_at(blocks[1] + offset), 1);
+    halves = _mm_insert_epi16(halves, half_at(blocks[2] + offset), 2);
+    halves = _mm_insert_epi16(halves, half_at(blocks[3] + offset), 3);
     return _mm_cvtph_ps(halves);
 }
 
@@ -83,10 +84,9 @@ ALWAYS_INLINE __m128 add_block(__m128 totals, __m128i exact, float column_scale,
     return _mm_fmadd_ps(_mm_mul_ps(_mm_cvtepi32_ps(exact), _mm_set1_ps(column_scale)), scales, totals);
 }
 
-template <int TYPE>
-void multiply_four_k_rows(const char * weights, size_t row_bytes, int n_rows, int64_t n_blocks, const column_parts & column,
-                          float * results) {
-    constexpr int stride = TYPE == Q6_K ? 210 : 84;
+void multiply_four_q2_k_rows(const char * weights, size_t row_bytes, int n_rows, int64_t n_blocks, const column_parts & column,
+                             float * results) {
+    constexpr int stride = 84;
     const char * ahead = weights + 3 * row_bytes + PREFETCH_BYTES;
     const char * rows[4];
     UNROLL for (int row = 0; row < 4; row++)
@@ -98,18 +98,14 @@ void multiply_four_k_rows(const char * weights, size_t row_bytes, int n_rows, in
         const int8_t * values = column.values + K_PLACES * block;
         const float column_scale = column.scales[block];
         __m256i lanes[8];
-        memset(lanes, 0, sizeof lanes);
         UNROLL for (int row = 0; row < 4; row++) {
-            lanes[row] = (TYPE == Q6_K ? q6_k_lanes : q2_k_lanes)(rows[row], values);
-            if (TYPE == Q2_K)
-                lanes[4 + row] = q2_k_minima(rows[row], values);
+            lanes[row] = q2_k_lanes(rows[row], values);
+            lanes[4 + row] = q2_k_minima(rows[row], values);
         }
         const __m256i exact = add_eight(lanes);
-        totals = add_block(totals, _mm256_castsi256_si128(exact), column_scale, scales_of_rows(rows, TYPE == Q6_K ? 208 : 80));
-        if (TYPE == Q2_K) {
-            const __m128 negative = _mm_xor_ps(scales_of_rows(rows, 82), _mm_set1_ps(-0.0f));
-            totals = add_block(totals, _mm256_extracti128_si256(exact, 1), column_scale, negative);
-        }
+        totals = add_block(totals, _mm256_castsi256_si128(exact), column_scale, scales_of_four(rows, 80));
+        const __m128 negative = _mm_xor_ps(scales_of_four(rows, 82), _mm_set1_ps(-0.0f));
+        totals = add_block(totals, _mm256_extracti128_si256(exact, 1), column_scale, negative);
         UNROLL for (int row = 0; row < 4; row++)
             rows[row] += stride;
     }
@@ -118,12 +114,49 @@ void multiply_four_k_rows(const char * weights, size_t row_bytes, int n_rows, in
     memcpy(results, lanes, (n_rows < 4 ? n_rows : 4) * sizeof(float));
 }
 
+// Add up to four blocks of a row to its total, one after the other
+template <int BLOCKS>
+ALWAYS_INLINE __m128 add_q6_k_blocks(__m128 total, const char * row, const column_parts & column, int64_t block) {
+    constexpr int stride = 210, scale_at = 208;
+    const char * blocks[4];
+    __m256i lanes[8];
+    float of_column[4] = {};
+    UNROLL for (int i = 0; i < 4; i++) {
+        blocks[i] = row + (block + (i < BLOCKS ? i : 0)) * stride;
+        lanes[i] = i < BLOCKS ? q6_k_lanes(blocks[i], column.values + K_PLACES * (block + i)) : _mm256_setzero_si256();
+        lanes[4 + i] = _mm256_setzero_si256();
+    }
+    memcpy(of_column, column.scales + block, BLOCKS * sizeof(float));
+    const __m128 sums = _mm_cvtepi32_ps(_mm256_castsi256_si128(add_eight(lanes)));
+    float products[4], scales[4];
+    _mm_storeu_ps(products, _mm_mul_ps(sums, _mm_loadu_ps(of_column)));
+    _mm_storeu_ps(scales, scales_of_four(blocks, scale_at));
+    UNROLL for (int i = 0; i < BLOCKS; i++)
+        total = _mm_fmadd_ss(_mm_load_ss(products + i), _mm_load_ss(scales + i), total);
+    return total;
+}
+
+void multiply_q6_k_row(const char * row, int64_t n_blocks, const column_parts & column, float * result) {
+    __m128 total = _mm_setzero_ps();
+    int64_t block = 0;
+    for (; block + 4 <= n_blocks; block += 4)
+        total = add_q6_k_blocks<4>(total, row, column, block);
+    for (; block < n_blocks; block++)
+        total = add_q6_k_blocks<1>(total, row, column, block);
+    _mm_store_ss(result, total);
+}
+
 template <int TYPE>
 void multiply_k_rows(const weight_format & format, const char * weights, size_t row_bytes, int n_rows, int64_t n_inputs,
                      char * place, float * results) {
     const column_parts column = parts_of_column(place, format, n_inputs);
-    for (int row = 0; row < n_rows; row += 4)
-        multiply_four_k_rows<TYPE>(weights + row * row_bytes, row_bytes, n_rows - row, n_inputs / 256, column, results + row);
+    const int64_t n_blocks = n_inputs / 256;
+    if (TYPE == Q6_K)
+        for (int row = 0; row < n_rows; row++)
+            multiply_q6_k_row(weights + row * row_bytes, n_blocks, column, results + row);
+    else
+        for (int row = 0; row < n_rows; row += 4)
+            multiply_four_q2_k_rows(weights + row * row_bytes, row_bytes, n_rows - row, n_blocks, column, results + row);
 }
 
 }  // namespace
