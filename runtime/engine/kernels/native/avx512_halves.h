@@ -7,8 +7,6 @@
 
 namespace {
 
-constexpr int HALVES_AHEAD = 4096;
-
 // Lanes that are 8, 4, 2 and 1 apart
 ALWAYS_INLINE float sum_of_16(sixteen lanes) {
     const __m256 eight = add_halves_of_16(lanes);
@@ -17,7 +15,8 @@ ALWAYS_INLINE float sum_of_16(sixteen lanes) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-// What is read next is prefetched: further on in a single row, else the rows after these.
+// The rows after these are prefetched, into the L2 cache, which can wait for more lines than the L1 cache; a single row is read
+// in the order of memory, which processors foresee.
 template <int ROWS, int COLUMNS>
 void multiply_halves_tile(const char * weights, size_t row_bytes, int64_t n_inputs, const char * activations,
                           size_t activation_bytes, float * results, size_t result_bytes) {
@@ -25,10 +24,11 @@ void multiply_halves_tile(const char * weights, size_t row_bytes, int64_t n_inpu
     UNROLL for (int row = 0; row < ROWS; row++)
         UNROLL for (int column = 0; column < COLUMNS; column++)
             sums[row][column] = zero_16();
-    const char * ahead = weights + (ROWS == 1 ? HALVES_AHEAD : ROWS * row_bytes);
+    const char * ahead = weights + ROWS * row_bytes;
     for (int64_t i = 0; i < n_inputs; i += 16) {
-        UNROLL for (int line = 0; line < ROWS * 32; line += 64)
-            _mm_prefetch(ahead + ROWS * 2 * i + line, _MM_HINT_T0);
+        if constexpr (ROWS > 1)
+            UNROLL for (int line = 0; line < ROWS * 32; line += 64)
+                _mm_prefetch(ahead + ROWS * 2 * i + line, _MM_HINT_T1);
         sixteen values[COLUMNS];
         UNROLL for (int column = 0; column < COLUMNS; column++)
             values[column] = load_16((const float *) (activations + column * activation_bytes) + i);

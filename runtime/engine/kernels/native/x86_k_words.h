@@ -75,10 +75,10 @@ ALWAYS_INLINE void q2_k_factors(const char * const rows[8], int64_t offset, int 
 }
 
 // What the next rows need is prefetched in the order of memory, a few lines at a time: a hundred at once wait for each other.
-template <int BYTES>
+template <int BYTES, int ALL_BYTES>
 ALWAYS_INLINE void prefetch_part(const char *& ahead) {
     UNROLL for (int i = 0; i < BYTES; i += 64)
-        _mm_prefetch(ahead + i, _MM_HINT_T0);
+        prefetch<ALL_BYTES>(ahead + i);
     ahead += BYTES;
 }
 
@@ -90,7 +90,7 @@ void unpack_q6_k(const char * const rows[k_unit<VECTORS>::rows], int64_t offset,
     for (int row = 0; row < k_unit<VECTORS>::rows; row += 8) {
         for (int i = 0; i < 6; i++) {
             __m256 words[8];
-            prefetch_part<8 * 210 / 6>(ahead);
+            prefetch_part<8 * 210 / 6, k_unit<VECTORS>::rows * 210>(ahead);
             words_of_rows(rows + row, offset + 32 * i, words);
             UNROLL for (int word = 0; word < 8; word++)
                 _mm256_store_si256((__m256i *) (packed + (8 * i + word) * word_bytes + 4 * row), as_integers(words[word]));
@@ -122,7 +122,7 @@ void unpack_q2_k(const char * const rows[k_unit<VECTORS>::rows], int64_t offset,
     for (int row = 0; row < k_unit<VECTORS>::rows; row += 8) {
         for (int half = 0; half < 2; half++) {
             __m256 words[8];
-            prefetch_part<8 * 84 / 2>(ahead);
+            prefetch_part<8 * 84 / 2, k_unit<VECTORS>::rows * 84>(ahead);
             words_of_rows(rows + row, offset + 16 + 32 * half, words);
             UNROLL for (int word = 0; word < 8; word++)
                 _mm256_store_si256((__m256i *) (packed + (8 * half + word) * word_bytes + 4 * row), as_integers(words[word]));

@@ -257,7 +257,7 @@ void multiply_few_rows(const char * weights, size_t row_bytes, int n_rows, int64
     int current = 0;
     for (int64_t value = 0; value < n_inputs; value += unit_values, ahead += ROWS * unit_bytes, current ^= 1) {
         for (int i = 0; i < ROWS * unit_bytes; i += 64)
-            _mm_prefetch(ahead + i, _MM_HINT_T0);
+            prefetch<ROWS * unit_bytes>(ahead + i);
         offset += unit_bytes;
         if (value + unit_values < n_inputs)
             unpack_unit<TYPE, VECTORS>(rows, offset, blocks_from(value + unit_values), units[current ^ 1]);
