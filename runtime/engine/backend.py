@@ -33,7 +33,7 @@ from tritgguf.runtime.engine.interrupt import interruptible
 from tritgguf.runtime.engine.kernels.install import CpuKernels, install
 from tritgguf.runtime.engine.memory import available_memory, cache_bytes, check_memory
 from tritgguf.runtime.engine.native_log import NativeLog
-from tritgguf.runtime.engine.placement import ANYWHERE, ON_CPU, Placed, Placement, place
+from tritgguf.runtime.engine.placement import ANYWHERE, CPU_ALONE, Placed, Placement, place
 
 # A failing assertion in ggml would otherwise start gdb on this process to print a C backtrace.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
@@ -178,7 +178,7 @@ class Model:
             relu2.check_request(self.path, header.values, placement)
             params.kv_overrides = _STOCK_ARCHITECTURE
         only_cpu = vocab_only or self.needs_relu2
-        self._placed = ON_CPU if only_cpu else self._place(placement, cache_tokens or CACHE_TOKENS)
+        self._placed = CPU_ALONE if only_cpu else self._place(placement, cache_tokens or CACHE_TOKENS)
         params.devices, params.tensor_split = self._placed.device_list, self._placed.shares
         params.n_gpu_layers = self._placed.n_gpu_layers
         try:

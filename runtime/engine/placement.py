@@ -88,12 +88,10 @@ def _listing(devices: Sequence[Device]) -> Any:  # noqa: ANN401
 
 
 # An empty list: without layers to compute, a GPU would still multiply long prompts with the CPU's weights.
-ON_CPU = Placed(0, local=False, devices=_listing(()))
+CPU_ALONE = Placed(0, local=False, devices=_listing(()))
 
 
-def place(
-    ggml: GgmlFunctions, wanted: Placement, *, has_gpus: bool, layers: Callable[[], Sequence[int]] = list
-) -> Placed:
+def place(ggml: GgmlFunctions, wanted: Placement, *, has_gpus: bool, layers: Callable[[], Sequence[int]]) -> Placed:
     """Return what to tell llama.cpp; connects to the servers.
 
     `layers` returns the bytes of each layer; it is called where nobody says how many go to GPUs. EngineError where a
@@ -101,11 +99,11 @@ def place(
     the CPU, whatever is asked for.
     """
     if wanted.n_gpu_layers == 0 or not (wanted.rpc or has_gpus):
-        return ON_CPU
+        return CPU_ALONE
     local = _local(ggml, wanted.main_gpu) if has_gpus else []
     n_layers = ALL_LAYERS if wanted.n_gpu_layers is None else wanted.n_gpu_layers
     if wanted.fits_layers and (n_layers := layers_that_fit(layers(), local)) == 0:
-        return ON_CPU
+        return CPU_ALONE
     if not (wanted.rpc or wanted.main_gpu is not None or wanted.tensor_split):
         return Placed(n_layers, local=True)
     found = [*(connect(ggml, wanted.rpc) if wanted.rpc else []), *local]

@@ -90,7 +90,7 @@ def test_options_that_do_nothing_here_say_so(demo: Path, monkeypatch, capsys) ->
 @without_gpu
 def test_a_gpu_that_is_not_there() -> None:
     with pytest.raises(EngineError, match="there is no GPU 0 here"):
-        place(backend.ggml(), Placement(main_gpu=0), has_gpus=True)
+        place(backend.ggml(), Placement(main_gpu=0), has_gpus=True, layers=list)
 
 
 def test_how_many_layers_fit() -> None:

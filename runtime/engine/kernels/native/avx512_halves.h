@@ -15,8 +15,8 @@ ALWAYS_INLINE float sum_of_16(sixteen lanes) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-// The rows after these are prefetched, into the L2 cache, which can wait for more lines than the L1 cache; a single row is read
-// in the order of memory, which processors foresee.
+// The rows after these are prefetched into the L2 cache, as in x86_vectors.h. A single row isn't: processors prefetch a stream by
+// themselves.
 template <int ROWS, int COLUMNS>
 void multiply_halves_tile(const char * weights, size_t row_bytes, int64_t n_inputs, const char * activations,
                           size_t activation_bytes, float * results, size_t result_bytes) {

@@ -1,5 +1,5 @@
 // One column on x86, in vectors of 256 bits: four rows of Q2_K side by side, as in x86_rows.h, or four blocks of a row of Q6_K.
-// Q6_K has so many bytes that a processor reads them faster in their order, ahead by itself, than it can be told to prefetch.
+// A row of Q6_K is read on its own: a processor prefetches such a stream by itself, and its many bytes faster than if told to.
 // A column has for each 256 values: these, then the sums of each 16 of them in 16 bits.
 #pragma once
 #include "x86_vectors.h"

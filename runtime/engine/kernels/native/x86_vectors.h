@@ -27,8 +27,8 @@ ALWAYS_INLINE __m256i first_digit(__m256i bytes) {
                                            _mm256_cmpgt_epi8(bytes, _mm256_set1_epi8(170 - 128))));
 }
 
-// Prefetch the line at an address, one of BYTES that are asked for at the same time. A core waits for 16 to 24 lines on their way into
-// its L1 cache; where there are more they go to the L2 cache, which waits for twice as many.
+// Prefetch the line at an address, one of BYTES that are asked for at the same time. Many lines go to the L2 cache: on a Zen 4,
+// more than 24 arrive there up to twice as fast as in the L1 cache, fewer don't (docs/performance.md).
 template <int64_t BYTES>
 ALWAYS_INLINE void prefetch(const char * address) {
     _mm_prefetch(address, BYTES > 24 * 64 ? _MM_HINT_T1 : _MM_HINT_T0);
