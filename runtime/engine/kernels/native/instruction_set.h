@@ -72,7 +72,7 @@ struct instruction_set {
     int rows_of_item;  // a multiple of panel_rows; what of them is unpacked at a time should stay in an L2 cache
     // Up to so many columns are computed from packed codes; for more it pays to unpack rows. Zero without multiply_few.
     int most_few_columns;
-    bool has_q8_0;  // by multiply_few, for any number of columns, as Q6_K and Q2_K from two columns on
+    bool has_q8_0;  // by multiply_rows and, from two columns on, by multiply_few, as Q6_K and Q2_K
     // One column's activations in 8 bits, for multiply_rows
     void (*quantize_column)(const weight_format & format, const float * activations, int64_t n_inputs, char * column);
     // One column's results of some rows

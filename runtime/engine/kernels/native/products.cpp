@@ -80,9 +80,7 @@ enum path { SINGLE, FEW, MANY, HALVES };
 path path_of(const weight_format & format, const instruction_set & set, int64_t n_columns) {
     if (format.type == F16)
         return HALVES;
-    if (format.type == Q8_0)
-        return FEW;
-    if (is_k(format.type))
+    if (format.type == Q8_0 || is_k(format.type))
         return n_columns == 1 ? SINGLE : FEW;
     if (set.most_few_columns && n_columns > 1)
         return n_columns <= set.most_few_columns ? FEW : MANY;
@@ -125,12 +123,13 @@ void product::single_columns(void) const {
         set.quantize_column(format, (const float *) (job.activations + column * job.activation_bytes), job.n_inputs,
                             columns + column * bytes);
     const int64_t n_parts = divide_up(job.n_rows, ROWS_TOGETHER);
+    const int64_t first = n_parts * team.thread / team.n_threads * ROWS_TOGETHER;
     const int64_t last = std::min(job.n_rows, n_parts * (team.thread + 1) / team.n_threads * ROWS_TOGETHER);
-    for (int64_t row = n_parts * team.thread / team.n_threads * ROWS_TOGETHER; row < last; row += ROWS_TOGETHER)
+    const int64_t at_once = job.n_columns == 1 ? last - first : ROWS_TOGETHER;  // one column reads a thread's rows in its own order
+    for (int64_t row = first; row < last; row += at_once)
         for (int64_t column = 0; column < job.n_columns; column++)
-            set.multiply_rows(format, job.weights + row * job.row_bytes, job.row_bytes,
-                              (int) std::min<int64_t>(ROWS_TOGETHER, last - row), job.n_inputs, columns + column * bytes,
-                              result(row, column));
+            set.multiply_rows(format, job.weights + row * job.row_bytes, job.row_bytes, (int) std::min(at_once, last - row),
+                              job.n_inputs, columns + column * bytes, result(row, column));
 }
 
 // Threads share the groups of all columns, then the rows: in large parts, since what is read next is prefetched, unless rows are

@@ -115,28 +115,35 @@ inline void place_parts(const int8_t * values, int8_t * places) {
     }
 }
 
-void quantize_column(const weight_format & format, const float * activations, int64_t n_inputs, char * place) {
-    const column_parts column = parts_of_column(place, format, n_inputs);
-    const int64_t n_groups = n_inputs / format.group_values;
-    const size_t padded_groups = column_groups(format, n_inputs);
-    if (format.type == Q2_0) {
-        memset(column.values + n_inputs / 512 * 512, 0, column_values_bytes(n_inputs) - n_inputs / 512 * 512);
-        memset(column.sums, 0, 4 * padded_groups);
-        memset(column.scales, 0, 4 * padded_groups);
-        quantize_column_q2_0(activations, n_inputs, column);
-        return;
-    }
-    for (int64_t group = 0; group < n_groups; group++) {
+void quantize_column_of_256(int type, const float * activations, int64_t n_inputs, const column_parts & column) {
+    for (int64_t group = 0; group < n_inputs / 256; group++) {
         int8_t values[256];
         column.scales[group] = quantize_group<256>(activations + 256 * group, values);
         column.sums[group] = sum_of<256>(values);
-        if (format.type == Q6_K || format.type == Q2_K)
+        if (type == Q6_K || type == Q2_K)
             place_parts(values, column.values + 512 * group);
         else
-            place_values(format.type, values, group, column.values);
+            place_values(type, values, group, column.values);
     }
-    memset(column.sums + n_groups, 0, 4 * (padded_groups - n_groups));
-    memset(column.scales + n_groups, 0, 4 * (padded_groups - n_groups));
+}
+
+void quantize_column_q8_0(const float * activations, int64_t n_inputs, const column_parts & column) {
+    for (int64_t group = 0; group < n_inputs / 32; group++) {
+        column.scales[group] = quantize_group<32>(activations + 32 * group, column.values + 32 * group);
+        column.sums[group] = sum_of<32>(column.values + 32 * group);
+    }
+}
+
+void quantize_column(const weight_format & format, const float * activations, int64_t n_inputs, char * place) {
+    const column_parts column = parts_of_column(place, format, n_inputs);
+    memset(column.sums, 0, 4 * column_groups(format, n_inputs));
+    memset(column.scales, 0, 4 * column_groups(format, n_inputs));
+    if (format.type == Q8_0)
+        return quantize_column_q8_0(activations, n_inputs, column);
+    if (format.type != Q2_0)
+        return quantize_column_of_256(format.type, activations, n_inputs, column);
+    memset(column.values + n_inputs / 512 * 512, 0, column_values_bytes(n_inputs) - n_inputs / 512 * 512);
+    quantize_column_q2_0(activations, n_inputs, column);
 }
 
 // `order`: where each WORD values of a group come from, null for their own order

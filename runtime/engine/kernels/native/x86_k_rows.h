@@ -1,6 +1,5 @@
-// One column on x86, in vectors of 256 bits: four rows of Q2_K side by side, as in x86_rows.h, or four blocks of a row of Q6_K.
-// A row of Q6_K is read on its own: a processor prefetches such a stream by itself, and its many bytes faster than if told to.
-// A column has for each 256 values: these, then the sums of each 16 of them in 16 bits.
+// One column of Q2_K or Q6_K on x86, in vectors of 256 bits. The including file has defined what x86_blocks_256.h wants of it:
+// accumulate() and accumulate_words(). A column has for each 256 values: these, then the sums of each 16 of them in 16 bits.
 #pragma once
 #include "x86_vectors.h"
 
@@ -14,10 +13,22 @@ ALWAYS_INLINE __m256i halves_of_factors(__m128i factors) {
     return _mm256_cvtepi8_epi16(_mm_shuffle_epi8(factors, places));
 }
 
-// 16 sums of two products, in 16 bits, times the factors of two parts
-ALWAYS_INLINE __m256i times_factors(__m256i sums, __m256i halves, int two_parts) {
-    const __m256i places = _mm256_set1_epi16((short) (2 * two_parts | (2 * two_parts + 1) << 8));
-    return _mm256_madd_epi16(sums, _mm256_shuffle_epi8(halves, places));
+// Two vectors of codes times values. Each half of a vector is a part; the first vector has two parts from part 2 * i on, the
+// other one from 2 * j on, whose factors they are multiplied by. Exact, since four products of codes up to 63 fit 16 bits.
+ALWAYS_INLINE __m256i add_parts(__m256i sums, __m256i codes, const int8_t * values, int i, __m256i other_codes,
+                                const int8_t * other_values, int j, __m256i halves) {
+    const int64_t of_i = 0x0001000100010001 * (2 * i | (2 * i + 1) << 8), of_j = 0x0001000100010001 * (2 * j | (2 * j + 1) << 8);
+#ifdef SUMS_OF_PAIRS
+    const __m256i products = _mm256_maddubs_epi16(codes, load(values));
+    sums = accumulate_words(sums, products, _mm256_shuffle_epi8(halves, _mm256_set1_epi64x(of_i)));
+    const __m256i other_products = _mm256_maddubs_epi16(other_codes, load(other_values));
+    return accumulate_words(sums, other_products, _mm256_shuffle_epi8(halves, _mm256_set1_epi64x(of_j)));
+#else
+    const __m256i fours = accumulate(_mm256_setzero_si256(), codes, load(values));
+    const __m256i other_fours = accumulate(_mm256_setzero_si256(), other_codes, load(other_values));
+    const __m256i places = _mm256_setr_epi64x(of_i, of_j, of_i, of_j);
+    return accumulate_words(sums, _mm256_packs_epi32(fours, other_fours), _mm256_shuffle_epi8(halves, places));
+#endif
 }
 
 ALWAYS_INLINE __m256i part_sums(const int8_t * values) {
@@ -33,29 +44,32 @@ ALWAYS_INLINE __m256i q6_k_lanes(const char * block, const int8_t * values) {
     UNROLL for (int half = 0; half < 2; half++, values += 128) {
         const __m256i low[2] = {load(block + 64 * half), load(block + 64 * half + 32)}, high = load(block + 128 + 32 * half);
         const __m256i upper[4] = {_mm256_slli_epi16(high, 4), _mm256_slli_epi16(high, 2), high, _mm256_srli_epi16(high, 2)};
+        __m256i codes[4];
         UNROLL for (int i = 0; i < 4; i++) {
             const __m256i four = _mm256_and_si256(i < 2 ? low[i] : _mm256_srli_epi16(low[i - 2], 4), fifteen);
-            const __m256i codes = _mm256_or_si256(four, _mm256_and_si256(upper[i], three));
-            const __m256i products = _mm256_maddubs_epi16(codes, load(values + 32 * i));
-            sums = _mm256_add_epi32(sums, times_factors(products, halves, 4 * half + i));
+            codes[i] = _mm256_or_si256(four, _mm256_and_si256(upper[i], three));
         }
+        UNROLL for (int i = 0; i < 4; i += 2)
+            sums = add_parts(sums, codes[i], values + 32 * i, 4 * half + i, codes[i + 1], values + 32 * i + 32, 4 * half + i + 1,
+                             halves);
     }
     return sums;
 }
 
+// Codes at the bits 2 and 6 are counted four times and divided: it saves shifts.
 ALWAYS_INLINE __m256i q2_k_lanes(const char * block, const int8_t * values) {
+    const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
     const __m128i both = _mm_loadu_si128((const __m128i *) block);
     const __m256i halves = halves_of_factors(_mm_and_si128(both, _mm_set1_epi8(15)));
-    __m256i sums = _mm256_setzero_si256();
+    __m256i sums = _mm256_setzero_si256(), fourfold = sums;
     UNROLL for (int half = 0; half < 2; half++, values += 128) {
-        const __m256i packed = load(block + 16 + 32 * half);
-        UNROLL for (int i = 0; i < 4; i++) {
-            const __m256i codes = _mm256_and_si256(_mm256_srli_epi16(packed, 2 * i), _mm256_set1_epi8(3));
-            const __m256i products = _mm256_maddubs_epi16(codes, load(values + 32 * i));
-            sums = _mm256_add_epi32(sums, times_factors(products, halves, 4 * half + i));
-        }
+        const __m256i packed = load(block + 16 + 32 * half), shifted = _mm256_srli_epi16(packed, 4);
+        sums = add_parts(sums, _mm256_and_si256(packed, low), values, 4 * half, _mm256_and_si256(shifted, low), values + 64,
+                         4 * half + 2, halves);
+        fourfold = add_parts(fourfold, _mm256_and_si256(packed, high), values + 32, 4 * half + 1,
+                             _mm256_and_si256(shifted, high), values + 96, 4 * half + 3, halves);
     }
-    return sums;
+    return _mm256_add_epi32(sums, _mm256_srai_epi32(fourfold, 2));
 }
 
 ALWAYS_INLINE __m256i q2_k_minima(const char * block, const int8_t * values) {
@@ -64,54 +78,23 @@ ALWAYS_INLINE __m256i q2_k_minima(const char * block, const int8_t * values) {
     return _mm256_madd_epi16(_mm256_cvtepi8_epi16(minima), part_sums(values));
 }
 
-// The sums of eight vectors' lanes
-ALWAYS_INLINE __m256i add_eight(const __m256i v[8]) {
-    const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
-    const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
-    return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
-}
-
-ALWAYS_INLINE __m128 scales_of_four(const char * const blocks[4], int64_t offset) {
-    __m128i halves = _mm_setzero_si128();
-    halves = _mm_insert_epi16(halves, half_at(blocks[0] + offset), 0);
-    halves = _mm_insert_epi16(halves, half_at(blocks[1] + offset), 1);
-    halves = _mm_insert_epi16(halves, half_at(blocks[2] + offset), 2);
-    halves = _mm_insert_epi16(halves, half_at(blocks[3] + offset), 3);
-    return _mm_cvtph_ps(halves);
-}
-
-ALWAYS_INLINE __m128 add_block(__m128 totals, __m128i exact, float column_scale, __m128 scales) {
-    return _mm_fmadd_ps(_mm_mul_ps(_mm_cvtepi32_ps(exact), _mm_set1_ps(column_scale)), scales, totals);
-}
-
-void multiply_four_q2_k_rows(const char * weights, size_t row_bytes, int n_rows, int64_t n_blocks, const column_parts & column,
-                             float * results) {
-    constexpr int stride = 84;
-    const char * ahead = weights + 3 * row_bytes + PREFETCH_BYTES;
-    const char * rows[4];
-    UNROLL for (int row = 0; row < 4; row++)
-        rows[row] = weights + (row < n_rows ? row : n_rows - 1) * row_bytes;
+ALWAYS_INLINE __m128 multiply_four_q2_k_rows(const char * rows[4], int64_t n_blocks, const column_parts & column) {
     __m128 totals = _mm_setzero_ps();
-    for (int64_t block = 0; block < n_blocks; block++, ahead += 4 * stride) {
-        UNROLL for (int i = 0; i < 4 * stride; i += 64)
-            _mm_prefetch(ahead + i, _MM_HINT_T0);
+    for (int64_t block = 0; block < n_blocks; block++) {
         const int8_t * values = column.values + K_PLACES * block;
-        const float column_scale = column.scales[block];
         __m256i lanes[8];
         UNROLL for (int row = 0; row < 4; row++) {
             lanes[row] = q2_k_lanes(rows[row], values);
             lanes[4 + row] = q2_k_minima(rows[row], values);
         }
-        const __m256i exact = add_eight(lanes);
-        totals = add_block(totals, _mm256_castsi256_si128(exact), column_scale, scales_of_four(rows, 80));
-        const __m128 negative = _mm_xor_ps(scales_of_four(rows, 82), _mm_set1_ps(-0.0f));
-        totals = add_block(totals, _mm256_extracti128_si256(exact, 1), column_scale, negative);
+        const __m256i exact = add_lanes(lanes);
+        totals = add_block(totals, _mm256_castsi256_si128(exact), column.scales[block], halves_of_four(rows, 80));
+        const __m128 negative = _mm_xor_ps(halves_of_four(rows, 82), _mm_set1_ps(-0.0f));
+        totals = add_block(totals, _mm256_extracti128_si256(exact, 1), column.scales[block], negative);
         UNROLL for (int row = 0; row < 4; row++)
-            rows[row] += stride;
+            rows[row] += 84;
     }
-    float lanes[4];
-    _mm_storeu_ps(lanes, totals);
-    memcpy(results, lanes, (n_rows < 4 ? n_rows : 4) * sizeof(float));
+    return totals;
 }
 
 // Add up to four blocks of a row to its total, one after the other
@@ -127,10 +110,10 @@ ALWAYS_INLINE __m128 add_q6_k_blocks(__m128 total, const char * row, const colum
         lanes[4 + i] = _mm256_setzero_si256();
     }
     memcpy(of_column, column.scales + block, BLOCKS * sizeof(float));
-    const __m128 sums = _mm_cvtepi32_ps(_mm256_castsi256_si128(add_eight(lanes)));
+    const __m128 sums = _mm_cvtepi32_ps(_mm256_castsi256_si128(add_lanes(lanes)));
     float products[4], scales[4];
     _mm_storeu_ps(products, _mm_mul_ps(sums, _mm_loadu_ps(of_column)));
-    _mm_storeu_ps(scales, scales_of_four(blocks, scale_at));
+    _mm_storeu_ps(scales, halves_of_four(blocks, scale_at));
     UNROLL for (int i = 0; i < BLOCKS; i++)
         total = _mm_fmadd_ss(_mm_load_ss(products + i), _mm_load_ss(scales + i), total);
     return total;
@@ -146,17 +129,11 @@ void multiply_q6_k_row(const char * row, int64_t n_blocks, const column_parts & 
     _mm_store_ss(result, total);
 }
 
-template <int TYPE>
-void multiply_k_rows(const weight_format & format, const char * weights, size_t row_bytes, int n_rows, int64_t n_inputs,
-                     char * place, float * results) {
-    const column_parts column = parts_of_column(place, format, n_inputs);
-    const int64_t n_blocks = n_inputs / 256;
-    if (TYPE == Q6_K)
-        for (int row = 0; row < n_rows; row++)
-            multiply_q6_k_row(weights + row * row_bytes, n_blocks, column, results + row);
-    else
-        for (int row = 0; row < n_rows; row += 4)
-            multiply_four_q2_k_rows(weights + row * row_bytes, row_bytes, n_rows - row, n_blocks, column, results + row);
+// Rows one after the other: four streams, as in x86_rows.h, are sometimes read at two thirds of a single one's speed.
+void multiply_q6_k_rows(const weight_format &, const char * weights, size_t row_bytes, int n_rows, int64_t n_inputs,
+                        const column_parts & column, float * results) {
+    for (int row = 0; row < n_rows; row++)
+        multiply_q6_k_row(weights + row * row_bytes, n_inputs / 256, column, results + row);
 }
 
 }  // namespace

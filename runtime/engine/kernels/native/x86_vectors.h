@@ -40,6 +40,20 @@ ALWAYS_INLINE int half_at(const char * address) {
     return bits;
 }
 
+ALWAYS_INLINE __m128 halves_of_four(const char * const places[4], int64_t offset) {
+    __m128i halves = _mm_setzero_si128();
+    halves = _mm_insert_epi16(halves, half_at(places[0] + offset), 0);
+    halves = _mm_insert_epi16(halves, half_at(places[1] + offset), 1);
+    halves = _mm_insert_epi16(halves, half_at(places[2] + offset), 2);
+    halves = _mm_insert_epi16(halves, half_at(places[3] + offset), 3);
+    return _mm_cvtph_ps(halves);
+}
+
+// Add an exact sum of four rows times both scales
+ALWAYS_INLINE __m128 add_block(__m128 totals, __m128i exact, float column_scale, __m128 scales) {
+    return _mm_fmadd_ps(_mm_mul_ps(_mm_cvtepi32_ps(exact), _mm_set1_ps(column_scale)), scales, totals);
+}
+
 ALWAYS_INLINE void transpose_8x8(__m256 v[8]) {
     __m256 pairs[8], fours[8];
     UNROLL for (int i = 0; i < 4; i++) {

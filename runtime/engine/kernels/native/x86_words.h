@@ -6,12 +6,6 @@
 
 namespace {
 
-#ifdef SUMS_OF_PAIRS  // bytes up to 255 would overflow
-#define HAS_Q8_0 false
-#else
-#define HAS_Q8_0 true
-#endif
-
 constexpr int UNIT_WORDS = 16;
 
 // What is unpacked at a time: a block of a TQ type, up to four blocks of Q2_0, or up to two of Q8_0, whose words are four bytes
@@ -275,7 +269,7 @@ void multiply_few_rows(const char * weights, size_t row_bytes, int n_rows, int64
 template <int TYPE, int COLUMNS>
 void multiply_few_columns(const char * weights, size_t row_bytes, int n_rows, int64_t n_inputs, const char * columns,
                           int n_columns, float * results, size_t result_bytes) {
-    if constexpr (COLUMNS > (TYPE == Q8_0 ? 1 : 2))
+    if constexpr (COLUMNS > 2)
         if (n_columns < COLUMNS)
             return multiply_few_columns<TYPE, COLUMNS - 1>(weights, row_bytes, n_rows, n_inputs, columns, n_columns, results,
                                                            result_bytes);
