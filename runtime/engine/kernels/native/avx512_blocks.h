@@ -106,15 +106,6 @@ ALWAYS_INLINE void tq1_0_products(__m512i sums[ROWS], const char * const blocks[
     add_two_bit_products<ROWS>(sums, codes, values);
 }
 
-// What x86_k_rows.h wants
-ALWAYS_INLINE __m256i accumulate(__m256i sums, __m256i codes, __m256i values) {
-    return _mm256_dpbusd_epi32(sums, codes, values);
-}
-
-ALWAYS_INLINE __m256i accumulate_words(__m256i sums, __m256i a, __m256i b) {
-    return _mm256_dpwssd_epi32(sums, a, b);
-}
-
 // TQ2_0 in vectors of 256 bits: its blocks of 66 bytes lie such that most vectors of 512 bits would cross a cache line.
 ALWAYS_INLINE __m256i tq2_0_lanes(const char * block, const int8_t * values) {
     const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);

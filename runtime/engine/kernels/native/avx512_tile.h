@@ -46,6 +46,15 @@ ALWAYS_INLINE tile_floats floats_of(tile_integers sums) {
     return _mm512_cvtepi32_ps(sums);
 }
 
+// What x86_blocks_256.h and x86_k_rows.h want
+ALWAYS_INLINE __m256i accumulate(__m256i sums, __m256i codes, __m256i values) {
+    return _mm256_dpbusd_epi32(sums, codes, values);
+}
+
+ALWAYS_INLINE __m256i accumulate_words(__m256i sums, __m256i a, __m256i b) {
+    return _mm256_dpwssd_epi32(sums, a, b);
+}
+
 // What x86_words.h wants: the vectors of rows that share a column's values
 #define FEW_VECTORS(columns) 2
 

@@ -16,14 +16,6 @@
 
 namespace {
 
-ALWAYS_INLINE __m256i accumulate(__m256i sums, __m256i codes, __m256i values) {
-    return _mm256_dpbusd_epi32(sums, codes, values);
-}
-
-ALWAYS_INLINE __m256i accumulate_words(__m256i sums, __m256i a, __m256i b) {
-    return _mm256_dpwssd_epi32(sums, a, b);
-}
-
 ALWAYS_INLINE __m256i add_sums(__m256i a, __m256i b) {
     return _mm256_add_epi32(a, b);
 }

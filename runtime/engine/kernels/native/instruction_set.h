@@ -87,7 +87,7 @@ struct instruction_set {
     // Add a panel of rows times n_columns of a panel of columns to panel_rows results for each column, or start them
     void (*multiply_panels)(const weight_format & format, const char * row_panel, const char * column_panel,
                             int n_columns, int64_t n_values, bool start, float * results, size_t result_bytes);
-    // As quantize_panel, for multiply_few, 2 <= n_columns <= FEW_COLUMNS; null where an instruction set doesn't have it
+    // As quantize_panel, for multiply_few, 1 <= n_columns <= FEW_COLUMNS; null where an instruction set doesn't have it
     void (*quantize_few)(const weight_format & format, const char * activations, size_t activation_bytes, int n_columns,
                          int64_t n_inputs, char * panel);
     // The results of some rows straight from packed codes, for n_columns in such panels, one behind the other, of `width` each

@@ -1,5 +1,5 @@
-// One column of Q2_K or Q6_K on x86, in vectors of 256 bits. The including file has defined what x86_blocks_256.h wants of it:
-// accumulate() and accumulate_words(). A column has for each 256 values: these, then the sums of each 16 of them in 16 bits.
+// One column of Q2_K or Q6_K on x86, in vectors of 256 bits. The including file has defined accumulate() and
+// accumulate_words(), as for x86_blocks_256.h. A column has for each 256 values: these, then the sums of each 16 in 16 bits.
 #pragma once
 #include "x86_vectors.h"
 
@@ -13,21 +13,21 @@ ALWAYS_INLINE __m256i halves_of_factors(__m128i factors) {
     return _mm256_cvtepi8_epi16(_mm_shuffle_epi8(factors, places));
 }
 
-// Two vectors of codes times values. Each half of a vector is a part; the first vector has two parts from part 2 * i on, the
-// other one from 2 * j on, whose factors they are multiplied by. Exact, since four products of codes up to 63 fit 16 bits.
-ALWAYS_INLINE __m256i add_parts(__m256i sums, __m256i codes, const int8_t * values, int i, __m256i other_codes,
-                                const int8_t * other_values, int j, __m256i halves) {
+// The codes of the vectors i and j, of 32 values, times these and their factors. A half of a vector is a part, so `i` has the
+// parts 2 * i and 2 * i + 1. Exact: four products of codes up to 63 fit 16 bits.
+ALWAYS_INLINE __m256i add_parts(__m256i sums, __m256i codes_i, int i, __m256i codes_j, int j, const int8_t * values,
+                                __m256i halves) {
+    const __m256i values_i = load(values + 32 * i), values_j = load(values + 32 * j);
     const int64_t of_i = 0x0001000100010001 * (2 * i | (2 * i + 1) << 8), of_j = 0x0001000100010001 * (2 * j | (2 * j + 1) << 8);
 #ifdef SUMS_OF_PAIRS
-    const __m256i products = _mm256_maddubs_epi16(codes, load(values));
-    sums = accumulate_words(sums, products, _mm256_shuffle_epi8(halves, _mm256_set1_epi64x(of_i)));
-    const __m256i other_products = _mm256_maddubs_epi16(other_codes, load(other_values));
-    return accumulate_words(sums, other_products, _mm256_shuffle_epi8(halves, _mm256_set1_epi64x(of_j)));
+    const __m256i factors_i = _mm256_shuffle_epi8(halves, _mm256_set1_epi64x(of_i));
+    const __m256i factors_j = _mm256_shuffle_epi8(halves, _mm256_set1_epi64x(of_j));
+    sums = accumulate_words(sums, _mm256_maddubs_epi16(codes_i, values_i), factors_i);
+    return accumulate_words(sums, _mm256_maddubs_epi16(codes_j, values_j), factors_j);
 #else
-    const __m256i fours = accumulate(_mm256_setzero_si256(), codes, load(values));
-    const __m256i other_fours = accumulate(_mm256_setzero_si256(), other_codes, load(other_values));
-    const __m256i places = _mm256_setr_epi64x(of_i, of_j, of_i, of_j);
-    return accumulate_words(sums, _mm256_packs_epi32(fours, other_fours), _mm256_shuffle_epi8(halves, places));
+    const __m256i zero = _mm256_setzero_si256();
+    const __m256i products = _mm256_packs_epi32(accumulate(zero, codes_i, values_i), accumulate(zero, codes_j, values_j));
+    return accumulate_words(sums, products, _mm256_shuffle_epi8(halves, _mm256_setr_epi64x(of_i, of_j, of_i, of_j)));
 #endif
 }
 
@@ -41,7 +41,7 @@ ALWAYS_INLINE __m256i q6_k_lanes(const char * block, const int8_t * values) {
     __m256i sums = _mm256_madd_epi16(_mm256_cvtepi8_epi16(factors), part_sums(values));
     sums = _mm256_slli_epi32(_mm256_sub_epi32(_mm256_setzero_si256(), sums), 5);  // codes count as if 32 were subtracted
     const __m256i halves = halves_of_factors(factors);
-    UNROLL for (int half = 0; half < 2; half++, values += 128) {
+    UNROLL for (int half = 0; half < 2; half++) {
         const __m256i low[2] = {load(block + 64 * half), load(block + 64 * half + 32)}, high = load(block + 128 + 32 * half);
         const __m256i upper[4] = {_mm256_slli_epi16(high, 4), _mm256_slli_epi16(high, 2), high, _mm256_srli_epi16(high, 2)};
         __m256i codes[4];
@@ -50,8 +50,7 @@ ALWAYS_INLINE __m256i q6_k_lanes(const char * block, const int8_t * values) {
             codes[i] = _mm256_or_si256(four, _mm256_and_si256(upper[i], three));
         }
         UNROLL for (int i = 0; i < 4; i += 2)
-            sums = add_parts(sums, codes[i], values + 32 * i, 4 * half + i, codes[i + 1], values + 32 * i + 32, 4 * half + i + 1,
-                             halves);
+            sums = add_parts(sums, codes[i], 4 * half + i, codes[i + 1], 4 * half + i + 1, values, halves);
     }
     return sums;
 }
@@ -62,12 +61,12 @@ ALWAYS_INLINE __m256i q2_k_lanes(const char * block, const int8_t * values) {
     const __m128i both = _mm_loadu_si128((const __m128i *) block);
     const __m256i halves = halves_of_factors(_mm_and_si128(both, _mm_set1_epi8(15)));
     __m256i sums = _mm256_setzero_si256(), fourfold = sums;
-    UNROLL for (int half = 0; half < 2; half++, values += 128) {
+    UNROLL for (int half = 0; half < 2; half++) {
         const __m256i packed = load(block + 16 + 32 * half), shifted = _mm256_srli_epi16(packed, 4);
-        sums = add_parts(sums, _mm256_and_si256(packed, low), values, 4 * half, _mm256_and_si256(shifted, low), values + 64,
-                         4 * half + 2, halves);
-        fourfold = add_parts(fourfold, _mm256_and_si256(packed, high), values + 32, 4 * half + 1,
-                             _mm256_and_si256(shifted, high), values + 96, 4 * half + 3, halves);
+        sums = add_parts(sums, _mm256_and_si256(packed, low), 4 * half, _mm256_and_si256(shifted, low), 4 * half + 2, values,
+                         halves);
+        fourfold = add_parts(fourfold, _mm256_and_si256(packed, high), 4 * half + 1, _mm256_and_si256(shifted, high),
+                             4 * half + 3, values, halves);
     }
     return _mm256_add_epi32(sums, _mm256_srai_epi32(fourfold, 2));
 }

@@ -269,7 +269,7 @@ void multiply_few_rows(const char * weights, size_t row_bytes, int n_rows, int64
 template <int TYPE, int COLUMNS>
 void multiply_few_columns(const char * weights, size_t row_bytes, int n_rows, int64_t n_inputs, const char * columns,
                           int n_columns, float * results, size_t result_bytes) {
-    if constexpr (COLUMNS > 2)
+    if constexpr (COLUMNS > (TYPE == Q8_0 ? 1 : 2))  // of 57 columns of Q8_0, the last panel has one
         if (n_columns < COLUMNS)
             return multiply_few_columns<TYPE, COLUMNS - 1>(weights, row_bytes, n_rows, n_inputs, columns, n_columns, results,
                                                            result_bytes);
