@@ -105,9 +105,7 @@ def test_no_further_from_float64_than_stock_and_the_same_bits_alone(
 
 @every_type
 @pytest.mark.parametrize("n_columns", [57, 65])
-def test_a_single_column_is_left_for_the_last_panel(
-    type_number: int, n_columns: int, products: ProductLibrary
-) -> None:
+def test_a_single_column_is_left_for_the_last_panel(type_number: int, n_columns: int, products: ProductLibrary) -> None:
     skip_unless_supported(products, type_number)
     weights, activations = random_case(type_number, 512, 33, n_columns, 8)
     found = products.multiply(type_number, weights, activations)  # checks that nothing behind the results is written
