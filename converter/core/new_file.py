@@ -27,18 +27,31 @@ _TRIES = 100
 
 
 class NewFile:
-    """A new file beside `target`, open for writing, without a name or with a temporary one, until `publish`."""
+    """A new file beside `target`, open for writing, without a name or with a temporary one, until `publish`.
+
+    Made, it is nowhere yet: who has seen to it that `close` is called may `open` it, and a signal can come at any time.
+    """
+
+    file: BinaryIO
 
     def __init__(self, target: Path) -> None:
         self.target = target
         self._temporary: Path | None = None
-        descriptor = _open_unnamed(target)
+
+    def open(self) -> None:
+        """Create it; raise OSError if that can't be."""
+        descriptor = _open_unnamed(self.target)
         if descriptor is None:
-            self._temporary, descriptor = _open_temporary(target)
+            _, descriptor = create_locked(self.target, self._create)
         else:
             with contextlib.suppress(OSError):
                 _lock(descriptor)  # for the moment in which `publish` gives it a temporary name
-        self.file: BinaryIO = os.fdopen(descriptor, "r+b", buffering=0)
+        self.file = os.fdopen(descriptor, "r+b", buffering=0)
+
+    def _create(self, temporary: Path) -> int:
+        self._temporary = temporary
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        return os.open(temporary, flags, _MODE)
 
     @property
     def path(self) -> Path:
@@ -65,10 +78,11 @@ class NewFile:
         self._temporary = None
 
     def close(self) -> None:
-        """Close it, and remove it unless it is published."""
+        """Close it, and remove it unless it is published; it may have been opened or not."""
         if self._temporary is not None and os.name != "nt":
             _unlink(self._temporary)  # before the lock goes
-        self.file.close()
+        if hasattr(self, "file"):
+            self.file.close()
         if self._temporary is not None:
             _unlink(self._temporary)
 
@@ -141,11 +155,6 @@ def create_locked(target: Path, create: Callable[[Path], int]) -> tuple[Path, in
     raise OSError(errno.EEXIST, "no temporary name is free")
 
 
-def _open_temporary(target: Path) -> tuple[Path, int]:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    return create_locked(target, lambda path: os.open(path, flags, _MODE))
-
-
 def _lock(descriptor: int) -> None:
     if fcntl is None:
         raise OSError(errno.ENOTSUP, "no locks")
@@ -163,8 +172,12 @@ def _open_unnamed(target: Path) -> int | None:
             _lock(probe)
             try:
                 _link(probe, name)
-            finally:  # whatever interrupts it
-                _unlink(name)
+            finally:
+                try:
+                    _unlink(name)
+                except BaseException:  # of a signal's handler, which may run before the first line of any function
+                    _unlink(name)
+                    raise
         finally:
             os.close(probe)
         return os.open(target.parent, flag | os.O_RDWR, _MODE)

@@ -64,8 +64,10 @@ def whole_files(paths: Sequence[Path], contents: Sequence[Content], *, force: bo
             remove_leftovers(path)
         _require_space(paths, contents)
         with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(contextlib.closing(NewFile(path))) for path in paths]
+            files = [NewFile(path) for path in paths]
             for new, content in zip(files, contents, strict=True):
+                stack.callback(new.close)
+                new.open()
                 reserve(new.file, content.file_bytes)
                 write_at(new.file, memoryview(content.header), 0)
             yield [OpenPart(new.path, new.file) for new in files]

@@ -78,6 +78,7 @@ def test_a_source_that_is_replaced_or_removed_meanwhile_is_read_to_its_end(tmp_p
 @pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="Windows doesn't let a mapped file be cut off")
 def test_sigbus_leaves_nothing(tmp_path: Path) -> None:
     new = NewFile(tmp_path / "a")
+    new.open()
     named = new.path.parent == tmp_path
     new.close()
     if named:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
+import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -29,6 +34,7 @@ def way(named: bool, monkeypatch) -> bool:
 def test_a_target_that_appears_meanwhile_is_kept(way, tmp_path: Path) -> None:
     target = tmp_path / "a"
     new = NewFile(target)
+    new.open()
     new.file.write(b"new")
     target.write_bytes(b"precious")
     with pytest.raises(FileExistsError):
@@ -53,6 +59,7 @@ def test_replacing_is_one_step_and_leaves_nothing(way, tmp_path: Path) -> None:
 @WAYS
 def test_what_is_written_can_be_opened_before_it_has_its_name(way, tmp_path: Path) -> None:
     new = NewFile(tmp_path / "a")
+    new.open()
     new.file.write(b"half")
     code = "import sys; print(open(sys.argv[1]).read())"
     done = subprocess.run([sys.executable, "-c", code, new.path], capture_output=True, text=True, timeout=60)
@@ -80,7 +87,7 @@ def test_only_what_dead_processes_left_of_the_same_target_is_removed(tmp_path: P
     code = (
         "import os, sys, pathlib; vars(os).pop('O_TMPFILE', None)\n"
         "from tritgguf.converter.core.new_file import NewFile\n"
-        "new = NewFile(pathlib.Path(sys.argv[1])); print(new.path, flush=True); sys.stdin.read()"
+        "new = NewFile(pathlib.Path(sys.argv[1])); new.open(); print(new.path, flush=True); sys.stdin.read()"
     )
     pipe = subprocess.PIPE
     child = subprocess.Popen([sys.executable, "-c", code, target], stdin=pipe, stdout=pipe, text=True)
@@ -105,6 +112,7 @@ def test_a_file_system_without_hard_links_keeps_what_appears_meanwhile(tmp_path:
     monkeypatch.setattr(os, "link", link)
     write_whole(tmp_path / "a", b"first")
     new = NewFile(tmp_path / "b")
+    new.open()
     (tmp_path / "b").write_bytes(b"precious")
     with pytest.raises(FileExistsError):
         new.publish(replace=False)
@@ -113,15 +121,40 @@ def test_a_file_system_without_hard_links_keeps_what_appears_meanwhile(tmp_path:
     assert (tmp_path / "b").read_bytes() == b"precious"
 
 
-def test_an_interruption_of_the_first_try_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
-    """Whether a file without a name can be given one is tried first: that name must go, whatever comes meanwhile."""
-    link = os.link
+@WAYS
+@pytest.mark.parametrize("force", [False, True], ids=["new", "replaced"])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a file that was opened and has no object yet
+def test_a_signal_at_any_moment_leaves_nothing_half_written(way, force: bool, tmp_path: Path, monkeypatch) -> None:
+    """A signal's handler runs where a function begins and where a call of native code has returned."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # the moment may be in a destructor
+    for number in itertools.count(1):
+        target = tmp_path / str(number) / "out"
+        target.parent.mkdir()
+        if force:
+            target.write_bytes(b"old")
+        if not is_interrupted(number, functools.partial(write_whole, target, b"new", force=force)):
+            break
+        left = {path: path.read_bytes() for path in target.parent.iterdir()}
+        assert left in ([{target: b"old"}, {target: b"new"}] if force else [{}, {target: b"new"}])
+    gc.collect()  # while the warnings are ignored
+    assert number > 30
+    assert target.read_bytes() == b"new"
 
-    def link_interrupted(*arguments, **options) -> None:
-        link(*arguments, **options)
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "link", link_interrupted)
+def is_interrupted(number: int, action: Callable[[], None]) -> bool:
+    """Call `action`, interrupted as by Ctrl-C at the moment of that number; return whether it came to that moment."""
+    moments = itertools.count(1)
+    interrupted = False
+
+    def interrupt(_: FrameType, event: str, __: object) -> None:
+        nonlocal interrupted
+        if event in ("call", "c_return") and next(moments) == number:
+            sys.setprofile(None)
+            interrupted = True
+            raise KeyboardInterrupt
+
     with contextlib.suppress(KeyboardInterrupt):
-        NewFile(tmp_path / "out").close()  # on systems where that isn't tried
-    assert list(tmp_path.iterdir()) == []
+        sys.setprofile(interrupt)
+        action()
+        sys.setprofile(None)
+    return interrupted
