@@ -31,7 +31,7 @@ Argument = npt.NDArray[Any] | int | float
 
 
 class Kernel:
-    """A function of native/loops.h; each parameter is `int`, `float`, WORDS, or the dtype of an array."""
+    """A function of `native`; each parameter is `int`, `float`, WORDS, or the dtype of an array."""
 
     def __init__(self, name: str, *arguments: type | str) -> None:
         self.name = name

@@ -3,12 +3,6 @@
 #define KERNEL(name) name##_1
 #define WIDTH 4
 #include "loops.h"
-#include "uniform.h"
-#include "known_grid.h"
-#include "k_quants.h"
-#include "q4_k.h"
-#include "nvfp4.h"
-#include "weighted_fit.h"
 
 EXPORT int64_t level(void) {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

@@ -5,10 +5,4 @@
 #define KERNEL(name) name##_4
 #define WIDTH 16
 #include "loops.h"
-#include "uniform.h"
-#include "known_grid.h"
-#include "k_quants.h"
-#include "q4_k.h"
-#include "nvfp4.h"
-#include "weighted_fit.h"
 #endif
