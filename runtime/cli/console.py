@@ -142,6 +142,8 @@ class Console:
             rate = n_tokens / seconds if seconds else 0.0
             _note(f"{what}: {n_tokens} tokens in {seconds:.2f} s, {rate:.1f} tokens/s")
         _note(f"CPU kernels: {self._session.cpu_kernels}")
+        if self._session.model.uses_devices:
+            _note(f"layers: {self._session.model.layers}")
 
 
 class PlainReader:

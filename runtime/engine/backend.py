@@ -219,6 +219,11 @@ class Model:
         return self._placed.n_gpu_layers != 0
 
     @property
+    def layers(self) -> str:
+        """Return in words where the layers are computed."""
+        return self._placed.in_words(native.llama_model_n_layer(self.handle) + 1)
+
+    @property
     def description(self) -> str:
         """Return architecture, size and tensor type in a few words."""
         buffer = ctypes.create_string_buffer(256)

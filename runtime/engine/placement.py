@@ -63,7 +63,8 @@ ANYWHERE = Placement()  # all layers on GPUs, where there are such, or as many a
 class Placed:
     """What llama.cpp is told, to be kept while it loads; `devices` and `shares` are None where it chooses by itself.
 
-    `n_gpu_layers` is ALL_LAYERS or a number, `local` whether GPUs of this machine compute some of them.
+    `n_gpu_layers` is ALL_LAYERS or a number, `local` whether GPUs of this machine compute some of them, `names` are the
+    devices' for people.
     """
 
     n_gpu_layers: int
@@ -71,6 +72,16 @@ class Placed:
     devices: Any = None
     shares: Any = None
     servers: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def in_words(self, n_layers: int) -> str:
+        """Return where the model's layers are computed; `n_layers` is their number, with the output layer."""
+        if self.n_gpu_layers == 0:
+            return f"all {n_layers} on the CPU"
+        where = " and ".join(self.names)
+        if self.n_gpu_layers == ALL_LAYERS or self.n_gpu_layers >= n_layers:
+            return f"all {n_layers} on {where}"
+        return f"the last {self.n_gpu_layers} of {n_layers} on {where}, the others on the CPU"
 
     @property
     def device_list(self) -> int | None:
@@ -105,14 +116,14 @@ def place(ggml: GgmlFunctions, wanted: Placement, *, has_gpus: bool, layers: Cal
     if wanted.fits_layers and (n_layers := layers_that_fit(layers(), local)) == 0:
         return CPU_ALONE
     if not (wanted.rpc or wanted.main_gpu is not None or wanted.tensor_split):
-        return Placed(n_layers, local=True)
+        return Placed(n_layers, local=True, names=_names(local))
     found = [*(connect(ggml, wanted.rpc) if wanted.rpc else []), *local]
     try:
         shares = _shares(ggml, wanted.tensor_split, found)
     except EngineError:
         disconnect(wanted.rpc)
         raise
-    return Placed(n_layers, bool(local), _listing(found), shares, wanted.rpc)
+    return Placed(n_layers, bool(local), _listing(found), shares, wanted.rpc, _names(found))
 
 
 def unused(wanted: Placement, *, has_gpus: bool) -> str | None:
@@ -188,11 +199,15 @@ def _shares(ggml: GgmlFunctions, shares: Sequence[float], devices: Sequence[Devi
     if not shares:
         return None
     if len(shares) != len(devices):
-        names = ", ".join(f"{device.name} ({device.description})" for device in devices)
+        names = ", ".join(_names(devices))
         raise EngineError(
             f"the tensor split is {_listed(shares)}, expected {len(devices)} shares: for {names}, in this order"
         )
     return (ctypes.c_float * most)(*shares)
+
+
+def _names(devices: Sequence[Device]) -> tuple[str, ...]:
+    return tuple(f"{device.name} ({device.description})" for device in devices)
 
 
 def _listed(shares: Sequence[float]) -> str:

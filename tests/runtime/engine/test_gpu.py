@@ -75,7 +75,13 @@ def test_all_layers_some_or_none(type_name: str, folder: Path, monkeypatch) -> N
         assert layers[0] == (layers[1] if asked is None else str(asked))
         assert set(COMPUTES.findall(log)) != {"CPU"}
         assert divergence(expected, logits) < 0.002
+        assert in_words(path, asked).startswith(f"{'the last 2 of' if asked else 'all'} {layers[1]} on ")
         assert not np.array_equal(logits, expected)  # a GPU adds in another order
+
+
+def in_words(path: Path, n_gpu_layers: int | None) -> str:
+    with tritgguf.runtime.open(path, n_ctx=64, n_gpu_layers=n_gpu_layers) as session:
+        return session.model.layers
 
 
 def test_a_server_offers_its_gpu(folder: Path, monkeypatch) -> None:

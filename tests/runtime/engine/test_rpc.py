@@ -227,6 +227,12 @@ def test_the_command_line(demo, servers, monkeypatch, capsys) -> None:
     plain = run_captured(monkeypatch, capsys, *ask)
     assert plain[0] == 0
     assert run_captured(monkeypatch, capsys, *ask, "--rpc", ",".join(servers)) == plain
+    _, _, told = run_captured(monkeypatch, capsys, *ask, "--rpc", ",".join(servers), "--gpu-layers", "2", "--stats")
+    assert re.search(
+        rf"^layers: the last 2 of \d+ on RPC\d+ \({servers[0]}\) and RPC\d+ \({servers[1]}\), the others on the CPU$",
+        told,
+        re.MULTILINE,
+    )
     if not backend.supports_gpu():
         code, out, errors = run_captured(monkeypatch, capsys, *ask, "--rpc", servers[0], "--main-gpu", "0")
         assert (code, out) == plain[:2]
