@@ -8,14 +8,6 @@ namespace {
 
 constexpr int TQ1_0_PLACES = 320;  // five digits of 64 bytes each, of which a block has 52 and its last 4 lack a fifth
 
-inline int64_t group_of_q2_0(int64_t block, int second) {
-    return 2 * block + second;
-}
-
-inline int lane_of_sixteen(int sixteen) {  // the lanes 0 and 2, which are added, are the first group
-    return sixteen == 1 ? 2 : sixteen == 2 ? 1 : sixteen;
-}
-
 inline void place_values(int type, const int8_t * values, int64_t group, int8_t * places) {
     if (type == TQ2_0) {
         memcpy(places + 256 * group, values, 256);
@@ -51,11 +43,12 @@ ALWAYS_INLINE __m512i load_up_to(const char * address, int n_bytes) {
 }
 
 // For each of some rows: 64 bytes of 2-bit codes times the activations of the bit positions 0, 2, 4 and 6. The codes at bits
-// 2 and 6 are counted four times and divided: it saves shifts.
+// 2 and 6 are counted four times, in `fourfold`, which starts at zero: it saves shifts.
 template <int ROWS>
-ALWAYS_INLINE void add_two_bit_products(__m512i sums[ROWS], const __m512i codes[ROWS], const int8_t * values) {
+ALWAYS_INLINE void add_two_bit_products(__m512i sums[ROWS], __m512i fourfold[ROWS], const __m512i codes[ROWS],
+                                        const int8_t * values) {
     const __m512i low = _mm512_set1_epi8(3), high = _mm512_set1_epi8(12);
-    __m512i fourfold[ROWS], shifted[ROWS];
+    __m512i shifted[ROWS];
     UNROLL for (int row = 0; row < ROWS; row++) {
         shifted[row] = _mm512_srli_epi16(codes[row], 4);
         fourfold[row] = _mm512_setzero_si512();
@@ -68,8 +61,6 @@ ALWAYS_INLINE void add_two_bit_products(__m512i sums[ROWS], const __m512i codes[
             sum = _mm512_dpbusd_epi32(sum, _mm512_and_si512(from, position % 2 ? high : low), value);
         }
     }
-    UNROLL for (int row = 0; row < ROWS; row++)
-        sums[row] = _mm512_add_epi32(sums[row], _mm512_srai_epi32(fourfold[row], 2));
 }
 
 // What a byte of TQ1_0 holds: four base-3 digits as the four 2-bit codes of another byte, and the fifth digit
@@ -97,13 +88,15 @@ ALWAYS_INLINE __m512i look_up(__m512i bytes, const uint8_t table[256]) {
 template <int ROWS>
 ALWAYS_INLINE void tq1_0_products(__m512i sums[ROWS], const char * const blocks[ROWS], const int8_t * values) {
     const __m512i value = load_once(values + 256);
-    __m512i codes[ROWS];
+    __m512i codes[ROWS], fourfold[ROWS];
     UNROLL for (int row = 0; row < ROWS; row++) {
         const __m512i bytes = load_up_to(blocks[row], 52);
         sums[row] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), look_up(bytes, TABLES.fifth), value);
         codes[row] = look_up(bytes, TABLES.four);
     }
-    add_two_bit_products<ROWS>(sums, codes, values);
+    add_two_bit_products<ROWS>(sums, fourfold, codes, values);
+    UNROLL for (int row = 0; row < ROWS; row++)
+        sums[row] = _mm512_add_epi32(sums[row], _mm512_srai_epi32(fourfold[row], 2));
 }
 
 // TQ2_0 in vectors of 256 bits: its blocks of 66 bytes lie such that most vectors of 512 bits would cross a cache line.
@@ -159,11 +152,11 @@ ALWAYS_INLINE void four_rows(typename block_lanes<TYPE>::vector sums[4], const c
     }
 }
 
-// Where the 32 words of codes of four blocks of Q2_0 are, in the order of lane_of_sixteen(). A block is 9 words of which the
-// first one is the scale. Of two vectors, one begins at the first block and the other 4 words later.
+// Where the words of codes of four blocks of Q2_0 are: in the first 64 bytes, where a block is 9 words of which the first one is the
+// scale, and in the last block's 16 bytes of codes
 ALWAYS_INLINE __m512i words_of_codes(void) {
-    return _mm512_set_epi16(63, 62, 31, 30, 61, 60, 29, 28, 26, 25, 22, 21, 24, 23, 20, 19, 17, 16, 13, 12, 15, 14, 11, 10, 8,
-                            7, 4, 3, 6, 5, 2, 1);
+    return _mm512_set_epi16(39, 38, 37, 36, 35, 34, 33, 32, 26, 25, 24, 23, 22, 21, 20, 19, 17, 16, 15, 14, 13, 12, 11, 10, 8, 7,
+                            6, 5, 4, 3, 2, 1);
 }
 
 // The scales of four blocks of two rows, in turn
@@ -181,20 +174,30 @@ ALWAYS_INLINE __m512i repeat_four_times(__m256i groups, bool second) {
 // Totals with up to four blocks of Q2_0 of each of four rows, one row in each lane
 ALWAYS_INLINE __m128 add_q2_0_blocks(__m128 totals, const char * const rows[4], int n_blocks, const column_parts & column,
                                      int64_t block) {
-    __m512i stored[4], codes[4], lanes[4];
+    __m512i stored[4], codes[4], single[4], fourfold[4];
     UNROLL for (int row = 0; row < 4; row++) {
         stored[row] = n_blocks == 4 ? load_once(rows[row]) : load_up_to(rows[row], 18 * n_blocks);
-        const __m512i later = n_blocks == 4 ? load_once(rows[row] + 8) : load_up_to(rows[row] + 8, 18 * n_blocks - 8);
-        codes[row] = _mm512_permutex2var_epi16(stored[row], words_of_codes(), later);
-        lanes[row] = _mm512_setzero_si512();
+        const __m128i fourth = n_blocks == 4 ? _mm_loadu_si128((const __m128i *) (rows[row] + 56)) : _mm_setzero_si128();
+        codes[row] = _mm512_permutex2var_epi16(stored[row], words_of_codes(), _mm512_castsi128_si512(fourth));
+        single[row] = _mm512_setzero_si512();
     }
-    add_two_bit_products<4>(lanes, codes, column.values + 64 * block);
-    const __m512i low = add_pairs(lanes[0], lanes[1]), high = add_pairs(lanes[2], lanes[3]);
-    const __m512i first = _mm512_unpacklo_epi64(low, high), second = _mm512_unpackhi_epi64(low, high);
-    // Each quarter of a vector is a block; sums and scales of its two groups are neighbours.
-    const __m256i groups = load(column.sums + 2 * block), scales = load(column.scales + 2 * block);
-    const __m512 first_floats = _mm512_cvtepi32_ps(_mm512_sub_epi32(first, repeat_four_times(groups, false)));
-    const __m512 second_floats = _mm512_cvtepi32_ps(_mm512_sub_epi32(second, repeat_four_times(groups, true)));
+    add_two_bit_products<4>(single, fourfold, codes, column.values + 64 * block);
+    // Each quarter of a vector is a block, whose two groups are neighbours. Sums of 8 products fit 16 bits; two of them make a
+    // group's sum, four times, less what the codes from 0 on add to it.
+    const __m512i fours = _mm512_set1_epi16(4), ones = _mm512_set1_epi16(1), order = _mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0);
+    const __m256i of_codes = _mm256_slli_epi32(_mm256_sub_epi32(_mm256_setzero_si256(), load(column.sums + 2 * block)), 2);
+    const __m512i start = _mm512_permutexvar_epi64(order, _mm512_castsi256_si512(of_codes));
+    __m512 of_two_rows[2];
+    UNROLL for (int i = 0; i < 2; i++) {
+        const __m512i once = _mm512_packs_epi32(single[2 * i], single[2 * i + 1]);
+        const __m512i four_times = _mm512_packs_epi32(fourfold[2 * i], fourfold[2 * i + 1]);
+        of_two_rows[i] = _mm512_castsi512_ps(_mm512_dpwssd_epi32(_mm512_dpwssd_epi32(start, once, fours), four_times, ones));
+    }
+    const __m512i first = _mm512_castps_si512(_mm512_shuffle_ps(of_two_rows[0], of_two_rows[1], 0x88));
+    const __m512i second = _mm512_castps_si512(_mm512_shuffle_ps(of_two_rows[0], of_two_rows[1], 0xdd));
+    const __m512 first_floats = _mm512_cvtepi32_ps(_mm512_srai_epi32(first, 2));
+    const __m512 second_floats = _mm512_cvtepi32_ps(_mm512_srai_epi32(second, 2));
+    const __m256i scales = load(column.scales + 2 * block);
     const __m512 sums = _mm512_fmadd_ps(second_floats, _mm512_castsi512_ps(repeat_four_times(scales, true)),
                                         _mm512_mul_ps(first_floats, _mm512_castsi512_ps(repeat_four_times(scales, false))));
     const __m128i of_rows_0_1 = scales_of_two(stored[0], stored[1]), of_rows_2_3 = scales_of_two(stored[2], stored[3]);

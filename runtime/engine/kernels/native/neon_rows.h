@@ -6,14 +6,6 @@
 
 namespace {
 
-inline int64_t group_of_q2_0(int64_t block, int second) {
-    return 2 * block + second;
-}
-
-inline int lane_of_sixteen(int sixteen) {
-    return sixteen;
-}
-
 inline void place_values(int, const int8_t * values, int64_t group, int8_t * places) {
     memcpy(places + 256 * group, values, 256);
 }
@@ -95,9 +87,9 @@ ALWAYS_INLINE float block_sum(const weight_format & format, const char * weights
     const int8_t * values = column.values + 4 * q2_0_lane(block, 0, 0);
     const int32x4_t sums = accumulate_positions(vdupq_n_s32(0), vld1q_u8(codes + 2), values, 32);
     const int32x2_t groups = vpadd_s32(vget_low_s32(sums), vget_high_s32(sums));
-    const int64_t second = group_of_q2_0(block, 1);
+    const int64_t second = 2 * block + 1;
     return fmaf((float) (vget_lane_s32(groups, 1) - column.sums[second]), column.scales[second],
-                scaled(vget_lane_s32(groups, 0), column, group_of_q2_0(block, 0)));
+                scaled(vget_lane_s32(groups, 0), column, 2 * block));
 }
 
 void multiply_rows(const weight_format & format, const char * weights, size_t row_bytes, int n_rows, int64_t n_inputs,

@@ -2,8 +2,6 @@
 // its target and defined
 //   PANEL_COLUMNS, WORD_BYTES: the width of panels, and how many neighbours of a column lie together
 //   VECTOR_BLOCKS: how many blocks of Q2_0 are a vector in multiply_rows
-//   group_of_q2_0(block, second): where multiply_rows reads the sum and scale of a block's first or second group
-//   lane_of_sixteen(sixteen): in which of a block's four lanes multiply_rows has a quarter of Q2_0's values
 //   place_values(type, values, group, places): write a group of a TQ type where multiply_rows reads it
 //   SUMS_OF_PAIRS, perhaps: sums are kept as two 16-bit halves, of the even and of the odd pairs of values
 #pragma once
@@ -85,17 +83,18 @@ inline void transpose_16(const int8_t * values, int8_t * transposed) {
 #endif
 }
 
-// Where multiply_rows reads four values of Q2_0: codes of some blocks are a vector, each bit position another one.
+// Where multiply_rows reads four values of Q2_0, of a quarter of a block: codes of some blocks are a vector, each bit position
+// another one.
 inline int64_t q2_0_lane(int64_t block, int sixteen, int position) {
     const int64_t vector = block / VECTOR_BLOCKS * 4 + position;
-    return vector * 4 * VECTOR_BLOCKS + block % VECTOR_BLOCKS * 4 + lane_of_sixteen(sixteen);
+    return vector * 4 * VECTOR_BLOCKS + block % VECTOR_BLOCKS * 4 + sixteen;
 }
 
 void quantize_column_q2_0(const float * activations, int64_t n_inputs, const column_parts & column) {
     for (int64_t block = 0; block < n_inputs / 64; block++)
         for (int second = 0; second < 2; second++) {
             int8_t values[32], transposed[32];
-            const int64_t group = group_of_q2_0(block, second);
+            const int64_t group = 2 * block + second;
             column.scales[group] = quantize_group<32>(activations + 64 * block + 32 * second, values);
             column.sums[group] = sum_of<32>(values);
             for (int half = 0; half < 2; half++) {

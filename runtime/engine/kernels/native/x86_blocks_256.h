@@ -10,14 +10,6 @@ namespace {
 
 constexpr int TQ1_0_PLACES = 512;
 
-inline int64_t group_of_q2_0(int64_t block, int second) {
-    return 2 * block + second;
-}
-
-inline int lane_of_sixteen(int sixteen) {
-    return sixteen;
-}
-
 // Of one digit's values and the next one's
 inline int16_t difference(int8_t values, int8_t next) {
     return (int16_t) (values - 3 * next);
