@@ -29,7 +29,7 @@ _TRIES = 100
 class NewFile:
     """A new file beside `target`, open for writing, without a name or with a temporary one, until `publish`.
 
-    Made, it is nowhere yet: who has seen to it that `close` is called may `open` it, and a signal can come at any time.
+    Making one creates nothing. See to it that `close` will be called, then `open` it: a signal can come at any time.
     """
 
     file: BinaryIO
