@@ -107,7 +107,7 @@ class Chat:
 def _print_details(session: Session, seconds: float, sampling: Mapping[str, object]) -> None:
     verbosity.detail(f"loaded {session.model.path} in {seconds:.2f} s: {session.model.description}")
     verbosity.detail(f"context {session.n_ctx} tokens, {session.context.n_threads} threads")
-    verbosity.detail(f"layers: {session.model.layers}")
+    verbosity.detail(f"layers: {session.model.layers_in_words}")
     verbosity.detail(f"CPU kernels: {session.cpu_kernels}")
     verbosity.detail("sampling: " + ", ".join(f"{name} {value}" for name, value in sampling.items()))
 

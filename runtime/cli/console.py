@@ -143,7 +143,7 @@ class Console:
             _note(f"{what}: {n_tokens} tokens in {seconds:.2f} s, {rate:.1f} tokens/s")
         _note(f"CPU kernels: {self._session.cpu_kernels}")
         if self._session.model.uses_devices:
-            _note(f"layers: {self._session.model.layers}")
+            _note(f"layers: {self._session.model.layers_in_words}")
 
 
 class PlainReader:

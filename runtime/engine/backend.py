@@ -219,8 +219,8 @@ class Model:
         return self._placed.n_gpu_layers != 0
 
     @property
-    def layers(self) -> str:
-        """Return in words where the layers are computed."""
+    def layers_in_words(self) -> str:
+        """Return where the layers are computed, such as "all 29 on the CPU"."""
         return self._placed.in_words(native.llama_model_n_layer(self.handle) + 1)
 
     @property

@@ -16,6 +16,7 @@ import pytest
 
 from tests.command_line import run_captured
 from tests.terminal import PROGRAM, Terminal
+from tritgguf.runtime.engine import backend
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 
@@ -167,8 +168,10 @@ def test_stats_go_to_standard_error(yes, chat):
     assert (code, text) == (0, "Yes. 🙂\n")
     pattern = (
         r"prompt: \d+ tokens in \d+\.\d\d s, \d+\.\d tokens/s\ngeneration: 9 tokens in \d+\.\d\d s, \d+\.\d tokens/s\n"
-        r"CPU kernels: .+\n(layers: .+\n)?"  # the last where there is a GPU
+        r"CPU kernels: .+\n"
     )
+    if backend.supports_gpu():
+        pattern += r"layers: all \d+ on .+\n"
     assert re.fullmatch(pattern, stats)
 
 

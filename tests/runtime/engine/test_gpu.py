@@ -81,7 +81,7 @@ def test_all_layers_some_or_none(type_name: str, folder: Path, monkeypatch) -> N
 
 def in_words(path: Path, n_gpu_layers: int | None) -> str:
     with tritgguf.runtime.open(path, n_ctx=64, n_gpu_layers=n_gpu_layers) as session:
-        return session.model.layers
+        return session.model.layers_in_words
 
 
 def test_a_server_offers_its_gpu(folder: Path, monkeypatch) -> None:

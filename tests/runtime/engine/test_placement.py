@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tritgguf.converter
+import tritgguf.runtime
 from tests.command_line import run_captured
 from tests.oracles.libggml import dequantize
 from tests.paths import ROOT
@@ -156,3 +157,12 @@ def test_the_repack_has_kernels_and_the_same_weights(demo: Path, tmp_path: Path)
     for name in ternary:
         stored = [(one.data.reshape(one.shape[0], -1), one.ggml_type) for one in (before[name], after[name])]
         assert np.array_equal(*(dequantize(rows, kind) for rows, kind in stored)), name
+
+
+@without_gpu
+def test_a_model_tells_where_its_layers_are(tmp_path: Path) -> None:
+    path = tmp_path / "demo.gguf"
+    tritgguf.converter.convert(DEMO, path, type="tq2_0", check=False)
+    n_blocks = gguf.GGUFReader(path).get_field("llama.block_count").contents()
+    with tritgguf.runtime.open(path, n_ctx=64) as session:
+        assert session.model.layers_in_words == f"all {n_blocks + 1} on the CPU"
