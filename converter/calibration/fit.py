@@ -24,6 +24,7 @@ from tritgguf.converter.quant.codecs.q2_k import Q2K
 DAMPING, DAMPING_AT_DOWN = 0.1, 0.3  # of H's mean diagonal
 CORRECTION_DAMPING = 0.1
 HELD_OUT = 8  # chunks, at most one in eight
+CANNOT_SOLVE = ("mps",)  # kinds of devices where torch lacks some of what chooses codes
 ADDING = (".attn_output.weight", ".ffn_down.weight")  # GGUF names of the layers that add to the residual stream
 
 
@@ -33,7 +34,7 @@ class Fit:
     def __init__(self, decoder: Decoder, specs: Sequence[TensorSpec], chunks: Chunks, calibration: Calibration) -> None:
         self.decoder, self.specs, self.calibration = decoder, specs, calibration
         self.device = decoder.device
-        self.solving = self.device if self.device.type == "cuda" else torch.device("cpu")  # MPS lacks some of it
+        self.solving = torch.device("cpu") if self.device.type in CANNOT_SOLVE else self.device
         self.float_streams = decoder.embedded(chunks)
         self.streams = self.float_streams.clone()
         self.n_held_out = max(1, min(HELD_OUT, len(chunks) // 8))
@@ -172,5 +173,4 @@ def fitted(
 
 def _set_weights(block: Block, name: str, layer: Layer, packed: ByteArray) -> None:
     rows = layer.codec.decode(packed.reshape(layer.spec.shape[0], -1))
-    weight = block.linear(name).weight
-    weight.data = torch.from_numpy(rows).to(weight.device)
+    block.linear(name).weight.copy_(torch.from_numpy(rows))

@@ -1,7 +1,12 @@
-"""gptq's work for a GPU, on torch's device without memory, where no operation may mix it with what is on the CPU."""
+"""gptq's and tuning's work for a GPU, on devices where no operation may mix it with what is on the CPU.
+
+One is torch's own without memory. The other has values, so that a whole conversion runs on it.
+"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import checkpoints
+from tests import checkpoints, gguf_weights
+from tests.paths import ROOT
 from tritgguf.converter.model.open import open_model
 
 torch = pytest.importorskip("torch", reason="needs the ptq extra")
@@ -24,6 +30,7 @@ from tritgguf.converter.calibration.moments import Group, Moments, Sums  # noqa:
 IDS = np.arange(512, dtype=np.int64)[None] * 7 % 300
 N_COLUMNS = 512
 META = torch.device("meta")
+TEXT = ROOT / "vendor" / "demo_training" / "own_conversations.txt"
 
 
 class OneDevice(TorchDispatchMode):
@@ -90,3 +97,20 @@ def test_blocks_and_their_moments_are_on_the_decoder_s_device(name: str, tmp_pat
         found = sums.moments()
         means = (found.hessian, found.behind if group.adds else found.drift)
         assert [mean.device for mean in means if mean is not None] == [META, META]
+
+
+def test_a_gpu_makes_of_a_model_what_the_cpu_makes(tmp_path: Path) -> None:
+    model, text = checkpoints.build("llama-gqa", tmp_path / "model"), TEXT
+    program = "tests.converter.calibration.simulated_gpu"
+    command = [sys.executable, "-m", program, str(model), str(text), str(tmp_path)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    told = ran.stdout.splitlines()
+    assert [line.split()[-1] for line in told if line.startswith("tuning on")] == ["simulated", "simulated", "cpu"]
+    at, left = len(told) // 3, 2 * len(told) // 3
+    assert [line.replace("simulated", "cpu") for line in told[:at]] == told[left:]
+    expected = gguf_weights.read(tmp_path / "cpu.gguf")
+    for name in ("gpu.gguf", "gpu-that-cannot-solve.gguf"):
+        found = gguf_weights.read(tmp_path / name)
+        for tensor, values in expected.items():
+            np.testing.assert_allclose(found[tensor], values, rtol=2e-3, atol=1e-6, err_msg=f"{name}: {tensor}")
