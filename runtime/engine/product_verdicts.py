@@ -21,8 +21,8 @@ from tritgguf.converter.errors import EngineError, OutputError
 from tritgguf.runtime.engine.gguf_header import multiplied_tensors
 from tritgguf.runtime.engine.kernels.install import installed_library, requested_mode
 
-State: TypeAlias = Literal["fast", "slow", "wrong", "crashes", "elsewhere"]
-FAULTS: tuple[State, ...] = ("wrong", "crashes")
+State: TypeAlias = Literal["fast", "slow", "wrong", "crashes", "unfinished", "elsewhere"]
+FAULTS: tuple[State, ...] = ("wrong", "crashes", "unfinished")
 DeviceKind: TypeAlias = Literal["cpu", "gpu"]
 
 

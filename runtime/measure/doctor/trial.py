@@ -17,7 +17,7 @@ from tritgguf.runtime.engine.devices import CPU
 from tritgguf.runtime.engine.product_verdicts import DeviceKind, Findings, FoundDevice, ProductVerdict
 
 COMMAND = child_process.command("tritgguf.runtime.measure.doctor.products")
-SECONDS = 300  # ends what hangs
+SECONDS = 300  # for loading llama.cpp or for one type's products; ends what hangs
 # A type is slow where its products for many tokens take this many times as long as F16's, for which every build that
 # was made for its processor has fast code. Scalar code takes 20 times as long and more, the slowest other code 4 times.
 SLOW = 8
@@ -27,6 +27,7 @@ INSTALL_AGAIN = (
     "install llama-cpp-python again on this computer, so that it is built for its processor: "
     "pip install --force-reinstall --no-cache-dir --no-deps --no-binary llama-cpp-python llama-cpp-python=={version}"
 )
+LATER = "run tritgguf doctor again when nothing else runs"
 
 OnTest = Callable[[str], None]  # is told what is tested now
 
@@ -50,11 +51,15 @@ def findings(version: str, *, again: bool = False, on_test: OnTest | None = None
 
 @dataclass(frozen=True)
 class _End:
-    """How a child ended: `crash` is the signal's name or the like, None where it ended by itself."""
+    """How a child ended.
+
+    `crash` is the signal's name or the like, None where it ended by itself. `late` if it was ended for saying nothing.
+    """
 
     crash: str | None
     lasting: bool
     last_line: str
+    late: bool = False
 
 
 class _Trial:
@@ -84,18 +89,20 @@ class _Trial:
         return self._findings(), lasting
 
     def _run_child(self, tested: Sequence[str]) -> _End:
-        with _child([*COMMAND, *tested]) as child, _limit(child):
+        with _child([*COMMAND, *tested]) as child, _Limit(child) as limit:
             errors: list[bytes] = []
             reader = threading.Thread(target=lambda: errors.extend(child.stderr or ()), daemon=True)
             reader.start()
             assert child.stdout is not None
             for line in child.stdout:
+                limit.restart()
                 self._take(line)
             code = child.wait()
             reader.join()
         text = b"".join(errors).decode("utf-8", "replace").strip()
         crash, lasting = _crash(code)
-        return _End(crash, lasting, (text.splitlines() or [f"exit code {code}"])[-1])
+        late = limit.passed and not self._done
+        return _End(crash, lasting and not late, (text.splitlines() or [f"exit code {code}"])[-1], late)
 
     def _take(self, line: bytes) -> None:
         """Take what the child says; llama.cpp itself may print, too."""
@@ -130,14 +137,17 @@ class _Trial:
     def _take_end(self, end: _End) -> None:
         """Note what ended the child."""
         said, how = self._testing, end.crash
-        if self._build is None and how is not None:
+        if self._build is None and end.late:
+            self._problem = f"llama.cpp wasn't loaded within {SECONDS} s; {LATER}"
+        elif self._build is None and how is not None:
             self._problem = f"llama.cpp crashes when it is loaded ({how}); {self._remedy}"
-        elif said is not None and how is not None:
-            kind = self._kind(said["device"])
-            reason = f"crash ({how})" if end.lasting else f"were ended from outside ({how})"
-            self._products[f"{said['device']}/{said['type']}"] = ProductVerdict(
-                said["device"], kind, said["type"], "crashes", None, reason, self._remedy_for(said)
-            )
+        elif said is not None and (end.late or how is not None):
+            verdict = ProductVerdict(said["device"], self._kind(said["device"]), said["type"], "crashes")
+            verdict = replace(verdict, reason=f"crash ({how})", remedy=self._remedy_for(said))
+            if not end.lasting:
+                reason = f"took longer than {SECONDS} s" if end.late else f"were ended from outside ({how})"
+                verdict = replace(verdict, state="unfinished", reason=reason, remedy=f"{LATER}, or {verdict.remedy}")
+            self._products[f"{verdict.device}/{verdict.type}"] = verdict
 
     def _remedy_for(self, said: dict[str, Any]) -> str:
         if said["own_kernels"]:
@@ -202,13 +212,29 @@ def _child(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
             child.kill()
 
 
-@contextmanager
-def _limit(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Kill a child that hangs."""
-    timer = threading.Timer(SECONDS, child.kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+class _Limit:
+    """Kills a child that says nothing for too long."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self._child = child
+        self.passed = False
+
+    def __enter__(self) -> _Limit:
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def restart(self) -> None:
+        self._timer.cancel()
+        self._start()
+
+    def _start(self) -> None:
+        self._timer = threading.Timer(SECONDS, self._end)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _end(self) -> None:
+        self.passed = True
+        self._child.kill()

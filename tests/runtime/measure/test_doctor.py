@@ -206,6 +206,59 @@ def test_a_child_that_ends_for_no_reason_is_one_line(monkeypatch, tmp_path: Path
     assert not list(tmp_path.glob("tritgguf/doctor/*"))
 
 
+def test_a_llama_cpp_that_hangs_when_it_is_loaded(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(trial, "COMMAND", (sys.executable, "-c", "import threading; threading.Event().wait()"))
+    monkeypatch.setattr(trial, "SECONDS", 0.1)
+    problem = "llama.cpp wasn't loaded within 0.1 s; run tritgguf doctor again when nothing else runs"
+    assert trial.findings("0.3.36").problem == problem
+    assert not list(tmp_path.glob("tritgguf/doctor/*"))
+
+
+BUILD = {
+    "event": "build", "system_info": "", "cpu_kernels": "", "amx_is_broken": False, "n_threads": 1,
+    "devices": [{"name": "Vulkan0", "description": "a GPU", "kind": 1, "total_bytes": 1}],
+}  # fmt: skip
+HANGS_AT_Q2_K = f"""
+import json, sys, threading
+
+def say(**event):
+    print(json.dumps(event), flush=True)
+
+say(**{BUILD})
+product = {{"device": "Vulkan0", "type": "q2_0" if "Vulkan0/q2_k" in sys.argv else "q2_k", "own_kernels": False}}
+say(event="start", **product)
+if product["type"] == "q2_k":
+    threading.Event().wait()
+say(event="result", **product, rates=[1, 1], wrong=None)
+say(event="end")
+"""
+
+
+def test_a_product_that_hangs_is_named_and_tested_again(monkeypatch, tmp_path: Path) -> None:
+    class AtQ2K(trial._Limit):
+        """Passed where the first child begins with Q2_K, however long that took."""
+
+        n_starts = 0
+
+        def _start(self) -> None:
+            super()._start()
+            AtQ2K.n_starts += 1
+            if AtQ2K.n_starts == 3:
+                self._end()
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(trial, "COMMAND", (sys.executable, "-c", HANGS_AT_Q2_K))
+    monkeypatch.setattr(trial, "_Limit", AtQ2K)
+    found = trial.findings("0.3.36")
+    assert [(product.type, product.state) for product in found.products] == [("q2_k", "unfinished"), ("q2_0", "fast")]
+    assert [fault.line for fault in found.faults] == [
+        "q2_k products on Vulkan0 took longer than 300 s; run tritgguf doctor again when nothing else runs, or update "
+        "the GPU's driver, or use --gpu-layers 0"
+    ]
+    assert not list(tmp_path.glob("tritgguf/doctor/*"))
+
+
 def test_again_forgets_how_fast_types_are_too(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(trial, "COMMAND", (sys.executable, "-c", ""))
