@@ -138,7 +138,7 @@ class _Trial:
         """Note what ended the child."""
         said, how = self._testing, end.crash
         if self._build is None and end.late:
-            self._problem = f"llama.cpp wasn't loaded within {SECONDS} s; {LATER}"
+            self._problem = f"llama.cpp wasn't loaded within {SECONDS} s; {LATER}, or {self._remedy}"
         elif self._build is None and how is not None:
             self._problem = f"llama.cpp crashes when it is loaded ({how}); {self._remedy}"
         elif said is not None and (end.late or how is not None):

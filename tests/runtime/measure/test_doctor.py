@@ -210,8 +210,8 @@ def test_a_llama_cpp_that_hangs_when_it_is_loaded(monkeypatch, tmp_path: Path) -
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(trial, "COMMAND", (sys.executable, "-c", "import threading; threading.Event().wait()"))
     monkeypatch.setattr(trial, "SECONDS", 0.1)
-    problem = "llama.cpp wasn't loaded within 0.1 s; run tritgguf doctor again when nothing else runs"
-    assert trial.findings("0.3.36").problem == problem
+    problem = "llama.cpp wasn't loaded within 0.1 s; run tritgguf doctor again when nothing else runs, or install llama"
+    assert str(trial.findings("0.3.36").problem).startswith(problem)
     assert not list(tmp_path.glob("tritgguf/doctor/*"))
 
 
