@@ -14,7 +14,7 @@ from typing import Any
 
 from tritgguf.runtime.engine import child_process, decode_speed, product_verdicts
 from tritgguf.runtime.engine.devices import CPU
-from tritgguf.runtime.engine.product_verdicts import DeviceKind, Findings, FoundDevice, ProductVerdict
+from tritgguf.runtime.engine.product_verdicts import DeviceKind, Findings, FoundDevice, ProductVerdict, State
 
 COMMAND = child_process.command("tritgguf.runtime.measure.doctor.products")
 SECONDS = 300  # for loading llama.cpp or for one type's products; ends what hangs
@@ -53,7 +53,8 @@ def findings(version: str, *, again: bool = False, on_test: OnTest | None = None
 class _End:
     """How a child ended.
 
-    `crash` is the signal's name or the like, None where it ended by itself. `late` if it was ended for saying nothing.
+    `crash` is the signal's name or the like, None where it ended by itself. `lasting` tells whether it would end so
+    next time too, `late` whether it was ended because it said nothing for too long.
     """
 
     crash: str | None
@@ -142,12 +143,14 @@ class _Trial:
         elif self._build is None and how is not None:
             self._problem = f"llama.cpp crashes when it is loaded ({how}); {self._remedy}"
         elif said is not None and (end.late or how is not None):
-            verdict = ProductVerdict(said["device"], self._kind(said["device"]), said["type"], "crashes")
-            verdict = replace(verdict, reason=f"crash ({how})", remedy=self._remedy_for(said))
+            state: State = "crashes" if end.lasting else "unfinished"
+            reason, remedy = f"crash ({how})", self._remedy_for(said)
             if not end.lasting:
                 reason = f"took longer than {SECONDS} s" if end.late else f"were ended from outside ({how})"
-                verdict = replace(verdict, state="unfinished", reason=reason, remedy=f"{LATER}, or {verdict.remedy}")
-            self._products[f"{verdict.device}/{verdict.type}"] = verdict
+                remedy = f"{LATER}, or {remedy}"
+            self._products[f"{said['device']}/{said['type']}"] = ProductVerdict(
+                said["device"], self._kind(said["device"]), said["type"], state, None, reason, remedy
+            )
 
     def _remedy_for(self, said: dict[str, Any]) -> str:
         if said["own_kernels"]:

@@ -100,15 +100,15 @@ def test_blocks_and_their_moments_are_on_the_decoder_s_device(name: str, tmp_pat
 
 
 def test_a_gpu_makes_of_a_model_what_the_cpu_makes(tmp_path: Path) -> None:
-    model, text = checkpoints.build("llama-gqa", tmp_path / "model"), TEXT
-    program = "tests.converter.calibration.simulated_gpu"
-    command = [sys.executable, "-m", program, str(model), str(text), str(tmp_path)]
+    model = checkpoints.build("llama-gqa", tmp_path / "model")
+    command = [sys.executable, "-m", "tests.converter.calibration.simulated_gpu", *map(str, (model, TEXT, tmp_path))]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     told = ran.stdout.splitlines()
     assert [line.split()[-1] for line in told if line.startswith("tuning on")] == ["simulated", "simulated", "cpu"]
-    at, left = len(told) // 3, 2 * len(told) // 3
-    assert [line.replace("simulated", "cpu") for line in told[:at]] == told[left:]
+    n_lines = len(told) // 3
+    on_cpu = told[-n_lines:]
+    assert [line.replace("simulated", "cpu") for line in told] == 3 * on_cpu
     expected = gguf_weights.read(tmp_path / "cpu.gguf")
     for name in ("gpu.gguf", "gpu-that-cannot-solve.gguf"):
         found = gguf_weights.read(tmp_path / name)
