@@ -66,12 +66,18 @@ def stored(codes: Tensor, grids: Grids) -> AffineRows:
 
 def fit_grids(weights: Tensor, importance: Tensor) -> Grids:
     """Return grids of small error Σ h (w - its nearest level)², h the columns' `importance`, (n_columns,)."""
+    shares = importance.contiguous().reshape(1, -1, GROUP)
+    grids = [_grids(rows, shares) for rows in weights.split(gptq.ROWS)]
+    return Grids(*(torch.cat(parts) for parts in zip(*grids, strict=True)))
+
+
+def _grids(weights: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     groups = weights.reshape(len(weights), -1, GROUP)
-    shares = importance.reshape(1, -1, GROUP).expand_as(groups)
+    shares = shares.expand_as(groups)
     lines, sums = best_lines(groups, shares), shares.sum(-1).clamp_min(TINY)
     d, scales = in_units(lines.slopes, lines.stiffness)
     dmin, minima = in_units(_minima(scales * gptq.spread(d, IN_BLOCK), lines.ones, groups, shares), sums)
-    return Grids(d, dmin, scales, minima)
+    return d, dmin, scales, minima
 
 
 class Lines(NamedTuple):

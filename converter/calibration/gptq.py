@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 128  # columns whose feedback on later ones is added in one product
-ROWS = 128  # that are refitted together, so that what becomes of them stays in a cache
+ROWS = 128  # that are fitted together, so that what becomes of them stays in a cache
 SMALL = 256  # a triangular matrix that is inverted in one go
 FACTORS = torch.linspace(0.22, 0.7, 13)  # of a group's largest magnitude: scales to try for four codes
 TERNARY = 1  # the highest of three codes
@@ -44,9 +44,10 @@ def fit_scales(weights: Tensor, importance: Tensor, group: int, highest: int) ->
     For three codes it is the best. The nonzero codes are then those of the largest magnitudes, so each number of them
     is tried. For four codes some scales of both signs are tried.
     """
-    groups = weights.reshape(len(weights), -1, group)
-    shares = importance.reshape(1, -1, group).expand_as(groups)
-    return _three(groups, shares) if highest == TERNARY else _four(groups, shares)
+    choose = _three if highest == TERNARY else _four
+    shares = importance.contiguous().reshape(1, -1, group)  # a diagonal of H lies far apart in memory
+    groups = (rows.reshape(len(rows), -1, group) for rows in weights.split(ROWS))
+    return torch.cat([choose(some, shares.expand_as(some)) for some in groups])
 
 
 def _three(groups: Tensor, shares: Tensor) -> Tensor:

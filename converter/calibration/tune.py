@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tritgguf.converter.calibration.blocks import Decoder, fast_products
+from tritgguf.converter.calibration.blocks import Decoder, fast_gradients
 from tritgguf.converter.calibration.distill import Distillation, batches
 from tritgguf.converter.calibration.kept import STEPS, Kept
 from tritgguf.converter.calibration.student import BIASES, NORMS, ROWS, SCALES, Student
@@ -97,7 +97,7 @@ class Tuning:
             for group, rate in zip(self.optimizer.param_groups, self.rates.values(), strict=True):
                 group["lr"] = rate * schedule(self.done, self.steps)
             self.optimizer.zero_grad()
-            with fast_products():
+            with fast_gradients():
                 divergence = self.distillation.gradients(self.student, chunks[order[self.done]], tick)
             self.optimizer.step()
             self.done += 1

@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch", reason="needs the ptq extra")
 
 import transformers  # noqa: E402
 
-from tritgguf.converter.calibration import distill  # noqa: E402 (it imports torch)
+from tritgguf.converter.calibration import blocks, distill  # noqa: E402 (it imports torch)
 from tritgguf.converter.calibration.blocks import Decoder  # noqa: E402
 from tritgguf.converter.calibration.student import BIASES, NORMS, ROWS, SCALES, CodedPart, Student  # noqa: E402
 
@@ -110,6 +110,22 @@ def test_divergence_and_gradients_are_those_of_the_whole_model(name: str, tmp_pa
     for (_, change), gradient in zip(changes, gradients, strict=True):
         assert change.grad is not None
         torch.testing.assert_close(change.grad, gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["llama-llama3-tied", "mistral-window", "qwen2-tied", "qwen3", "smollm3", "phi3"])
+def test_gradients_with_bfloat16_point_where_float32_s_do(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(blocks, "_has_bfloat16", lambda: True)  # torch computes with it on every processor
+    setting = Setting(name, tmp_path)
+    changes = [change for _, change in setting.student.changes()]
+    loss = setting.loss()
+    wanted = torch.autograd.grad(loss, changes)
+    with blocks.fast_gradients():
+        found = setting.distillation.gradients(setting.student, IDS)
+    assert found == pytest.approx(float(loss.detach()), rel=0.02)
+    exact, near = (torch.cat([one.flatten() for one in some]) for some in (wanted, [one.grad for one in changes]))
+    assert not torch.equal(exact, near)
+    assert torch.nn.functional.cosine_similarity(exact, near, dim=0) > 0.999
+    assert near.norm() == pytest.approx(float(exact.norm()), rel=0.02)
 
 
 def test_blocks_that_stay_compute_the_same(tmp_path: Path) -> None:
