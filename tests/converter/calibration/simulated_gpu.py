@@ -95,6 +95,7 @@ def main(model: Path, text: Path, folder: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         make_small(patch)
+        patch.setattr(blocks, "_has_bfloat16", lambda: False)  # which only the CPU would compute with
         with patch.context() as on_gpu, Gpu():
             on_gpu.setattr(blocks, "best_device", lambda: torch.device(KIND, 0))
             converted("gpu.gguf")
