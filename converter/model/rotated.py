@@ -32,6 +32,7 @@ OTHERS = ("attn_q_norm", "attn_k_norm")
 BIASED = (*READERS["attn_norm"], *READERS["ffn_norm"], *ADDING)
 IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 EMBEDDING, OUTPUT_NORM, OUTPUT = "token_embd.weight", "output_norm.weight", "output.weight"
+RUNS = 64  # of values that are turned together, so that what becomes of them stays in a cache
 MATRICES_KEPT = 4  # rotated as a whole, while their rows are read in chunks, by some threads
 
 Float64Array = npt.NDArray[np.float64]
@@ -48,9 +49,15 @@ class Basis:
 
     def turned(self, rows: Float64Array) -> Float64Array:
         """Return rows, (n, k · size), each run of `size` values multiplied by R from the left."""
-        power = self.size & -self.size
-        values = (rows.reshape(-1, self.size) * self._signs()).reshape(-1, self.size // power, power)
-        return (self._cosines() @ _hadamard(values)).reshape(rows.shape)
+        runs, signs, cosines = rows.reshape(-1, self.size), self._signs()[:, None], self._cosines()
+        result = np.empty(runs.shape)
+        for start in range(0, len(runs), RUNS):
+            values = _hadamard(runs[start : start + RUNS].T * signs, self.size // len(cosines))
+            mixed = np.zeros((len(cosines), values.size // len(cosines)))
+            for column, row in zip(cosines.T, values.reshape(mixed.shape), strict=True):
+                mixed += column[:, None] * row  # a product of matrices rounds as their number of columns has it
+            result[start : start + RUNS] = mixed.reshape(self.size, -1).T
+        return result.reshape(rows.shape)
 
     def _signs(self) -> Float64Array:
         digest = hashlib.shake_128(f"{RULE} {self.size}".encode()).digest(self.size // 8 + 1)
@@ -64,14 +71,17 @@ class Basis:
         return matrix
 
 
-def _hadamard(values: Float64Array) -> Float64Array:
-    """Return values, (..., 2^k), multiplied by the Hadamard matrix, divided by its norm."""
-    shape, size, half = values.shape, values.shape[-1], 1
-    while half < size:
-        left, right = np.moveaxis(values.reshape(-1, size // (2 * half), 2, half), 2, 0)
-        values = np.stack([left + right, left - right], axis=2)
+def _hadamard(columns: Float64Array, power: int) -> Float64Array:
+    """Return columns whose runs of `power` values, 2^k, are multiplied by the Hadamard matrix, divided by its norm."""
+    values, after = np.ascontiguousarray(columns), np.empty(columns.shape)
+    half = columns.shape[1]
+    while half < power * columns.shape[1]:
+        before, then = values.reshape(-1, 2, half), after.reshape(-1, 2, half)
+        np.add(before[:, 0], before[:, 1], out=then[:, 0])
+        np.subtract(before[:, 0], before[:, 1], out=then[:, 1])
+        values, after = after, values
         half *= 2
-    return values.reshape(shape) / math.sqrt(size)
+    return values / math.sqrt(power)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +120,7 @@ class RotatedRows(_Rotated):
 @lru_cache(maxsize=MATRICES_KEPT)
 def _with_rotated_rows(tensor: RotatedRows) -> Float32Array:
     values = tensor.stored.read(slice(None)).astype(np.float64)
-    return np.ascontiguousarray(tensor.basis.turned(np.ascontiguousarray(values.T)).T.astype(np.float32))
+    return np.ascontiguousarray(tensor.basis.turned(values.T).T.astype(np.float32))
 
 
 def can_be_rotated(model: Model) -> bool:

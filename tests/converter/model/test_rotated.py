@@ -58,6 +58,15 @@ def test_a_basis_is_orthogonal_and_spreads_each_value(size: int) -> None:
     np.testing.assert_array_equal(twice, np.tile(turned, 2))
 
 
+@pytest.mark.parametrize("size", [64, 96, 80, 576])
+def test_a_row_is_turned_to_the_same_bits_whatever_is_read_with_it(size: int) -> None:
+    rows = np.random.default_rng(size).standard_normal((150, size))
+    turned = Basis(size).turned(rows)
+    for n_rows in (1, 7, 64):
+        pieces = [Basis(size).turned(rows[start : start + n_rows]) for start in range(0, len(rows), n_rows)]
+        np.testing.assert_array_equal(np.concatenate(pieces), turned)
+
+
 def test_another_weight_is_found(tmp_path: Path) -> None:
     """Verify knows the basis: a file whose rotated weights aren't those of the source is wrong."""
     folder = checkpoints.build("qwen2", tmp_path / "model")
