@@ -55,7 +55,7 @@ class Basis:
             values = _hadamard(runs[start : start + RUNS].T * signs, self.size // len(cosines))
             mixed = np.zeros((len(cosines), values.size // len(cosines)))
             for column, row in zip(cosines.T, values.reshape(mixed.shape), strict=True):
-                mixed += column[:, None] * row  # a product of matrices rounds as their number of columns has it
+                mixed += column[:, None] * row  # how a BLAS rounds may depend on the number of columns
             result[start : start + RUNS] = mixed.reshape(self.size, -1).T
         return result.reshape(rows.shape)
 
@@ -73,8 +73,8 @@ class Basis:
 
 def _hadamard(columns: Float64Array, power: int) -> Float64Array:
     """Return columns whose runs of `power` values, 2^k, are multiplied by the Hadamard matrix, divided by its norm."""
-    values, after = np.ascontiguousarray(columns), np.empty(columns.shape)
-    half = columns.shape[1]
+    values, after = np.array(columns, order="C"), np.empty(columns.shape)
+    half = columns.shape[1]  # of the values that are mixed: one row of them all, then two, then four
     while half < power * columns.shape[1]:
         before, then = values.reshape(-1, 2, half), after.reshape(-1, 2, half)
         np.add(before[:, 0], before[:, 1], out=then[:, 0])

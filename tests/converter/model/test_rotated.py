@@ -58,7 +58,7 @@ def test_a_basis_is_orthogonal_and_spreads_each_value(size: int) -> None:
     np.testing.assert_array_equal(twice, np.tile(turned, 2))
 
 
-@pytest.mark.parametrize("size", [64, 96, 80, 576])
+@pytest.mark.parametrize("size", [3, 64, 96, 80, 576])
 def test_a_row_is_turned_to_the_same_bits_whatever_is_read_with_it(size: int) -> None:
     rows = np.random.default_rng(size).standard_normal((150, size))
     turned = Basis(size).turned(rows)
